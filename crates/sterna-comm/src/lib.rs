@@ -1,0 +1,1 @@
+//! Ranks, mesh, rendezvous and collectives. Knows ranks, never models.

@@ -1,0 +1,1 @@
+//! Source to messages to tokens to packed samples to micro-batches to sequence shards. No torch.

@@ -1,0 +1,1 @@
+//! Tensor functions and their vector-Jacobian products. An op never communicates.
