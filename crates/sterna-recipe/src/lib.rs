@@ -1,1 +1,14 @@
-//! YAML to RecipeFile to Recipe to Plan. Pure: no torch, environment, clock or network.
+//! YAML to `RecipeFile` to [`Recipe`] to `Plan`. Pure: no torch, environment, clock or network.
+
+pub mod diagnostic;
+pub mod recipe;
+pub mod source;
+
+pub use diagnostic::Note;
+pub use recipe::{
+    AttnImplementation, CacheFsType, CheckpointKind, CheckpointOptions, DataOptions,
+    DeepSpeedOptions, LabelMask, LogLevel, LoggerOptions, LossAverage, ModelOptions, OptimizerKind,
+    OptimizerOptions, Packing, PadTo, Ramp, Ranks, Recipe, RolePath, Sampling, Schedule,
+    SchedulerOptions, Source, TokenizerOptions, ZeroStage,
+};
+pub use source::{RecipeSource, Span};

@@ -1,0 +1,521 @@
+//! The recipe with every default filled in and every rule that needs no model checked.
+//!
+//! A value of these types is one that the engine can carry out: what cannot be done was refused while loading
+//! ([`crate::load`]), so nothing downstream needs a "not supported" branch. The types are plain data; the field docs say
+//! what the engine does with a value, `docs/reference/recipe.md` says the same to the person who types it.
+
+use std::{fmt, path::PathBuf};
+
+use serde_json::{Map, Value};
+use sterna_hf::DType;
+
+use crate::{diagnostic::Note, source::RecipeSource};
+
+/// A checked recipe: what to train, on what, and how.
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    /// The text it came from, so that a later error can still show the line.
+    pub source: RecipeSource,
+    /// `model`: the weights to start from.
+    pub model: ModelOptions,
+    /// `tokenizer`: the tokenizer and chat template.
+    pub tokenizer: TokenizerOptions,
+    /// `data`: where samples come from and how they become batches.
+    pub data: DataOptions,
+    /// `optimizer`: `AdamW` and its constants.
+    pub optimizer: OptimizerOptions,
+    /// `scheduler`: the learning rate over optimizer steps.
+    pub scheduler: SchedulerOptions,
+    /// `deepspeed`: what is sharded and where it lives.
+    pub deepspeed: DeepSpeedOptions,
+    /// `logger`: log files and who prints.
+    pub logger: LoggerOptions,
+    /// `checkpoint`: what is written, where and when; entries with `enabled: false` are dropped.
+    pub checkpoint: Vec<CheckpointOptions>,
+
+    /// Rows of one micro-batch on one sequence-parallel group.
+    pub micro_batch_size: usize,
+    /// Micro-batches of one optimizer step.
+    pub gradient_accumulation_steps: usize,
+    /// Ranks that share one sequence; 1 is off.
+    pub sequence_parallel_size: usize,
+    /// How the losses of the micro-batches of one step are averaged.
+    pub loss_average: LossAverage,
+    /// Whether the kept block inputs live on the host.
+    pub activation_checkpoint_cpu_offload: bool,
+    /// Whether the per-token part of a block runs in tiles.
+    pub tiled_mlp_compute: bool,
+
+    /// Passes over the data; `train_iters` overrides it.
+    pub epochs: usize,
+    /// Optimizer steps to run, and the length of the schedule; 0 means `epochs` decides.
+    pub train_iters: usize,
+    /// Stop when this many optimizer steps were made in all; 0 is off.
+    pub exit_iteration: usize,
+    /// Stop when this run made this many optimizer steps; 0 is off.
+    pub exit_iteration_this_run: usize,
+    /// Repeat the data until it gives at least this many optimizer steps; 0 is off.
+    pub min_iterations: usize,
+    /// Repeat the first batch for ever.
+    pub overfit_first_batch: bool,
+    /// If this file exists, training stops before the next step.
+    pub kill_switch_path: PathBuf,
+    /// Seeds every random choice but the data's, which `data.seed` seeds.
+    pub seed: u64,
+
+    /// Optimizer steps between evaluations; 0 exactly when there is no evaluation data.
+    pub eval_interval: usize,
+    /// Evaluation micro-batches between printed lines; 0 is off.
+    pub eval_log_iter_interval: usize,
+    /// Micro-batches between log lines of the loss; 0 is off.
+    pub loss_log_interval: usize,
+    /// Whether the metrics line and the metrics file are written.
+    pub train_log_metrics: bool,
+    /// The JSONL file that metrics are appended to, relative to the working directory.
+    pub train_log_metrics_path: PathBuf,
+
+    /// Keys that are set and change nothing here, each with the reason.
+    pub notes: Vec<Note>,
+}
+
+/// How the losses of the micro-batches of one optimizer step, over all data-parallel ranks, become one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LossAverage {
+    /// The mean over micro-batches of each one's mean over labelled tokens, as the reference.
+    MicroBatch,
+    /// The mean over all labelled tokens of the step: every token weighs the same.
+    Token,
+}
+
+/// `model`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelOptions {
+    /// A folder, or a name on the Hugging Face hub.
+    pub name_or_path: String,
+    /// The format of weights and activations; masters and gradients are fp32.
+    pub dtype: DType,
+    /// Which attention the recipe named; all three mean the same kernel here.
+    pub attn_implementation: AttnImplementation,
+    /// Whether every activation is kept instead of being recomputed in the backward pass.
+    pub disable_activation_checkpoint: bool,
+    /// Changes to `config.json`; the model starts from random weights if they change `num_hidden_layers`.
+    pub hf_config_kwargs: Map<String, Value>,
+    /// Start from random weights instead of the files of `name_or_path`.
+    pub random_weights: bool,
+    /// Folder name of the export, if not the checkpoint's own.
+    pub save_name: Option<String>,
+}
+
+/// Names of attention kernels that the reference accepts and that mean exact causal attention per document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttnImplementation {
+    /// `sdpa`.
+    Sdpa,
+    /// `flash_attention_2`: metrics count the attention of each document.
+    FlashAttention2,
+    /// `flash_attention_3`: as [`Self::FlashAttention2`].
+    FlashAttention3,
+}
+
+impl AttnImplementation {
+    /// The name as typed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sdpa => "sdpa",
+            Self::FlashAttention2 => "flash_attention_2",
+            Self::FlashAttention3 => "flash_attention_3",
+        }
+    }
+
+    /// Whether the reference's metrics count attention per packed document (flash attention only) or over the batch.
+    pub fn is_flash(self) -> bool {
+        self != Self::Sdpa
+    }
+}
+
+/// `tokenizer`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenizerOptions {
+    /// A folder or a hub name; the model's when the recipe gives none.
+    pub name_or_path: String,
+}
+
+/// `data`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DataOptions {
+    /// Training data, concatenated in this order; never empty.
+    pub sources: Vec<Source>,
+    /// Evaluation data; empty when there is none or when `train_eval_split` makes it.
+    pub eval_sources: Vec<Source>,
+    /// Fractions of the training data used for training and for evaluation; they sum to exactly 1.
+    pub train_eval_split: (f64, f64),
+    /// Longest sample, or pack, in tokens; `None` means the model's `max_position_embeddings`.
+    pub max_length: Option<usize>,
+    /// How samples are put together when `pack_samples` is on.
+    pub packing: Packing,
+    /// Which tokens are trained on when `mask_inputs` is on.
+    pub label_mask: LabelMask,
+    /// Processes of the reference's dataset map; here it only decides where the reference's packs end.
+    pub num_proc: usize,
+    /// Seeds shuffle, split and packing.
+    pub seed: u64,
+    /// Folder of the processed data sets, relative to the working directory.
+    pub cache_dir: PathBuf,
+    /// Whether the ranks of different nodes see the same `cache_dir`.
+    pub cache_fs_type: CacheFsType,
+    /// Fail instead of processing when the processed data is not in the cache.
+    pub fail_on_missing_cache: bool,
+    /// Batches are padded to a multiple of this many tokens.
+    pub div_length: usize,
+    /// Whether only the assistant's tokens are trained on.
+    pub mask_inputs: bool,
+    /// Fill packs past `max_length` with one whole sample, as the reference does.
+    pub always_max_length: bool,
+    /// What a batch is padded to.
+    pub pad_to: PadTo,
+    /// Drop samples longer than `max_length`.
+    pub filter_samples: bool,
+    /// Put several samples into one sequence.
+    pub pack_samples: bool,
+    /// Drop the pack that is not full at the end of a packing batch.
+    pub drop_last: bool,
+    /// Probability that a pack's positions run through it instead of restarting at each sample.
+    pub fuse_positions_prob: f64,
+    /// Repeat the data until one pack can be filled.
+    pub repeat_to_pack_max_length: bool,
+    /// Leave an empty `<think></think>` at the start of a reply out of the loss.
+    pub ignore_empty_think: bool,
+}
+
+impl DataOptions {
+    /// Whether there will be evaluation data.
+    pub fn has_eval(&self) -> bool {
+        !self.eval_sources.is_empty() || self.train_eval_split.1 > 0.0
+    }
+}
+
+/// One `huggingface_instruct` source of chats.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Source {
+    /// A folder or file, or a data set name on the hub, without a `:split` part.
+    pub name_or_path: String,
+    /// The split to read, after split mapping, with any slice: `train_sft[:10%]`, `train+test`.
+    pub split: String,
+    /// Arguments of the reference's `load_dataset` that mean something here (`name`, `data_files`, `data_dir`, `revision`).
+    pub kwargs: Map<String, Value>,
+    /// For each role, in turn order, where its messages are.
+    pub role_mapping: Vec<(String, RolePath)>,
+    /// The field that holds a message's text; `None` tries `content`, `text`, `message`, `value`.
+    pub content_key: Option<String>,
+    /// How many of the rows are used.
+    pub sample: Sampling,
+    /// Seeds the choice of rows.
+    pub sample_seed: u64,
+}
+
+/// Where the messages of one role are in a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RolePath {
+    /// A column: one message, or a list of them.
+    Column(String),
+    /// The items of `array` whose `field` equals `value`.
+    Items {
+        /// A column that holds a list of structs.
+        array: String,
+        /// The field that names the role.
+        field: String,
+        /// What that field must equal.
+        value: String,
+    },
+}
+
+impl fmt::Display for RolePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Column(column) => f.write_str(column),
+            Self::Items { array, field, value } => write!(f, "{array}.{field}.{value}"),
+        }
+    }
+}
+
+/// Which rows of a source are used.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sampling {
+    /// All of them.
+    All,
+    /// `floor(rows * ratio)` of them, without replacement.
+    Ratio(f64),
+    /// This many of them, without replacement.
+    Count(usize),
+}
+
+/// How samples become packs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// The reference's rule: next fit inside batches of at most 1000 samples, so curves overlay.
+    Reference,
+    /// One pass over all samples: packs are filled whatever `max_length` is.
+    Global,
+}
+
+/// Which tokens of a chat are labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LabelMask {
+    /// What the assistant wrote and its end-of-turn token, in every turn.
+    Exact,
+    /// What the reference labels, found by text search.
+    Reference,
+}
+
+/// What a batch is padded to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PadTo {
+    /// The next multiple of `div_length`.
+    DivLength,
+    /// `max_length`.
+    MaxLength,
+}
+
+/// Who builds the cache of processed data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheFsType {
+    /// Decide by the kind of file system.
+    Auto,
+    /// Each node has its own.
+    Local,
+    /// All nodes see the same.
+    Shared,
+}
+
+/// `optimizer`: `AdamW` with bias correction.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OptimizerOptions {
+    /// Where the step is computed.
+    pub kind: OptimizerKind,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Decoupled weight decay; biases and norms are left out.
+    pub weight_decay: f64,
+    /// Decay rates of the two moments.
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment: 1e-8, not a recipe key.
+    pub eps: f64,
+}
+
+/// Which optimizer the recipe named; both do the same arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OptimizerKind {
+    /// `fused_adam`: the step runs where the optimizer state lives.
+    FusedAdam,
+    /// `cpu_adam`: the step runs on the host.
+    CpuAdam,
+}
+
+/// `scheduler`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SchedulerOptions {
+    /// Warm-up as a fraction of the optimizer steps of the run.
+    pub warmup_ratio: f64,
+    /// The curve.
+    pub schedule: Schedule,
+}
+
+/// The learning-rate curves of transformers' `get_scheduler`, and WSD. All give a factor on the peak learning rate.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Schedule {
+    /// Down to 0 in a straight line.
+    Linear,
+    /// Down a cosine.
+    Cosine {
+        /// Waves over the run; 0.5 ends at 0.
+        num_cycles: f64,
+    },
+    /// Several half cosines, each from the peak.
+    CosineWithRestarts {
+        /// How many.
+        num_cycles: usize,
+    },
+    /// Down to `lr_end` as a power of the remaining fraction.
+    Polynomial {
+        /// Learning rate at the end, below the peak.
+        lr_end: f64,
+        /// Exponent.
+        power: f64,
+    },
+    /// The peak, without warm-up.
+    Constant,
+    /// The peak, after the warm-up.
+    ConstantWithWarmup,
+    /// One over the root of the step.
+    InverseSqrt {
+        /// Time scale in steps; `None` is the number of warm-up steps, or 10000 without warm-up.
+        timescale: Option<usize>,
+    },
+    /// A cosine that ends at a given rate.
+    CosineWithMinLr {
+        /// Waves over the run.
+        num_cycles: f64,
+        /// Rate at the end as a fraction of the peak.
+        min_lr_rate: f64,
+    },
+    /// As [`Self::CosineWithMinLr`], starting the warm-up above 0.
+    CosineWarmupWithMinLr {
+        /// Waves over the run.
+        num_cycles: f64,
+        /// Rate at the end as a fraction of the peak.
+        min_lr_rate: f64,
+        /// Rate at the first step as a fraction of the peak; `None` is 0.
+        warmup_lr_rate: Option<f64>,
+    },
+    /// Warm up, stay, decay: `warmup_stable_decay`, and the reference's `type: wds`.
+    WarmupStableDecay {
+        /// Steps of the warm-up; `None` is what `warmup_ratio` gives.
+        num_warmup_steps: Option<usize>,
+        /// Steps in between; `None` is what warm-up and decay leave.
+        num_stable_steps: Option<usize>,
+        /// Steps of the decay.
+        num_decay_steps: usize,
+        /// Shape of the warm-up.
+        warmup_type: Ramp,
+        /// Shape of the decay.
+        decay_type: Ramp,
+        /// Factor on the peak at the first step and at the end.
+        min_lr_ratio: f64,
+        /// Waves of a cosine decay.
+        num_cycles: f64,
+    },
+}
+
+/// Shape of a warm-up or a decay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ramp {
+    /// A straight line.
+    Linear,
+    /// A half cosine.
+    Cosine,
+    /// One minus a square root.
+    OneMinusSqrt,
+}
+
+/// `deepspeed`: the keys of it that mean something here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeepSpeedOptions {
+    /// `zero_optimization.stage`.
+    pub zero_stage: ZeroStage,
+    /// Whether fp32 masters and moments live on the host.
+    pub offload_optimizer: bool,
+    /// Whether the weight shards live on the host.
+    pub offload_param: bool,
+    /// Largest global gradient norm; 0 is off.
+    pub gradient_clipping: f64,
+    /// Format in which gradients travel between ranks.
+    pub reduce_dtype: DType,
+    /// Format of the gradient accumulators between micro-batches.
+    pub grad_accum_dtype: DType,
+    /// `train_batch_size`, when given: the plan checks it against the world size.
+    pub train_batch_size: Option<usize>,
+}
+
+/// What is sharded over the data-parallel and sequence-parallel ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ZeroStage {
+    /// Nothing.
+    Zero,
+    /// Optimizer state.
+    One,
+    /// And gradients.
+    Two,
+    /// And weights.
+    Three,
+}
+
+impl ZeroStage {
+    /// 0 to 3.
+    pub fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// Whether each rank keeps only its part of the optimizer state.
+    pub fn shards_optimizer(self) -> bool {
+        self >= Self::One
+    }
+
+    /// Whether each rank keeps only its part of the gradients.
+    pub fn shards_gradients(self) -> bool {
+        self >= Self::Two
+    }
+
+    /// Whether each rank keeps only its part of the weights.
+    pub fn shards_params(self) -> bool {
+        self >= Self::Three
+    }
+}
+
+/// `logger`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoggerOptions {
+    /// Log files go to `<output_dir>/logs/rank_<local_rank>.log`; `None` writes none.
+    pub output_dir: Option<PathBuf>,
+    /// Lowest level that is logged; `None` leaves it to `AT_LOG_LEVEL`, else warnings.
+    pub level: Option<LogLevel>,
+    /// Local ranks that print.
+    pub print_output_ranks: Ranks,
+    /// Local ranks that write a log file.
+    pub file_output_ranks: Ranks,
+}
+
+/// Levels of Python's `logging`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// `DEBUG`.
+    Debug,
+    /// `INFO`.
+    Info,
+    /// `WARNING`.
+    Warning,
+    /// `ERROR`.
+    Error,
+    /// `CRITICAL`.
+    Critical,
+}
+
+/// A set of local ranks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ranks {
+    /// Every rank.
+    All,
+    /// These.
+    List(Vec<usize>),
+}
+
+impl Ranks {
+    /// Whether `local_rank` is in the set.
+    pub fn contains(&self, local_rank: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::List(ranks) => ranks.contains(&local_rank),
+        }
+    }
+}
+
+/// One entry of `checkpoint`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointOptions {
+    /// What is written.
+    pub kind: CheckpointKind,
+    /// Where, relative to the working directory.
+    pub output_dir: PathBuf,
+    /// Optimizer steps between saves; 0 is off.
+    pub save_every_n_steps: usize,
+    /// Epochs between saves; 0 is off.
+    pub save_every_n_epochs: usize,
+    /// Whether the end of training is saved.
+    pub save_end_of_training: bool,
+}
+
+/// What a checkpoint entry writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckpointKind {
+    /// `huggingface`: an export, a folder that transformers loads.
+    HuggingFace,
+}
