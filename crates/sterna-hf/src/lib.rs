@@ -1,1 +1,17 @@
 //! Hugging Face assets as data: config.json, tokenizer, chat template, safetensors, hub. No torch.
+//!
+//! Everything a training run reads from or writes to the Hugging Face file formats passes through here, so that recipes, packing
+//! and plans can be checked in seconds on a machine without libtorch. [`config`] says what a model is; [`rope`] and
+//! [`parameters`] derive its rotary frequencies and weight shapes.
+
+pub mod config;
+pub mod dtype;
+pub mod error;
+pub mod parameters;
+pub mod rope;
+
+pub use config::{Family, ModelConfig};
+pub use dtype::DType;
+pub use error::{Error, Result};
+pub use parameters::{ParamSpec, Parameters};
+pub use rope::{Rope, RopeScaling};
