@@ -1,1 +1,19 @@
-//! The C++ boundary: c10d, vector-Jacobian products, and the libtorch kernels tch lacks. All unsafe code lives here.
+//! The C++ boundary: c10d, vector-Jacobian products, and the libtorch kernels tch lacks.
+//!
+//! All unsafe code of the workspace lives here; every public function is safe and takes [`tch::Tensor`]s.
+//! The C++ under `cpp/` translates and decides nothing. An exception becomes an [`Error`] with a kind, so that a full
+//! device, a late peer and a lost peer can be told apart.
+//!
+//! # Linking
+//!
+//! libtorch is found by `LIBTORCH` (torch-sys's rule). A package with executables, tests included, names `rpath.rs` of
+//! this folder as its build script, so that they find libtorch at run time.
+
+mod autograd;
+#[expect(unreachable_pub, reason = "cxx gives every generated item the visibility `pub`")]
+mod bridge;
+mod error;
+mod tensor;
+
+pub use autograd::vjp;
+pub use error::Error;

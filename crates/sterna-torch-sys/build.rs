@@ -1,0 +1,40 @@
+//! Compiles `cpp/` and the cxx bridge against the libtorch that torch-sys found.
+//!
+//! Exports to crates that depend on this one directly (`links = "sterna_torch"`):
+//! `DEP_STERNA_TORCH_LIBTORCH_LIB`, the folder of libtorch's shared libraries.
+//! The run path of this crate's own tests, and of everybody else's binaries, is the business of `rpath.rs`.
+
+use std::path::PathBuf;
+
+#[path = "rpath.rs"]
+mod rpath;
+
+const SOURCES: &[&str] = &["cpp/autograd.cc"];
+const HEADERS: &[&str] = &["cpp/error.h", "cpp/tensor.h", "cpp/autograd.h"];
+
+fn main() {
+    let lib = PathBuf::from(
+        std::env::var_os("DEP_TCH_LIBTORCH_LIB")
+            .expect("torch-sys exports the folder of libtorch's libraries"),
+    );
+    let include = lib.parent().expect("libtorch's lib folder has a parent").join("include");
+
+    cxx_build::bridge("src/bridge.rs")
+        .std("c++17")
+        .files(SOURCES)
+        .include("cpp")
+        .flag("-Wall")
+        .flag("-Wextra")
+        .flag("-Werror")
+        // libtorch's headers are not ours to keep free of warnings.
+        .flag(format!("-isystem{}", include.display()))
+        .flag(format!("-isystem{}", include.join("torch/csrc/api/include").display()))
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .compile("sterna_torch");
+
+    for file in SOURCES.iter().chain(HEADERS).chain(&["src/bridge.rs", "build.rs"]) {
+        println!("cargo::rerun-if-changed={file}");
+    }
+    println!("cargo::metadata=LIBTORCH_LIB={}", lib.display());
+    rpath::main();
+}

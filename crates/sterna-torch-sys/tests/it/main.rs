@@ -1,0 +1,5 @@
+//! The boundary against libtorch's own definitions.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod autograd;
