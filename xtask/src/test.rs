@@ -1,0 +1,81 @@
+//! Everything that must hold before a change is merged, cheapest first.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::{inputs, libtorch, stage, tidy};
+
+/// Runs all checks, or only the tests that `filter` selects.
+///
+/// Two builds in all: clippy and rustdoc share the metadata of the dependencies, tests and doctests share the compiled
+/// ones. Both are the dev profile, whose dependencies are optimised a little: a release build would cost CI more than
+/// it saves, since the tensor work is libtorch's in every profile.
+///
+/// # Errors
+///
+/// The first stage that fails.
+pub(crate) fn run(root: &Path, filter: &[String]) -> Result<()> {
+    let start = Instant::now();
+    let only_tests = !filter.is_empty();
+    if !only_tests {
+        stage::stage("format", || {
+            stage::run(stage::cargo(root).args(["fmt", "--all", "--check"]))
+        })?;
+        stage::stage("tidy", || tidy::run(root))?;
+    }
+    let real_inputs = stage::stage("libtorch and real inputs", || {
+        libtorch::install(root)?;
+        inputs::fetch(root)
+    })?;
+    if !only_tests {
+        stage::stage("lints", || {
+            let mut clippy = stage::cargo(root);
+            clippy.args([
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--locked",
+                "--quiet",
+                "--",
+                "-D",
+                "warnings",
+            ]);
+            stage::run(&mut clippy)
+        })?;
+        stage::stage("docs", || {
+            let mut doc = stage::cargo(root);
+            doc.args(["doc", "--workspace", "--no-deps", "--locked", "--quiet"])
+                .env("RUSTDOCFLAGS", "-D warnings");
+            stage::run(&mut doc)
+        })?;
+    }
+    let tests = |args: &[&str]| {
+        let mut command = stage::cargo(root);
+        command.args(args).args(["--workspace", "--locked"]).env(inputs::VARIABLE, &real_inputs);
+        // One thread for each process: deterministic, and polite where several ranks share few cores.
+        if std::env::var_os("OMP_NUM_THREADS").is_none() {
+            command.env("OMP_NUM_THREADS", "1");
+        }
+        command
+    };
+    stage::stage("tests", || {
+        let runner: &[&str] =
+            if has_nextest(root) { &["nextest", "run"] } else { &["test", "--all-targets"] };
+        stage::run(tests(runner).args(filter))
+    })?;
+    if !only_tests {
+        stage::stage("doctests", || stage::run(&mut tests(&["test", "--doc", "--quiet"])))?;
+    }
+    println!("all passed in {}", stage::seconds(start.elapsed()));
+    Ok(())
+}
+
+/// cargo-nextest is faster and isolates each test in a process; `cargo test` does where it is not installed.
+fn has_nextest(root: &Path) -> bool {
+    let mut probe: Command = stage::cargo(root);
+    probe.args(["nextest", "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
+    probe.status().is_ok_and(|status| status.success())
+}
