@@ -9,8 +9,8 @@ use std::path::PathBuf;
 #[path = "rpath.rs"]
 mod rpath;
 
-const SOURCES: &[&str] = &["cpp/autograd.cc"];
-const HEADERS: &[&str] = &["cpp/error.h", "cpp/tensor.h", "cpp/autograd.h"];
+const SOURCES: &[&str] =
+    &["cpp/autograd.cc", "cpp/optimizer.cc", "cpp/process_group.cc", "cpp/store.cc"];
 
 fn main() {
     let lib = PathBuf::from(
@@ -30,9 +30,11 @@ fn main() {
         .flag(format!("-isystem{}", include.display()))
         .flag(format!("-isystem{}", include.join("torch/csrc/api/include").display()))
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        // c10d's headers are empty without it.
+        .define("USE_C10D_GLOO", None)
         .compile("sterna_torch");
 
-    for file in SOURCES.iter().chain(HEADERS).chain(&["src/bridge.rs", "build.rs"]) {
+    for file in ["cpp", "src/bridge.rs", "build.rs"] {
         println!("cargo::rerun-if-changed={file}");
     }
     println!("cargo::metadata=LIBTORCH_LIB={}", lib.display());

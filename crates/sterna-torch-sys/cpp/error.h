@@ -8,6 +8,7 @@
 #include <string>
 
 #include <c10/util/Exception.h>
+#include <gloo/common/error.h>
 #include <torch/csrc/distributed/c10d/exception.h>
 
 namespace sterna {
@@ -36,6 +37,10 @@ static void trycatch(Try&& func, Fail&& fail) noexcept try {
   fail(sterna::tagged('c', error.what_without_backtrace()));
 } catch (const c10::Error& error) {
   fail(sterna::tagged(sterna::kind_of(error), error.what_without_backtrace()));
+} catch (const gloo::TimeoutException& error) {
+  fail(sterna::tagged('t', error.what()));
+} catch (const gloo::IoException& error) {
+  fail(sterna::tagged('c', error.what()));
 } catch (const std::bad_alloc& error) {
   fail(sterna::tagged('m', error.what()));
 } catch (const std::exception& error) {

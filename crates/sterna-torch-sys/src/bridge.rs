@@ -12,8 +12,28 @@ pub(crate) mod ffi {
         tensor: UniquePtr<Tensor>,
     }
 
+    /// How a reduction combines what the ranks bring.
+    #[repr(u8)]
+    enum ReduceOp {
+        Sum,
+        Min,
+        Max,
+    }
+
+    /// The numbers of one AdamW update.
+    struct AdamW {
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
+    }
+
     unsafe extern "C++" {
         include!("autograd.h");
+        include!("optimizer.h");
+        include!("process_group.h");
+        include!("store.h");
 
         #[namespace = "at"]
         type Tensor;
@@ -24,5 +44,67 @@ pub(crate) mod ffi {
             inputs: &[TensorRef],
             retain_graph: bool,
         ) -> Result<Vec<OptionalTensor>>;
+
+        fn fused_adamw_(
+            param: &Tensor,
+            grad: &Tensor,
+            exp_avg: &Tensor,
+            exp_avg_sq: &Tensor,
+            step: i64,
+            adamw: &AdamW,
+        ) -> Result<()>;
+
+        type Store;
+
+        fn tcp_store(
+            host: &str,
+            port: u16,
+            is_server: bool,
+            timeout_ms: i64,
+        ) -> Result<UniquePtr<Store>>;
+        fn tcp_store_port(store: &Store) -> Result<u16>;
+        fn prefixed(self: &Store, prefix: &str) -> Result<UniquePtr<Store>>;
+        fn reconnected(self: &Store) -> Result<UniquePtr<Store>>;
+        fn set(self: &Store, key: &str, value: &[u8]) -> Result<()>;
+        fn get(self: &Store, key: &str) -> Result<Vec<u8>>;
+        fn compare_set(self: &Store, key: &str, expected: &[u8], desired: &[u8])
+        -> Result<Vec<u8>>;
+        fn add(self: &Store, key: &str, amount: i64) -> Result<i64>;
+        fn contains(self: &Store, key: &str) -> Result<bool>;
+
+        type Work;
+
+        fn is_completed(self: &Work) -> Result<bool>;
+        fn wait_for(self: &Work, timeout_ms: i64) -> Result<bool>;
+
+        type ProcessGroup;
+
+        fn gloo_process_group(
+            store: &Store,
+            rank: i32,
+            size: i32,
+            timeout_ms: i64,
+            interface: &str,
+            address: &str,
+        ) -> Result<UniquePtr<ProcessGroup>>;
+        fn all_reduce(
+            self: &ProcessGroup,
+            tensor: &Tensor,
+            op: ReduceOp,
+        ) -> Result<UniquePtr<Work>>;
+        fn all_gather_into_tensor(
+            self: &ProcessGroup,
+            output: &Tensor,
+            input: &Tensor,
+        ) -> Result<UniquePtr<Work>>;
+        fn all_to_all_single(
+            self: &ProcessGroup,
+            output: &Tensor,
+            input: &Tensor,
+            output_splits: &[i64],
+            input_splits: &[i64],
+        ) -> Result<UniquePtr<Work>>;
+        fn broadcast(self: &ProcessGroup, tensor: &Tensor, root: i64) -> Result<UniquePtr<Work>>;
+        fn barrier(self: &ProcessGroup) -> Result<UniquePtr<Work>>;
     }
 }

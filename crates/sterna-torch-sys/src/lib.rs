@@ -12,8 +12,11 @@
 mod autograd;
 #[expect(unreachable_pub, reason = "cxx gives every generated item the visibility `pub`")]
 mod bridge;
+pub mod c10d;
 mod error;
+mod optimizer;
 mod tensor;
 
 pub use autograd::vjp;
 pub use error::Error;
+pub use optimizer::{AdamW, fused_adamw_};

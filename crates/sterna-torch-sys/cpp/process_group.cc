@@ -1,0 +1,84 @@
+#include "process_group.h"
+
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+
+#include "sterna-torch-sys/src/bridge.rs.h"
+
+namespace sterna {
+
+namespace {
+
+c10d::ReduceOp::RedOpType to_c10d(ReduceOp op) {
+  switch (op) {
+    case ReduceOp::Sum:
+      return c10d::ReduceOp::SUM;
+    case ReduceOp::Min:
+      return c10d::ReduceOp::MIN;
+    case ReduceOp::Max:
+      return c10d::ReduceOp::MAX;
+  }
+  TORCH_CHECK(false, "unknown reduction ", static_cast<int>(op));
+}
+
+std::vector<int64_t> to_vector(rust::Slice<const int64_t> slice) { return {slice.begin(), slice.end()}; }
+
+}  // namespace
+
+bool Work::is_completed() const { return inner_->isCompleted(); }
+
+bool Work::wait_for(int64_t timeout_ms) const {
+  try {
+    inner_->wait(std::chrono::milliseconds(timeout_ms));
+    return true;
+  } catch (...) {
+    if (!inner_->isCompleted()) {
+      return false;
+    }
+  }
+  // Completed, perhaps just after the limit had passed: this rethrows the work's own exception, if it has one.
+  inner_->wait();
+  return true;
+}
+
+std::unique_ptr<Work> ProcessGroup::all_reduce(const at::Tensor& tensor, ReduceOp op) const {
+  std::vector<at::Tensor> tensors{tensor};
+  c10d::AllreduceOptions options;
+  options.reduceOp = to_c10d(op);
+  return std::make_unique<Work>(inner_->allreduce(tensors, options));
+}
+
+std::unique_ptr<Work> ProcessGroup::all_gather_into_tensor(const at::Tensor& output, const at::Tensor& input) const {
+  at::Tensor out = output;
+  at::Tensor in = input;
+  return std::make_unique<Work>(inner_->_allgather_base(out, in));
+}
+
+std::unique_ptr<Work> ProcessGroup::all_to_all_single(const at::Tensor& output, const at::Tensor& input,
+                                                      rust::Slice<const int64_t> output_splits,
+                                                      rust::Slice<const int64_t> input_splits) const {
+  at::Tensor out = output;
+  at::Tensor in = input;
+  std::vector<int64_t> out_counts = to_vector(output_splits);
+  std::vector<int64_t> in_counts = to_vector(input_splits);
+  return std::make_unique<Work>(inner_->alltoall_base(out, in, out_counts, in_counts));
+}
+
+std::unique_ptr<Work> ProcessGroup::broadcast(const at::Tensor& tensor, int64_t root) const {
+  std::vector<at::Tensor> tensors{tensor};
+  c10d::BroadcastOptions options;
+  options.rootRank = root;
+  return std::make_unique<Work>(inner_->broadcast(tensors, options));
+}
+
+std::unique_ptr<Work> ProcessGroup::barrier() const { return std::make_unique<Work>(inner_->barrier()); }
+
+std::unique_ptr<ProcessGroup> gloo_process_group(const Store& store, int32_t rank, int32_t size, int64_t timeout_ms,
+                                                 rust::Str interface, rust::Str address) {
+  using Gloo = c10d::ProcessGroupGloo;
+  const c10::intrusive_ptr<Gloo::Options> options = Gloo::Options::create(std::chrono::milliseconds(timeout_ms));
+  options->devices.push_back(interface.empty() ? Gloo::createDeviceForHostname(std::string(address))
+                                               : Gloo::createDeviceForInterface(std::string(interface)));
+  return std::make_unique<ProcessGroup>(c10::make_intrusive<Gloo>(store.inner(), rank, size, options));
+}
+
+}  // namespace sterna
