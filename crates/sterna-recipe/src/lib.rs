@@ -1,14 +1,16 @@
 //! YAML to `RecipeFile` to [`Recipe`] to `Plan`. Pure: no torch, environment, clock or network.
 
 pub mod diagnostic;
+mod human;
 pub mod recipe;
 pub mod source;
+mod yaml;
 
-pub use diagnostic::Note;
+pub use diagnostic::{Diagnostic, Diagnostics, Kind, Note};
 pub use recipe::{
     AttnImplementation, CacheFsType, CheckpointKind, CheckpointOptions, DataOptions,
     DeepSpeedOptions, LabelMask, LogLevel, LoggerOptions, LossAverage, ModelOptions, OptimizerKind,
     OptimizerOptions, Packing, PadTo, Ramp, Ranks, Recipe, RolePath, Sampling, Schedule,
     SchedulerOptions, Source, TokenizerOptions, ZeroStage,
 };
-pub use source::{RecipeSource, Span};
+pub use source::{Origin, RecipeSource, Span};

@@ -1,10 +1,12 @@
-//! The text of a recipe and where each key stands in it.
+//! The text of a recipe, the overrides from the command line, and where each key stands in them.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-/// A place in the text, counted from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A place in a recipe file or in an override, counted from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
+    /// The file, or which override.
+    pub origin: Origin,
     /// Line, from 1.
     pub line: usize,
     /// Column in characters, from 1.
@@ -13,14 +15,25 @@ pub struct Span {
     pub len: usize,
 }
 
-/// A recipe file as read, and the places of its keys. Cheap to clone.
+/// What a [`Span`] counts lines of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// The recipe file.
+    File,
+    /// The override with this index, written `key.path=value`.
+    Override(usize),
+}
+
+/// A recipe file as read, the overrides, and the places of all keys. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct RecipeSource {
     /// The file, as the user named it.
     pub path: PathBuf,
     /// Its text.
     pub text: Arc<str>,
-    /// Where the value of each key path is, as `data.sources[0].split`.
+    /// The overrides, as typed after `--set`.
+    pub overrides: Arc<[String]>,
+    /// Where each key path is set, as `data.sources[0].split`: the place of its value.
     pub(crate) places: Arc<BTreeMap<String, Span>>,
 }
 
@@ -36,8 +49,17 @@ impl RecipeSource {
         }
     }
 
-    /// Whether the recipe (or an override) sets `key_path` itself.
+    /// Whether the recipe, or an override, sets `key_path` itself.
     pub fn is_set(&self, key_path: &str) -> bool {
         self.places.contains_key(key_path)
+    }
+
+    /// The line that `span` is on.
+    pub(crate) fn line(&self, span: Span) -> &str {
+        let text = match span.origin {
+            Origin::File => &self.text,
+            Origin::Override(idx) => self.overrides[idx].as_str(),
+        };
+        text.lines().nth(span.line - 1).unwrap_or("")
     }
 }
