@@ -1,1 +1,35 @@
 //! Tensor functions and their vector-Jacobian products. An op never communicates.
+//!
+//! Each file holds a function of the model and, beside it, its backward: given the gradient of the result and what the function
+//! read, the gradients of what it read. No autograd graph is built; autograd in double precision is the oracle of the tests.
+//! Activation gradients are returned (`=`), weight gradients are accumulated into single-precision buffers (`+=`), so that a sum
+//! over hundreds of tiles keeps its digits.
+//!
+//! Where transformers computes in single precision inside a half-precision model (norms, rotary tables, the loss), so do these.
+//! Letters in shapes: `s` tokens, `d` hidden, `n` query heads, `k` kv heads, `h` head size, `f` MLP width, `v` vocabulary.
+//!
+//! # Panics
+//!
+//! Every function checks the shapes it is given and panics where they do not fit: the caller has built them from a checked
+//! configuration, so a misfit is a mistake in the program. libtorch's own failures, memory included, panic as tch does.
+
+pub mod tile;
+
+pub mod attention;
+pub mod cross_entropy;
+pub mod linear;
+pub mod rms_norm;
+pub mod rope;
+pub mod swiglu;
+
+use tch::{Kind, Tensor};
+
+/// The same values in single precision, or in double if they are double already.
+fn upcast(x: &Tensor) -> Tensor {
+    x.to_kind(accumulate_kind(x.kind()))
+}
+
+/// What sums over values of dtype `kind` are kept in: single precision, or double for double.
+pub fn accumulate_kind(kind: Kind) -> Kind {
+    if kind == Kind::Double { Kind::Double } else { Kind::Float }
+}

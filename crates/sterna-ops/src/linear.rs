@@ -1,0 +1,75 @@
+//! The matrix product with a weight, and its backward.
+
+use tch::{Kind, Tensor};
+
+/// `x * weight^T + bias`.
+///
+/// # Shapes
+///
+/// `x` `[s, i]`, `weight` `[o, i]`, `bias` `[o]`; returns `[s, o]`.
+///
+/// # Panics
+///
+/// If the shapes do not fit.
+pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    assert_fits(x, weight);
+    match bias {
+        Some(bias) => bias.addmm(x, &weight.tr()),
+        None => x.mm(&weight.tr()),
+    }
+}
+
+/// The gradient of `x`: `d_y * weight`.
+///
+/// # Shapes
+///
+/// `d_y` `[s, o]`, `weight` `[o, i]`; returns `[s, i]`.
+///
+/// # Panics
+///
+/// If the shapes do not fit.
+pub fn backward_input(d_y: &Tensor, weight: &Tensor) -> Tensor {
+    d_y.mm(weight)
+}
+
+/// Adds the gradients of weight and bias to their accumulators: `d_weight += d_y^T * x`, `d_bias += sum over s of d_y`.
+///
+/// # Shapes
+///
+/// `d_y` `[s, o]`, `x` `[s, i]`, `d_weight` `[o, i]`, `d_bias` `[o]`.
+///
+/// # Numerics
+///
+/// The product sums in single precision over the tokens given and is rounded to the dtype of `x` once; the accumulators are
+/// single (or double) precision, so tiles and micro-batches add up without losing digits.
+///
+/// # Panics
+///
+/// If the shapes do not fit.
+pub fn backward_params(
+    d_y: &Tensor,
+    x: &Tensor,
+    d_weight: Option<&mut Tensor>,
+    d_bias: Option<&mut Tensor>,
+) {
+    if let Some(d_weight) = d_weight {
+        if d_weight.kind() == x.kind() {
+            // One kernel that adds while it multiplies.
+            let _ = d_weight.addmm_(&d_y.tr(), x);
+        } else {
+            let _ = d_weight.g_add_(&d_y.tr().mm(x));
+        }
+    }
+    if let Some(d_bias) = d_bias {
+        let kind: Kind = d_bias.kind();
+        let _ = d_bias.g_add_(&d_y.sum_dim_intlist(0_i64, false, kind));
+    }
+}
+
+fn assert_fits(x: &Tensor, weight: &Tensor) {
+    let (x, weight) = (x.size(), weight.size());
+    assert!(
+        x.len() == 2 && weight.len() == 2 && x[1] == weight[1],
+        "linear: x is {x:?} and the weight {weight:?}, which must be [s, i] and [o, i]"
+    );
+}
