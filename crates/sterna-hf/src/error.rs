@@ -57,6 +57,165 @@ pub enum Error {
         /// The `model_type` found.
         found: String,
     },
+    /// A chat template is not valid Jinja.
+    #[error("`{}`: the chat template does not parse", path.display())]
+    TemplateSyntax {
+        /// The file the template came from.
+        path: PathBuf,
+        /// The line and what is wrong with it.
+        #[source]
+        source: minijinja::Error,
+    },
+    /// A chat template failed on a conversation, or ran into a limit.
+    #[error("`{}`: the chat template cannot render this conversation", path.display())]
+    TemplateRender {
+        /// The file the template came from.
+        path: PathBuf,
+        /// The line and what is wrong with it.
+        #[source]
+        source: minijinja::Error,
+    },
+    /// A chat template called `raise_exception`.
+    #[error("`{}`: the chat template refuses this conversation: {message}", path.display())]
+    TemplateRefused {
+        /// The file the template came from.
+        path: PathBuf,
+        /// What the template said.
+        message: String,
+    },
+    /// A conversation was to be rendered, but the folder has no template for it.
+    #[error("`{}` has no chat template", dir.display())]
+    NoChatTemplate {
+        /// The model folder.
+        dir: PathBuf,
+    },
+    /// `tokenizer.json` cannot be used, or not on this text.
+    #[error("`{}`: the tokenizer failed", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What the `tokenizers` crate said.
+        #[source]
+        source: tokenizers::Error,
+    },
+    /// The folder has the files of a slow tokenizer only.
+    #[error(
+        "`{}` not found; `{}` is of a slow tokenizer, required: a fast one",
+        path.display(),
+        found.display()
+    )]
+    SlowTokenizer {
+        /// The `tokenizer.json` that is missing.
+        path: PathBuf,
+        /// The slow tokenizer's file.
+        found: PathBuf,
+    },
+    /// A folder has no weights that we read.
+    #[error(
+        "`{}` has neither `model.safetensors` nor `model.safetensors.index.json`{}",
+        dir.display(),
+        pickled.map(|name| format!(", only the pickled `{name}`")).unwrap_or_default()
+    )]
+    NoWeights {
+        /// The model folder.
+        dir: PathBuf,
+        /// A file of pickled weights that is there instead.
+        pickled: Option<&'static str>,
+    },
+    /// A file is not in the safetensors format.
+    #[error("`{}` is not a safetensors file", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What the `safetensors` crate said.
+        #[source]
+        source: safetensors::SafeTensorError,
+    },
+    /// A safetensors file ends before its header says.
+    #[error(
+        "`{}` is cut off: it has `{found_bytes}` bytes, its header requires `{required_bytes}`",
+        path.display()
+    )]
+    TruncatedSafetensors {
+        /// The file.
+        path: PathBuf,
+        /// Bytes it has.
+        found_bytes: u64,
+        /// Bytes it should have, at least.
+        required_bytes: u64,
+    },
+    /// An index names a file that is not there.
+    #[error("`{}`: tensor `{tensor}` is in `{file}`, which is not in the folder", index.display())]
+    IndexedFileMissing {
+        /// The index.
+        index: PathBuf,
+        /// The file it names.
+        file: String,
+        /// The first tensor said to be in it.
+        tensor: String,
+    },
+    /// An index names a path that is not below its folder.
+    #[error(
+        "`{}`: tensor `{tensor}` is in `{file}`, required: a file inside the folder",
+        index.display()
+    )]
+    IndexLeavesFolder {
+        /// The index.
+        index: PathBuf,
+        /// The path it names.
+        file: String,
+        /// The tensor said to be in it.
+        tensor: String,
+    },
+    /// An index names a file that lacks the tensor.
+    #[error("`{}`: tensor `{tensor}` is in `{file}`, but that file lacks it", index.display())]
+    IndexedTensorMissing {
+        /// The index.
+        index: PathBuf,
+        /// The file it names.
+        file: String,
+        /// The tensor.
+        tensor: String,
+    },
+    /// The weights lack tensors that the config requires.
+    #[error("`{}`: tensor `{name}` is missing{}", dir.display(), and_others(*num_missing))]
+    TensorMissing {
+        /// The model folder.
+        dir: PathBuf,
+        /// The first tensor missing.
+        name: String,
+        /// How many are missing, this one included.
+        num_missing: usize,
+    },
+    /// A tensor has not the shape that the config requires.
+    #[error("`{}`: tensor `{name}` has shape `{found:?}`, required: `{required:?}`", path.display())]
+    TensorShape {
+        /// The file that has the tensor.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its shape in the file.
+        found: Vec<usize>,
+        /// Its shape by the config.
+        required: Vec<usize>,
+    },
+    /// A tensor is stored in a type that we do not read.
+    #[error("`{}`: tensor `{name}` is `{found}`, required: `F32`, `F16` or `BF16`", path.display())]
+    TensorDType {
+        /// The file that has the tensor.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The type found.
+        found: String,
+    },
+}
+
+fn and_others(num_missing: usize) -> String {
+    match num_missing {
+        0 | 1 => String::new(),
+        n => format!(", and `{}` others", n - 1),
+    }
 }
 
 impl Error {
@@ -69,7 +228,37 @@ impl Error {
             Error::UnsupportedModelType { .. } => {
                 Some(format!("choose a checkpoint of one of these families: {}", Family::names()))
             }
-            Error::Read { .. } | Error::Json { .. } | Error::Value { .. } => None,
+            Error::TemplateRefused { .. } => {
+                Some("turns and roles have to be as the template wants them, often user and assistant in turn".to_owned())
+            }
+            Error::NoChatTemplate { .. } => Some(
+                "use an instruction-tuned checkpoint, or put a `chat_template.jinja` into the folder"
+                    .to_owned(),
+            ),
+            Error::SlowTokenizer { .. } => Some(
+                "save it once with transformers: `AutoTokenizer.from_pretrained(DIR, use_fast=True)\
+                 .save_pretrained(DIR)` writes a `tokenizer.json`"
+                    .to_owned(),
+            ),
+            Error::NoWeights { pickled: Some(_), .. } => Some(
+                "convert the checkpoint with transformers: `model.save_pretrained(DIR, \
+                 safe_serialization=True)`"
+                    .to_owned(),
+            ),
+            Error::TruncatedSafetensors { .. } | Error::IndexedFileMissing { .. } => {
+                Some("download the file again, it is incomplete".to_owned())
+            }
+            Error::TensorMissing { name, .. } if name == "lm_head.weight" => Some(
+                "the head may be the embedding: then `tie_word_embeddings` in `config.json` is `true`"
+                    .to_owned(),
+            ),
+            Error::TensorMissing { .. } | Error::TensorShape { .. } => {
+                Some("`config.json` and the weights have to be of the same model".to_owned())
+            }
+            Error::TensorDType { .. } => {
+                Some("quantised weights cannot be trained, use the checkpoint in bf16".to_owned())
+            }
+            _ => None,
         }
     }
 }

@@ -4,14 +4,20 @@
 //! and plans can be checked in seconds on a machine without libtorch. [`config`] says what a model is; [`rope`] and
 //! [`parameters`] derive its rotary frequencies and weight shapes.
 
+pub mod chat_template;
 pub mod config;
 pub mod dtype;
 pub mod error;
 pub mod parameters;
 pub mod rope;
+pub mod tokenizer;
+pub mod weights;
 
+pub use chat_template::{ChatTemplate, Message};
 pub use config::{Family, ModelConfig};
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use parameters::{ParamSpec, Parameters};
 pub use rope::{Rope, RopeScaling};
+pub use tokenizer::{Encoded, Tokenizer};
+pub use weights::{WeightFiles, WeightView};

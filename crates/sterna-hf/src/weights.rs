@@ -1,0 +1,223 @@
+//! Weights as they lie in a model folder: mapped safetensors files, one or many with an index.
+//!
+//! Files are mapped, not read: a rank that owns a slice of a tensor touches that slice's pages and
+//! no others. The `safetensors` crate parses and checks every header before a byte of data is
+//! handed out. Pickled weights are refused.
+
+mod file;
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use self::file::MappedFile;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::parameters::Parameters;
+
+/// The one file of a small model.
+pub(crate) const SINGLE_FILE: &str = "model.safetensors";
+/// The index of a model in several files.
+pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// The mapped safetensors files of a model folder.
+#[derive(Debug)]
+pub struct WeightFiles {
+    dir: PathBuf,
+    files: Vec<MappedFile>,
+    /// Which of `files` holds a tensor.
+    file_idx_of: BTreeMap<String, usize>,
+}
+
+/// One tensor's bytes, where they lie in the mapped file.
+#[derive(Debug, Clone)]
+pub struct WeightView<'a> {
+    /// The type of an element.
+    pub dtype: DType,
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+    /// Elements in row-major order, little-endian, `numel * dtype.size()` bytes, perhaps not
+    /// aligned to the size of an element.
+    pub bytes: &'a [u8],
+}
+
+impl WeightFiles {
+    /// Maps `model.safetensors` of a folder, or else every file that
+    /// `model.safetensors.index.json` names, and checks their headers.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoWeights`] when there is neither; for a file, [`Error::Read`],
+    /// [`Error::Safetensors`] or [`Error::TruncatedSafetensors`]; for an index, [`Error::Json`],
+    /// [`Error::Value`], [`Error::IndexLeavesFolder`], [`Error::IndexedFileMissing`] or
+    /// [`Error::IndexedTensorMissing`].
+    pub fn open(dir: &Path) -> Result<WeightFiles> {
+        let single = dir.join(SINGLE_FILE);
+        if single.exists() {
+            let file = MappedFile::open(single)?;
+            let file_idx_of = file.names().map(|name| (name, 0)).collect();
+            return Ok(WeightFiles { dir: dir.to_owned(), files: vec![file], file_idx_of });
+        }
+        let index_path = dir.join(INDEX_FILE);
+        let text = match std::fs::read_to_string(&index_path) {
+            Ok(text) => text,
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
+                let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+                let pickled = pickled.into_iter().find(|name| dir.join(name).exists());
+                return Err(Error::NoWeights { dir: dir.to_owned(), pickled });
+            }
+            Err(source) => return Err(Error::Read { path: index_path, source }),
+        };
+        WeightFiles::open_indexed(dir, &index_path, &read_index(&text, &index_path)?)
+    }
+
+    fn open_indexed(
+        dir: &Path,
+        index_path: &Path,
+        weight_map: &BTreeMap<String, String>,
+    ) -> Result<WeightFiles> {
+        let mut files: Vec<MappedFile> = Vec::new();
+        let mut idx_of_file: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut file_idx_of = BTreeMap::new();
+        for (tensor, name) in weight_map {
+            let file_idx = if let Some(file_idx) = idx_of_file.get(name.as_str()) {
+                *file_idx
+            } else {
+                let path = dir.join(name);
+                if !path.exists() {
+                    return Err(Error::IndexedFileMissing {
+                        index: index_path.to_owned(),
+                        file: name.clone(),
+                        tensor: tensor.clone(),
+                    });
+                }
+                files.push(MappedFile::open(path)?);
+                idx_of_file.insert(name, files.len() - 1);
+                files.len() - 1
+            };
+            if !files[file_idx].contains(tensor) {
+                return Err(Error::IndexedTensorMissing {
+                    index: index_path.to_owned(),
+                    file: name.clone(),
+                    tensor: tensor.clone(),
+                });
+            }
+            file_idx_of.insert(tensor.clone(), file_idx);
+        }
+        Ok(WeightFiles { dir: dir.to_owned(), files, file_idx_of })
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.file_idx_of.keys().map(String::as_str)
+    }
+
+    /// The tensor of a name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TensorMissing`], or [`Error::TensorDType`] when its elements are not floats.
+    pub fn tensor(&self, name: &str) -> Result<WeightView<'_>> {
+        match self.file_idx_of.get(name) {
+            Some(file_idx) => self.files[*file_idx].view(name),
+            None => Err(Error::TensorMissing {
+                dir: self.dir.clone(),
+                name: name.to_owned(),
+                num_missing: 1,
+            }),
+        }
+    }
+
+    /// Checks that every parameter is there with its shape, in a type that we read.
+    ///
+    /// Tensors that the model does not have are left alone, with a warning in the log unless they
+    /// are known to be redundant (the head of a tied model, rotary frequencies).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TensorMissing`] naming the first and counting all, [`Error::TensorShape`],
+    /// [`Error::TensorDType`].
+    pub fn check(&self, parameters: &Parameters) -> Result<()> {
+        let missing: Vec<_> =
+            parameters.iter().filter(|spec| !self.file_idx_of.contains_key(&spec.name)).collect();
+        if let Some(first) = missing.first() {
+            return Err(Error::TensorMissing {
+                dir: self.dir.clone(),
+                name: first.name.clone(),
+                num_missing: missing.len(),
+            });
+        }
+        for spec in parameters.iter() {
+            let view = self.tensor(&spec.name)?;
+            if view.shape != spec.shape {
+                return Err(Error::TensorShape {
+                    path: self.files[self.file_idx_of[&spec.name]].path().to_owned(),
+                    name: spec.name.clone(),
+                    found: view.shape,
+                    required: spec.shape.clone(),
+                });
+            }
+        }
+        self.warn_of_unused(parameters);
+        Ok(())
+    }
+
+    fn warn_of_unused(&self, parameters: &Parameters) {
+        let used: std::collections::HashSet<&str> =
+            parameters.iter().map(|spec| spec.name.as_str()).collect();
+        let is_redundant = |name: &str| name == "lm_head.weight" || name.ends_with(".inv_freq");
+        let unused: Vec<_> =
+            self.names().filter(|name| !used.contains(name) && !is_redundant(name)).collect();
+        if let Some(first) = unused.first() {
+            tracing::warn!(
+                dir = %self.dir.display(),
+                first,
+                "the checkpoint has `{}` tensors that the model does not use",
+                unused.len()
+            );
+        }
+    }
+}
+
+/// The `weight_map` of an index: which file each tensor is in, none of them outside the folder.
+pub(crate) fn read_index(text: &str, path: &Path) -> Result<BTreeMap<String, String>> {
+    let index: serde_json::Value = serde_json::from_str(text)
+        .map_err(|source| Error::Json { path: path.to_owned(), source })?;
+    let wrong = |key: &str, found: &str| Error::Value {
+        path: path.to_owned(),
+        key: key.to_owned(),
+        found: found.to_owned(),
+        required: "an object that maps tensor names to file names".to_owned(),
+    };
+    let weight_map = match index.get("weight_map") {
+        None => return Err(wrong("weight_map", "missing")),
+        Some(value) => {
+            value.as_object().ok_or_else(|| wrong("weight_map", &format!("`{value}`")))?
+        }
+    };
+    weight_map
+        .iter()
+        .map(|(tensor, file)| {
+            let key = || format!("weight_map.{tensor}");
+            let file = file.as_str().ok_or_else(|| wrong(&key(), &format!("`{file}`")))?;
+            if !stays_inside(file) {
+                return Err(Error::IndexLeavesFolder {
+                    index: path.to_owned(),
+                    file: file.to_owned(),
+                    tensor: tensor.clone(),
+                });
+            }
+            Ok((tensor.clone(), file.to_owned()))
+        })
+        .collect()
+}
+
+/// Whether a relative path names something below the folder it is joined to.
+pub(crate) fn stays_inside(path: &str) -> bool {
+    !path.is_empty()
+        && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
+}
