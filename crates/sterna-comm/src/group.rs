@@ -1,0 +1,409 @@
+//! A set of ranks and the operations among them.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use sterna_torch_sys::{
+    Error as TorchError,
+    c10d::{self, ProcessGroup, ReduceOp},
+};
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::{
+    error::{CommError, Site},
+    liveness::Liveness,
+    work::{Running, Work},
+};
+
+/// The connections of one group. Groups of the same ranks share one.
+pub(crate) struct Engine {
+    /// Empty only while being dropped. The lock keeps the order of operations the same for all ranks' counters.
+    process_group: Mutex<Option<ProcessGroup>>,
+    pub(crate) liveness: Arc<Liveness>,
+    pub(crate) world_rank: usize,
+    pub(crate) timeout: Duration,
+}
+
+impl Engine {
+    pub(crate) fn new(
+        process_group: ProcessGroup,
+        liveness: Arc<Liveness>,
+        world_rank: usize,
+        timeout: Duration,
+    ) -> Self {
+        Self { process_group: Mutex::new(Some(process_group)), liveness, world_rank, timeout }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        let process_group =
+            self.process_group.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        // After a failure some operation may never end, and the engine's own end would wait for it.
+        if (self.liveness.failure().is_some() || std::thread::panicking())
+            && let Some(process_group) = process_group
+        {
+            process_group.abandon();
+        }
+    }
+}
+
+/// A set of ranks and the operations among them. See the crate's documentation for the laws they obey.
+///
+/// Ranks are counted within the group. All tensors must be contiguous. In a group of one, nothing is sent: an operation
+/// copies its input to its output.
+#[derive(Clone)]
+pub struct Group {
+    pub(crate) name: &'static str,
+    pub(crate) rank: usize,
+    pub(crate) size: usize,
+    /// None for a group of one.
+    pub(crate) engine: Option<Arc<Engine>>,
+}
+
+impl Group {
+    /// The name used in errors: `world`, `sp` or `dp`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// This process's number in the group.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Number of ranks in the group.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Replaces `tensor` on every rank by the reduction of all ranks' tensors. All ranks get the same bits.
+    ///
+    /// # Communication
+    ///
+    /// Each rank sends about twice the tensor, in a ring.
+    ///
+    /// # Numerics
+    ///
+    /// Sums are rounded to the tensor's dtype after every rank.
+    ///
+    /// # Errors
+    ///
+    /// [`CommError::NotContiguous`], and those of [`Work::wait`].
+    pub fn all_reduce_(&self, tensor: &Tensor, op: ReduceOp) -> Result<(), CommError> {
+        const OP: &str = "all_reduce_";
+        self.check_contiguous(OP, "tensor", tensor)?;
+        self.start(OP, |engine| engine.all_reduce(tensor, op))?.wait()
+    }
+
+    /// Fills `output` with every rank's `input`, in rank order.
+    ///
+    /// # Shapes
+    ///
+    /// `output` has the group's size times the elements of `input`, and its dtype: `[n/w, ..] -> [n, ..]`.
+    ///
+    /// # Communication
+    ///
+    /// Each rank sends `input` to every other, in a ring.
+    ///
+    /// # Errors
+    ///
+    /// [`CommError::NotContiguous`], [`CommError::DTypeMismatch`], [`CommError::NumelMismatch`]; those of [`Work::wait`].
+    pub fn all_gather_into_tensor(
+        &self,
+        output: &Tensor,
+        input: &Tensor,
+    ) -> Result<Work, CommError> {
+        const OP: &str = "all_gather_into_tensor";
+        self.check_pair(OP, output, input)?;
+        self.check_numel(OP, output, input.numel() as i64 * self.size as i64)?;
+        if self.engine.is_none() {
+            return self.copied(OP, output, input);
+        }
+        // Gloo compares shapes although only the elements count; flat views have the right ones.
+        let (output, input) = (self.flat(OP, output)?, self.flat(OP, input)?);
+        self.start(OP, |engine| engine.all_gather_into_tensor(&output, &input))
+    }
+
+    /// Reduces the ranks' `input`s and leaves each rank its slice, in rank order.
+    ///
+    /// # Shapes
+    ///
+    /// `input` has the group's size times the elements of `output`, and its dtype: `[n, ..] -> [n/w, ..]`.
+    ///
+    /// # Communication
+    ///
+    /// One all-to-all; each rank sends `(w-1)/w` of `input`. Gloo has no reduce-scatter of its own: c10d's does an
+    /// all-reduce of a copy of `input`, which sends twice as much, and it cannot be interrupted.
+    ///
+    /// # Memory
+    ///
+    /// One more tensor of the size of `input` until [`Work::wait`] returns.
+    ///
+    /// # Numerics
+    ///
+    /// The slices are added in one pass over the ranks, with bf16 and fp16 accumulated in fp32 and rounded once.
+    ///
+    /// # Errors
+    ///
+    /// [`CommError::NotContiguous`], [`CommError::DTypeMismatch`], [`CommError::NumelMismatch`], [`CommError::Tensor`] if
+    /// the buffer cannot be allocated; those of [`Work::wait`].
+    pub fn reduce_scatter_tensor(
+        &self,
+        output: &Tensor,
+        input: &Tensor,
+        op: ReduceOp,
+    ) -> Result<Work, CommError> {
+        const OP: &str = "reduce_scatter_tensor";
+        self.check_pair(OP, output, input)?;
+        let numel = input.numel() as i64;
+        let size = self.size as i64;
+        if numel % size != 0 || output.numel() as i64 != numel / size {
+            return Err(CommError::NumelMismatch {
+                op: OP,
+                group: self.name,
+                found: output.numel() as i64,
+                required: numel / size,
+            });
+        }
+        if self.engine.is_none() {
+            return self.copied(OP, output, input);
+        }
+        let (output, input) = (self.flat(OP, output)?, self.flat(OP, input)?);
+        let received = input.f_empty_like().map_err(|source| self.tensor_error(OP, source))?;
+        let splits = vec![numel / size; self.size];
+        let mut work =
+            self.start(OP, |engine| engine.all_to_all_single(&received, &input, &splits, &splits))?;
+        work.finish = Some(Box::new(move || reduce_rows(&output, &received, size, op)));
+        Ok(work)
+    }
+
+    /// Sends a run of rows of `input` to each rank and receives one from each into `output`, both in rank order.
+    ///
+    /// # Shapes
+    ///
+    /// `input` is `[sum(input_splits), ..]`, `output` is `[sum(output_splits), ..]`, with the same trailing shape and
+    /// dtype. Rank `r` receives `input_splits[r]` rows, which must be its `output_splits` entry for this rank. Empty
+    /// runs are allowed.
+    ///
+    /// # Communication
+    ///
+    /// Each rank sends `input` but for its own run, to each peer directly.
+    ///
+    /// # Errors
+    ///
+    /// [`CommError::NotContiguous`], [`CommError::DTypeMismatch`], [`CommError::Splits`]; those of [`Work::wait`].
+    pub fn all_to_all_single(
+        &self,
+        output: &Tensor,
+        input: &Tensor,
+        output_splits: &[i64],
+        input_splits: &[i64],
+    ) -> Result<Work, CommError> {
+        const OP: &str = "all_to_all_single";
+        self.check_pair(OP, output, input)?;
+        self.check_splits(OP, "output", output, output_splits)?;
+        self.check_splits(OP, "input", input, input_splits)?;
+        if self.engine.is_none() {
+            self.check_numel(OP, output, input.numel() as i64)?;
+            return self.copied(OP, output, input);
+        }
+        self.start(OP, |engine| {
+            engine.all_to_all_single(output, input, output_splits, input_splits)
+        })
+    }
+
+    /// Replaces `tensor` on every rank by that of rank `root` of the group.
+    ///
+    /// # Communication
+    ///
+    /// A tree; each rank receives the tensor once.
+    ///
+    /// # Errors
+    ///
+    /// [`CommError::NotContiguous`]; those of [`Work::wait`].
+    ///
+    /// # Panics
+    ///
+    /// If the group has no rank `root`.
+    pub fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Work, CommError> {
+        const OP: &str = "broadcast";
+        assert!(root < self.size, "a group of {} has no rank {root}", self.size);
+        self.check_contiguous(OP, "tensor", tensor)?;
+        self.start(OP, |engine| engine.broadcast(tensor, root))
+    }
+
+    /// Returns when every rank has called it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Work::wait`].
+    pub fn barrier(&self) -> Result<(), CommError> {
+        self.start("barrier", ProcessGroup::barrier)?.wait()
+    }
+
+    /// Gathers a byte string from every rank, of any length each, in rank order.
+    ///
+    /// # Errors
+    ///
+    /// [`CommError::Tensor`] if the strings do not fit in memory; those of [`Work::wait`].
+    pub fn all_gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+        const OP: &str = "all_gather_bytes";
+        if self.engine.is_none() {
+            return Ok(vec![bytes.to_vec()]);
+        }
+        let fail = |source| self.tensor_error(OP, source);
+        let lens = Tensor::f_zeros([self.size as i64], (Kind::Int64, Device::Cpu)).map_err(fail)?;
+        let len = Tensor::from_slice(&[bytes.len() as i64]);
+        self.all_gather_into_tensor(&lens, &len)?.wait()?;
+        let lens: Vec<i64> = Vec::try_from(&lens).map_err(fail)?;
+        let max_len = lens.iter().copied().max().unwrap_or(0) as usize;
+        if max_len == 0 {
+            return Ok(vec![Vec::new(); self.size]);
+        }
+        // Gloo gathers equal sizes, so each string is padded to the longest.
+        let mut padded = bytes.to_vec();
+        padded.resize(max_len, 0);
+        let gathered = Tensor::f_zeros([(self.size * max_len) as i64], (Kind::Uint8, Device::Cpu))
+            .map_err(fail)?;
+        self.all_gather_into_tensor(&gathered, &Tensor::from_slice(&padded))?.wait()?;
+        let gathered: Vec<u8> = Vec::try_from(&gathered).map_err(fail)?;
+        let strings = gathered.chunks(max_len).zip(lens);
+        Ok(strings.map(|(chunk, len)| chunk[..len as usize].to_vec()).collect())
+    }
+
+    /// Tells all ranks of the job that this one gives up: their pending and later operations fail with `reason`.
+    ///
+    /// Returns when the report is written, or after two seconds.
+    pub fn abort(&self, reason: &str) {
+        if let Some(engine) = &self.engine {
+            engine.liveness.report(reason);
+        }
+    }
+
+    /// Starts an operation, unless the job has failed already.
+    fn start(
+        &self,
+        op: &'static str,
+        launch: impl FnOnce(&ProcessGroup) -> Result<c10d::Work, TorchError>,
+    ) -> Result<Work, CommError> {
+        let group = self.name;
+        let Some(engine) = &self.engine else {
+            return Ok(Work { op, group, running: None, finish: None });
+        };
+        let site = Site { op, group, rank: engine.world_rank, elapsed: Duration::ZERO };
+        if let Some(failure) = engine.liveness.failure() {
+            return Err(CommError::PeerFailed { site, failure: failure.clone() });
+        }
+        engine.liveness.started(op, group);
+        let process_group = engine.process_group.lock().unwrap_or_else(PoisonError::into_inner);
+        let process_group = process_group.as_ref().expect("it is taken in Drop only");
+        match launch(process_group) {
+            Ok(work) => {
+                let running = Some(Running::new(work, Arc::clone(engine)));
+                Ok(Work { op, group, running, finish: None })
+            }
+            Err(source) => Err(engine.explain(site, source)),
+        }
+    }
+
+    /// What an operation does in a group of one.
+    fn copied(&self, op: &'static str, output: &Tensor, input: &Tensor) -> Result<Work, CommError> {
+        // A view of the same elements in the output's shape, so that copying broadcasts nothing.
+        let input = input.f_view_as(output).map_err(|source| self.tensor_error(op, source))?;
+        output.shallow_clone().f_copy_(&input).map_err(|source| self.tensor_error(op, source))?;
+        Ok(Work { op, group: self.name, running: None, finish: None })
+    }
+
+    fn flat(&self, op: &'static str, tensor: &Tensor) -> Result<Tensor, CommError> {
+        tensor.f_view([-1]).map_err(|source| self.tensor_error(op, source))
+    }
+
+    fn tensor_error(&self, op: &'static str, source: TchError) -> CommError {
+        CommError::Tensor { op, group: self.name, source }
+    }
+
+    fn check_contiguous(
+        &self,
+        op: &'static str,
+        name: &'static str,
+        tensor: &Tensor,
+    ) -> Result<(), CommError> {
+        if tensor.is_contiguous() {
+            return Ok(());
+        }
+        Err(CommError::NotContiguous { op, group: self.name, tensor: name })
+    }
+
+    fn check_pair(
+        &self,
+        op: &'static str,
+        output: &Tensor,
+        input: &Tensor,
+    ) -> Result<(), CommError> {
+        self.check_contiguous(op, "output", output)?;
+        self.check_contiguous(op, "input", input)?;
+        let (input, output) = (input.kind(), output.kind());
+        if input == output {
+            return Ok(());
+        }
+        Err(CommError::DTypeMismatch { op, group: self.name, input, output })
+    }
+
+    fn check_numel(
+        &self,
+        op: &'static str,
+        output: &Tensor,
+        required: i64,
+    ) -> Result<(), CommError> {
+        let found = output.numel() as i64;
+        if found == required {
+            return Ok(());
+        }
+        Err(CommError::NumelMismatch { op, group: self.name, found, required })
+    }
+
+    fn check_splits(
+        &self,
+        op: &'static str,
+        name: &'static str,
+        tensor: &Tensor,
+        splits: &[i64],
+    ) -> Result<(), CommError> {
+        let num_rows = tensor.size().first().copied().unwrap_or(1);
+        if splits.len() == self.size
+            && splits.iter().all(|&split| split >= 0)
+            && splits.iter().sum::<i64>() == num_rows
+        {
+            return Ok(());
+        }
+        Err(CommError::Splits {
+            op,
+            group: self.name,
+            tensor: name,
+            splits: splits.to_vec(),
+            num_rows,
+            group_size: self.size,
+        })
+    }
+}
+
+/// Reduces `received`, one row from each rank, to `output`.
+fn reduce_rows(
+    output: &Tensor,
+    received: &Tensor,
+    num_rows: i64,
+    op: ReduceOp,
+) -> Result<(), TchError> {
+    let rows = received.f_view([num_rows, -1])?;
+    let ranks = [0].as_slice();
+    let _output = match op {
+        // libtorch accumulates low-precision sums in fp32 and rounds once.
+        ReduceOp::Sum => rows.f_sum_intlist_out(output, ranks, false, output.kind())?,
+        ReduceOp::Min => rows.f_amin_out(output, ranks, false)?,
+        ReduceOp::Max => rows.f_amax_out(output, ranks, false)?,
+    };
+    Ok(())
+}
