@@ -44,6 +44,16 @@ impl Family {
         }
     }
 
+    /// The transformers class with a language-model head, which loaders look up.
+    pub(crate) const fn causal_lm_class(self) -> &'static str {
+        match self {
+            Family::Llama => "LlamaForCausalLM",
+            Family::Mistral => "MistralForCausalLM",
+            Family::Qwen2 => "Qwen2ForCausalLM",
+            Family::Qwen3 => "Qwen3ForCausalLM",
+        }
+    }
+
     /// The supported `model_type`s as a phrase for messages.
     pub(crate) fn names() -> String {
         Family::ALL.map(|family| format!("`{}`", family.model_type())).join(", ")

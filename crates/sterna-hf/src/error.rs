@@ -1,5 +1,6 @@
 //! What can be wrong with a model folder, a hub answer or an export, and what to do about it.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use crate::config::Family;
@@ -209,6 +210,74 @@ pub enum Error {
         /// The type found.
         found: String,
     },
+    /// The system refused to write a file or folder.
+    #[error("cannot write `{}`{}", path.display(), bytes_needed(*needed_bytes))]
+    Write {
+        /// What was being written.
+        path: PathBuf,
+        /// How many bytes it needs, `0` when it is not about bytes.
+        needed_bytes: u64,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The disk has not the space for an export.
+    #[error(
+        "`{}` needs `{needed_bytes}` bytes, its disk has `{free_bytes}` bytes free",
+        path.display()
+    )]
+    DiskFull {
+        /// Where the export goes.
+        path: PathBuf,
+        /// Bytes it needs.
+        needed_bytes: u64,
+        /// Bytes there are.
+        free_bytes: u64,
+    },
+    /// An export would take the place of a folder that has other files.
+    #[error(
+        "an export to `{}` would delete `{}`, required: a new folder or an earlier export",
+        dir.display(),
+        entry.display()
+    )]
+    ExportWouldDelete {
+        /// Where the export goes.
+        dir: PathBuf,
+        /// A file in it that no export writes.
+        entry: PathBuf,
+    },
+    /// A tensor came out of turn, or not with the bytes that were announced.
+    #[error(
+        "tensor `{found}` of `{found_bytes}` bytes is not the next of the export, required: {}",
+        next_tensor(required.as_ref())
+    )]
+    ExportOrder {
+        /// The tensor that came.
+        found: String,
+        /// Its bytes.
+        found_bytes: usize,
+        /// The tensor expected and its bytes; `None` after the last.
+        required: Option<(String, usize)>,
+    },
+    /// An export ended before its last tensor.
+    #[error("the export to `{}` lacks tensor `{next}`", dir.display())]
+    ExportIncomplete {
+        /// Where the export goes.
+        dir: PathBuf,
+        /// The first tensor that was not written.
+        next: String,
+    },
+}
+
+fn bytes_needed(num_bytes: u64) -> String {
+    if num_bytes == 0 { String::new() } else { format!(" (it needs `{num_bytes}` bytes)") }
+}
+
+fn next_tensor(required: Option<&(String, usize)>) -> String {
+    match required {
+        Some((name, num_bytes)) => format!("`{name}` of `{num_bytes}` bytes"),
+        None => "none, all are written".to_owned(),
+    }
 }
 
 fn and_others(num_missing: usize) -> String {
@@ -257,6 +326,19 @@ impl Error {
             }
             Error::TensorDType { .. } => {
                 Some("quantised weights cannot be trained, use the checkpoint in bf16".to_owned())
+            }
+            Error::Write { source, .. } => match source.kind() {
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+                    Some("free some space, or write to another disk".to_owned())
+                }
+                ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => {
+                    Some("write to a folder that you may write to".to_owned())
+                }
+                _ => None,
+            },
+            Error::DiskFull { .. } => Some("free some space, or write to another disk".to_owned()),
+            Error::ExportWouldDelete { .. } => {
+                Some("name a folder of its own for the export, or move the file away".to_owned())
             }
             _ => None,
         }

@@ -4,10 +4,12 @@
 //! and plans can be checked in seconds on a machine without libtorch. [`config`] says what a model is; [`rope`] and
 //! [`parameters`] derive its rotary frequencies and weight shapes.
 
+mod assets;
 pub mod chat_template;
 pub mod config;
 pub mod dtype;
 pub mod error;
+pub mod export;
 pub mod parameters;
 pub mod rope;
 pub mod tokenizer;
@@ -17,6 +19,7 @@ pub use chat_template::{ChatTemplate, Message};
 pub use config::{Family, ModelConfig};
 pub use dtype::DType;
 pub use error::{Error, Result};
+pub use export::ExportWriter;
 pub use parameters::{ParamSpec, Parameters};
 pub use rope::{Rope, RopeScaling};
 pub use tokenizer::{Encoded, Tokenizer};
