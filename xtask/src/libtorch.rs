@@ -118,7 +118,7 @@ fn fetch(root: &Path, home: &Path) -> Result<()> {
         );
     }
     check_pip()?;
-    let temporary = root.join(".libtorch.tmp");
+    let temporary = root.join(".sterna/libtorch.incomplete");
     remove(&temporary)?;
     remove(home)?;
     let mut pip = pip();
