@@ -104,10 +104,10 @@ mod tests {
 
     #[test]
     fn strings_and_characters_are_not_comments() {
-        let source = r####"let url = "http://x"; // one
+        let source = r##"let url = "http://x"; // one
 let raw = r#"// " not"#; let c = '"'; let e = '\''; /* two */
 fn f<'a>(x: &'a str) {} // three
-let b = br"//"; let s = "\"//"; let for_r = 1; // four"####;
+let b = br"//"; let s = "\"//"; let for_r = 1; // four"##;
         assert_eq!(
             comments(source),
             [(1, "// one"), (2, "/* two */"), (3, "// three"), (4, "// four")]
