@@ -2,11 +2,11 @@
 //!
 //! Exports to crates that depend on this one directly (`links = "sterna_torch"`):
 //! `DEP_STERNA_TORCH_LIBTORCH_LIB`, the folder of libtorch's shared libraries.
-//! The run path of this crate's own tests, and of everybody else's binaries, is the business of `rpath.rs`.
+//! The run path of this crate's own tests, and of everybody else's binaries, is the business of `rpath/build.rs`.
 
 use std::path::PathBuf;
 
-#[path = "rpath.rs"]
+#[path = "rpath/build.rs"]
 mod rpath;
 
 const SOURCES: &[&str] =

@@ -6,7 +6,7 @@
 //!
 //! # Linking
 //!
-//! libtorch is found by `LIBTORCH` (torch-sys's rule). A package with executables, tests included, names `rpath.rs` of
+//! libtorch is found by `LIBTORCH` (torch-sys's rule). A package with executables, tests included, names `rpath/build.rs` of
 //! this folder as its build script, so that they find libtorch at run time.
 
 mod autograd;

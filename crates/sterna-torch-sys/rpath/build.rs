@@ -1,10 +1,10 @@
 //! The build script of every crate that links libtorch: it writes libtorch's folder into the crate's binaries.
 //!
 //! Link arguments do not travel from a library to the binaries that use it, so each package that produces an executable
-//! (a test counts) names this file as its build script: `build = "../sterna-torch-sys/rpath.rs"`.
+//! (a test counts) names this file as its build script: `build = "../sterna-torch-sys/rpath/build.rs"`.
 //! The run path has two entries, in this order:
 //!
-//! 1. `$ORIGIN/../libtorch/lib`, the place in an installed tree (`bin/sterna` beside `libtorch/lib`);
+//! 1. `$ORIGIN/../libtorch/torch/lib`, the place in an installed tree: `libtorch`, unpacked from its wheels, beside `bin`;
 //! 2. `$LIBTORCH/lib` as it was at build time, resolved to an absolute path, which is what a checkout needs.
 //!
 //! libtorch's own run path leads it to its CUDA libraries, so no `LD_LIBRARY_PATH` is needed.
@@ -12,9 +12,9 @@
 use std::path::Path;
 
 pub(crate) fn main() {
-    println!("cargo::rerun-if-changed=../sterna-torch-sys/rpath.rs");
+    println!("cargo::rerun-if-changed=../sterna-torch-sys/rpath/build.rs");
     println!("cargo::rerun-if-env-changed=LIBTORCH");
-    println!("cargo::rustc-link-arg=-Wl,-rpath,$ORIGIN/../libtorch/lib");
+    println!("cargo::rustc-link-arg=-Wl,-rpath,$ORIGIN/../libtorch/torch/lib");
     // Without LIBTORCH, torch-sys has found a libtorch in the system's own library path, which needs no run path.
     if let Some(libtorch) = std::env::var_os("LIBTORCH") {
         let lib = Path::new(&libtorch).join("lib");
