@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use crate::config::Family;
+use crate::hub::HubError;
 
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -267,6 +268,15 @@ pub enum Error {
         /// The first tensor that was not written.
         next: String,
     },
+    /// The hub, or the cache in its place, did not give what was asked for.
+    #[error(transparent)]
+    Hub(Box<HubError>),
+}
+
+impl From<HubError> for Error {
+    fn from(error: HubError) -> Error {
+        Error::Hub(Box::new(error))
+    }
 }
 
 fn bytes_needed(num_bytes: u64) -> String {
@@ -290,57 +300,57 @@ fn and_others(num_missing: usize) -> String {
 impl Error {
     /// What the user can do about it, when that is known.
     pub fn hint(&self) -> Option<String> {
-        match self {
+        let hint = match self {
             Error::MissingFile { purpose, .. } => {
-                Some(format!("a model folder needs it: it is {purpose}"))
+                return Some(format!("a model folder needs it: it is {purpose}"));
             }
             Error::UnsupportedModelType { .. } => {
-                Some(format!("choose a checkpoint of one of these families: {}", Family::names()))
+                return Some(format!(
+                    "choose a checkpoint of one of these families: {}",
+                    Family::names()
+                ));
             }
             Error::TemplateRefused { .. } => {
-                Some("turns and roles have to be as the template wants them, often user and assistant in turn".to_owned())
+                "turns have to be as the template wants them, often user and assistant by turns"
             }
-            Error::NoChatTemplate { .. } => Some(
+            Error::NoChatTemplate { .. } => {
                 "use an instruction-tuned checkpoint, or put a `chat_template.jinja` into the folder"
-                    .to_owned(),
-            ),
-            Error::SlowTokenizer { .. } => Some(
-                "save it once with transformers: `AutoTokenizer.from_pretrained(DIR, use_fast=True)\
-                 .save_pretrained(DIR)` writes a `tokenizer.json`"
-                    .to_owned(),
-            ),
-            Error::NoWeights { pickled: Some(_), .. } => Some(
-                "convert the checkpoint with transformers: `model.save_pretrained(DIR, \
-                 safe_serialization=True)`"
-                    .to_owned(),
-            ),
-            Error::TruncatedSafetensors { .. } | Error::IndexedFileMissing { .. } => {
-                Some("download the file again, it is incomplete".to_owned())
             }
-            Error::TensorMissing { name, .. } if name == "lm_head.weight" => Some(
+            Error::SlowTokenizer { .. } => {
+                "transformers converts it: `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` \
+                 writes a `tokenizer.json`"
+            }
+            Error::NoWeights { pickled: Some(_), .. } => {
+                "transformers converts them: `model.save_pretrained(DIR)` writes safetensors"
+            }
+            Error::TruncatedSafetensors { .. } | Error::IndexedFileMissing { .. } => {
+                "download the file again, it is incomplete"
+            }
+            Error::TensorMissing { name, .. } if name == "lm_head.weight" => {
                 "the head may be the embedding: then `tie_word_embeddings` in `config.json` is `true`"
-                    .to_owned(),
-            ),
+            }
             Error::TensorMissing { .. } | Error::TensorShape { .. } => {
-                Some("`config.json` and the weights have to be of the same model".to_owned())
+                "`config.json` and the weights have to be of the same model"
             }
             Error::TensorDType { .. } => {
-                Some("quantised weights cannot be trained, use the checkpoint in bf16".to_owned())
+                "quantised weights cannot be trained, use the checkpoint in bf16"
             }
             Error::Write { source, .. } => match source.kind() {
-                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-                    Some("free some space, or write to another disk".to_owned())
-                }
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => FREE_SPACE,
                 ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => {
-                    Some("write to a folder that you may write to".to_owned())
+                    "name a folder that you may write to"
                 }
-                _ => None,
+                _ => return None,
             },
-            Error::DiskFull { .. } => Some("free some space, or write to another disk".to_owned()),
+            Error::DiskFull { .. } => FREE_SPACE,
             Error::ExportWouldDelete { .. } => {
-                Some("name a folder of its own for the export, or move the file away".to_owned())
+                "name a folder of its own for the export, or move the file away"
             }
-            _ => None,
-        }
+            Error::Hub(error) => return error.hint(),
+            _ => return None,
+        };
+        Some(hint.to_owned())
     }
 }
+
+const FREE_SPACE: &str = "free some space, or name a folder on another disk";
