@@ -1,0 +1,85 @@
+//! From the attention output back to the residual stream: output projection, residual, norm, MLP, residual.
+
+use sterna_ops::{linear, rms_norm, swiglu};
+use tch::Tensor;
+
+use super::BlockContext;
+use crate::params::{BlockGrads, BlockParams, Linear};
+
+/// What the backward of a tile reads, and all that is missing from the result but one matrix product.
+#[derive(Debug)]
+pub(super) struct PostSaved {
+    /// `[tile, d]`, the residual stream after attention.
+    r: Tensor,
+    /// `[tile, d]`, normalised.
+    h: Tensor,
+    /// `[tile, f]`.
+    gate: Tensor,
+    /// `[tile, f]`.
+    up: Tensor,
+    /// `[tile, f]`, `silu(gate) * up`.
+    a: Tensor,
+}
+
+/// Computes what the backward reads, from `x` `[tile, d]` and `o` `[tile, n, h]`.
+pub(super) fn recompute(
+    ctx: &BlockContext<'_>,
+    params: &BlockParams,
+    x: &Tensor,
+    o: &Tensor,
+) -> PostSaved {
+    let r = forward_linear(&params.o_proj, &o.flatten(1, 2)).g_add_(x);
+    let h = rms_norm::forward(&r, &params.post_attention_layernorm, ctx.config.rms_norm_eps);
+    let gate = forward_linear(&params.gate_proj, &h);
+    let up = forward_linear(&params.up_proj, &h);
+    let a = swiglu::forward(&gate, &up);
+    PostSaved { r, h, gate, up, a }
+}
+
+/// The result `[tile, d]`.
+pub(super) fn finish(params: &BlockParams, saved: &PostSaved) -> Tensor {
+    forward_linear(&params.down_proj, &saved.a).g_add_(&saved.r)
+}
+
+/// The gradients of `x` `[tile, d]` and `o` `[tile, n, h]` from that of the result; weight gradients `+=`.
+pub(super) fn backward(
+    ctx: &BlockContext<'_>,
+    params: &BlockParams,
+    grads: &mut BlockGrads,
+    saved: PostSaved,
+    o: &Tensor,
+    d_y: &Tensor,
+) -> (Tensor, Tensor) {
+    let PostSaved { r, h, gate, up, a } = saved;
+    let d_a = backward_linear(&params.down_proj, &mut grads.down_proj, &a, d_y);
+    drop(a);
+    let (d_gate, d_up) = swiglu::backward(&d_a, &gate, &up);
+    // Four of the widest tensors of the tile; the rest of the backward reads none of these three.
+    drop((d_a, gate, up));
+    // dL/dh = d_gate * Wgate + d_up * Wup.
+    let mut d_h = backward_linear(&params.gate_proj, &mut grads.gate_proj, &h, &d_gate);
+    drop(d_gate);
+    let _ = d_h.g_add_(&backward_linear(&params.up_proj, &mut grads.up_proj, &h, &d_up));
+    drop(d_up);
+    // The residual around the MLP: dL/dr = d_y + the gradient through the norm.
+    let norm = &params.post_attention_layernorm;
+    let grad = grads.post_attention_layernorm.as_mut();
+    let d_r = rms_norm::backward(&d_h, &r, norm, ctx.config.rms_norm_eps, grad).g_add_(d_y);
+    // The residual around attention: x receives the same gradient as the output projection.
+    let d_o = backward_linear(&params.o_proj, &mut grads.o_proj, &o.flatten(1, 2), &d_r);
+    (d_r, d_o.unflatten(1, [-1, ctx.config.head_dim as i64]))
+}
+
+fn forward_linear(proj: &Linear<Tensor>, x: &Tensor) -> Tensor {
+    linear::forward(x, &proj.weight, proj.bias.as_ref())
+}
+
+fn backward_linear(
+    proj: &Linear<Tensor>,
+    grads: &mut Linear<Option<Tensor>>,
+    x: &Tensor,
+    d_y: &Tensor,
+) -> Tensor {
+    grads.accumulate(d_y, x);
+    linear::backward_input(d_y, &proj.weight)
+}

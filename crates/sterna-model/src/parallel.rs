@@ -1,0 +1,3 @@
+//! How one sequence is worked on by several ranks.
+
+pub mod ulysses;
