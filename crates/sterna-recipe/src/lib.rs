@@ -1,12 +1,18 @@
 //! YAML to `RecipeFile` to [`Recipe`] to `Plan`. Pure: no torch, environment, clock or network.
 
 pub mod diagnostic;
+mod edit;
+mod file;
 mod human;
+mod load;
 pub mod recipe;
+mod resolve;
 pub mod source;
 mod yaml;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Kind, Note};
+pub use edit::{Override, OverrideError};
+pub use load::{keys, load, parse};
 pub use recipe::{
     AttnImplementation, CacheFsType, CheckpointKind, CheckpointOptions, DataOptions,
     DeepSpeedOptions, LabelMask, LogLevel, LoggerOptions, LossAverage, ModelOptions, OptimizerKind,
@@ -14,3 +20,4 @@ pub use recipe::{
     SchedulerOptions, Source, TokenizerOptions, ZeroStage,
 };
 pub use source::{Origin, RecipeSource, Span};
+pub use sterna_hf::DType;

@@ -65,6 +65,8 @@ pub struct Recipe {
 
     /// Optimizer steps between evaluations; 0 exactly when there is no evaluation data.
     pub eval_interval: usize,
+    /// Evaluate once before the first step.
+    pub eval_on_start: bool,
     /// Evaluation micro-batches between printed lines; 0 is off.
     pub eval_log_iter_interval: usize,
     /// Micro-batches between log lines of the loss; 0 is off.
@@ -104,6 +106,13 @@ pub struct ModelOptions {
     pub random_weights: bool,
     /// Folder name of the export, if not the checkpoint's own.
     pub save_name: Option<String>,
+}
+
+impl ModelOptions {
+    /// Whether `hf_config_kwargs` asks for a number of layers, so that the files of `name_or_path` do not fit.
+    pub fn changes_depth(&self) -> bool {
+        self.hf_config_kwargs.contains_key("num_hidden_layers")
+    }
 }
 
 /// Names of attention kernels that the reference accepts and that mean exact causal attention per document.

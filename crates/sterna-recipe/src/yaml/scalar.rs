@@ -17,6 +17,18 @@ pub(crate) enum Meaning {
 }
 
 impl Meaning {
+    /// The scalar as a lower-case word or digits, whatever its type; nothing for a date.
+    pub(crate) fn plain_text(&self) -> Option<String> {
+        match self {
+            Self::Null => Some("null".to_owned()),
+            Self::Bool(x) => Some(x.to_string()),
+            Self::Int(x) => Some(x.to_string()),
+            Self::Float(x) => Some(x.to_string()),
+            Self::Text(x) => Some(x.clone()),
+            Self::Date(_) => None,
+        }
+    }
+
     /// A phrase for messages.
     pub(crate) fn describe(&self) -> String {
         match self {

@@ -1,0 +1,544 @@
+//! Every key of a recipe, section by section.
+
+use crate::{
+    recipe::{
+        AttnImplementation, CacheFsType, LabelMask, LogLevel, LossAverage, Packing, PadTo, Ramp,
+        Ranks,
+    },
+    yaml::{Content, Node, join, scalar::Meaning},
+};
+
+use super::{
+    reader::{At, Read, Reader, section},
+    values::{
+        CheckpointWord, DtypeWord, Flag, Fraction, HumanFloat, HumanInt, Int, List, Maybe,
+        OneOrMany, OptimizerWord, Pair, Raw, Real, Text, Tree, Words,
+    },
+};
+
+/// Which trainer a recipe is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TrainerKind {
+    Sft,
+    Causal,
+    Dpo,
+}
+
+/// Which model factory of the reference a recipe names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ModelKind {
+    HuggingFace,
+    Liger,
+}
+
+/// Which data source of the reference a recipe names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SourceKind {
+    HuggingFaceInstruct,
+    HuggingFace,
+    HuggingFaceCausal,
+    Snowflake,
+    ProjectGutenberg,
+    Ultrafeedback,
+}
+
+/// Which scheduler factory of the reference a recipe names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SchedulerKind {
+    HuggingFace,
+    Wsd,
+}
+
+/// Where `DeepSpeed` moves a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OffloadDevice {
+    None,
+    Cpu,
+    Nvme,
+}
+
+section! {
+    /// The whole recipe.
+    RecipeFile {
+        "type" => kind: TrainerKind,
+        "model" => model: ModelFile,
+        "tokenizer" => tokenizer: TokenizerFile,
+        "data" => data: DataFile,
+        "optimizer" => optimizer: OptimizerFile,
+        "scheduler" => scheduler: SchedulerFile,
+        "deepspeed" => deepspeed: DeepSpeedFile,
+        "logger" => logger: LoggerFile,
+        "wandb" => wandb: WandbFile,
+        "checkpoint" => checkpoint: OneOrMany<CheckpointFile>,
+        "micro_batch_size" => micro_batch_size: Int<1>,
+        "gradient_accumulation_steps" => gradient_accumulation_steps: Int<1>,
+        "sequence_parallel_size" => sequence_parallel_size: Int<1>,
+        "loss_average" => loss_average: LossAverage,
+        "activation_checkpoint_cpu_offload" => activation_checkpoint_cpu_offload: Flag,
+        "tiled_mlp_compute" => tiled_mlp_compute: Flag,
+        "arctic_moe" => arctic_moe: Raw,
+        "epochs" => epochs: Int<0>,
+        "train_iters" => train_iters: HumanInt<0>,
+        "exit_iteration" => exit_iteration: Int<0>,
+        "exit_iteration_this_run" => exit_iteration_this_run: Int<0>,
+        "min_iterations" => min_iterations: HumanInt<0>,
+        "overfit_first_batch" => overfit_first_batch: Flag,
+        "kill_switch_path" => kill_switch_path: Text,
+        "seed" => seed: Int<0>,
+        "eval_interval" => eval_interval: HumanInt<0>,
+        "eval_log_iter_interval" => eval_log_iter_interval: HumanInt<0>,
+        "eval_on_start" => eval_on_start: Flag,
+        "loss_log_interval" => loss_log_interval: HumanInt<0>,
+        "train_log_iter_interval" => train_log_iter_interval: Int<0>,
+        "train_log_metrics_path" => train_log_metrics_path: Text,
+    }
+    inert {
+        "skip_validation": Flag => "a recipe is always checked",
+        "mem_profiler_dir": Text => "there is no memory profile to write",
+        "mem_profiler_max_entries": HumanInt<1> => "there is no memory profile to write",
+    }
+    refused {
+        "code" unless [] => "Python code cannot be loaded into this program",
+        "expert_parallel_size" unless ["1"] => "models with experts are not there yet",
+        "enable_arctic_moe_custom_optimization" unless ["false"] => "models with experts are not there yet",
+        "enable_routing_replay" unless ["false"] => "models with experts are not there yet",
+        "mem_profiler" unless ["null"] => "it is a tool of PyTorch's CUDA allocator; `sterna check` says what each rank needs",
+        "ref_model" unless [] => "it belongs to `type: dpo`, which is not there yet",
+        "reference_model_deepspeed" unless [] => "it belongs to `type: dpo`, which is not there yet",
+        "beta" unless [] => "it belongs to `type: dpo`, which is not there yet",
+        "ignore_label_index" unless ["-100"] => "it belongs to `type: dpo`, which is not there yet",
+        "label_smoothing" unless ["0"] => "it belongs to `type: dpo`, which is not there yet",
+        "local_rank" unless [] => "the launcher says which rank a process is",
+        "global_rank" unless [] => "the launcher says which rank a process is",
+        "world_size" unless [] => "the launcher says how many ranks there are",
+    }
+}
+
+section! {
+    /// `model`.
+    ModelFile {
+        "type" => kind: ModelKind,
+        "name_or_path" => name_or_path: Text,
+        "dtype" => dtype: DtypeWord,
+        "attn_implementation" => attn_implementation: AttnImplementation,
+        "disable_activation_checkpoint" => disable_activation_checkpoint: Flag,
+        "hf_config_kwargs" => hf_config_kwargs: Tree,
+        "random_weights" => random_weights: Flag,
+        "save_name" => save_name: Maybe<Text>,
+    }
+    inert {}
+    refused {
+        "peft_config" unless ["null"] => "adapters are not there yet: all weights are trained",
+    }
+}
+
+section! {
+    /// `tokenizer`.
+    TokenizerFile {
+        "name_or_path" => name_or_path: Text,
+    }
+    inert {
+        "tokenize_kwargs": Tree => "only `type: causal` of the reference uses it",
+    }
+    refused {
+        "type" unless ["huggingface"] => "`huggingface` is the only one",
+    }
+}
+
+section! {
+    /// `data`.
+    DataFile {
+        "type" => kind: TrainerKind,
+        "sources" => sources: List<SourceFile>,
+        "eval_sources" => eval_sources: List<SourceFile>,
+        "train_eval_split" => train_eval_split: Pair,
+        "max_length" => max_length: HumanInt<1>,
+        "packing" => packing: Packing,
+        "label_mask" => label_mask: LabelMask,
+        "num_proc" => num_proc: Int<1>,
+        "seed" => seed: Int<0>,
+        "cache_dir" => cache_dir: Text,
+        "cache_fs_type" => cache_fs_type: CacheFsType,
+        "fail_on_missing_cache" => fail_on_missing_cache: Flag,
+        "div_length" => div_length: HumanInt<1>,
+        "mask_inputs" => mask_inputs: Flag,
+        "always_max_length" => always_max_length: Flag,
+        "pad_to" => pad_to: PadTo,
+        "filter_samples" => filter_samples: Flag,
+        "pack_samples" => pack_samples: Flag,
+        "drop_last" => drop_last: Flag,
+        "fuse_positions_prob" => fuse_positions_prob: Fraction,
+        "repeat_to_pack_max_length" => repeat_to_pack_max_length: Flag,
+        "ignore_empty_think" => ignore_empty_think: Flag,
+    }
+    inert {
+        "dl_num_workers": Int<0> => "batches are put together in the training process, ahead of need",
+        "use_data_cache": Maybe<Flag> => "processed data is always cached",
+        "cache_processed_data": Maybe<Flag> => "processed data is always cached",
+    }
+    refused {
+        "max_prompt_length" unless [] => "it belongs to `type: dpo`, which is not there yet",
+        "dpo_prompt_truncation_mode" unless [] => "it belongs to `type: dpo`, which is not there yet",
+    }
+}
+
+section! {
+    /// One entry of `data.sources`, written as a mapping.
+    SourceKeys {
+        "type" => kind: SourceKind,
+        "name_or_path" => name_or_path: Text,
+        "split" => split: Text,
+        "kwargs" => kwargs: Tree,
+        "split_mapping" => split_mapping: Words,
+        "role_mapping" => role_mapping: Words,
+        "content_key" => content_key: Maybe<Text>,
+        "sample_ratio" => sample_ratio: Maybe<Real>,
+        "sample_count" => sample_count: Maybe<Int<0>>,
+        "sample_seed" => sample_seed: Int<0>,
+    }
+    inert {}
+    refused {
+        "process" unless ["true"] => "rows that are tokens already are not read: give the chats",
+        "sql" unless [] => "it belongs to `type: snowflake`, which is not there yet",
+        "table_name" unless [] => "it belongs to `type: snowflake`, which is not there yet",
+        "dataset_uri" unless [] => "it belongs to `type: snowflake`, which is not there yet",
+        "column_mapping" unless [] => "it belongs to `type: snowflake`, which is not there yet",
+        "limit" unless [] => "it belongs to `type: snowflake`, which is not there yet",
+        "batch_size" unless [] => "it belongs to `type: snowflake`, which is not there yet",
+    }
+}
+
+/// One entry of `data.sources`: a mapping, or the short form `name` or `name:split`.
+#[derive(Clone, Debug)]
+pub(crate) struct SourceFile {
+    pub(crate) path: String,
+    pub(crate) keys: SourceKeys,
+}
+
+impl Read for SourceFile {
+    type Value = Self;
+
+    fn read(node: &Node, path: &str, reader: &mut Reader) -> Option<Self> {
+        let keys = match &node.content {
+            Content::Scalar(Meaning::Text(text)) => SourceKeys::from_short_form(text, node, path),
+            Content::Mapping(_) => SourceKeys::read(node, path, reader)?,
+            _ => {
+                return reader.wrong(
+                    node,
+                    path,
+                    "a data set name, `name:split`, or a mapping with `name_or_path`",
+                );
+            }
+        };
+        Some(Self { path: path.to_owned(), keys })
+    }
+
+    fn keys(path: &str, out: &mut Vec<String>) {
+        SourceKeys::keys(path, out);
+    }
+}
+
+impl SourceKeys {
+    /// `name` or `name:split`; a registered source name in front of the colon is a type, as in the reference.
+    fn from_short_form(text: &str, node: &Node, path: &str) -> Self {
+        let at = |value| At { value, path: join(path, "name_or_path"), span: node.span };
+        let head = text.split(':').next().unwrap_or(text);
+        let kind = match head {
+            "huggingface_instruct" => Some(SourceKind::HuggingFaceInstruct),
+            "huggingface" => Some(SourceKind::HuggingFace),
+            "huggingface_causal" => Some(SourceKind::HuggingFaceCausal),
+            "snowflake" => Some(SourceKind::Snowflake),
+            "ProjectGutenbergSFT" => Some(SourceKind::ProjectGutenberg),
+            "HuggingFaceH4/ultrafeedback_binarized" => Some(SourceKind::Ultrafeedback),
+            _ => None,
+        };
+        Self {
+            kind: kind.map(|value| At { value, path: join(path, "type"), span: node.span }),
+            name_or_path: Some(at(text.to_owned())),
+            split: None,
+            kwargs: None,
+            split_mapping: None,
+            role_mapping: None,
+            content_key: None,
+            sample_ratio: None,
+            sample_count: None,
+            sample_seed: None,
+        }
+    }
+}
+
+section! {
+    /// `optimizer`.
+    OptimizerFile {
+        "type" => kind: OptimizerWord,
+        "learning_rate" => learning_rate: HumanFloat,
+        "weight_decay" => weight_decay: HumanFloat,
+        "betas" => betas: Pair,
+    }
+    inert {}
+    refused {}
+}
+
+section! {
+    /// `scheduler`.
+    SchedulerFile {
+        "type" => kind: SchedulerKind,
+        "name" => name: Text,
+        "warmup_ratio" => warmup_ratio: Fraction,
+        "scheduler_specific_kwargs" => scheduler_specific_kwargs: Raw,
+        "num_warmup_steps" => num_warmup_steps: Int<0>,
+        "num_decay_steps" => num_decay_steps: Int<0>,
+        "min_lr_ratio" => min_lr_ratio: Fraction,
+        "learning_rate" => learning_rate: Maybe<Real>,
+    }
+    inert {}
+    refused {}
+}
+
+section! {
+    /// `scheduler.scheduler_specific_kwargs`, whichever curve they are for.
+    CurveFile {
+        "num_cycles" => num_cycles: Real,
+        "lr_end" => lr_end: HumanFloat,
+        "power" => power: Real,
+        "timescale" => timescale: Int<1>,
+        "min_lr" => min_lr: HumanFloat,
+        "min_lr_rate" => min_lr_rate: Fraction,
+        "warmup_lr_rate" => warmup_lr_rate: Fraction,
+        "num_decay_steps" => num_decay_steps: Int<0>,
+        "num_stable_steps" => num_stable_steps: Int<0>,
+        "warmup_type" => warmup_type: Ramp,
+        "decay_type" => decay_type: Ramp,
+        "min_lr_ratio" => min_lr_ratio: Fraction,
+    }
+    inert {}
+    refused {}
+}
+
+const FLAT_UNITS: &str = "each block is one flat unit, gathered and reduced as a whole";
+const EVERY_STEP: &str = "the metrics line comes every micro-batch";
+
+section! {
+    /// `deepspeed`.
+    DeepSpeedFile {
+        "zero_optimization" => zero_optimization: ZeroFile,
+        "gradient_clipping" => gradient_clipping: HumanFloat,
+        "seq_parallel_communication_data_type" => seq_parallel_communication_data_type: DtypeWord,
+        "communication_data_type" => communication_data_type: Maybe<DtypeWord>,
+        "data_types" => data_types: DataTypesFile,
+        "bf16" => bf16: Bf16File,
+        "train_batch_size" => train_batch_size: Raw,
+        "train_micro_batch_size_per_gpu" => train_micro_batch_size_per_gpu: Raw,
+        "gradient_accumulation_steps" => gradient_accumulation_steps: Raw,
+        "sequence_parallel_size" => sequence_parallel_size: Raw,
+    }
+    inert {
+        "steps_per_print": HumanInt<0> => EVERY_STEP,
+        "wall_clock_breakdown": Flag => "the metrics have the time of each step",
+        "memory_breakdown": Flag => "the metrics have the peak memory of each step",
+        "dump_state": Flag => "`sterna check` prints what will run",
+        "prescale_gradients": Flag => "gradients are averaged in fp32, which does not overflow",
+        "gradient_predivide_factor": Real => "gradients are averaged in fp32, which does not overflow",
+        "zero_allow_untested_optimizer": Flag => "there is one optimizer, AdamW",
+        "zero_force_ds_cpu_optimizer": Flag => "there is one optimizer, AdamW",
+        "disable_allgather": Flag => FLAT_UNITS,
+        "dataloader_drop_last": Flag => "`data` decides how batches are made",
+        "use_data_before_expert_parallelism": Flag => "models here have no experts",
+        "activation_checkpointing": Tree => "each block is recomputed as a whole; `activation_checkpoint_cpu_offload` moves what is kept",
+        "checkpoint": Tree => "it is about DeepSpeed's own checkpoints; the key `checkpoint` of the recipe says what is written",
+        "aio": Tree => "nothing is read from or written to NVMe",
+        "comms_logger": Tree => "the metrics have the time of each step",
+        "tensorboard": Tree => "metrics go to `train_log_metrics_path`",
+        "csv_monitor": Tree => "metrics go to `train_log_metrics_path`",
+        "flops_profiler": Tree => "the metrics have FLOPs by the reference's formula and by an honest one",
+        "nebula": Tree => "exports are written to folders",
+        "compile": Tree => "there is no graph to compile",
+    }
+    refused {
+        "fp16" unless [] => "fp16 training needs loss scaling, which is not there: use `model.dtype: bf16` or `fp32`",
+        "amp" unless [] => "use `model.dtype` to choose the format",
+        "torch_autocast" unless [] => "use `model.dtype` to choose the format",
+        "optimizer" unless [] => "the key `optimizer` of the recipe chooses it",
+        "scheduler" unless [] => "the key `scheduler` of the recipe chooses it",
+        "sparse_gradients" unless ["false"] => "all gradients are dense",
+        "sparse_attention" unless [] => "attention is exact",
+        "tensor_parallel" unless [] => "the axes are data and sequence",
+        "pipeline" unless [] => "the axes are data and sequence",
+        "curriculum_learning" unless [] => "every batch has the length of its samples",
+        "data_efficiency" unless [] => "every batch has the length of its samples",
+        "progressive_layer_drop" unless [] => "every block runs",
+        "eigenvalue" unless [] => "it belongs to quantized training, which is not there",
+        "compression_training" unless [] => "quantized training is not there",
+        "quantize_training" unless [] => "quantized training is not there",
+        "autotuning" unless [] => "`sterna check` says what a recipe needs",
+        "elasticity" unless [] => "the number of ranks does not change during a run",
+        "hybrid_engine" unless [] => "nothing is generated during training",
+        "graph_harvesting" unless ["false"] => "there is no graph to capture",
+        "wandb" unless [] => "the key `wandb` of the recipe is the place for it",
+        "comet" unless [] => "metrics go to `train_log_metrics_path`",
+    }
+}
+
+section! {
+    /// `deepspeed.zero_optimization`.
+    ZeroFile {
+        "stage" => stage: HumanInt<0>,
+        "offload_optimizer" => offload_optimizer: Maybe<OffloadOptimizerFile>,
+        "offload_param" => offload_param: Maybe<OffloadParamFile>,
+    }
+    inert {
+        "contiguous_gradients": Flag => FLAT_UNITS,
+        "reduce_scatter": Flag => FLAT_UNITS,
+        "reduce_bucket_size": Maybe<Raw> => FLAT_UNITS,
+        "use_multi_rank_bucket_allreduce": Flag => FLAT_UNITS,
+        "allgather_partitions": Flag => FLAT_UNITS,
+        "allgather_bucket_size": Raw => FLAT_UNITS,
+        "overlap_comm": Maybe<Flag> => "the next unit is always fetched during the current one",
+        "load_from_fp32_weights": Flag => "masters start from the weights as stored",
+        "elastic_checkpoint": Flag => "an export has whole tensors",
+        "sub_group_size": Raw => FLAT_UNITS,
+        "stage3_prefetch_bucket_size": Raw => FLAT_UNITS,
+        "stage3_param_persistence_threshold": Raw => FLAT_UNITS,
+        "stage3_model_persistence_threshold": Raw => FLAT_UNITS,
+        "stage3_max_live_parameters": Raw => FLAT_UNITS,
+        "stage3_max_reuse_distance": Raw => FLAT_UNITS,
+        "stage3_gather_16bit_weights_on_model_save": Flag => "an export always has whole tensors",
+        "stage3_gather_fp16_weights_on_model_save": Flag => "an export always has whole tensors",
+        "stage3_module_granularity_threshold": Raw => FLAT_UNITS,
+        "stage3_use_all_reduce_for_fetch_params": Flag => FLAT_UNITS,
+        "stage3_allgather_sequential": Flag => FLAT_UNITS,
+        "stage3_partition_stream_chunk_size": Raw => FLAT_UNITS,
+        "prefetch_bucket_size": Raw => FLAT_UNITS,
+        "param_persistence_threshold": Raw => FLAT_UNITS,
+        "model_persistence_threshold": Raw => FLAT_UNITS,
+        "max_live_parameters": Raw => FLAT_UNITS,
+        "max_reuse_distance": Raw => FLAT_UNITS,
+        "gather_16bit_weights_on_model_save": Flag => "an export always has whole tensors",
+        "module_granularity_threshold": Raw => FLAT_UNITS,
+        "ignore_unused_parameters": Flag => "every parameter is used",
+        "legacy_stage1": Flag => FLAT_UNITS,
+        "round_robin_gradients": Flag => FLAT_UNITS,
+        "memory_efficient_linear": Flag => "no weight is kept for the backward pass",
+        "override_module_apply": Flag => "there are no Python modules",
+        "pipeline_loading_checkpoint": Flag => "each rank reads only its part of the files",
+        "log_trace_cache_warnings": Flag => "the order of units is fixed",
+        "enable_sanity_checks": Flag => "shapes are always checked",
+        "leaf_module": Tree => FLAT_UNITS,
+    }
+    refused {
+        "cpu_offload" unless ["false", "null"] => "it is the old name: write `offload_optimizer: {device: cpu}`",
+        "cpu_offload_param" unless ["false", "null"] => "it is the old name: write `offload_param: {device: cpu}`",
+        "cpu_offload_use_pin_memory" unless ["false", "null"] => "it is the old name: use `offload_optimizer` and `offload_param`",
+        "zero_hpz_partition_size" unless ["0", "1"] => "weights are sharded over all ranks",
+        "mics_shard_size" unless ["-1"] => "weights are sharded over all ranks",
+        "mics_hierarchical_params_gather" unless ["false"] => "weights are sharded over all ranks",
+        "zero_quantized_weights" unless ["false"] => "weights travel as they are",
+        "zero_quantized_nontrainable_weights" unless ["false"] => "weights travel as they are",
+        "zero_quantized_gradients" unless ["false"] => "gradients travel as fp32 or bf16",
+        "zeropp_loco_param" unless ["null"] => "gradients travel as fp32 or bf16",
+        "zenflow" unless ["null"] => "every gradient is used in the step it belongs to",
+        "save_muon_momentum_buffer_in_memory" unless ["false"] => "there is one optimizer, AdamW",
+    }
+}
+
+const NO_NVME: &str = "nothing is moved to NVMe";
+
+section! {
+    /// `deepspeed.zero_optimization.offload_optimizer`.
+    OffloadOptimizerFile {
+        "device" => device: OffloadDevice,
+    }
+    inert {
+        "pin_memory": Flag => "host memory that a GPU reads is always pinned",
+        "nvme_path": Maybe<Text> => NO_NVME,
+        "buffer_count": Raw => NO_NVME,
+        "pipeline_read": Flag => NO_NVME,
+        "pipeline_write": Flag => NO_NVME,
+        "fast_init": Flag => NO_NVME,
+        "convert_grad_on_cpu": Flag => "gradients are fp32 before they are moved",
+        "cpuadam_cores_perc": Raw => "the step uses the threads of its process",
+    }
+    refused {
+        "ratio" unless ["1"] => "the optimizer state is moved as a whole",
+        "super_offload" unless ["false"] => "the optimizer step is one pass over the shard",
+    }
+}
+
+section! {
+    /// `deepspeed.zero_optimization.offload_param`.
+    OffloadParamFile {
+        "device" => device: OffloadDevice,
+    }
+    inert {
+        "pin_memory": Flag => "host memory that a GPU reads is always pinned",
+        "nvme_path": Maybe<Text> => NO_NVME,
+        "buffer_count": Raw => NO_NVME,
+        "buffer_size": Raw => NO_NVME,
+        "max_in_cpu": Raw => NO_NVME,
+    }
+    refused {}
+}
+
+section! {
+    /// `deepspeed.data_types`.
+    DataTypesFile {
+        "grad_accum_dtype" => grad_accum_dtype: Maybe<DtypeWord>,
+    }
+    inert {}
+    refused {}
+}
+
+section! {
+    /// `deepspeed.bf16`.
+    Bf16File {
+        "enabled" => enabled: Raw,
+    }
+    inert {
+        "immediate_grad_update": Flag => "gradients are accumulated as soon as they exist",
+        "check_grad_overflow": Flag => "a gradient norm that is not finite stops the run",
+    }
+    refused {
+        "bf16_master_weights_and_grads" unless ["false"] => "masters are fp32",
+        "bf16_optimizer_states" unless ["false"] => "moments are fp32",
+    }
+}
+
+section! {
+    /// `logger`.
+    LoggerFile {
+        "output_dir" => output_dir: Text,
+        "level" => level: LogLevel,
+        "print_output_ranks" => print_output_ranks: Ranks,
+        "file_output_ranks" => file_output_ranks: Ranks,
+    }
+    inert {}
+    refused {}
+}
+
+section! {
+    /// `wandb`.
+    WandbFile {
+        "enable" => enable: Flag,
+    }
+    inert {
+        "entity": Maybe<Text> => "`wandb.enable` is off",
+        "project": Maybe<Text> => "`wandb.enable` is off",
+        "name": Maybe<Text> => "`wandb.enable` is off",
+    }
+    refused {}
+}
+
+section! {
+    /// One entry of `checkpoint`.
+    CheckpointFile {
+        "type" => kind: CheckpointWord,
+        "output_dir" => output_dir: Text,
+        "enabled" => enabled: Flag,
+        "auto_resume" => auto_resume: Flag,
+        "save_every_n_steps" => save_every_n_steps: HumanInt<0>,
+        "save_every_n_epochs" => save_every_n_epochs: HumanInt<0>,
+        "save_end_of_training" => save_end_of_training: Flag,
+    }
+    inert {}
+    refused {}
+}

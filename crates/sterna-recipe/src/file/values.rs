@@ -1,0 +1,433 @@
+//! The types of values, with the leniency of the reference: where pydantic takes a string for a number, so do we.
+
+use std::marker::PhantomData;
+
+use serde_json::{Map, Value};
+use sterna_hf::DType;
+
+use crate::{
+    human,
+    recipe::{
+        AttnImplementation, CacheFsType, CheckpointKind, LabelMask, LogLevel, LossAverage,
+        OptimizerKind, Packing, PadTo, Ramp, Ranks,
+    },
+    yaml::{Content, Node, scalar::Meaning},
+};
+
+use super::{
+    reader::{Read, Reader, nearest},
+    sections::{ModelKind, OffloadDevice, SchedulerKind, SourceKind, TrainerKind},
+};
+
+/// A string; a number or boolean has to be quoted.
+#[derive(Clone, Debug)]
+pub(crate) struct Text;
+
+impl Read for Text {
+    type Value = String;
+
+    fn read(node: &Node, path: &str, reader: &mut Reader) -> Option<String> {
+        match &node.content {
+            Content::Scalar(Meaning::Text(text)) => Some(text.clone()),
+            Content::Scalar(Meaning::Null) => reader.wrong(node, path, "a string"),
+            Content::Scalar(_) => reader.wrong(node, path, "a string (put it in quotes)"),
+            _ => reader.wrong(node, path, "a string"),
+        }
+    }
+}
+
+/// `true` or `false`, and the other ways that YAML 1.1 and pydantic have to say so.
+#[derive(Clone, Debug)]
+pub(crate) struct Flag;
+
+impl Read for Flag {
+    type Value = bool;
+
+    fn read(node: &Node, path: &str, reader: &mut Reader) -> Option<bool> {
+        let word = match &node.content {
+            Content::Scalar(Meaning::Bool(x)) => return Some(*x),
+            Content::Scalar(Meaning::Int(0)) => "0",
+            Content::Scalar(Meaning::Int(1)) => "1",
+            Content::Scalar(Meaning::Text(text)) => &text.to_lowercase(),
+            _ => "",
+        };
+        match word {
+            "true" | "t" | "yes" | "y" | "on" | "1" => Some(true),
+            "false" | "f" | "no" | "n" | "off" | "0" => Some(false),
+            _ => reader.wrong(node, path, "`true` or `false`"),
+        }
+    }
+}
+
+/// An integer of at least `MIN`, without human forms: `3`, `1_000`.
+#[derive(Clone, Debug)]
+pub(crate) struct Int<const MIN: u64>;
+
+impl<const MIN: u64> Read for Int<MIN> {
+    type Value = usize;
+
+    fn read(node: &Node, path: &str, reader: &mut Reader) -> Option<usize> {
+        let value = match &node.content {
+            Content::Scalar(Meaning::Int(x)) => Some(*x),
+            Content::Scalar(Meaning::Float(x)) => integral(*x),
+            Content::Scalar(Meaning::Text(text)) => text.trim().replace('_', "").parse().ok(),
+            _ => None,
+        };
+        match in_range::<MIN>(value) {
+            Some(value) => Some(value),
+            None if matches!(&node.content, Content::Scalar(Meaning::Text(text)) if human::parse(text).is_some()) => {
+                reader.wrong(node, path, format!("an integer of at least {MIN}, written in digits"))
+            }
+            None => reader.wrong(node, path, format!("an integer of at least {MIN}")),
+        }
+    }
+}
+
+/// An integer of at least `MIN`, with human forms: `32_000`, `3.8M`, `64Ki`, `1e6`.
+#[derive(Clone, Debug)]
+pub(crate) struct HumanInt<const MIN: u64>;
+
+impl<const MIN: u64> Read for HumanInt<MIN> {
+    type Value = usize;
+
+    fn read(node: &Node, path: &str, reader: &mut Reader) -> Option<usize> {
+        let required = format!("an integer of at least {MIN}, such as `32_000`, `1.5M` or `64Ki`");
+        let value = match &node.content {
+            Content::Scalar(Meaning::Int(x)) => Some(*x),
+            Content::Scalar(Meaning::Float(x)) => integral(*x),
+            Content::Scalar(Meaning::Text(text)) => match human::parse(text) {
+                None if has_long_mantissa(text) => {
+                    let required =
+                        format!("{required}; before a suffix only one digit may follow the point");
+                    return reader.wrong(node, path, required);
+                }
+                number => number.and_then(integral),
+            },
+            _ => None,
+        };
+        in_range::<MIN>(value).or_else(|| reader.wrong(node, path, required))
+    }
+}
+
+/// Whether `text` would be a number with a suffix if it had fewer digits: `1.25M`.
+fn has_long_mantissa(text: &str) -> bool {
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let suffix = &text[number.len()..];
+    number.contains('.')
+        && human::parse(number).is_some()
+        && human::parse(&format!("1{suffix}")).is_some()
+}
+
+fn integral(x: f64) -> Option<i128> {
+    (x.is_finite() && x.fract() == 0.0).then_some(x as i128)
+}
+
+fn in_range<const MIN: u64>(value: Option<i128>) -> Option<usize> {
+    let value = usize::try_from(value?).ok()?;
+    // Beyond this, arithmetic on token counts could overflow; no file or run has that many.
+    (value as u64 >= MIN && value <= usize::MAX >> 16).then_some(value)
+}
+
+fn number(node: &Node, parse: impl Fn(&str) -> Option<f64>) -> Option<f64> {
+    match &node.content {
+        Content::Scalar(Meaning::Int(x)) => Some(*x as f64),
+        Content::Scalar(Meaning::Float(x)) => Some(*x),
+        Content::Scalar(Meaning::Text(text)) => parse(text),
+        _ => None,
+    }
+    .filter(|x| x.is_finite())
+}
+
+/// A number of at least 0, with human forms: `1e-5`, `10%`.
+#[derive(Clone, Debug)]
+pub(crate) struct HumanFloat;
+
+impl Read for HumanFloat {
+    type Value = f64;
+
+    fn read(node: &Node, path: &str, reader: &mut Reader) -> Option<f64> {
+        let value = number(node, human::parse).filter(|x| *x >= 0.0);
+        value
+            .or_else(|| reader.wrong(node, path, "a number of at least 0, such as `1e-5` or `0.1`"))
+    }
+}
+
+/// A number from 0 to 1, with human forms.
+#[derive(Clone, Debug)]
+pub(crate) struct Fraction;
+
+impl Read for Fraction {
+    type Value = f64;
+
+    fn read(node: &Node, path: &str, reader: &mut Reader) -> Option<f64> {
+        let value = number(node, human::parse).filter(|x| (0.0..=1.0).contains(x));
+        value.or_else(|| reader.wrong(node, path, "a number from 0 to 1, such as `0.1` or `10%`"))
+    }
+}
+
+/// A finite number, without human forms.
+#[derive(Clone, Debug)]
+pub(crate) struct Real;
+
+impl Read for Real {
+    type Value = f64;
+
+    fn read(node: &Node, path: &str, reader: &mut Reader) -> Option<f64> {
+        let value = number(node, |text| text.trim().replace('_', "").parse().ok());
+        value.or_else(|| reader.wrong(node, path, "a number"))
+    }
+}
+
+/// Two numbers, as a list.
+#[derive(Clone, Debug)]
+pub(crate) struct Pair;
+
+impl Read for Pair {
+    type Value = (f64, f64);
+
+    fn read(node: &Node, path: &str, reader: &mut Reader) -> Option<(f64, f64)> {
+        match &node.content {
+            Content::Sequence(items) if items.len() == 2 => {
+                let first = Real::read(&items[0], &format!("{path}[0]"), reader);
+                let second = Real::read(&items[1], &format!("{path}[1]"), reader);
+                Some((first?, second?))
+            }
+            _ => reader.wrong(node, path, "a list of two numbers"),
+        }
+    }
+}
+
+/// A list.
+#[derive(Clone, Debug)]
+pub(crate) struct List<T>(PhantomData<T>);
+
+impl<T: Read> Read for List<T> {
+    type Value = Vec<T::Value>;
+
+    fn read(node: &Node, path: &str, reader: &mut Reader) -> Option<Self::Value> {
+        let Content::Sequence(items) = &node.content else {
+            return reader.wrong(node, path, "a list");
+        };
+        Some(read_items::<T>(items, path, reader))
+    }
+
+    fn keys(path: &str, out: &mut Vec<String>) {
+        out.push(path.to_owned());
+        item_keys::<T>(path, out);
+    }
+}
+
+/// A list, or one item that stands for a list of one.
+#[derive(Clone, Debug)]
+pub(crate) struct OneOrMany<T>(PhantomData<T>);
+
+impl<T: Read> Read for OneOrMany<T> {
+    type Value = Vec<T::Value>;
+
+    fn read(node: &Node, path: &str, reader: &mut Reader) -> Option<Self::Value> {
+        match &node.content {
+            Content::Sequence(items) => Some(read_items::<T>(items, path, reader)),
+            _ => Some(T::read(node, path, reader).into_iter().collect()),
+        }
+    }
+
+    fn keys(path: &str, out: &mut Vec<String>) {
+        List::<T>::keys(path, out);
+    }
+}
+
+fn read_items<T: Read>(items: &[Node], path: &str, reader: &mut Reader) -> Vec<T::Value> {
+    let read = |(idx, item): (usize, &Node)| {
+        let path = format!("{path}[{idx}]");
+        reader.places.insert(path.clone(), item.span);
+        T::read(item, &path, reader)
+    };
+    items.iter().enumerate().filter_map(read).collect()
+}
+
+fn item_keys<T: Read>(path: &str, out: &mut Vec<String>) {
+    let item = format!("{path}[]");
+    let mut below = Vec::new();
+    T::keys(&item, &mut below);
+    out.extend(below.into_iter().filter(|key| *key != item));
+}
+
+/// A value that may be `null`.
+#[derive(Clone, Debug)]
+pub(crate) struct Maybe<T>(PhantomData<T>);
+
+impl<T: Read> Read for Maybe<T> {
+    type Value = Option<T::Value>;
+
+    fn read(node: &Node, path: &str, reader: &mut Reader) -> Option<Self::Value> {
+        if node.is_null() { Some(None) } else { T::read(node, path, reader).map(Some) }
+    }
+
+    fn keys(path: &str, out: &mut Vec<String>) {
+        T::keys(path, out);
+    }
+}
+
+/// A mapping whose keys are somebody else's.
+#[derive(Clone, Debug)]
+pub(crate) struct Tree;
+
+impl Read for Tree {
+    type Value = Map<String, Value>;
+
+    fn read(node: &Node, path: &str, reader: &mut Reader) -> Option<Self::Value> {
+        match node.to_json() {
+            Value::Object(map) => Some(map),
+            _ => reader.wrong(node, path, "a mapping"),
+        }
+    }
+}
+
+/// A mapping of strings, in its order.
+#[derive(Clone, Debug)]
+pub(crate) struct Words;
+
+impl Read for Words {
+    type Value = Vec<(String, String)>;
+
+    fn read(node: &Node, path: &str, reader: &mut Reader) -> Option<Self::Value> {
+        let Content::Mapping(entries) = &node.content else {
+            return reader.wrong(node, path, "a mapping of strings");
+        };
+        let words = entries.iter().map(|entry| {
+            let path = format!("{path}.{}", entry.key);
+            reader.places.insert(path.clone(), entry.value.span);
+            Some((entry.key.clone(), Text::read(&entry.value, &path, reader)?))
+        });
+        words.collect::<Vec<_>>().into_iter().collect()
+    }
+}
+
+/// Anything, kept as it stands for a reader that knows more.
+#[derive(Clone, Debug)]
+pub(crate) struct Raw;
+
+impl Read for Raw {
+    type Value = Node;
+
+    fn read(node: &Node, _path: &str, _reader: &mut Reader) -> Option<Node> {
+        Some(node.clone())
+    }
+}
+
+impl Read for Ranks {
+    type Value = Self;
+
+    fn read(node: &Node, path: &str, reader: &mut Reader) -> Option<Self> {
+        match &node.content {
+            Content::Scalar(Meaning::Text(text)) if text == "*" => Some(Self::All),
+            Content::Sequence(items) => Some(Self::List(read_items::<Int<0>>(items, path, reader))),
+            _ => reader.wrong(node, path, "a list of ranks, or `\"*\"` for all"),
+        }
+    }
+}
+
+/// Declares the words that an enum can be typed as.
+macro_rules! words {
+    ($($type:ty { $($word:literal => $value:expr,)* })*) => {$(
+        impl Read for $type {
+            type Value = Self;
+
+            fn read(node: &Node, path: &str, reader: &mut Reader) -> Option<Self> {
+                const WORDS: &[&str] = &[$($word),*];
+                let text = match &node.content {
+                    Content::Scalar(meaning) => meaning.plain_text().unwrap_or_default(),
+                    _ => String::new(),
+                };
+                match text.as_str() {
+                    $($word => return Some($value),)*
+                    _ => {}
+                }
+                let shown: Vec<_> = WORDS.iter().map(|word| format!("`{word}`")).collect();
+                let required = format!("one of {}", shown.join(", "));
+                reader.wrong::<()>(node, path, required);
+                if let (Some(error), Some(word)) = (reader.errors.last_mut(), nearest(&text, WORDS.iter().copied())) {
+                    error.hint = Some(format!("did you mean `{word}`?"));
+                }
+                None
+            }
+        }
+    )*};
+}
+
+/// A number format; the ones that cannot be trained in are refused with their reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DtypeWord {
+    Supported(DType),
+    Half,
+}
+
+words! {
+    TrainerKind { "sft" => Self::Sft, "causal" => Self::Causal, "dpo" => Self::Dpo, }
+    ModelKind { "huggingface" => Self::HuggingFace, "liger" => Self::Liger, }
+    DtypeWord {
+        "bf16" => Self::Supported(DType::BF16),
+        "fp32" => Self::Supported(DType::F32),
+        "fp16" => Self::Half,
+        "bfloat16" => Self::Supported(DType::BF16),
+        "float32" => Self::Supported(DType::F32),
+        "float16" => Self::Half,
+        "bfloat" => Self::Supported(DType::BF16),
+        "float" => Self::Supported(DType::F32),
+        "half" => Self::Half,
+        "torch.bfloat16" => Self::Supported(DType::BF16),
+        "torch.float32" => Self::Supported(DType::F32),
+        "torch.float16" => Self::Half,
+    }
+    AttnImplementation {
+        "sdpa" => Self::Sdpa,
+        "flash_attention_2" => Self::FlashAttention2,
+        "flash_attention_3" => Self::FlashAttention3,
+    }
+    SourceKind {
+        "huggingface_instruct" => Self::HuggingFaceInstruct,
+        "huggingface" => Self::HuggingFace,
+        "huggingface_causal" => Self::HuggingFaceCausal,
+        "snowflake" => Self::Snowflake,
+        "ProjectGutenbergSFT" => Self::ProjectGutenberg,
+        "HuggingFaceH4/ultrafeedback_binarized" => Self::Ultrafeedback,
+    }
+    CacheFsType { "auto" => Self::Auto, "local" => Self::Local, "shared" => Self::Shared, }
+    PadTo { "div_length" => Self::DivLength, "max_length" => Self::MaxLength, }
+    LabelMask { "exact" => Self::Exact, "reference" => Self::Reference, }
+    Packing { "reference" => Self::Reference, "global" => Self::Global, }
+    LossAverage { "micro_batch" => Self::MicroBatch, "token" => Self::Token, }
+    OptimizerWord {
+        "fused_adam" => Self::Supported(OptimizerKind::FusedAdam),
+        "cpu_adam" => Self::Supported(OptimizerKind::CpuAdam),
+        "fused_adam_moe" => Self::Moe,
+        "cpu_adam_moe" => Self::Moe,
+    }
+    SchedulerKind { "huggingface" => Self::HuggingFace, "wds" => Self::Wsd, "wsd" => Self::Wsd, }
+    Ramp { "linear" => Self::Linear, "cosine" => Self::Cosine, "1-sqrt" => Self::OneMinusSqrt, }
+    OffloadDevice { "none" => Self::None, "cpu" => Self::Cpu, "nvme" => Self::Nvme, }
+    LogLevel {
+        "DEBUG" => Self::Debug,
+        "INFO" => Self::Info,
+        "WARNING" => Self::Warning,
+        "WARN" => Self::Warning,
+        "ERROR" => Self::Error,
+        "CRITICAL" => Self::Critical,
+        "FATAL" => Self::Critical,
+    }
+    CheckpointWord { "huggingface" => Self::Supported(CheckpointKind::HuggingFace), "deepspeed" => Self::DeepSpeed, }
+}
+
+/// An optimizer; those for mixtures of experts are refused with their reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OptimizerWord {
+    Supported(OptimizerKind),
+    Moe,
+}
+
+/// A checkpoint engine; DeepSpeed's own format is refused with its reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CheckpointWord {
+    Supported(CheckpointKind),
+    DeepSpeed,
+}

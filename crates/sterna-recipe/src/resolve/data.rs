@@ -1,0 +1,374 @@
+//! `data`: sources in their long form, and which options go together.
+
+use std::path::PathBuf;
+
+use serde_json::{Map, Value};
+
+use crate::{
+    diagnostic::Diagnostic,
+    file::{At, DataFile, Reader, RecipeFile, SourceFile, SourceKeys, SourceKind},
+    recipe::{CacheFsType, DataOptions, LabelMask, Packing, PadTo, RolePath, Sampling, Source},
+};
+
+use super::{conflict, missing, or, refuse_other_trainers};
+
+/// Where known data sets keep their messages, as in the reference; used when a source gives no `role_mapping`.
+const KNOWN_ROLES: [(&str, &[(&str, &str)]); 8] = [
+    ("HuggingFaceH4/ultrachat_200k", MESSAGES),
+    (
+        "Open-Orca/OpenOrca",
+        &[("system", "system_prompt"), ("user", "question"), ("assistant", "response")],
+    ),
+    ("THUDM/LongAlign-10k", MESSAGES),
+    ("Yukang/LongAlpaca-12k", &[("user", "instruction"), ("assistant", "output")]),
+    (
+        "Open-Orca/SlimOrca",
+        &[
+            ("system", "conversations.from.system"),
+            ("user", "conversations.from.human"),
+            ("assistant", "conversations.from.gpt"),
+        ],
+    ),
+    ("meta-math/MetaMathQA", &[("user", "query"), ("assistant", "response")]),
+    ("ise-uiuc/Magicoder-OSS-Instruct-75K", &[("user", "problem"), ("assistant", "solution")]),
+    (
+        "lmsys/lmsys-chat-1m",
+        &[("user", "conversation.role.user"), ("assistant", "conversation.role.assistant")],
+    ),
+];
+
+const MESSAGES: &[(&str, &str)] =
+    &[("user", "messages.role.user"), ("assistant", "messages.role.assistant")];
+
+/// What `train` and `eval` are called in known data sets, as in the reference; used when a source gives no `split_mapping`.
+const KNOWN_SPLITS: [(&str, &[(&str, &str)]); 2] = [
+    ("HuggingFaceH4/ultrachat_200k", &[("train", "train_sft"), ("eval", "test_sft")]),
+    ("HuggingFaceH4/ultrafeedback_binarized", &[("train", "train_prefs"), ("eval", "test_prefs")]),
+];
+
+/// Arguments of `datasets.load_dataset` that choose files.
+const KWARGS: [&str; 4] = ["name", "data_dir", "data_files", "revision"];
+
+/// Arguments of `datasets.load_dataset` that change nothing about the rows.
+const INERT_KWARGS: [&str; 7] = [
+    "verification_mode",
+    "num_proc",
+    "keep_in_memory",
+    "cache_dir",
+    "download_mode",
+    "trust_remote_code",
+    "token",
+];
+
+pub(super) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<DataOptions> {
+    let Some(section) = &file.data else {
+        missing(reader, "data", "", "a mapping with `sources`");
+        return None;
+    };
+    let data: &DataFile = &section.value;
+    refuse_other_trainers(data.kind.as_ref(), reader);
+    if let Some(at) = &data.max_length
+        && or(data.always_max_length.as_ref(), false)
+    {
+        let text =
+            format!("packs run past {} tokens by part of a sample, as in the reference", at.value);
+        reader.note("data.always_max_length", text);
+    }
+    let Some(typed) = &data.sources else {
+        missing(reader, "data.sources", "data", "a list of data sets");
+        return None;
+    };
+    if typed.value.is_empty() && reader.errors.is_empty() {
+        reader.error(Diagnostic::value(
+            &typed.path,
+            typed.span,
+            "an empty list".to_owned(),
+            "at least one data set",
+        ));
+    }
+    let sources = typed.value.iter().filter_map(|entry| source(entry, "train", reader)).collect();
+    let eval_sources = data.eval_sources.iter().flat_map(|at| &at.value);
+    let options = DataOptions {
+        sources,
+        eval_sources: eval_sources.filter_map(|entry| source(entry, "eval", reader)).collect(),
+        train_eval_split: or(data.train_eval_split.as_ref(), (1.0, 0.0)),
+        max_length: data.max_length.as_ref().map(|at| at.value),
+        packing: or(data.packing.as_ref(), Packing::Reference),
+        label_mask: or(data.label_mask.as_ref(), LabelMask::Exact),
+        num_proc: or(data.num_proc.as_ref(), 16),
+        seed: or(data.seed.as_ref(), 42) as u64,
+        cache_dir: PathBuf::from(or(data.cache_dir.as_ref(), "/tmp/".to_owned())),
+        cache_fs_type: or(data.cache_fs_type.as_ref(), CacheFsType::Auto),
+        fail_on_missing_cache: or(data.fail_on_missing_cache.as_ref(), false),
+        div_length: or(data.div_length.as_ref(), 256),
+        mask_inputs: or(data.mask_inputs.as_ref(), true),
+        always_max_length: or(data.always_max_length.as_ref(), false),
+        pad_to: or(data.pad_to.as_ref(), PadTo::DivLength),
+        filter_samples: or(data.filter_samples.as_ref(), true),
+        pack_samples: or(data.pack_samples.as_ref(), false),
+        drop_last: or(data.drop_last.as_ref(), false),
+        fuse_positions_prob: or(data.fuse_positions_prob.as_ref(), 0.0),
+        repeat_to_pack_max_length: or(data.repeat_to_pack_max_length.as_ref(), false),
+        ignore_empty_think: or(data.ignore_empty_think.as_ref(), false),
+    };
+    check_split(&options, reader);
+    check_packing(file, data, &options, reader);
+    check_padding(data, &options, reader);
+    Some(options)
+}
+
+fn check_split(data: &DataOptions, reader: &mut Reader) {
+    let (train, eval) = data.train_eval_split;
+    let path = "data.train_eval_split";
+    let found = format!("`data.train_eval_split` is `[{train}, {eval}]`");
+    // The reference compares the floating-point sum with 1.0 and nothing else, and so `[0.9, 0.1]` is fine.
+    #[expect(clippy::float_cmp, reason = "the rule is the exact comparison")]
+    let is_whole = train + eval == 1.0;
+    if !is_whole || train < 0.0 || eval < 0.0 {
+        conflict(reader, path, found, "two fractions whose sum is 1", None);
+    } else if eval > 0.0 && !data.eval_sources.is_empty() {
+        let hint = Some("remove one of `train_eval_split` and `eval_sources`");
+        conflict(
+            reader,
+            path,
+            format!("{found} and there are `eval_sources`"),
+            "one way to get evaluation data",
+            hint,
+        );
+    }
+}
+
+/// Options of packing need packing, and a pack is a micro-batch of its own.
+fn check_packing(file: &RecipeFile, data: &DataFile, options: &DataOptions, reader: &mut Reader) {
+    if options.pack_samples {
+        if let Some(at) = file.micro_batch_size.as_ref().filter(|at| at.value > 1) {
+            let found =
+                format!("`micro_batch_size` is `{}` and `data.pack_samples` is on", at.value);
+            let hint = "a pack is as long as a batch already: use `gradient_accumulation_steps` for larger batches";
+            conflict(reader, &at.path, found, "a `micro_batch_size` of 1", Some(hint));
+        }
+        if options.packing == Packing::Global && options.always_max_length {
+            let found = "`data.packing` is `global` and `data.always_max_length` is on".to_owned();
+            let hint = "global packing fills packs as far as whole samples go";
+            conflict(reader, "data.always_max_length", found, "one of them", Some(hint));
+        }
+        return;
+    }
+    let flags = [
+        ("always_max_length", options.always_max_length),
+        ("drop_last", options.drop_last),
+        ("repeat_to_pack_max_length", options.repeat_to_pack_max_length),
+        ("fuse_positions_prob", options.fuse_positions_prob > 0.0),
+        ("packing", data.packing.is_some()),
+    ];
+    for (key, _) in flags.into_iter().filter(|(_, is_on)| *is_on) {
+        reader.note(&format!("data.{key}"), "it is about packs, and `data.pack_samples` is off");
+    }
+}
+
+/// `pad_to: max_length` with a `div_length` of the recipe's own needs one to divide the other.
+fn check_padding(data: &DataFile, options: &DataOptions, reader: &mut Reader) {
+    let (Some(max_length), Some(div_length)) = (&data.max_length, &data.div_length) else { return };
+    let (max, div) = (max_length.value, div_length.value);
+    if options.pad_to != PadTo::MaxLength || max.is_multiple_of(div) {
+        return;
+    }
+    let below = max / div * div;
+    let found = format!(
+        "`data.pad_to` is `max_length`, and `data.max_length` `{max}` is no multiple of `data.div_length` `{div}`"
+    );
+    let hint = format!(
+        "remove `div_length`, or use a `max_length` of {} or {}",
+        below.max(div),
+        below + div
+    );
+    conflict(reader, &max_length.path, found, "a multiple", Some(&hint));
+}
+
+fn source(file: &SourceFile, default_split: &str, reader: &mut Reader) -> Option<Source> {
+    let keys: &SourceKeys = &file.keys;
+    if let Some(kind) = &keys.kind
+        && kind.value != SourceKind::HuggingFaceInstruct
+    {
+        refuse_kind(kind, reader);
+        return None;
+    }
+    let Some(name) = &keys.name_or_path else {
+        missing(
+            reader,
+            &format!("{}.name_or_path", file.path),
+            &file.path,
+            "a folder, a file or a name on the hub",
+        );
+        return None;
+    };
+    let (name_or_path, split) = match name.value.split_once(':') {
+        Some((name, split)) => (name.to_owned(), split.to_owned()),
+        None => (name.value.clone(), or(keys.split.as_ref(), default_split.to_owned())),
+    };
+    if name_or_path.is_empty() || split.is_empty() {
+        let found = format!("`{}`", name.value);
+        reader.error(Diagnostic::value(&name.path, name.span, found, "a name, or `name:split`"));
+        return None;
+    }
+    let split = map_split(&split, &split_mapping(keys, &name_or_path));
+    let role_mapping = role_mapping(keys, &name_or_path, reader);
+    if name_or_path == "nvidia/AceMath-Instruct-Training-Data" {
+        let why =
+            "its replies are in a column of their own, which the reference puts together by hand";
+        reader.refuse(&name.path, name.span, format!("= `{name_or_path}`"), why);
+    }
+    Some(Source {
+        split,
+        kwargs: kwargs(keys.kwargs.as_ref(), reader),
+        role_mapping: role_mapping?,
+        content_key: or(keys.content_key.as_ref(), None),
+        sample: sampling(file, reader)?,
+        sample_seed: or(keys.sample_seed.as_ref(), 42) as u64,
+        name_or_path,
+    })
+}
+
+fn refuse_kind(kind: &At<SourceKind>, reader: &mut Reader) {
+    let (name, why) = match kind.value {
+        SourceKind::HuggingFaceInstruct => return,
+        SourceKind::HuggingFace => (
+            "huggingface",
+            "use `type: huggingface_instruct`, with a `role_mapping` such as `{user: messages.role.user, assistant: messages.role.assistant}`",
+        ),
+        SourceKind::HuggingFaceCausal => {
+            ("huggingface_causal", "it belongs to `type: causal`, which is not there yet")
+        }
+        SourceKind::Snowflake => ("snowflake", "export the table to Parquet and name the file"),
+        SourceKind::ProjectGutenberg => ("ProjectGutenbergSFT", "use `type: huggingface_instruct`"),
+        SourceKind::Ultrafeedback => (
+            "HuggingFaceH4/ultrafeedback_binarized",
+            "it belongs to `type: dpo`, which is not there yet",
+        ),
+    };
+    reader.refuse(&kind.path, kind.span, format!("= `{name}`"), why);
+}
+
+fn split_mapping(keys: &SourceKeys, name: &str) -> Vec<(String, String)> {
+    let typed = or(keys.split_mapping.as_ref(), Vec::new());
+    let known = KNOWN_SPLITS.iter().find(|(known, _)| *known == name);
+    match known {
+        Some((_, mapping)) if typed.is_empty() => owned(mapping),
+        _ => typed,
+    }
+}
+
+fn owned(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+}
+
+/// Maps the name in front of a slice, unless it is a mapped name already.
+fn map_split(split: &str, mapping: &[(String, String)]) -> String {
+    let (base, slice) = split.split_at(split.find('[').unwrap_or(split.len()));
+    if mapping.iter().any(|(_, target)| target == base) {
+        return split.to_owned();
+    }
+    match mapping.iter().find(|(from, _)| from == base) {
+        Some((_, target)) => format!("{target}{slice}"),
+        None => split.to_owned(),
+    }
+}
+
+fn role_mapping(
+    keys: &SourceKeys,
+    name: &str,
+    reader: &mut Reader,
+) -> Option<Vec<(String, RolePath)>> {
+    let Some(typed) = &keys.role_mapping else {
+        let known = KNOWN_ROLES.iter().find(|(known, _)| *known == name).map(|(_, roles)| *roles);
+        let roles = known.unwrap_or(&[("user", "user"), ("assistant", "assistant")]);
+        return Some(
+            roles
+                .iter()
+                .filter_map(|(role, path)| Some(((*role).to_owned(), role_path(path)?)))
+                .collect(),
+        );
+    };
+    if typed.value.is_empty() {
+        let required = "at least one role, such as `{user: question, assistant: response}`";
+        reader.error(Diagnostic::value(
+            &typed.path,
+            typed.span,
+            "an empty mapping".to_owned(),
+            required,
+        ));
+        return None;
+    }
+    let mut roles = Vec::new();
+    for (role, path) in &typed.value {
+        match role_path(path) {
+            Some(path) => roles.push((role.clone(), path)),
+            None => {
+                let key_path = format!("{}.{role}", typed.path);
+                let span = reader.places.get(&key_path).copied().unwrap_or(typed.span);
+                let required = "a column, or `column.field.value` such as `messages.role.user`";
+                reader.error(Diagnostic::value(&key_path, span, format!("`{path}`"), required));
+            }
+        }
+    }
+    (roles.len() == typed.value.len()).then_some(roles)
+}
+
+/// A column, or `array.field.value`.
+fn role_path(text: &str) -> Option<RolePath> {
+    match text.split('.').collect::<Vec<_>>()[..] {
+        [column] if !column.is_empty() => Some(RolePath::Column(column.to_owned())),
+        [array, field, value] => Some(RolePath::Items {
+            array: array.to_owned(),
+            field: field.to_owned(),
+            value: value.to_owned(),
+        }),
+        _ => None,
+    }
+}
+
+/// Keeps the arguments that choose files, notes those that change nothing, refuses the rest.
+fn kwargs(typed: Option<&At<Map<String, Value>>>, reader: &mut Reader) -> Map<String, Value> {
+    let Some(at) = typed else { return Map::new() };
+    let mut kept = Map::new();
+    for (key, value) in &at.value {
+        let path = format!("{}.{key}", at.path);
+        if KWARGS.contains(&key.as_str()) {
+            kept.insert(key.clone(), value.clone());
+        } else if INERT_KWARGS.contains(&key.as_str()) {
+            reader.note(&path, "it does not change which rows are read");
+        } else {
+            reader.refuse(
+                &path,
+                at.span,
+                "is set, which".to_owned(),
+                &format!("the arguments are {}", KWARGS.join(", ")),
+            );
+        }
+    }
+    kept
+}
+
+fn sampling(file: &SourceFile, reader: &mut Reader) -> Option<Sampling> {
+    let ratio = file.keys.sample_ratio.as_ref().and_then(|at| Some((at, at.value?)));
+    let count = file.keys.sample_count.as_ref().and_then(|at| at.value);
+    match (ratio, count) {
+        (Some((at, _)), Some(_)) => {
+            let found = format!("`{}` and `sample_count` are both given", at.path);
+            conflict(reader, &at.path, found, "one of them", None);
+            None
+        }
+        (Some((at, ratio)), None) if !(0.0..=1.0).contains(&ratio) => {
+            reader.error(Diagnostic::value(
+                &at.path,
+                at.span,
+                format!("`{ratio}`"),
+                "a fraction from 0 to 1",
+            ));
+            None
+        }
+        (Some((_, ratio)), None) => Some(Sampling::Ratio(ratio)),
+        (None, Some(count)) => Some(Sampling::Count(count)),
+        (None, None) => Some(Sampling::All),
+    }
+}

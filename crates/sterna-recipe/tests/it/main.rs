@@ -1,0 +1,4 @@
+//! Recipes from text to plan.
+
+mod accepted;
+mod bad;
