@@ -1,0 +1,127 @@
+//! Samples in training order, read from the cache when they are needed.
+
+use std::sync::Arc;
+
+use crate::{
+    cache::TokenStore, collate::IGNORE_INDEX, error::Result, label_mask::Tokens, pack::Packs,
+};
+
+/// One sample, or one pack of samples, without padding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// Token ids, `[s]`.
+    pub input_ids: Vec<u32>,
+    /// Labels at the position of their own token, [`IGNORE_INDEX`] where nothing is trained, `[s]`.
+    pub labels: Vec<i32>,
+    /// Positions, restarting at each sample of a pack unless they were fused, `[s]`.
+    pub position_ids: Vec<u32>,
+    /// Tokens of each sample in it.
+    pub seqlens: Vec<usize>,
+}
+
+/// The tokens of several sources, one after the other.
+#[derive(Debug)]
+pub(crate) struct Corpus {
+    stores: Vec<TokenStore>,
+    /// First sample of each store.
+    starts: Vec<usize>,
+    /// Tokens of each sample.
+    lengths: Vec<u32>,
+}
+
+impl Corpus {
+    pub(crate) fn new(stores: Vec<TokenStore>) -> Self {
+        let mut lengths = Vec::new();
+        let mut starts = Vec::with_capacity(stores.len());
+        for store in &stores {
+            starts.push(lengths.len());
+            lengths.extend_from_slice(store.lengths());
+        }
+        Self { stores, starts, lengths }
+    }
+
+    pub(crate) fn lengths(&self) -> &[u32] {
+        &self.lengths
+    }
+
+    fn read(&self, sample: u32) -> Result<Tokens> {
+        let sample = sample as usize;
+        let store = self.starts.partition_point(|&start| start <= sample) - 1;
+        self.stores[store].read(sample - self.starts[store])
+    }
+}
+
+/// Samples, or packs of samples, in the order that the sampler indexes.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    corpus: Arc<Corpus>,
+    packs: Arc<Packs>,
+    /// Which pack stands at each place; the same one may stand at several.
+    order: Vec<u32>,
+}
+
+impl Dataset {
+    pub(crate) fn new(corpus: Arc<Corpus>, packs: Packs) -> Self {
+        let order = (0..packs.len() as u32).collect();
+        Self { corpus, packs: Arc::new(packs), order }
+    }
+
+    /// The same samples at other places: place `i` of the result is place `places[i]` of this one.
+    pub(crate) fn select(&self, places: impl IntoIterator<Item = usize>) -> Self {
+        let order = places.into_iter().map(|place| self.order[place]).collect();
+        Self { corpus: Arc::clone(&self.corpus), packs: Arc::clone(&self.packs), order }
+    }
+
+    /// Number of samples, or packs, counted as often as they are repeated.
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Whether there is nothing to train on.
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// Tokens of sample `index`, without padding.
+    pub fn sample_len(&self, index: usize) -> usize {
+        self.members(index)
+            .iter()
+            .map(|&member| self.corpus.lengths[member as usize] as usize)
+            .sum()
+    }
+
+    /// Reads sample `index`.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Error::CacheChanged`] if the cached tokens can no longer be read.
+    ///
+    /// # Panics
+    ///
+    /// If `index` is not below [`Self::len`].
+    pub fn sample(&self, index: usize) -> Result<Sample> {
+        let len = self.sample_len(index);
+        let mut sample = Sample {
+            input_ids: Vec::with_capacity(len),
+            labels: Vec::with_capacity(len),
+            position_ids: Vec::with_capacity(len),
+            seqlens: Vec::new(),
+        };
+        for &member in self.members(index) {
+            let Tokens { ids, is_label } = self.corpus.read(member)?;
+            sample.seqlens.push(ids.len());
+            sample.position_ids.extend(0..ids.len() as u32);
+            let label = |(&id, is_label)| if is_label { id as i32 } else { IGNORE_INDEX as i32 };
+            sample.labels.extend(ids.iter().zip(is_label).map(label));
+            sample.input_ids.extend(ids);
+        }
+        if self.packs.is_fused(self.order[index] as usize) {
+            sample.position_ids = (0..len as u32).collect();
+        }
+        Ok(sample)
+    }
+
+    fn members(&self, index: usize) -> &[u32] {
+        self.packs.members(self.order[index] as usize)
+    }
+}

@@ -1,0 +1,460 @@
+//! From a recipe to the data that every rank sees.
+//!
+//! The order of the steps is the reference's: tokenize each source, concatenate, shuffle, drop what is too long, shuffle again and
+//! pack, repeat until there is enough, split off evaluation data. Every rank runs this by itself and gets the same result.
+
+use std::{path::Path, sync::Arc};
+
+use rayon::prelude::*;
+use serde_json::{Value, json};
+use sterna_hf::{ChatTemplate, Tokenizer};
+use sterna_recipe::{DataOptions, Packing, Recipe, Sampling, Source};
+
+use crate::{
+    cache::{self, CacheKey, SourceStats, TokenStore, TokenWriter},
+    dataset::{Corpus, Dataset},
+    error::{Error, Result},
+    label_mask::{MaskRule, tokenize_chat},
+    messages::extract_chat,
+    pack::{PackRule, Packs, pack_global, pack_reference, repeat_to_max_length},
+    rng::{PythonRandom, numpy_permutation},
+    source::{OpenSource, Rows},
+};
+
+/// Rows that are tokenized before their tokens are written: enough to keep all cores busy, few enough to hold in memory.
+const ROWS_AT_ONCE: usize = 2048;
+
+/// What a recipe's `data` section gives.
+#[derive(Debug)]
+pub struct Datasets {
+    /// What is trained on.
+    pub train: Dataset,
+    /// What is evaluated on, if anything.
+    pub eval: Option<Dataset>,
+    /// What was read, kept and dropped on the way.
+    pub report: PrepareReport,
+}
+
+/// What was read, kept and dropped while data was prepared.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PrepareReport {
+    /// The `sources`.
+    pub train: SetReport,
+    /// The `eval_sources`; `None` without any, also when `train_eval_split` makes the evaluation data.
+    pub eval: Option<SetReport>,
+}
+
+/// What happened to the sources of one side.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SetReport {
+    /// Each source.
+    pub sources: Vec<SourceReport>,
+    /// `max_length` in tokens.
+    pub max_length: usize,
+    /// Longest sample in tokens, dropped or not.
+    pub longest: usize,
+    /// Samples dropped because they are longer than `max_length`.
+    pub dropped_too_long: usize,
+    /// Samples kept.
+    pub samples: usize,
+    /// Tokens of the samples kept.
+    pub tokens: u64,
+    /// Packs, if samples are packed.
+    pub packs: Option<PackReport>,
+    /// Samples, or packs, after `min_iterations` repeated them.
+    pub len: usize,
+}
+
+/// How full packs are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PackReport {
+    /// Number of packs.
+    pub packs: usize,
+    /// Longest pack in tokens.
+    pub longest: usize,
+    /// Tokens in packs over `packs * max_length`.
+    pub fill: f64,
+}
+
+/// What one source gave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SourceReport {
+    /// Its name in the recipe.
+    pub name: String,
+    /// Its split, with the slice.
+    pub split: String,
+    /// Whether its tokens were in the cache.
+    pub from_cache: bool,
+    /// Counts.
+    pub stats: SourceStats,
+}
+
+/// Makes the data of `recipe` for `world_size` ranks.
+///
+/// `model_max_length` in tokens is the `max_length` of a recipe that gives none. Tokens are cached in `data.cache_dir`; the rest is
+/// a pure function of the arguments and the files.
+///
+/// # Errors
+///
+/// Everything that can be wrong with the sources, the chat template or the cache, and too little data for the ranks.
+pub fn prepare(
+    recipe: &Recipe,
+    model_max_length: usize,
+    tokenizer: &Tokenizer,
+    world_size: usize,
+) -> Result<Datasets> {
+    let data = &recipe.data;
+    let context = Context {
+        recipe,
+        tokenizer,
+        world_size,
+        max_length: data.max_length.unwrap_or(model_max_length),
+    };
+    let (mut train, train_report) = context.load(&data.sources, "training")?;
+    let (mut eval, mut eval_report) = (None, None);
+    if !data.eval_sources.is_empty() {
+        let (dataset, report) = context.load(&data.eval_sources, "evaluation")?;
+        (eval, eval_report) = (Some(dataset), Some(report));
+    }
+    if data.train_eval_split.1 > 0.0 {
+        let (kept, split_off) = train_test_split(&train, data.train_eval_split.1, data.seed)?;
+        (train, eval) = (kept, Some(split_off));
+    }
+    context.check_micro_batch(&train, "training")?;
+    if let Some(eval) = &eval {
+        context.check_micro_batch(eval, "evaluation")?;
+    }
+    Ok(Datasets { train, eval, report: PrepareReport { train: train_report, eval: eval_report } })
+}
+
+struct Context<'a> {
+    recipe: &'a Recipe,
+    tokenizer: &'a Tokenizer,
+    world_size: usize,
+    max_length: usize,
+}
+
+impl Context<'_> {
+    fn load(&self, sources: &[Source], what: &'static str) -> Result<(Dataset, SetReport)> {
+        let data = &self.recipe.data;
+        let mut stores = Vec::new();
+        let mut reports = Vec::new();
+        for source in sources {
+            let (store, from_cache) = self.tokens_of(source)?;
+            let stats = store.stats();
+            warn_about(source, &stats);
+            reports.push(SourceReport {
+                name: source.name_or_path.clone(),
+                split: source.split.clone(),
+                from_cache,
+                stats,
+            });
+            stores.push(store);
+        }
+        let corpus = Arc::new(Corpus::new(stores));
+        let lengths = corpus.lengths();
+
+        let shuffled: Vec<u32> = numpy_permutation(data.seed, lengths.len())
+            .into_iter()
+            .map(|sample| sample as u32)
+            .collect();
+        let samples = self.without_too_long(shuffled, lengths)?;
+        let tokens = samples.iter().map(|&sample| u64::from(lengths[sample as usize])).sum();
+        let mut report = SetReport {
+            sources: reports,
+            max_length: self.max_length,
+            longest: lengths.iter().max().map_or(0, |&len| len as usize),
+            dropped_too_long: lengths.len() - samples.len(),
+            samples: samples.len(),
+            tokens,
+            packs: None,
+            len: 0,
+        };
+        if report.dropped_too_long > 0 {
+            tracing::warn!(
+                "dropped `{}` of `{}` {what} samples that are longer than max_length `{}` (longest `{}` tokens)",
+                report.dropped_too_long,
+                lengths.len(),
+                self.max_length,
+                report.longest
+            );
+        }
+        let packs = if data.pack_samples {
+            self.pack(&samples, lengths)?
+        } else {
+            Packs::singletons(&samples)
+        };
+        let dataset = Dataset::new(Arc::clone(&corpus), packs);
+        if data.pack_samples {
+            report.packs = Some(self.pack_report(&dataset));
+        }
+        let dataset = self.replicate(dataset);
+        report.len = dataset.len();
+        if dataset.len() < self.world_size {
+            return Err(Error::FewerSamplesThanRanks {
+                what,
+                samples: dataset.len(),
+                world_size: self.world_size,
+            });
+        }
+        Ok((dataset, report))
+    }
+
+    /// The tokens of one source, from the cache or made now.
+    fn tokens_of(&self, source: &Source) -> Result<(TokenStore, bool)> {
+        let data = &self.recipe.data;
+        let rule = MaskRule::new(data);
+        let open = OpenSource::find(source)?;
+        let key = cache_key(&open, rule, self.tokenizer)?;
+        let build = |writer: &mut TokenWriter| {
+            let rows = open.read()?;
+            let selected = sampled_rows(source, rows.len());
+            tokenize_rows(&rows, &selected, source, rule, self.tokenizer, writer)
+        };
+        cache::load_or_build(&data.cache_dir, &key, data.fail_on_missing_cache, build)
+    }
+
+    fn without_too_long(&self, mut samples: Vec<u32>, lengths: &[u32]) -> Result<Vec<u32>> {
+        if !self.recipe.data.filter_samples {
+            return Ok(samples);
+        }
+        samples.retain(|&sample| lengths[sample as usize] as usize <= self.max_length);
+        if samples.is_empty() {
+            return Err(Error::AllTooLong {
+                dropped: lengths.len(),
+                max_length: self.max_length,
+                shortest: lengths.iter().min().map_or(0, |&len| len as usize),
+                longest: lengths.iter().max().map_or(0, |&len| len as usize),
+            });
+        }
+        Ok(samples)
+    }
+
+    fn pack(&self, samples: &[u32], lengths: &[u32]) -> Result<Packs> {
+        let data = &self.recipe.data;
+        let rule = pack_rule(data, self.max_length);
+        let repeated;
+        let samples = if data.repeat_to_pack_max_length {
+            repeated = repeat_to_max_length(samples, lengths, self.max_length);
+            &repeated
+        } else {
+            samples
+        };
+        let shuffled: Vec<u32> = numpy_permutation(data.seed, samples.len())
+            .into_iter()
+            .map(|place| samples[place])
+            .collect();
+        let packs = match data.packing {
+            Packing::Reference => pack_reference(&shuffled, lengths, data.num_proc, &rule),
+            Packing::Global => {
+                if data.always_max_length {
+                    return Err(Error::AlwaysMaxLengthWithGlobal);
+                }
+                let longest = samples
+                    .iter()
+                    .map(|&sample| lengths[sample as usize] as usize)
+                    .max()
+                    .unwrap_or(0);
+                if longest > self.max_length {
+                    return Err(Error::LongerThanMaxLength {
+                        len: longest,
+                        max_length: self.max_length,
+                    });
+                }
+                pack_global(&shuffled, lengths, &rule)
+            }
+        };
+        if packs.is_empty() {
+            let tokens = samples.iter().map(|&sample| lengths[sample as usize] as usize).sum();
+            return Err(Error::NoPackLeft {
+                samples: samples.len(),
+                tokens,
+                max_length: self.max_length,
+            });
+        }
+        Ok(packs)
+    }
+
+    fn pack_report(&self, packed: &Dataset) -> PackReport {
+        let lengths = || (0..packed.len()).map(|pack| packed.sample_len(pack));
+        PackReport {
+            packs: packed.len(),
+            longest: lengths().max().unwrap_or(0),
+            fill: lengths().sum::<usize>() as f64 / (packed.len() * self.max_length) as f64,
+        }
+    }
+
+    /// `min_iterations`: the data again and again until it gives that many steps on every rank.
+    ///
+    /// The reference counts every rank as one that reads its own samples, so that under sequence parallelism there are `sp`
+    /// times more micro-batches than asked for; the same here.
+    fn replicate(&self, dataset: Dataset) -> Dataset {
+        let recipe = self.recipe;
+        let required = recipe.min_iterations
+            * recipe.micro_batch_size
+            * recipe.gradient_accumulation_steps
+            * self.world_size;
+        if required <= dataset.len() {
+            return dataset;
+        }
+        dataset.select((0..required).map(|place| place % dataset.len()))
+    }
+
+    /// A last micro-batch that is not full is dropped, so there has to be a full one.
+    fn check_micro_batch(&self, dataset: &Dataset, what: &'static str) -> Result<()> {
+        let per_rank = dataset.len().div_ceil(self.world_size);
+        let micro_batch_size = self.recipe.micro_batch_size;
+        if per_rank < micro_batch_size {
+            let (samples, world_size) = (dataset.len(), self.world_size);
+            return Err(Error::NoFullMicroBatch {
+                what,
+                samples,
+                per_rank,
+                world_size,
+                micro_batch_size,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Takes the packing keys out of `data`.
+fn pack_rule(data: &DataOptions, max_length: usize) -> PackRule {
+    PackRule {
+        max_length,
+        always_max_length: data.always_max_length,
+        drop_last: data.drop_last,
+        fuse_positions_prob: data.fuse_positions_prob,
+        seed: data.seed,
+    }
+}
+
+/// The rows that are used, in order: all, or a random choice as Python makes it.
+fn sampled_rows(source: &Source, num_rows: usize) -> Vec<usize> {
+    let count = match source.sample {
+        Sampling::All => return (0..num_rows).collect(),
+        Sampling::Ratio(ratio) => (num_rows as f64 * ratio) as usize,
+        Sampling::Count(count) => count,
+    };
+    if count > num_rows {
+        tracing::warn!(
+            "source `{}` has `{num_rows}` rows, all are used instead of the `{count}` asked for",
+            source.name_or_path
+        );
+    }
+    PythonRandom::new(source.sample_seed).sample(num_rows, count.min(num_rows))
+}
+
+fn tokenize_rows(
+    rows: &Rows,
+    selected: &[usize],
+    source: &Source,
+    rule: MaskRule,
+    tokenizer: &Tokenizer,
+    writer: &mut TokenWriter,
+) -> Result<()> {
+    for chunk in selected.chunks(ROWS_AT_ONCE) {
+        let tokenized: Vec<Result<_>> = chunk
+            .par_iter()
+            .map(|&row| {
+                let row_id = || rows.id(row);
+                let chat = extract_chat(source, rule.label_mask, rows.row(row)?, row_id)?;
+                let tokens = tokenize_chat(tokenizer, &chat.messages, rule, row_id)?;
+                Ok((tokens, chat.num_left_out))
+            })
+            .collect();
+        // In order, so that the first bad row is the one that is reported.
+        for sample in tokenized {
+            let (tokens, num_left_out) = sample?;
+            writer.push(&tokens)?;
+            writer.count_left_out(num_left_out);
+        }
+    }
+    Ok(())
+}
+
+fn warn_about(source: &Source, stats: &SourceStats) {
+    if stats.samples_without_label > 0 {
+        tracing::warn!(
+            "source `{}`: `{}` of `{}` samples have no label and teach nothing",
+            source.name_or_path,
+            stats.samples_without_label,
+            stats.samples
+        );
+    }
+    if stats.messages_left_out > 0 {
+        tracing::warn!(
+            "source `{}`: role_mapping leaves `{}` messages out",
+            source.name_or_path,
+            stats.messages_left_out
+        );
+    }
+}
+
+/// Everything that the tokens of a source depend on.
+fn cache_key(open: &OpenSource<'_>, rule: MaskRule, tokenizer: &Tokenizer) -> Result<CacheKey> {
+    let source = open.source;
+    let hashed = |paths: Vec<&Path>| -> Result<Vec<Value>> {
+        let hashes = paths.into_par_iter().map(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            Ok(json!([name, cache::hash_file(path)?]))
+        });
+        hashes.collect()
+    };
+    let tokenizer_files = tokenizer_files(tokenizer.dir())?;
+    let role_mapping: Vec<_> =
+        source.role_mapping.iter().map(|(role, path)| json!([role, path.to_string()])).collect();
+    // A template that prints the date prints another text tomorrow.
+    let day = tokenizer.chat_template().is_some_and(ChatTemplate::uses_clock).then(|| {
+        let now =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        now.as_secs() / 86_400
+    });
+    Ok(CacheKey::new(json!({
+        "source": source.name_or_path,
+        "split": source.split,
+        "files": hashed(open.files().collect())?,
+        "role_mapping": role_mapping,
+        "content_key": source.content_key,
+        "sample": format!("{:?}", source.sample),
+        "sample_seed": source.sample_seed,
+        "mask_inputs": rule.mask_inputs,
+        "label_mask": format!("{:?}", rule.label_mask),
+        "ignore_empty_think": rule.ignore_empty_think,
+        "tokenizer": hashed(tokenizer_files.iter().map(AsRef::as_ref).collect())?,
+        "day": day,
+    })))
+}
+
+/// The files of a model folder that say how text becomes tokens.
+fn tokenizer_files(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
+    let error = |source| Error::Read { path: dir.to_path_buf(), source };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(error)? {
+        let path = entry.map_err(error)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_tokenizer = ["tokenizer", "chat_template", "special_tokens_map", "added_tokens"]
+            .iter()
+            .any(|start| name.starts_with(start));
+        if is_tokenizer && path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// `datasets.Dataset.train_test_split(test_size=eval_fraction, seed=seed)`: evaluation takes the start of the permutation.
+fn train_test_split(
+    dataset: &Dataset,
+    eval_fraction: f64,
+    seed: u64,
+) -> Result<(Dataset, Dataset)> {
+    let num_eval = (eval_fraction * dataset.len() as f64).ceil() as usize;
+    if num_eval == 0 || num_eval >= dataset.len() {
+        return Err(Error::EmptySplit { samples: dataset.len(), eval: num_eval });
+    }
+    let mut order = numpy_permutation(seed, dataset.len());
+    let train = order.split_off(num_eval);
+    Ok((dataset.select(train), dataset.select(order)))
+}

@@ -1,0 +1,7 @@
+//! Everything that `sterna-data` promises, against what NumPy, PyTorch, Python, datasets, transformers and the reference computed.
+
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails the test")]
+
+mod conformance;
+mod rng;
+mod support;
