@@ -4,12 +4,14 @@
 //! loop controls, a `tojson` that calls `json.dumps`, `raise_exception`, `strftime_now` and a
 //! `{% generation %}` tag, and renders it with the messages and the names of the special tokens.
 //! The same is built here on minijinja; what differs between Python's and Rust's notion of a
-//! string is settled in [`python`], the tag in [`generation`].
+//! string is settled in `python`, what differs in the source text in `dialect`. One difference is
+//! left: where a template prints a whole list or dictionary, Python escapes a few more of Unicode's
+//! unprintable characters.
 //!
 //! A template comes from a model folder that nobody reviewed, so it has no file access, a limit on
 //! the instructions it may run and one on the text it may write.
 
-mod generation;
+mod dialect;
 mod python;
 
 use std::io;
@@ -71,7 +73,7 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         python::install(&mut environment);
         environment
-            .add_template_owned(NAME, generation::as_scopes(source).into_owned())
+            .add_template_owned(NAME, dialect::translate(source))
             .map_err(syntax_error)?;
         Ok(ChatTemplate {
             environment: Arc::new(environment),

@@ -1,51 +1,53 @@
-//! The `{% generation %}` tag.
+//! From Jinja's source text to minijinja's.
 //!
-//! Transformers' extension renders the body of the tag where it stands, in a scope of its own, and
-//! notes where it began and ended if asked to. minijinja has no custom tags, but `{% with %}`
-//! without variables renders its body in a scope of its own, and takes part in whitespace control
-//! the same way. So the two tag names are exchanged, and nothing else: delimiters, their `-` and
-//! `+`, and line numbers stay.
+//! - Jinja reads `\r\n` and `\r` as `\n`, everywhere.
+//! - Of all tags, `{% raw %}` alone keeps the newline behind it whatever `trim_blocks` says; in
+//!   minijinja it has to say so: `{% raw +%}`.
+//! - `{% generation %}`: transformers' extension renders the body of the tag where it stands, in a
+//!   scope of its own, and notes where it began and ended if asked to. minijinja has no custom
+//!   tags, but `{% with %}` without variables renders its body in a scope of its own and takes part
+//!   in whitespace control the same way. So the two tag names are exchanged and nothing else:
+//!   delimiters, their `-` and `+`, and line numbers stay.
 
-use std::borrow::Cow;
-
-/// `source` with each `generation` and `endgeneration` tag as a `with` and `endwith` tag.
-pub(super) fn as_scopes(source: &str) -> Cow<'_, str> {
-    let mut out = String::new();
+/// `source` with the same meaning for minijinja as it has for transformers.
+pub(super) fn translate(source: &str) -> String {
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let mut out = String::with_capacity(source.len());
     let mut copied = 0;
     let mut at = 0;
-    while let Some(open) = find(source, at, "{") {
+    while let Some(open) = find(&source, at, "{") {
         let rest = &source[open..];
         if rest.starts_with("{#") {
-            let Some(close) = find(source, open + 2, "#}") else { break };
+            let Some(close) = find(&source, open + 2, "#}") else { break };
             at = close + 2;
         } else if rest.starts_with("{{") {
-            at = end_of_expression(source, open + 2, "}}");
+            at = end_of_expression(&source, open + 2, "}}");
         } else if rest.starts_with("{%") {
-            let name = tag_name(source, open + 2);
+            let name = tag_name(&source, open + 2);
+            let end = end_of_expression(&source, name.end, "%}");
             let replacement = match &source[name.clone()] {
-                "generation" => Some("with"),
-                "endgeneration" => Some("endwith"),
-                _ => None,
+                "generation" => "with",
+                "endgeneration" => "endwith",
+                // Not if it ends with `-%}`, which takes the newline away.
+                "raw" if source[name.end..end].trim() == "%}" => "raw +",
+                other => other,
             };
-            if let Some(replacement) = replacement {
-                out.push_str(&source[copied..name.start]);
-                out.push_str(replacement);
-                copied = name.end;
-            }
-            let is_raw = &source[name.clone()] == "raw";
-            at = end_of_expression(source, name.end, "%}");
-            if is_raw {
-                at = end_of_raw(source, at);
+            out.push_str(&source[copied..name.start]);
+            out.push_str(replacement);
+            copied = name.end;
+            at = end;
+            if &source[name.clone()] == "raw" {
+                if replacement != "raw" {
+                    copied = end - "%}".len();
+                }
+                at = end_of_raw(&source, end);
             }
         } else {
             at = open + 1;
         }
     }
-    if copied == 0 {
-        return Cow::Borrowed(source);
-    }
     out.push_str(&source[copied..]);
-    Cow::Owned(out)
+    out
 }
 
 fn find(source: &str, from: usize, needle: &str) -> Option<usize> {
@@ -93,13 +95,13 @@ fn end_of_raw(source: &str, from: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::as_scopes;
+    use super::translate;
 
     #[test]
     fn tags_are_exchanged_with_their_whitespace_control() {
         let source = "{%- generation -%}a{% endgeneration %}{%generation%}b{%+ endgeneration -%}";
         let expected = "{%- with -%}a{% endwith %}{%with%}b{%+ endwith -%}";
-        assert_eq!(as_scopes(source), expected);
+        assert_eq!(translate(source), expected);
     }
 
     #[test]
@@ -110,20 +112,26 @@ mod tests {
             "{{ '{% generation %}' }}",
             "{{ \"it's {% generation %}\" }}",
             r"{{ 'it\'s {% generation %}' }}",
-            "{% raw %}{% generation %}{% endraw %}",
+            "{% raw -%}{% generation %}{% endraw %}",
             "{% set generation = 1 %}{% if x == '%} {% generation %}' %}{% endif %}",
             "{% generations %}",
             "{# unclosed {% generation %}",
+            "{% raw -%} unclosed {% generation %}",
             "{",
             "{%",
         ] {
-            assert_eq!(as_scopes(source), source, "{source}");
+            assert_eq!(translate(source), source);
         }
     }
 
     #[test]
-    fn a_tag_after_a_raw_block_is_exchanged() {
-        let source = "{% raw %}{{{% endraw %}{% generation %}é{% endgeneration %}";
-        assert_eq!(as_scopes(source), "{% raw %}{{{% endraw %}{% with %}é{% endwith %}");
+    fn a_raw_block_keeps_its_first_newline() {
+        let source = "{%- raw %}\n{{{% endraw %}{% generation %}\u{e9}{% endgeneration %}";
+        assert_eq!(translate(source), "{%- raw +%}\n{{{% endraw %}{% with %}\u{e9}{% endwith %}");
+    }
+
+    #[test]
+    fn lines_end_in_one_way() {
+        assert_eq!(translate("a\r\nb\rc\n"), "a\nb\nc\n");
     }
 }

@@ -1,0 +1,224 @@
+//! Configs mean what transformers builds from them, and bad ones are refused in words.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+use sterna_hf::{Error, ModelConfig};
+
+use crate::golden;
+
+fn parse(config: &Value) -> sterna_hf::Result<ModelConfig> {
+    ModelConfig::from_json(&config.to_string(), Path::new("model/config.json"))
+}
+
+fn llama() -> Value {
+    json!({
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128,
+    })
+}
+
+fn with(key: &str, value: Value) -> Value {
+    let mut config = llama();
+    config[key] = value;
+    config
+}
+
+#[test]
+fn parameters_and_windows_equal_those_of_real_models() {
+    for case in golden("configs.json")["cases"].as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        let config = parse(&case["config"]).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let mut found: Vec<(String, Vec<usize>)> =
+            config.parameters().iter().map(|spec| (spec.name.clone(), spec.shape.clone())).collect();
+        let mut required: Vec<(String, Vec<usize>)> =
+            serde_json::from_value(case["parameters"].clone()).unwrap();
+        found.sort();
+        required.sort();
+        assert_eq!(found, required, "{name}");
+        assert_eq!(config.num_parameters() as u64, case["num_parameters"].as_u64().unwrap(), "{name}");
+        let windows: Vec<Option<usize>> =
+            serde_json::from_value(case["sliding_window"].clone()).unwrap();
+        assert_eq!(config.sliding_window, windows, "{name}");
+        assert_eq!(config.head_dim as u64, case["head_dim"].as_u64().unwrap(), "{name}");
+        assert_eq!(config.rms_norm_eps, case["rms_norm_eps"].as_f64().unwrap(), "{name}");
+        assert_eq!(config.initializer_range, case["initializer_range"].as_f64().unwrap(), "{name}");
+        assert_eq!(config.rope.theta, case["rope_theta"].as_f64().unwrap(), "{name}");
+        let max_len = case["max_position_embeddings"].as_u64().unwrap();
+        assert_eq!(config.max_position_embeddings as u64, max_len, "{name}");
+        let bos = case["bos_token_id"].as_u64().map(|id| id as u32);
+        assert_eq!(config.bos_token_id, bos, "{name}");
+        let eos: Vec<u32> = case["eos_token_id"].as_u64().map(|id| id as u32).into_iter().collect();
+        assert_eq!(config.eos_token_id, eos, "{name}");
+    }
+}
+
+#[test]
+fn parameters_of_a_block_come_in_the_order_of_use() {
+    let qwen3 = json!({
+        "model_type": "qwen3", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128, "attention_bias": true,
+    });
+    let parameters = parse(&qwen3).unwrap().parameters();
+    let names: Vec<&str> = parameters.layers[0]
+        .iter()
+        .map(|spec| spec.name.strip_prefix("model.layers.0.").unwrap())
+        .collect();
+    let required = [
+        "input_layernorm.weight",
+        "self_attn.q_proj.weight",
+        "self_attn.q_proj.bias",
+        "self_attn.k_proj.weight",
+        "self_attn.k_proj.bias",
+        "self_attn.v_proj.weight",
+        "self_attn.v_proj.bias",
+        "self_attn.q_norm.weight",
+        "self_attn.k_norm.weight",
+        "self_attn.o_proj.weight",
+        "self_attn.o_proj.bias",
+        "post_attention_layernorm.weight",
+        "mlp.gate_proj.weight",
+        "mlp.up_proj.weight",
+        "mlp.down_proj.weight",
+    ];
+    assert_eq!(names, required);
+}
+
+#[test]
+fn an_unknown_architecture_is_refused_by_name() {
+    let error = parse(&with("model_type", json!("gpt_neox"))).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`model/config.json`: model_type `gpt_neox` is not supported, required: one of `llama`, \
+         `mistral`, `qwen2`, `qwen3`"
+    );
+}
+
+#[test]
+fn bad_values_name_file_key_found_and_required() {
+    let yarn = json!({"rope_type": "yarn", "factor": 2.0, "beta_fast": 1.0, "beta_slow": 8.0});
+    let llama3 = json!({
+        "rope_type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8,
+    });
+    let by_layer = json!({"full_attention": {"rope_type": "default"}});
+    let cases = [
+        ("hidden_size", Value::Null, "`hidden_size` is missing"),
+        ("hidden_size", json!(-64), "is `-64`, required: a whole number from `1`"),
+        ("hidden_size", json!(66), "is `66`, required: a multiple of num_attention_heads `4`"),
+        ("hidden_size", json!("64"), "is `\"64\"`"),
+        ("num_hidden_layers", json!(1e18), "is `1e+18`"),
+        ("num_hidden_layers", json!(100_000), "is `100000`"),
+        ("num_key_value_heads", json!(3), "is `3`, required: a divisor of num_attention_heads `4`"),
+        ("head_dim", json!(15), "is `15`, required: an even number"),
+        ("rms_norm_eps", json!(0), "is `0`, required: a number above `0`"),
+        ("hidden_act", json!("gelu"), "is `\"gelu\"`, required: `silu`"),
+        ("attention_dropout", json!(0.1), "is `0.1`, required: `0.0`"),
+        ("quantization_config", json!({"bits": 4}), "is `{\"bits\":4}`, required: absent"),
+        ("tie_word_embeddings", json!(1), "is `1`, required: `true` or `false`"),
+        ("pad_token_id", json!(128), "is `128`, required: a token id below vocab_size `128`"),
+        ("rope_theta", json!(0.5), "is `0.5`, required: a number above `1`"),
+        ("partial_rotary_factor", json!(0.5), "is `0.5`, required: `1.0`"),
+        ("rope_scaling", json!(2), "key `rope_scaling` is `2`, required: an object"),
+        ("rope_scaling", json!({"rope_type": "longrope"}), "`rope_scaling.rope_type` is `\"longrope\"`"),
+        ("rope_scaling", json!({"type": "linear"}), "key `rope_scaling.factor` is missing"),
+        ("rope_scaling", json!({"type": "linear", "factor": 0.5}), "at least `1`"),
+        ("rope_scaling", yarn, "`rope_scaling.beta_fast` is `1.0`, required: at least beta_slow `8`"),
+        ("rope_scaling", llama3, "above low_freq_factor `4`"),
+        ("rope_parameters", by_layer, "is given by layer type"),
+    ];
+    for (key, value, words) in cases {
+        let error = parse(&with(key, value)).expect_err(key);
+        let message = error.to_string();
+        assert!(message.starts_with("`model/config.json`: key `"), "{message}");
+        assert!(message.contains(words), "{key}: {message}");
+    }
+}
+
+#[test]
+fn layer_types_have_to_fit() {
+    let qwen3 = |layer_types: Value| {
+        let mut config = with("layer_types", layer_types);
+        config["model_type"] = json!("qwen3");
+        parse(&config).unwrap_err().to_string()
+    };
+    assert!(qwen3(json!(["full_attention"])).contains("is a list of `1`, required: a list of `3`"));
+    let chunked = json!(["full_attention", "chunked_attention", "full_attention"]);
+    assert!(qwen3(chunked).contains("key `layer_types.1` is `\"chunked_attention\"`"));
+}
+
+#[test]
+fn a_padding_id_may_count_from_the_end() {
+    // As nn.Embedding's padding_idx, which gets the config's number as it is.
+    assert_eq!(parse(&with("pad_token_id", json!(-1))).unwrap().pad_token_id, Some(127));
+}
+
+#[test]
+fn several_end_tokens_are_kept() {
+    let config = parse(&with("eos_token_id", json!([2, 7]))).unwrap();
+    assert_eq!(config.eos_token_id, [2, 7]);
+}
+
+fn overrides(value: &Value) -> Map<String, Value> {
+    value.as_object().unwrap().clone()
+}
+
+#[test]
+fn overrides_replace_keys_and_reach_the_export() {
+    let base = parse(&llama()).unwrap();
+    let config = base.with_overrides(&overrides(&json!({"num_hidden_layers": 2, "use_cache": false}))).unwrap();
+    assert_ne!(config.num_hidden_layers, base.num_hidden_layers);
+    assert_eq!(config.parameters().layers.len(), 2);
+    assert_eq!(config.raw["use_cache"], json!(false));
+    assert_eq!(base.with_overrides(&Map::new()).unwrap(), base);
+}
+
+#[test]
+fn a_bad_override_is_named_as_the_recipe_writes_it() {
+    let base = parse(&llama()).unwrap();
+    let message = |value: Value| base.with_overrides(&overrides(&value)).unwrap_err().to_string();
+    let found = message(json!({"num_hidden_layers": 0}));
+    assert!(found.contains("key `hf_config_kwargs.num_hidden_layers` is `0`"), "{found}");
+    let found = message(json!({"rope_scaling": {"type": "su"}}));
+    assert!(found.contains("key `hf_config_kwargs.rope_scaling.type` is `\"su\"`"), "{found}");
+    let found = message(json!({"model_type": "mistral"}));
+    assert!(found.contains("`hf_config_kwargs.model_type` is `mistral`"), "{found}");
+}
+
+#[test]
+fn fewer_layers_take_the_first_layer_types() {
+    let mut config = with("layer_types", json!(["sliding_attention", "full_attention", "full_attention"]));
+    for (key, value) in [("model_type", json!("qwen3")), ("use_sliding_window", json!(true))] {
+        config[key] = value;
+    }
+    let base = parse(&config).unwrap();
+    let fewer = base.with_overrides(&overrides(&json!({"num_hidden_layers": 2}))).unwrap();
+    assert_eq!(fewer.sliding_window, [Some(4096), None]);
+    assert!(base.with_overrides(&overrides(&json!({"num_hidden_layers": 4}))).is_err());
+}
+
+#[test]
+fn overrides_of_the_old_rope_keys_win_over_the_new_ones() {
+    let config = with("rope_parameters", json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}));
+    let base = parse(&config).unwrap();
+    let theta = base.with_overrides(&overrides(&json!({"rope_theta": 1e6}))).unwrap().rope;
+    assert_eq!((theta.theta, theta.scaling), (1e6, base.rope.scaling.clone()));
+    let scaling = json!({"rope_scaling": {"rope_type": "linear", "factor": 8.0}});
+    let scaled = base.with_overrides(&overrides(&scaling)).unwrap().rope;
+    assert_eq!((scaled.theta, scaled.scaling), (5e5, sterna_hf::RopeScaling::Linear { factor: 8.0 }));
+    let scaling = json!({"rope_parameters": {"rope_type": "default", "rope_theta": 9.0}});
+    let replaced = parse(&with("rope_theta", json!(3e5))).unwrap().with_overrides(&overrides(&scaling));
+    assert_eq!(replaced.unwrap().rope.theta, 9.0);
+}
+
+#[test]
+fn files_that_are_missing_or_broken_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = ModelConfig::from_dir(dir.path()).unwrap_err();
+    assert!(matches!(error, Error::MissingFile { .. }), "{error:?}");
+    assert!(error.to_string().contains("config.json"), "{error}");
+    std::fs::write(dir.path().join("config.json"), "{\"model_type\": ").unwrap();
+    assert!(matches!(ModelConfig::from_dir(dir.path()).unwrap_err(), Error::Json { .. }));
+    std::fs::write(dir.path().join("config.json"), [0xff, 0xfe]).unwrap();
+    assert!(matches!(ModelConfig::from_dir(dir.path()).unwrap_err(), Error::Read { .. }));
+}

@@ -1,0 +1,22 @@
+//! Tests of the crate against files that real transformers made (`golden/make_hf_*.py`), against
+//! files broken on purpose, and against a hub on the loopback interface.
+
+mod chat;
+mod config;
+mod rope;
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+/// A file of `tests/fixtures`.
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// A JSON file of `tests/fixtures`.
+fn golden(name: &str) -> Value {
+    let path = fixture(name);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
