@@ -9,7 +9,7 @@
 ///
 /// All arithmetic is in f64, as in the reference: an integer above 2^53 loses its last digits. `inf` and `nan` are numbers.
 /// What overflows or divides by zero is none.
-pub fn parse(text: &str) -> Option<f64> {
+pub(crate) fn parse(text: &str) -> Option<f64> {
     let text = text.replace('_', "").to_lowercase();
     let text = text.trim();
     if let Some(percent) = text.strip_suffix('%') {

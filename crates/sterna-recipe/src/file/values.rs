@@ -327,9 +327,9 @@ impl Read for Ranks {
     }
 }
 
-/// Declares the words that an enum can be typed as.
+/// Declares the words that an enum can be typed as; messages show the first of each.
 macro_rules! words {
-    ($($type:ty { $($word:literal => $value:expr,)* })*) => {$(
+    ($($type:ty { $($word:literal $(| $other:literal)* => $value:expr,)* })*) => {$(
         impl Read for $type {
             type Value = Self;
 
@@ -340,7 +340,7 @@ macro_rules! words {
                     _ => String::new(),
                 };
                 match text.as_str() {
-                    $($word => return Some($value),)*
+                    $($word $(| $other)* => return Some($value),)*
                     _ => {}
                 }
                 let shown: Vec<_> = WORDS.iter().map(|word| format!("`{word}`")).collect();
@@ -366,18 +366,9 @@ words! {
     TrainerKind { "sft" => Self::Sft, "causal" => Self::Causal, "dpo" => Self::Dpo, }
     ModelKind { "huggingface" => Self::HuggingFace, "liger" => Self::Liger, }
     DtypeWord {
-        "bf16" => Self::Supported(DType::BF16),
-        "fp32" => Self::Supported(DType::F32),
-        "fp16" => Self::Half,
-        "bfloat16" => Self::Supported(DType::BF16),
-        "float32" => Self::Supported(DType::F32),
-        "float16" => Self::Half,
-        "bfloat" => Self::Supported(DType::BF16),
-        "float" => Self::Supported(DType::F32),
-        "half" => Self::Half,
-        "torch.bfloat16" => Self::Supported(DType::BF16),
-        "torch.float32" => Self::Supported(DType::F32),
-        "torch.float16" => Self::Half,
+        "bf16" | "bfloat16" | "bfloat" | "torch.bfloat16" => Self::Supported(DType::BF16),
+        "fp32" | "float32" | "float" | "torch.float32" => Self::Supported(DType::F32),
+        "fp16" | "float16" | "half" | "torch.float16" => Self::Half,
     }
     AttnImplementation {
         "sdpa" => Self::Sdpa,
@@ -400,20 +391,17 @@ words! {
     OptimizerWord {
         "fused_adam" => Self::Supported(OptimizerKind::FusedAdam),
         "cpu_adam" => Self::Supported(OptimizerKind::CpuAdam),
-        "fused_adam_moe" => Self::Moe,
-        "cpu_adam_moe" => Self::Moe,
+        "fused_adam_moe" | "cpu_adam_moe" => Self::Moe,
     }
-    SchedulerKind { "huggingface" => Self::HuggingFace, "wds" => Self::Wsd, "wsd" => Self::Wsd, }
+    SchedulerKind { "huggingface" => Self::HuggingFace, "wds" | "wsd" => Self::Wsd, }
     Ramp { "linear" => Self::Linear, "cosine" => Self::Cosine, "1-sqrt" => Self::OneMinusSqrt, }
     OffloadDevice { "none" => Self::None, "cpu" => Self::Cpu, "nvme" => Self::Nvme, }
     LogLevel {
         "DEBUG" => Self::Debug,
         "INFO" => Self::Info,
-        "WARNING" => Self::Warning,
-        "WARN" => Self::Warning,
+        "WARNING" | "WARN" => Self::Warning,
         "ERROR" => Self::Error,
-        "CRITICAL" => Self::Critical,
-        "FATAL" => Self::Critical,
+        "CRITICAL" | "FATAL" => Self::Critical,
     }
     CheckpointWord { "huggingface" => Self::Supported(CheckpointKind::HuggingFace), "deepspeed" => Self::DeepSpeed, }
 }

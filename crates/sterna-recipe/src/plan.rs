@@ -1,0 +1,358 @@
+//! What a recipe will do with a model on a number of ranks, before anything is touched.
+//!
+//! A plan is a pure function of the recipe, the model's config and the world size. It holds what the engine follows (mesh,
+//! heads, shards, tiles, what is kept) and the bytes that follow from it, so that a run that cannot fit is seen before it
+//! starts. What only the data knows, such as the number of samples, is left out and not guessed.
+
+mod check;
+mod json;
+mod memory;
+mod text;
+mod tiles;
+mod units;
+
+use std::ops::Range;
+
+use sterna_hf::{DType, Family, ModelConfig};
+
+use crate::{
+    diagnostic::{Diagnostics, Note},
+    recipe::{PadTo, Recipe, ZeroStage},
+};
+
+pub use self::{
+    memory::{Memory, MemoryKind, MemoryRow},
+    tiles::TileLengths,
+    units::UnitPlan,
+};
+
+/// What will run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The model.
+    pub model: ModelSummary,
+    /// How the ranks are arranged.
+    pub mesh: MeshPlan,
+    /// The heads of each rank of a sequence-parallel group.
+    pub heads: Vec<HeadSplit>,
+    /// What is sharded, and where it lives.
+    pub zero: ZeroPlan,
+    /// The longest batch.
+    pub batch: BatchPlan,
+    /// How much is computed at once.
+    pub tiles: TileLengths,
+    /// What a block's forward keeps for its backward.
+    pub keep: KeepPlan,
+    /// What decides the number of optimizer steps.
+    pub steps: StepsPlan,
+    /// Bytes of one rank with the longest batch.
+    pub memory: Memory,
+    /// What is worth knowing: keys that change nothing here, and what these numbers imply.
+    pub notes: Vec<Note>,
+}
+
+/// The model as far as a plan shows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelSummary {
+    /// As in the recipe.
+    pub name: String,
+    /// The architecture.
+    pub family: Family,
+    /// Parameters in all; a tied head counts once.
+    pub num_parameters: usize,
+    /// Blocks.
+    pub num_hidden_layers: usize,
+    /// `d`.
+    pub hidden_size: usize,
+    /// `n`.
+    pub num_attention_heads: usize,
+    /// `k`.
+    pub num_key_value_heads: usize,
+    /// `h`.
+    pub head_dim: usize,
+    /// `v`.
+    pub vocab_size: usize,
+    /// The format of weights and activations.
+    pub dtype: DType,
+    /// Whether the weights are drawn instead of read.
+    pub has_random_weights: bool,
+}
+
+/// How the ranks are arranged: sequence-parallel groups are runs of neighbours, and each is one data-parallel rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MeshPlan {
+    /// All ranks.
+    pub world_size: usize,
+    /// Ranks that share a sequence.
+    pub sp_size: usize,
+    /// Sequences at a time.
+    pub dp_size: usize,
+}
+
+/// The attention heads of one rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeadSplit {
+    /// Query heads.
+    pub q: Range<usize>,
+    /// The kv heads that those read; neighbours may have one in common.
+    pub kv: Range<usize>,
+}
+
+/// What is sharded, and where it lives.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each state is sharded or moved by itself")]
+pub struct ZeroPlan {
+    /// The stage of the recipe.
+    pub stage: ZeroStage,
+    /// Whether a rank keeps only its part of the weights.
+    pub shards_params: bool,
+    /// Whether a rank keeps only its part of the gradients.
+    pub shards_gradients: bool,
+    /// Whether a rank keeps only its part of masters and moments.
+    pub shards_optimizer: bool,
+    /// Whether the weights rest on the host.
+    pub offload_param: bool,
+    /// Whether gradients, masters and moments live on the host.
+    pub offload_optimizer: bool,
+    /// The format in which gradients travel.
+    pub reduce_dtype: DType,
+    /// The format of the gradient accumulators.
+    pub grad_accum_dtype: DType,
+    /// What is gathered and reduced at once, in order.
+    pub units: Vec<UnitPlan>,
+}
+
+/// The longest batch that the recipe allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchPlan {
+    /// Rows of a micro-batch.
+    pub micro_batch_size: usize,
+    /// Longest sample or pack, in tokens.
+    pub max_length: usize,
+    /// `s`: the same after padding.
+    pub padded_length: usize,
+    /// Tokens of a micro-batch on one rank.
+    pub local_tokens: usize,
+    /// Micro-batches of an optimizer step, over all data-parallel ranks.
+    pub micro_batches_per_step: usize,
+    /// At most so many tokens in an optimizer step.
+    pub max_tokens_per_step: usize,
+}
+
+/// What a block's forward keeps for its backward, beside its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeepPlan {
+    /// Keep the output and log-sum-exp of attention: its forward is not run again.
+    pub attention: bool,
+    /// Keep every intermediate value: nothing is computed again.
+    pub graph: bool,
+    /// Whether what is kept lives on the host.
+    pub on_host: bool,
+}
+
+/// What decides the number of optimizer steps, as far as the recipe goes; 0 is off, as there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepsPlan {
+    /// Passes over the data, unless `train_iters` is set.
+    pub epochs: usize,
+    /// Optimizer steps to run.
+    pub train_iters: usize,
+    /// The data is repeated until it gives this many optimizer steps.
+    pub min_iterations: usize,
+    /// The smaller of `exit_iteration` and `exit_iteration_this_run`.
+    pub exit_iteration: usize,
+    /// Micro-batches of each data-parallel rank in an optimizer step.
+    pub gradient_accumulation_steps: usize,
+}
+
+impl Plan {
+    /// Plans a run of `recipe` with `model` on `world_size` ranks.
+    ///
+    /// `model` is the config that the run uses: `hf_config_kwargs` are in it already.
+    ///
+    /// # Errors
+    ///
+    /// Every rule that the three break together, at once.
+    pub fn new(
+        recipe: &Recipe,
+        model: &ModelConfig,
+        world_size: usize,
+    ) -> Result<Self, Diagnostics> {
+        let errors = check::errors(recipe, model, world_size);
+        if !errors.is_empty() {
+            return Err(Diagnostics::new(recipe.source.clone(), errors));
+        }
+        let sp_size = recipe.sequence_parallel_size;
+        let mesh = MeshPlan { world_size, sp_size, dp_size: world_size / sp_size };
+        let heads: Vec<_> = (0..sp_size)
+            .map(|rank| {
+                head_split(model.num_attention_heads, model.num_key_value_heads, sp_size, rank)
+            })
+            .collect();
+        let batch = BatchPlan::new(recipe, model, mesh);
+        let zero = ZeroPlan::new(recipe, model, world_size);
+        let tiles = TileLengths::new(recipe, model, batch.local_tokens);
+        let keep = KeepPlan {
+            attention: true,
+            graph: recipe.model.disable_activation_checkpoint,
+            on_host: recipe.activation_checkpoint_cpu_offload,
+        };
+        let memory = Memory::new(recipe, model, &zero, &heads[0], batch, tiles, keep);
+        let mut notes = recipe.notes.clone();
+        notes.extend(check::notes(recipe, model, batch));
+        Ok(Self {
+            model: ModelSummary::new(recipe, model),
+            mesh,
+            heads,
+            zero,
+            batch,
+            tiles,
+            keep,
+            steps: StepsPlan::new(recipe),
+            memory,
+            notes,
+        })
+    }
+
+    /// The plan as JSON: the fields of this struct, bytes as numbers.
+    pub fn to_json(&self) -> serde_json::Value {
+        json::plan(self)
+    }
+}
+
+/// The heads of `rank` of a sequence-parallel group of `sp_size`.
+///
+/// Query heads go in contiguous runs as even as possible, the first ranks one more; a rank gets the kv heads that its query
+/// heads read (design decision D8).
+///
+/// # Panics
+///
+/// If `sp_size` is 0 or above `num_attention_heads`, or `num_key_value_heads` does not divide that.
+pub fn head_split(
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    sp_size: usize,
+    rank: usize,
+) -> HeadSplit {
+    assert!(
+        (1..=num_attention_heads).contains(&sp_size),
+        "{sp_size} ranks for {num_attention_heads} heads"
+    );
+    assert!(
+        num_attention_heads.is_multiple_of(num_key_value_heads),
+        "a config is checked for this when it is read"
+    );
+    let group_size = num_attention_heads / num_key_value_heads;
+    let start = |rank: usize| {
+        rank * (num_attention_heads / sp_size) + rank.min(num_attention_heads % sp_size)
+    };
+    let q = start(rank)..start(rank + 1);
+    let kv = q.start / group_size..q.end.div_ceil(group_size);
+    HeadSplit { q, kv }
+}
+
+impl ModelSummary {
+    fn new(recipe: &Recipe, model: &ModelConfig) -> Self {
+        Self {
+            name: recipe.model.name_or_path.clone(),
+            family: model.family,
+            num_parameters: model.parameters().numel(),
+            num_hidden_layers: model.num_hidden_layers,
+            hidden_size: model.hidden_size,
+            num_attention_heads: model.num_attention_heads,
+            num_key_value_heads: model.num_key_value_heads,
+            head_dim: model.head_dim,
+            vocab_size: model.vocab_size,
+            dtype: recipe.model.dtype,
+            has_random_weights: recipe.model.random_weights || recipe.model.changes_depth(),
+        }
+    }
+}
+
+impl ZeroPlan {
+    fn new(recipe: &Recipe, model: &ModelConfig, world_size: usize) -> Self {
+        let deepspeed = &recipe.deepspeed;
+        let stage = deepspeed.zero_stage;
+        // A world of one has nothing to shard.
+        let is_shared = world_size > 1;
+        Self {
+            stage,
+            shards_params: is_shared && stage.shards_params(),
+            shards_gradients: is_shared && stage.shards_gradients(),
+            shards_optimizer: is_shared && stage.shards_optimizer(),
+            offload_param: deepspeed.offload_param,
+            offload_optimizer: deepspeed.offload_optimizer,
+            reduce_dtype: deepspeed.reduce_dtype,
+            grad_accum_dtype: deepspeed.grad_accum_dtype,
+            units: units::units(&model.parameters(), world_size),
+        }
+    }
+}
+
+impl BatchPlan {
+    fn new(recipe: &Recipe, model: &ModelConfig, mesh: MeshPlan) -> Self {
+        let data = &recipe.data;
+        let max_length = data.max_length.unwrap_or(model.max_position_embeddings);
+        let padded = match data.pad_to {
+            PadTo::DivLength => max_length.next_multiple_of(data.div_length),
+            PadTo::MaxLength => max_length,
+        };
+        let padded_length = padded.next_multiple_of(mesh.sp_size);
+        let micro_batches_per_step = recipe.gradient_accumulation_steps * mesh.dp_size;
+        Self {
+            micro_batch_size: recipe.micro_batch_size,
+            max_length,
+            padded_length,
+            local_tokens: recipe.micro_batch_size * padded_length / mesh.sp_size,
+            micro_batches_per_step,
+            max_tokens_per_step: micro_batches_per_step * recipe.micro_batch_size * max_length,
+        }
+    }
+}
+
+impl StepsPlan {
+    fn new(recipe: &Recipe) -> Self {
+        let exits = [recipe.exit_iteration, recipe.exit_iteration_this_run];
+        Self {
+            epochs: recipe.epochs,
+            train_iters: recipe.train_iters,
+            min_iterations: recipe.min_iterations,
+            exit_iteration: exits.into_iter().filter(|exit| *exit > 0).min().unwrap_or(0),
+            gradient_accumulation_steps: recipe.gradient_accumulation_steps,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::head_split;
+
+    #[test]
+    fn nine_heads_over_two_ranks_share_a_kv_head() {
+        let splits: Vec<_> =
+            (0..2).map(|rank| head_split(9, 3, 2, rank)).map(|s| (s.q, s.kv)).collect();
+        assert_eq!(splits, [(0..5, 0..2), (5..9, 1..3)]);
+    }
+
+    proptest! {
+        #[test]
+        fn every_query_head_has_one_rank_and_its_kv_head(kv in 1usize..9, group in 1usize..9, sp in 1usize..64) {
+            let n = kv * group;
+            let sp = sp.min(n);
+            let mut next = 0;
+            for rank in 0..sp {
+                let split = head_split(n, kv, sp, rank);
+                prop_assert_eq!(split.q.start, next);
+                prop_assert!(split.q.len() == n / sp || split.q.len() == n / sp + 1);
+                for q in split.q.clone() {
+                    prop_assert!(split.kv.contains(&(q / group)));
+                }
+                prop_assert!(split.kv.len() <= split.q.len());
+                next = split.q.end;
+            }
+            prop_assert_eq!(next, n);
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Plans as text for a terminal.
+
+use std::fmt;
+
+use super::{HeadSplit, Plan, check::grouped};
+
+/// Columns that notes are wrapped at.
+const WIDTH: usize = 100;
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, text) in [
+            ("model", self.model_line()),
+            ("ranks", self.mesh_line()),
+            ("heads", self.heads_line()),
+            ("zero", self.zero_line()),
+            ("batch", self.batch_line()),
+            ("tiles", self.tiles_line()),
+            ("kept", self.keep_line()),
+            ("steps", self.steps_line()),
+        ] {
+            writeln!(f, "{name:<7}{text}")?;
+        }
+        writeln!(f)?;
+        self.units(f)?;
+        writeln!(f)?;
+        self.memory_table(f)?;
+        if !self.notes.is_empty() {
+            writeln!(f, "\nnotes")?;
+        }
+        for note in &self.notes {
+            writeln!(f, "  {}", note.key_path)?;
+            for line in wrap(&note.text, WIDTH - 4) {
+                writeln!(f, "    {line}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    fn model_line(&self) -> String {
+        let model = &self.model;
+        let weights = if model.has_random_weights { ", random weights" } else { "" };
+        format!(
+            "{}: {}, {} parameters in {} blocks, {}{weights}",
+            model.name,
+            model.family,
+            count(model.num_parameters as f64),
+            model.num_hidden_layers,
+            model.dtype,
+        )
+    }
+
+    fn mesh_line(&self) -> String {
+        let mesh = self.mesh;
+        format!(
+            "{} = {} data-parallel x {} sequence-parallel",
+            mesh.world_size, mesh.dp_size, mesh.sp_size
+        )
+    }
+
+    fn heads_line(&self) -> String {
+        let model = &self.model;
+        let all = format!(
+            "{} query, {} kv, {} wide",
+            model.num_attention_heads, model.num_key_value_heads, model.head_dim
+        );
+        if self.heads.len() == 1 {
+            return all;
+        }
+        let size = |split: &HeadSplit| (split.q.len(), split.kv.len());
+        let first = size(&self.heads[0]);
+        let last = self.heads.iter().map(size).next_back().unwrap_or(first);
+        if self.heads.iter().all(|split| size(split) == first) {
+            format!("{all}; each rank has {} query and {} kv", first.0, first.1)
+        } else {
+            format!(
+                "{all}; ranks have {} to {} query and up to {} kv",
+                last.0,
+                first.0,
+                self.most_kv()
+            )
+        }
+    }
+
+    fn most_kv(&self) -> usize {
+        self.heads.iter().map(|split| split.kv.len()).max().unwrap_or(0)
+    }
+
+    fn zero_line(&self) -> String {
+        let zero = &self.zero;
+        let sharded: Vec<_> = [
+            ("weights", zero.shards_params),
+            ("gradients", zero.shards_gradients),
+            ("optimizer state", zero.shards_optimizer),
+        ]
+        .into_iter()
+        .filter_map(|(name, is_sharded)| is_sharded.then_some(name))
+        .collect();
+        let sharded = if sharded.is_empty() {
+            "nothing is sharded".to_owned()
+        } else {
+            format!("{} sharded over {} ranks", sharded.join(", "), self.mesh.world_size)
+        };
+        format!(
+            "stage {}: {sharded}; gradients add up in {} and travel in {}",
+            zero.stage.number(),
+            zero.grad_accum_dtype,
+            zero.reduce_dtype
+        )
+    }
+
+    fn batch_line(&self) -> String {
+        let batch = self.batch;
+        format!(
+            "up to {} x {} tokens, {} on each rank; {} micro-batches a step, up to {} tokens",
+            batch.micro_batch_size,
+            grouped(batch.padded_length),
+            grouped(batch.local_tokens),
+            batch.micro_batches_per_step,
+            count(batch.max_tokens_per_step as f64),
+        )
+    }
+
+    fn tiles_line(&self) -> String {
+        let local = self.batch.local_tokens;
+        let tile = |name: &str, len: usize| {
+            if len >= local {
+                format!("{name} whole")
+            } else {
+                format!("{name} {} tokens", grouped(len))
+            }
+        };
+        [
+            tile("projections", self.tiles.pre),
+            tile("MLP", self.tiles.post),
+            tile("loss", self.tiles.head),
+        ]
+        .join(", ")
+    }
+
+    fn keep_line(&self) -> String {
+        let what = if self.keep.graph {
+            "every intermediate value of a block; nothing is computed again"
+        } else if self.keep.attention {
+            "input and attention output of a block; the rest is computed again"
+        } else {
+            "input of a block; the rest is computed again"
+        };
+        let place = if self.keep.on_host { ", on the host" } else { "" };
+        format!("{what}{place}")
+    }
+
+    fn steps_line(&self) -> String {
+        let steps = self.steps;
+        let mut parts = vec![match steps.train_iters {
+            0 => format!("{} epoch{}", steps.epochs, if steps.epochs == 1 { "" } else { "s" }),
+            n => format!("{} optimizer steps", grouped(n)),
+        }];
+        if steps.min_iterations > 0 {
+            parts.push(format!("data repeated to give {}", grouped(steps.min_iterations)));
+        }
+        if steps.exit_iteration > 0 {
+            parts.push(format!("stop after {}", grouped(steps.exit_iteration)));
+        }
+        parts.join(", ")
+    }
+
+    fn units(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<22}{:>6}{:>16}{:>18}", "units", "count", "parameters", "shard elements")?;
+        for unit in &self.zero.units {
+            let (parameters, shard) = (grouped(unit.num_parameters), grouped(unit.shard_len));
+            writeln!(f, "  {:<20}{:>6}{parameters:>16}{shard:>18}", unit.name, unit.count)?;
+        }
+        Ok(())
+    }
+
+    fn memory_table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<28}{:>16}{:>18}", "memory of a rank", "device", "host")?;
+        for row in &self.memory.rows {
+            let (device, host) = (bytes(row.device_bytes), bytes(row.host_bytes));
+            writeln!(f, "  {:<26}{device:>16}{host:>18}", row.kind.name())?;
+        }
+        let (device, host) = (bytes(self.memory.device_bytes()), bytes(self.memory.host_bytes()));
+        writeln!(f, "  {:<26}{device:>16}{host:>18}", "in all")
+    }
+}
+
+/// `8030261248` as `8.03 B`.
+fn count(number: f64) -> String {
+    let (scale, unit) = match number {
+        n if n >= 1e9 => (1e9, " B"),
+        n if n >= 1e6 => (1e6, " M"),
+        n if n >= 1e3 => (1e3, " K"),
+        _ => return format!("{number}"),
+    };
+    format!("{:.2}{unit}", number / scale)
+}
+
+/// Bytes in binary units; nothing is a dash.
+fn bytes(bytes: u64) -> String {
+    let (scale, unit) = match bytes {
+        0 => return "-".to_owned(),
+        b if b >= 1 << 40 => (1u64 << 40, "TiB"),
+        b if b >= 1 << 30 => (1 << 30, "GiB"),
+        b if b >= 1 << 20 => (1 << 20, "MiB"),
+        _ => (1 << 10, "KiB"),
+    };
+    format!("{:.2} {unit}", bytes as f64 / scale as f64)
+}
+
+/// Lines of at most `width` characters, broken at blanks.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
