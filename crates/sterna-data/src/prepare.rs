@@ -117,8 +117,10 @@ pub fn prepare(
         (eval, eval_report) = (Some(dataset), Some(report));
     }
     if data.train_eval_split.1 > 0.0 {
-        let (kept, split_off) = train_test_split(&train, data.train_eval_split.1, data.seed)?;
-        (train, eval) = (kept, Some(split_off));
+        let (train_places, eval_places) =
+            train_test_split(train.len(), data.train_eval_split.1, data.seed)?;
+        eval = Some(train.select(eval_places));
+        train = train.select(train_places);
     }
     context.check_micro_batch(&train, "training")?;
     if let Some(eval) = &eval {
@@ -444,17 +446,22 @@ fn tokenizer_files(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
     Ok(files)
 }
 
-/// `datasets.Dataset.train_test_split(test_size=eval_fraction, seed=seed)`: evaluation takes the start of the permutation.
-fn train_test_split(
-    dataset: &Dataset,
+/// `datasets.Dataset.train_test_split(test_size=eval_fraction, seed=seed)` of `len` samples: the places of training and of evaluation,
+/// which takes the start of the permutation.
+///
+/// # Errors
+///
+/// [`Error::EmptySplit`] if one side would have nothing.
+pub fn train_test_split(
+    len: usize,
     eval_fraction: f64,
     seed: u64,
-) -> Result<(Dataset, Dataset)> {
-    let num_eval = (eval_fraction * dataset.len() as f64).ceil() as usize;
-    if num_eval == 0 || num_eval >= dataset.len() {
-        return Err(Error::EmptySplit { samples: dataset.len(), eval: num_eval });
+) -> Result<(Vec<usize>, Vec<usize>)> {
+    let num_eval = (eval_fraction * len as f64).ceil() as usize;
+    if num_eval == 0 || num_eval >= len {
+        return Err(Error::EmptySplit { samples: len, eval: num_eval });
     }
-    let mut order = numpy_permutation(seed, dataset.len());
-    let train = order.split_off(num_eval);
-    Ok((dataset.select(train), dataset.select(order)))
+    let mut eval = numpy_permutation(seed, len);
+    let train = eval.split_off(num_eval);
+    Ok((train, eval))
 }

@@ -2,6 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
+mod chats;
 mod conformance;
+mod orders;
+mod packs;
 mod rng;
+mod sources;
 mod support;

@@ -27,3 +27,13 @@ pub(crate) fn recipe_from_json(recipe: &Value) -> Recipe {
         Err(errors) => panic!("{errors}"),
     }
 }
+
+/// A file that `golden/make_data_*.py` wrote.
+pub(crate) fn fixture_path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// A JSON file that `golden/make_data_*.py` wrote.
+pub(crate) fn fixture(name: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(fixture_path(name)).unwrap()).unwrap()
+}
