@@ -30,7 +30,7 @@ pub fn forward(gate: &Tensor, up: &Tensor) -> Tensor {
 pub fn backward(d_y: &Tensor, gate: &Tensor, up: &Tensor) -> (Tensor, Tensor) {
     assert_fits(gate, up);
     assert_fits(d_y, up);
-    let d_gate = (d_y * up).silu_backward(gate);
+    let d_gate = gate.silu_backward(&(d_y * up));
     let d_up = gate.silu().g_mul_(d_y);
     (d_gate, d_up)
 }

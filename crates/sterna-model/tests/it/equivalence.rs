@@ -1,0 +1,140 @@
+//! The same model and batch computed in other ways: more ranks, tiles, other things kept.
+
+use sterna_model::Keep;
+use sterna_testkit::spawn_ranks;
+use tch::Kind;
+
+use crate::tiny::{Batch, How, Tiny, alone, assert_same, together};
+
+/// Double precision summed in another order.
+const F64: f64 = 1e-12;
+/// Single precision summed in another order.
+const F32: f64 = 2e-6;
+
+const KEEP_ATTENTION: Keep = Keep { attention: true, graph: false };
+const KEEP_ALL: Keep = Keep { attention: true, graph: true };
+
+/// Nine query heads on three kv heads; biases; a window; one kv head for all ranks; q/k norms.
+const MODELS: [&str; 5] = ["llama_tied", "llama_biased", "mistral_window", "qwen2", "qwen3"];
+
+fn double() -> How {
+    How { kind: Kind::Double, ..How::PLAIN }
+}
+
+#[test]
+fn what_is_kept_changes_nothing() {
+    for name in MODELS {
+        let tiny = Tiny::fixture(name);
+        let expected = tiny.run(&alone(), &tiny.batch, How::PLAIN);
+        for keep in [KEEP_ATTENTION, KEEP_ALL] {
+            let kept = tiny.run(&alone(), &tiny.batch, How { keep, ..How::PLAIN });
+            // The same operations on the same numbers: not a bit differs.
+            assert_same(&format!("{name}, {keep:?}"), &kept, &expected, 0.0);
+        }
+    }
+}
+
+#[test]
+fn tiles_change_nothing_but_the_order_of_sums() {
+    for name in MODELS {
+        let tiny = Tiny::fixture(name);
+        let expected = tiny.run(&alone(), &tiny.batch, double());
+        // 24 tokens: one a tile, uneven tiles, even tiles.
+        for tile_len in [1, 7, 12] {
+            for keep in [How::PLAIN.keep, KEEP_ATTENTION, KEEP_ALL] {
+                let tiled = tiny.run(&alone(), &tiny.batch, How { tile_len, keep, ..double() });
+                assert_same(
+                    &format!("{name}, tiles of {tile_len}, {keep:?}"),
+                    &tiled,
+                    &expected,
+                    F64,
+                );
+            }
+        }
+    }
+}
+
+/// Every model on `world_size` ranks, against one rank.
+fn ranks_change_nothing(world_size: usize) {
+    spawn_ranks(world_size, |_| {
+        let (comm, alone) = (together(world_size), alone());
+        for name in MODELS {
+            let tiny = Tiny::fixture(name);
+            if tiny.config.num_attention_heads < world_size {
+                continue;
+            }
+            let expected = tiny.run(&alone, &tiny.batch, double());
+            for (tile_len, keep) in [
+                (1 << 20, How::PLAIN.keep),
+                (5, KEEP_ATTENTION),
+                (3, How::PLAIN.keep),
+                (5, KEEP_ALL),
+            ] {
+                let split = tiny.run(&comm, &tiny.batch, How { tile_len, keep, ..double() });
+                assert_same(
+                    &format!("{name}, tiles of {tile_len}, {keep:?}"),
+                    &split,
+                    &expected,
+                    F64,
+                );
+            }
+            let single = tiny.run(&comm, &tiny.batch, How { keep: KEEP_ATTENTION, ..How::PLAIN });
+            assert_same(&format!("{name}, fp32"), &single, &expected, F32);
+        }
+    });
+}
+
+#[test]
+fn two_ranks_change_nothing() {
+    ranks_change_nothing(2);
+}
+
+#[test]
+fn three_ranks_change_nothing() {
+    ranks_change_nothing(3);
+}
+
+/// More ranks than kv heads: every kv head is needed by two ranks or more.
+#[test]
+fn four_ranks_change_nothing() {
+    ranks_change_nothing(4);
+}
+
+#[test]
+fn rows_of_a_micro_batch_stay_apart_on_two_ranks() {
+    spawn_ranks(2, |_| {
+        let (comm, alone) = (together(2), alone());
+        let tiny = Tiny::fixture("llama_tied");
+        let flat = Batch { lengths: vec![5, 7, 12], ..tiny.batch.clone() };
+        let rows = Batch { num_rows: 2, ..flat.clone() };
+        // Rows are documents that never meet, so two rows are the same as one row twice as long.
+        let expected = tiny.run(&alone, &flat, double());
+        for keep in [How::PLAIN.keep, KEEP_ATTENTION] {
+            assert_same(
+                "one rank",
+                &tiny.run(&alone, &rows, How { keep, ..double() }),
+                &expected,
+                F64,
+            );
+            assert_same(
+                "two ranks",
+                &tiny.run(&comm, &rows, How { keep, ..double() }),
+                &expected,
+                F64,
+            );
+        }
+    });
+}
+
+#[test]
+fn a_rank_without_labels_adds_nothing() {
+    spawn_ranks(2, |_| {
+        let (comm, alone) = (together(2), alone());
+        let tiny = Tiny::fixture("qwen2");
+        let mut batch = tiny.batch.clone();
+        batch.shift_labels[..12].fill(-100);
+        let expected = tiny.run(&alone, &batch, double());
+        assert!(expected.loss.is_finite());
+        assert_same("two ranks", &tiny.run(&comm, &batch, double()), &expected, F64);
+    });
+}

@@ -1,0 +1,105 @@
+//! The backward of a whole block against the slope of its forward, in double precision, for every element of every tensor.
+
+use std::path::Path;
+
+use serde_json::json;
+use sterna_hf::ModelConfig;
+use sterna_model::{
+    BlockContext, BlockGrads, BlockParams, Documents, HeadSplit, Keep, block, rotary,
+};
+use tch::{Device, Kind, Tensor};
+
+use crate::tiny::alone;
+
+const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
+/// Central differences with a step of 1e-5: 1e-10 from the third derivative, 1e-11 from rounding.
+const TOLERANCE: f64 = 1e-8;
+
+fn config(overrides: &serde_json::Value) -> ModelConfig {
+    let mut config = json!({
+        "hidden_size": 6, "intermediate_size": 5, "num_hidden_layers": 1, "num_attention_heads": 3,
+        "num_key_value_heads": 1, "head_dim": 4, "vocab_size": 8, "max_position_embeddings": 32, "rms_norm_eps": 1e-5,
+        "rope_theta": 100.0, "hidden_act": "silu", "tie_word_embeddings": true,
+    });
+    for (key, value) in overrides.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    ModelConfig::from_json(&config.to_string(), Path::new("config.json")).unwrap()
+}
+
+fn check(config: &ModelConfig) {
+    let _ = tch::manual_seed(7);
+    let comm = alone();
+    let heads =
+        HeadSplit::of_all_ranks(config.num_attention_heads, config.num_key_value_heads, 1).unwrap();
+    let documents = Documents::new(vec![0..4, 4..7]);
+    let rope = rotary::table(config, &[0, 1, 2, 3, 0, 1, 2], 4, Kind::Double, Device::Cpu);
+    let ctx = BlockContext {
+        config,
+        layer_idx: 0,
+        sp: comm.sp(),
+        heads: &heads,
+        documents: &documents,
+        rope: &rope,
+        num_rows: 1,
+        pre_tile_len: 3,
+        post_tile_len: 4,
+    };
+    let x = Tensor::randn([7, config.hidden_size as i64], F64);
+    let d_y = Tensor::randn(x.size(), F64);
+    let tensors: Vec<Tensor> = config.parameters().layers[0]
+        .iter()
+        .map(|spec| {
+            let shape: Vec<i64> = spec.shape.iter().map(|size| *size as i64).collect();
+            Tensor::randn(shape.as_slice(), F64) * 0.5
+        })
+        .collect();
+    let params = BlockParams::new(config, &tensors).unwrap();
+    let grads: Vec<Tensor> = tensors.iter().map(Tensor::zeros_like).collect();
+    let wanted = grads.iter().map(|grad| Some(grad.shallow_clone())).collect();
+    let mut block_grads = BlockGrads::new(config, wanted).unwrap();
+    let keep = Keep { attention: true, graph: false };
+    let (_, kept) = block::forward(&ctx, &params, &x, keep).unwrap();
+    let d_x = block::backward(&ctx, &params, &mut block_grads, kept, &d_y).unwrap();
+
+    // The tensors are shared with `params` and, for `x`, with the closure: moving an element moves the block.
+    let value = || {
+        let (y, _) = block::forward(&ctx, &params, &x, keep).unwrap();
+        (y * &d_y).sum(Kind::Double).double_value(&[])
+    };
+    let names = params.iter().map(|(name, _)| name).chain(["x"]);
+    for ((name, tensor), grad) in
+        names.zip(tensors.iter().chain([&x])).zip(grads.iter().chain([&d_x]))
+    {
+        let (flat, grad) = (tensor.view(-1), grad.view(-1));
+        for element in 0..flat.size()[0] {
+            let moved = |by: f64| {
+                let mut cell = flat.get(element);
+                let original = cell.copy();
+                let _ = cell.g_add_scalar_(by);
+                let value = value();
+                cell.copy_(&original);
+                value
+            };
+            let slope = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+            let actual = grad.double_value(&[element]);
+            let difference = (actual - slope).abs();
+            assert!(difference <= TOLERANCE, "{name}[{element}]: {actual} and the slope {slope}");
+        }
+    }
+}
+
+#[test]
+fn of_a_block_with_every_bias() {
+    check(&config(&json!({"model_type": "llama", "attention_bias": true, "mlp_bias": true})));
+}
+
+#[test]
+fn of_a_block_with_a_sliding_window() {
+    check(&config(&json!({"model_type": "mistral", "sliding_window": 2})));
+}
+
+#[test]
+fn of_a_block_with_query_and_key_norms() {
+    check(&config(&json!({"model_type": "qwen3"})));
+}

@@ -1,0 +1,47 @@
+//! Documents of a packed batch must not see each other, however the sequence is split.
+
+use sterna_comm::Comm;
+use sterna_testkit::spawn_ranks;
+
+use crate::tiny::{Batch, How, Tiny, alone, together};
+
+/// Changes the first token of each document in turn: exactly the logits of that document may change.
+fn probe(comm: &Comm) {
+    for name in ["llama_tied", "mistral_window"] {
+        let tiny = Tiny::fixture(name);
+        let batch = Batch { lengths: vec![7, 1, 10, 6], ..tiny.batch.clone() };
+        let before = tiny.run(comm, &batch, How::PLAIN).logits;
+        for changed in batch.documents() {
+            let mut batch = batch.clone();
+            let token = &mut batch.input_ids[changed.start as usize];
+            *token = (*token + 11) % 64;
+            let after = tiny.run(comm, &batch, How::PLAIN).logits;
+            for document in batch.documents() {
+                let rows = |logits: &tch::Tensor| {
+                    logits.narrow(0, document.start, document.end - document.start)
+                };
+                let is_changed = rows(&before) != rows(&after);
+                assert_eq!(
+                    is_changed,
+                    document == changed,
+                    "{name}: {document:?} when {changed:?} changes"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn one_rank_keeps_documents_apart() {
+    probe(&alone());
+}
+
+#[test]
+fn two_ranks_keep_documents_apart() {
+    spawn_ranks(2, |_| probe(&together(2)));
+}
+
+#[test]
+fn three_ranks_keep_documents_apart() {
+    spawn_ranks(3, |_| probe(&together(3)));
+}

@@ -1,0 +1,59 @@
+//! The names of a block's tensors, and what is said when they do not fit.
+
+use sterna_model::{BlockParams, ModelError};
+use tch::{Device, Kind, Tensor};
+
+use crate::tiny::Tiny;
+
+fn tensors(tiny: &Tiny) -> Vec<Tensor> {
+    tiny.config.parameters().layers[1]
+        .iter()
+        .map(|spec| tiny.tensors[&spec.name].shallow_clone())
+        .collect()
+}
+
+#[test]
+fn names_and_order_are_those_of_the_configuration() {
+    for name in ["llama_tied", "llama_biased", "qwen2", "qwen3"] {
+        let tiny = Tiny::fixture(name);
+        let params = BlockParams::new(&tiny.config, &tensors(&tiny)).unwrap();
+        let ours: Vec<String> =
+            params.iter().map(|(name, _)| format!("model.layers.1.{name}")).collect();
+        let theirs: Vec<String> =
+            tiny.config.parameters().layers[1].iter().map(|spec| spec.name.clone()).collect();
+        assert_eq!(ours, theirs);
+    }
+}
+
+#[test]
+fn a_tensor_of_the_wrong_shape_is_named() {
+    let tiny = Tiny::fixture("llama_tied");
+    let mut tensors = tensors(&tiny);
+    tensors[2] = Tensor::zeros([13, 36], (Kind::Float, Device::Cpu));
+    let error = BlockParams::new(&tiny.config, &tensors).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`self_attn.k_proj.weight` has shape `[13, 36]`, and must have `[12, 36]`"
+    );
+}
+
+#[test]
+fn a_missing_tensor_is_counted() {
+    let tiny = Tiny::fixture("qwen3");
+    let mut tensors = tensors(&tiny);
+    tensors.pop();
+    let error = BlockParams::new(&tiny.config, &tensors).unwrap_err();
+    assert!(matches!(error, ModelError::ParamCount { found: 10, required: 11 }), "{error}");
+}
+
+#[test]
+fn a_token_outside_the_vocabulary_is_named() {
+    let tiny = Tiny::fixture("llama_tied");
+    let embed = &tiny.tensors["model.embed_tokens.weight"];
+    let error = sterna_model::embed::forward(&tiny.config, embed, &[5, 64]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`input_ids` at position `1` of the shard is `64`, and must be at least 0 and below vocab_size `64`"
+    );
+    assert!(error.hint().is_some());
+}

@@ -1,0 +1,296 @@
+//! A tiny model with its batch, run whole: embedding, blocks, head, and all of it backwards, as training does.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use safetensors::{Dtype, SafeTensors};
+use sterna_comm::{Comm, RankEnv, ReduceOp};
+use sterna_hf::{ModelConfig, ParamSpec};
+use sterna_model::head::{self, HeadGrads, HeadParams, LossSum};
+use sterna_model::{
+    BlockContext, BlockGrads, BlockParams, Documents, HeadSplit, Keep, block, embed, rotary,
+};
+use tch::{Device, Kind, Tensor};
+
+/// A model and a batch, with what transformers computes for them.
+pub(crate) struct Tiny {
+    pub(crate) config: ModelConfig,
+    /// The fixture's tensors: weights by name, `grad.` and a name, `logits`.
+    pub(crate) tensors: BTreeMap<String, Tensor>,
+    pub(crate) batch: Batch,
+    /// Mean over labels.
+    pub(crate) loss: f64,
+    /// How far transformers' bf16 is from its fp32, by name of what is compared.
+    pub(crate) bf16_errors: BTreeMap<String, f64>,
+}
+
+/// One micro-batch, all of it.
+#[derive(Clone)]
+pub(crate) struct Batch {
+    pub(crate) input_ids: Vec<i64>,
+    pub(crate) shift_labels: Vec<i64>,
+    /// Lengths of the documents.
+    pub(crate) lengths: Vec<i64>,
+    pub(crate) num_rows: usize,
+}
+
+/// How to compute it.
+#[derive(Clone, Copy)]
+pub(crate) struct How {
+    pub(crate) kind: Kind,
+    pub(crate) tile_len: i64,
+    pub(crate) keep: Keep,
+}
+
+impl How {
+    /// One tile, only the inputs of blocks kept.
+    pub(crate) const PLAIN: How =
+        How { kind: Kind::Float, tile_len: 1 << 20, keep: Keep { attention: false, graph: false } };
+}
+
+/// What came out, the same on every rank.
+pub(crate) struct Outcome {
+    /// `[s, v]`.
+    pub(crate) logits: Tensor,
+    /// Mean over labels.
+    pub(crate) loss: f64,
+    /// By name; of the mean loss.
+    pub(crate) grads: BTreeMap<String, Tensor>,
+}
+
+/// A communicator of one rank, also inside a rank of a larger test.
+pub(crate) fn alone() -> Comm {
+    Comm::init(&RankEnv::single(), 1, Duration::from_secs(30)).unwrap()
+}
+
+/// All ranks of the test as one sequence-parallel group.
+pub(crate) fn together(world_size: usize) -> Comm {
+    Comm::init(&RankEnv::from_env().unwrap(), world_size, Duration::from_secs(30)).unwrap()
+}
+
+impl Batch {
+    pub(crate) fn documents(&self) -> Vec<Range<i64>> {
+        let mut end = 0;
+        let next = |len: &i64| {
+            end += len;
+            end - len..end
+        };
+        self.lengths.iter().map(next).collect()
+    }
+
+    fn position_ids(&self) -> Vec<i64> {
+        self.lengths.iter().flat_map(|len| 0..*len).collect()
+    }
+
+    /// This rank's tokens: its run of every row.
+    fn shard(&self, sp_size: usize, sp_rank: usize) -> Vec<usize> {
+        let row_len = self.input_ids.len() / self.num_rows;
+        let shard_len = row_len / sp_size;
+        assert_eq!(
+            shard_len * sp_size * self.num_rows,
+            self.input_ids.len(),
+            "the batch is made to be divisible"
+        );
+        (0..self.num_rows)
+            .flat_map(|row| {
+                let start = row * row_len + sp_rank * shard_len;
+                start..start + shard_len
+            })
+            .collect()
+    }
+}
+
+impl Tiny {
+    /// Reads `tests/fixtures/{name}.json` and `.safetensors`.
+    pub(crate) fn fixture(name: &str) -> Tiny {
+        let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+        let record = std::fs::read(path.with_extension("json")).unwrap();
+        let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+        let bytes = std::fs::read(path.with_extension("safetensors")).unwrap();
+        let mut tensors: BTreeMap<String, Tensor> = SafeTensors::deserialize(&bytes)
+            .unwrap()
+            .tensors()
+            .into_iter()
+            .map(|(name, view)| {
+                let kind = match view.dtype() {
+                    Dtype::F32 => Kind::Float,
+                    Dtype::BF16 => Kind::BFloat16,
+                    Dtype::I64 => Kind::Int64,
+                    other => panic!("`{name}` is {other:?}"),
+                };
+                let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
+                (name, Tensor::from_data_size(view.data(), &shape, kind))
+            })
+            .collect();
+        let mut ids = |name: &str| Vec::<i64>::try_from(tensors.remove(name).unwrap()).unwrap();
+        Tiny {
+            config: ModelConfig::from_json(&record["config"].to_string(), &path).unwrap(),
+            batch: Batch {
+                input_ids: ids("input_ids"),
+                shift_labels: ids("shift_labels"),
+                lengths: record["lengths"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|len| len.as_i64().unwrap())
+                    .collect(),
+                num_rows: 1,
+            },
+            loss: record["loss"].as_f64().unwrap(),
+            bf16_errors: record["bf16_errors"]
+                .as_object()
+                .unwrap()
+                .iter()
+                .map(|(name, error)| (name.clone(), error.as_f64().unwrap()))
+                .collect(),
+            tensors,
+        }
+    }
+
+    fn weight(&self, spec: &ParamSpec, kind: Kind) -> Tensor {
+        self.tensors[&spec.name].to_kind(kind)
+    }
+
+    /// Computes logits, loss and every gradient.
+    pub(crate) fn run(&self, comm: &Comm, batch: &Batch, how: How) -> Outcome {
+        let How { kind, tile_len, keep } = how;
+        let config = &self.config;
+        let sp = comm.sp();
+        let heads = HeadSplit::of_all_ranks(
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            sp.size(),
+        )
+        .unwrap();
+        let shard = batch.shard(sp.size(), sp.rank());
+        let local = |values: &[i64]| shard.iter().map(|token| values[*token]).collect::<Vec<i64>>();
+        let (input_ids, shift_labels) = (local(&batch.input_ids), local(&batch.shift_labels));
+        let seq_len = *batch.lengths.iter().max().unwrap() as usize;
+        let rope = rotary::table(config, &local(&batch.position_ids()), seq_len, kind, Device::Cpu);
+        let documents = Documents::new(batch.documents());
+        let context = |layer_idx: usize| BlockContext {
+            config,
+            layer_idx,
+            sp,
+            heads: &heads,
+            documents: &documents,
+            rope: &rope,
+            num_rows: batch.num_rows as i64,
+            pre_tile_len: tile_len,
+            post_tile_len: tile_len,
+        };
+        let num_valid_tokens = batch.shift_labels.iter().filter(|label| **label != -100).count();
+
+        let specs = config.parameters();
+        let grad_kind = if kind == Kind::Double { Kind::Double } else { Kind::Float };
+        let zeros = |spec: &ParamSpec| {
+            let shape: Vec<i64> = spec.shape.iter().map(|size| *size as i64).collect();
+            Tensor::zeros(shape.as_slice(), (grad_kind, Device::Cpu))
+        };
+        let mut grads: BTreeMap<String, Tensor> =
+            specs.iter().map(|spec| (spec.name.clone(), zeros(spec))).collect();
+
+        let embed_weight = self.weight(&specs.embed, kind);
+        let blocks: Vec<BlockParams> = specs
+            .layers
+            .iter()
+            .map(|specs| {
+                let tensors: Vec<Tensor> =
+                    specs.iter().map(|spec| self.weight(spec, kind)).collect();
+                BlockParams::new(config, &tensors).unwrap()
+            })
+            .collect();
+        let lm_head_spec = specs.lm_head.as_ref().unwrap_or(&specs.embed);
+        let head_params = HeadParams {
+            norm: self.weight(&specs.norm, kind),
+            lm_head: self.weight(lm_head_spec, kind),
+        };
+
+        let mut x = embed::forward(config, &embed_weight, &input_ids).unwrap();
+        let mut all_kept = Vec::new();
+        for (layer_idx, params) in blocks.iter().enumerate() {
+            let (y, kept) = block::forward(&context(layer_idx), params, &x, keep).unwrap();
+            all_kept.push(kept);
+            x = y;
+        }
+        let logits = head::logits(config, &head_params, &x);
+        let mut head_grads = HeadGrads {
+            norm: Some(grads[&specs.norm.name].shallow_clone()),
+            lm_head: Some(grads[&lm_head_spec.name].shallow_clone()),
+        };
+        let scale = 1.0 / num_valid_tokens as f64;
+        let (loss_sum, mut d_x) = head::loss_and_backward(
+            config,
+            &head_params,
+            &mut head_grads,
+            &x,
+            &shift_labels,
+            scale,
+            tile_len,
+        )
+        .unwrap();
+        assert_eq!(
+            head::loss(config, &head_params, &x, &shift_labels, tile_len).unwrap(),
+            loss_sum,
+            "with and without gradients"
+        );
+        for (layer_idx, (params, kept)) in blocks.iter().zip(all_kept).enumerate().rev() {
+            let tensors = specs.layers[layer_idx]
+                .iter()
+                .map(|spec| Some(grads[&spec.name].shallow_clone()))
+                .collect();
+            let mut block_grads = BlockGrads::new(config, tensors).unwrap();
+            d_x =
+                block::backward(&context(layer_idx), params, &mut block_grads, kept, &d_x).unwrap();
+        }
+        embed::backward(config, grads.get_mut(&specs.embed.name).unwrap(), &input_ids, &d_x)
+            .unwrap();
+
+        for grad in grads.values() {
+            sp.all_reduce_(grad, ReduceOp::Sum).unwrap();
+        }
+        Outcome {
+            logits: gather(comm, batch, &logits),
+            loss: mean_loss(comm, loss_sum, num_valid_tokens),
+            grads,
+        }
+    }
+}
+
+fn mean_loss(comm: &Comm, loss_sum: LossSum, num_valid_tokens: usize) -> f64 {
+    let total = Tensor::from_slice(&[loss_sum.loss_sum, loss_sum.num_valid_tokens as f64]);
+    comm.sp().all_reduce_(&total, ReduceOp::Sum).unwrap();
+    assert_eq!(total.double_value(&[1]) as usize, num_valid_tokens);
+    total.double_value(&[0]) / num_valid_tokens as f64
+}
+
+/// The shards of all ranks, in the order of the tokens.
+fn gather(comm: &Comm, batch: &Batch, shard: &Tensor) -> Tensor {
+    let (num_tokens, v) = (batch.input_ids.len() as i64, shard.size()[1]);
+    let sp_size = comm.sp().size() as i64;
+    let gathered = Tensor::empty([num_tokens, v], (shard.kind(), Device::Cpu));
+    comm.sp().all_gather_into_tensor(&gathered, &shard.contiguous()).unwrap().wait().unwrap();
+    gathered.view([sp_size, batch.num_rows as i64, -1, v]).transpose(0, 1).reshape([num_tokens, v])
+}
+
+/// `|actual - expected| / |expected|`, in the Euclidean norm.
+pub(crate) fn relative_error(actual: &Tensor, expected: &Tensor) -> f64 {
+    let (actual, expected) = (actual.to_kind(Kind::Double), expected.to_kind(Kind::Double));
+    (&actual - &expected).norm().double_value(&[])
+        / expected.norm().double_value(&[]).max(f64::MIN_POSITIVE)
+}
+
+/// Asserts that logits, loss and every gradient agree within a relative error.
+#[track_caller]
+pub(crate) fn assert_same(name: &str, actual: &Outcome, expected: &Outcome, tolerance: f64) {
+    let check = |what: &str, error: f64| {
+        assert!(error <= tolerance, "{name}: {what} differs by {error:e}, more than {tolerance:e}");
+    };
+    check("logits", relative_error(&actual.logits, &expected.logits));
+    check("loss", (actual.loss / expected.loss - 1.0).abs());
+    for (param, expected) in &expected.grads {
+        check(param, relative_error(&actual.grads[param], expected));
+    }
+}

@@ -1,0 +1,137 @@
+//! Norm, rotary, activation and linear: backwards against autograd and differences of plain expressions, in double precision.
+
+use sterna_ops::rope::RopeTable;
+use sterna_ops::{linear, rms_norm, rope, swiglu};
+use tch::{Device, Kind, Tensor};
+
+use crate::oracle::{AUTOGRAD, DIFFERENCES, assert_close, autograd, differences, random};
+
+const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
+
+/// Compares gradients with both oracles.
+fn check(
+    f: impl Fn(&[Tensor]) -> Tensor,
+    inputs: &[&Tensor],
+    d_output: &Tensor,
+    actual: &[&Tensor],
+) {
+    for (input_idx, expected) in autograd(&f, inputs, d_output).iter().enumerate() {
+        assert_close(
+            &format!("input {input_idx}, autograd"),
+            actual[input_idx],
+            expected,
+            AUTOGRAD,
+        );
+    }
+    for (input_idx, expected) in differences(&f, inputs, d_output).iter().enumerate() {
+        assert_close(
+            &format!("input {input_idx}, differences"),
+            actual[input_idx],
+            expected,
+            DIFFERENCES,
+        );
+    }
+}
+
+fn plain_rms_norm(x: &Tensor, weight: &Tensor) -> Tensor {
+    let mean_square = x.square().mean_dim(-1_i64, true, None::<Kind>);
+    weight * (x / (mean_square + 1e-5).sqrt())
+}
+
+#[test]
+fn rms_norm_of_rows() {
+    let (x, weight, d_y) = (random(&[5, 6], 1), random(&[6], 2), random(&[5, 6], 3));
+    assert_close(
+        "y",
+        &rms_norm::forward(&x, &weight, 1e-5),
+        &plain_rms_norm(&x, &weight),
+        AUTOGRAD,
+    );
+    let mut d_weight = Tensor::zeros([6], F64);
+    let d_x = rms_norm::backward(&d_y, &x, &weight, 1e-5, Some(&mut d_weight));
+    check(|x| plain_rms_norm(&x[0], &x[1]), &[&x, &weight], &d_y, &[&d_x, &d_weight]);
+}
+
+#[test]
+fn rms_norm_of_heads() {
+    let (x, weight, d_y) = (random(&[3, 2, 4], 1), random(&[4], 2), random(&[3, 2, 4], 3));
+    let mut d_weight = Tensor::zeros([4], F64);
+    let d_x = rms_norm::backward(&d_y, &x, &weight, 1e-5, Some(&mut d_weight));
+    check(|x| plain_rms_norm(&x[0], &x[1]), &[&x, &weight], &d_y, &[&d_x, &d_weight]);
+}
+
+/// Transformers' `rotate_half` and `apply_rotary_pos_emb`, from angles.
+fn plain_rope(x: &Tensor, angles: &Tensor) -> Tensor {
+    let angles = Tensor::cat(&[angles, angles], -1).unsqueeze(1);
+    let halves = x.chunk(2, -1);
+    let rotated = Tensor::cat(&[&-&halves[1], &halves[0]], -1);
+    x * angles.cos() * 1.5 + rotated * angles.sin() * 1.5
+}
+
+#[test]
+fn rope_of_any_positions() {
+    let inv_freq = [1.0_f32, 0.25, 0.0625];
+    let position_ids = Tensor::from_slice(&[0_i64, 7, 3, 100]);
+    let angles = position_ids
+        .to_kind(Kind::Double)
+        .outer(&Tensor::from_slice(&inv_freq).to_kind(Kind::Double));
+    let table = RopeTable::new(&position_ids, &inv_freq, 1.5, Kind::Double);
+    let (x, d_y) = (random(&[4, 2, 6], 1), random(&[4, 2, 6], 2));
+    assert_close("y", &rope::forward(&x, &table), &plain_rope(&x, &angles), AUTOGRAD);
+    check(|x| plain_rope(&x[0], &angles), &[&x], &d_y, &[&rope::backward(&d_y, &table)]);
+    let (tile, tail) = (table.narrow(1, 2), x.narrow(0, 1, 2));
+    assert_close(
+        "tile",
+        &rope::forward(&tail, &tile),
+        &plain_rope(&x, &angles).narrow(0, 1, 2),
+        AUTOGRAD,
+    );
+}
+
+#[test]
+fn swiglu_of_a_tile() {
+    let plain = |x: &[Tensor]| &x[0] * x[0].sigmoid() * &x[1];
+    let (gate, up, d_y) = (random(&[4, 5], 1) * 4.0, random(&[4, 5], 2), random(&[4, 5], 3));
+    assert_close("y", &swiglu::forward(&gate, &up), &plain(&[gate.copy(), up.copy()]), AUTOGRAD);
+    let (d_gate, d_up) = swiglu::backward(&d_y, &gate, &up);
+    check(plain, &[&gate, &up], &d_y, &[&d_gate, &d_up]);
+}
+
+#[test]
+fn linear_with_and_without_bias() {
+    let (x, weight, bias, d_y) =
+        (random(&[5, 3], 1), random(&[4, 3], 2), random(&[4], 3), random(&[5, 4], 4));
+    let plain = |x: &[Tensor]| x[0].matmul(&x[1].tr()) + &x[2];
+    let with_bias = linear::forward(&x, &weight, Some(&bias));
+    assert_close("y", &with_bias, &plain(&[x.copy(), weight.copy(), bias.copy()]), AUTOGRAD);
+    assert_close("y", &(linear::forward(&x, &weight, None) + &bias), &with_bias, AUTOGRAD);
+    let (mut d_weight, mut d_bias) = (Tensor::zeros([4, 3], F64), Tensor::zeros([4], F64));
+    linear::backward_params(&d_y, &x, Some(&mut d_weight), Some(&mut d_bias));
+    let d_x = linear::backward_input(&d_y, &weight);
+    check(plain, &[&x, &weight, &bias], &d_y, &[&d_x, &d_weight, &d_bias]);
+}
+
+/// What single-precision accumulation is for: a sum of many bf16 products loses digits when each partial sum is bf16.
+#[test]
+fn weight_gradients_of_tiles_add_up_in_single_precision() {
+    let (x, d_y) = (
+        random(&[4096, 8], 1).to_kind(Kind::BFloat16),
+        random(&[4096, 8], 2).to_kind(Kind::BFloat16),
+    );
+    let expected = d_y.to_kind(Kind::Double).tr().matmul(&x.to_kind(Kind::Double));
+    let mut d_weight = Tensor::zeros([8, 8], (Kind::Float, Device::Cpu));
+    let mut d_weight_bf16 = Tensor::zeros([8, 8], (Kind::BFloat16, Device::Cpu));
+    for start in (0..4096).step_by(16) {
+        let (x, d_y) = (x.narrow(0, start, 16), d_y.narrow(0, start, 16));
+        linear::backward_params(&d_y, &x, Some(&mut d_weight), None);
+        linear::backward_params(&d_y, &x, Some(&mut d_weight_bf16), None);
+    }
+    let error =
+        |sum: &Tensor| (sum.to_kind(Kind::Double) - &expected).abs().max().double_value(&[]);
+    assert!(
+        error(&d_weight) * 4.0 < error(&d_weight_bf16),
+        "{} and {}",
+        error(&d_weight),
+        error(&d_weight_bf16)
+    );
+}
