@@ -103,6 +103,11 @@ impl<'a> MicroBatches<'a> {
         Self { dataset, sampler, collator, mesh, micro_batch_size, next: 0 }
     }
 
+    /// How samples are padded.
+    pub fn collator(&self) -> &Collator {
+        &self.collator
+    }
+
     /// Micro-batches of one epoch.
     pub fn len(&self) -> usize {
         self.sampler.len() / self.micro_batch_size * self.mesh.sp_size
