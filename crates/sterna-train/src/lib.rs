@@ -1,1 +1,23 @@
 //! Everything that has state across steps: ZeRO, offload, optimizer, schedule, step, metrics, export.
+//!
+//! [`train`] is the whole run of one rank. In reading order: [`trainer`] (the loop), [`engine`] (one micro-batch),
+//! [`zero`] (who holds which part of the model), [`optim`] (schedule and clipping), [`export`].
+
+pub mod trainer;
+
+pub mod engine;
+pub mod export;
+pub mod flops;
+pub mod load;
+pub mod memory;
+pub mod metrics;
+pub mod optim;
+pub mod zero;
+
+mod error;
+mod scalars;
+
+pub use error::TrainError;
+pub use memory::HostMemory;
+pub use metrics::{EvalMetrics, IterationMetrics};
+pub use trainer::{DeviceChoice, Observer, TrainOptions, TrainSummary, train};

@@ -1,0 +1,116 @@
+//! What can end a training run.
+
+use std::path::PathBuf;
+
+use sterna_comm::CommError;
+use sterna_data::Error as DataError;
+use sterna_hf::Error as HfError;
+use sterna_model::ModelError;
+use sterna_recipe::Diagnostics;
+use sterna_torch_sys::Error as TorchError;
+
+/// Why training, evaluation or an export ended early.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The recipe does not fit the model or the world size.
+    #[error("{0}")]
+    Plan(Diagnostics),
+    /// The data could not be read or prepared.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The model's files could not be read, or the export could not be written.
+    #[error(transparent)]
+    Hf(#[from] HfError),
+    /// A collective failed, mostly because another rank ended.
+    #[error(transparent)]
+    Comm(#[from] CommError),
+    /// A block could not be computed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// libtorch refused a call or ran out of memory.
+    #[error(transparent)]
+    Torch(#[from] TorchError),
+    /// A file of the run itself could not be written.
+    #[error("cannot write `{}`", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The data gives fewer micro-batches than one optimizer step takes.
+    #[error(
+        "the data gives `{num_micro_batches}` micro-batches to each of `{dp_size}` data-parallel groups, and one \
+         optimizer step takes `{gradient_accumulation_steps}`"
+    )]
+    NoSteps {
+        /// Micro-batches of all epochs for one data-parallel group.
+        num_micro_batches: usize,
+        /// Data-parallel groups.
+        dp_size: usize,
+        /// Micro-batches of a step.
+        gradient_accumulation_steps: usize,
+    },
+    /// The loss or the gradient norm of a step is not a finite number.
+    #[error("{name} is `{value}` at optimizer step `{step}`, and must be finite")]
+    NotFinite {
+        /// `loss` or `gradient norm`.
+        name: &'static str,
+        /// What it is.
+        value: f64,
+        /// The step, from 1.
+        step: u64,
+    },
+    /// A tensor operation failed inside a step.
+    #[error("optimizer step `{step}` failed: {message}")]
+    StepPanicked {
+        /// The step, from 1.
+        step: u64,
+        /// libtorch's message, or the panic's.
+        message: String,
+    },
+    /// The device that was asked for cannot be used by this build.
+    #[error("device `{device}` was asked for, and this build of sterna computes on `cpu`")]
+    DeviceUnavailable {
+        /// The device as typed.
+        device: String,
+    },
+}
+
+impl TrainError {
+    /// What the reader can do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Data(error) => error.hint(),
+            Self::Hf(error) => error.hint(),
+            Self::Comm(error) => error.hint(),
+            Self::Model(error) => error.hint(),
+            Self::Torch(error) => error.hint(),
+            Self::Plan(_) => None,
+            Self::Io { .. } => Some("check the folder's permissions and the space left on its disk".to_owned()),
+            Self::NoSteps { .. } => Some(
+                "set `min_iterations` to repeat the data, or lower `gradient_accumulation_steps`, or use fewer ranks"
+                    .to_owned(),
+            ),
+            Self::NotFinite { .. } => Some(
+                "lower `optimizer.learning_rate`, lengthen the warm-up, or train in `dtype: fp32` to see whether the \
+                 values overflow"
+                    .to_owned(),
+            ),
+            Self::StepPanicked { message, .. } => is_out_of_memory(message).then(|| {
+                "use more sequence-parallel ranks, set `tiled_mlp_compute: true` and \
+                 `activation_checkpoint_cpu_offload: true`, or lower `data.max_length`"
+                    .to_owned()
+            }),
+            Self::DeviceUnavailable { .. } => Some("use `--device cpu` or `--device auto`".to_owned()),
+        }
+    }
+}
+
+/// Whether a libtorch message says that memory ran out.
+fn is_out_of_memory(message: &str) -> bool {
+    ["out of memory", "can't allocate memory", "bad_alloc"]
+        .iter()
+        .any(|text| message.contains(text))
+}

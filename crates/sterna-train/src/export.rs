@@ -1,0 +1,72 @@
+//! The Hugging Face folder that transformers, vLLM and the rest open.
+
+use std::path::Path;
+
+use sterna_comm::Group;
+use sterna_hf::{DType, ExportWriter, ModelConfig, ParamSpec};
+use tch::{Device, Kind, Tensor};
+
+use crate::{error::TrainError, zero::Zero};
+
+/// Largest safetensors shard of an export, bytes.
+pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+
+/// Writes the model to `dir`: safetensors in the model's dtype, config, tokenizer.
+///
+/// The generation config is copied from `model_dir`, the tokenizer and chat template from `tokenizer_dir`. An earlier export in `dir` stays
+/// intact until the new one is complete.
+///
+/// # Communication
+///
+/// One gather for each unit, in order. Collective; rank 0 alone writes. If it fails, the failure is told to every rank,
+/// so that all of them return an error and none waits.
+///
+/// # Memory
+///
+/// One unit at a time.
+///
+/// # Errors
+///
+/// [`TrainError::Hf`] if the folder cannot be written.
+pub fn export(
+    world: &Group,
+    zero: &mut Zero,
+    config: &ModelConfig,
+    kind: Kind,
+    model_dir: &Path,
+    tokenizer_dir: &Path,
+    dir: &Path,
+) -> Result<(), TrainError> {
+    let dtype = if kind == Kind::BFloat16 { DType::BF16 } else { DType::F32 };
+    let num_units = zero.num_units();
+    let mut writer = None;
+    if world.rank() == 0 {
+        let tensors: Vec<(ParamSpec, DType)> = (0..num_units)
+            .flat_map(|unit_idx| zero.layout(unit_idx).specs.clone())
+            .map(|spec| (spec, dtype))
+            .collect();
+        writer = Some(ExportWriter::create(dir, &tensors, MAX_SHARD_BYTES)?);
+    }
+    for unit_idx in 0..num_units {
+        let params = zero.gather(world, unit_idx)?;
+        if let Some(writer) = &mut writer {
+            for (spec, param) in zero.layout(unit_idx).specs.iter().zip(&params) {
+                writer.write(&spec.name, &bytes_of(param))?;
+            }
+        }
+    }
+    if let Some(mut writer) = writer {
+        writer.copy_assets(model_dir, &config.raw)?;
+        writer.copy_tokenizer(tokenizer_dir)?;
+        writer.finish()?;
+    }
+    Ok(())
+}
+
+/// The elements of `tensor` as they lie in memory.
+fn bytes_of(tensor: &Tensor) -> Vec<u8> {
+    let tensor = tensor.to_device(Device::Cpu).contiguous();
+    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+    tensor.copy_data_u8(&mut bytes, tensor.numel());
+    bytes
+}

@@ -1,0 +1,95 @@
+//! Floating-point operations of a step: by the reference's formula, and honestly.
+//!
+//! The reference reports `8 N sum(s) + 16 d n L sum(s^2)` with activation checkpointing: it counts a recompute that
+//! need not happen and all of the attention matrix although half of it is masked. We report it under its names, so
+//! that curves compare, and beside it the model FLOPs that the field means by MFU: forward plus twice that for
+//! backward, causal attention counted once, no recompute (PaLM, Chowdhery et al. 2022, appendix B, with the causal
+//! half).
+
+use sterna_hf::ModelConfig;
+
+/// What one token costs in the matrix multiplications of the model, in multiply-adds.
+fn matmul_parameters(config: &ModelConfig) -> f64 {
+    let hidden = config.hidden_size as f64;
+    let head_dim = config.head_dim as f64;
+    let query = config.num_attention_heads as f64 * head_dim;
+    let key_value = config.num_key_value_heads as f64 * head_dim;
+    let block =
+        3.0 * hidden * config.intermediate_size as f64 + hidden * (query + 2.0 * key_value + query);
+    config.num_hidden_layers as f64 * block + config.vocab_size as f64 * hidden
+}
+
+/// TFLOs of forward and backward over sequences of `seqlens` tokens, as the reference counts them.
+///
+/// With `recompute`, the factors are 8 and 16 instead of 6 and 12.
+///
+/// Source: ArcticTraining `arctic_training/trainer/flops_counter.py`, the llama/qwen2/qwen3 branch.
+pub fn reference_tflos(
+    config: &ModelConfig,
+    seqlens: impl Iterator<Item = usize>,
+    recompute: bool,
+) -> f64 {
+    let (dense_factor, attention_factor) = if recompute { (8.0, 16.0) } else { (6.0, 12.0) };
+    let query = (config.num_attention_heads * config.head_dim) as f64;
+    let dense = dense_factor * matmul_parameters(config);
+    let attention = attention_factor * query * config.num_hidden_layers as f64;
+    seqlens.map(|len| len as f64).map(|len| dense * len + attention * len * len).sum::<f64>() / 1e12
+}
+
+/// TFLOs of the model itself over documents of `document_lens` tokens: causal attention, sliding windows honoured,
+/// nothing counted twice.
+pub fn model_tflos(config: &ModelConfig, document_lens: impl Iterator<Item = usize>) -> f64 {
+    let query = (config.num_attention_heads * config.head_dim) as f64;
+    let dense = 6.0 * matmul_parameters(config);
+    let mut flos = 0.0;
+    for len in document_lens {
+        flos += dense * len as f64;
+        for window in &config.sliding_window {
+            // Forward is two multiply-adds (q k^T and p v) for each visible (query, key) pair, and backward is
+            // twice the forward: 3 * 2 * 2 * query * pairs.
+            flos += 12.0 * query * visible_pairs(len as f64, window.map(|w| w as f64));
+        }
+    }
+    flos / 1e12
+}
+
+/// (query, key) pairs that a causal mask with an optional window leaves, taking `len^2 / 2` for the triangle.
+fn visible_pairs(len: f64, window: Option<f64>) -> f64 {
+    match window {
+        Some(window) if window < len => window * window / 2.0 + (len - window) * window,
+        _ => len * len / 2.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn llama_8b() -> ModelConfig {
+        let json = r#"{"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 131072, "rope_theta": 500000.0, "hidden_act": "silu"}"#;
+        ModelConfig::from_json(json, Path::new("config.json")).expect("a valid config")
+    }
+
+    /// Values that the reference's own code printed (arctic.md section 3.5).
+    #[test]
+    fn reference_formula_matches_the_reference() {
+        let config = llama_8b();
+        let tflos = |lens: &[usize]| reference_tflos(&config, lens.iter().copied(), true);
+        assert!((tflos(&[32_768]) - 4219.101).abs() < 1e-3);
+        assert!((tflos(&[3_800_000]) - 30_511_016.496_3).abs() < 1e-3);
+        assert!((tflos(&[100, 200, 4090]) - 298.7498).abs() < 1e-4);
+    }
+
+    /// `786432 N^2 + 4.503e10 N` for Llama-3.1-8B (rivals.md, header).
+    #[test]
+    fn model_formula_is_causal_and_counts_nothing_twice() {
+        let n = 131_072_usize;
+        let expected = (786_432.0 * (n as f64).powi(2) + 4.503e10 * n as f64) / 1e12;
+        let actual = model_tflos(&llama_8b(), std::iter::once(n));
+        assert!((actual / expected - 1.0).abs() < 1e-4, "{actual} against {expected}");
+    }
+}

@@ -1,0 +1,570 @@
+//! The whole run of one rank, from a recipe to an export.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use sterna_comm::{Comm, RankEnv};
+use sterna_data::{Collator, DataMesh, Dataset, Datasets, MicroBatch, MicroBatches, PrepareReport};
+use sterna_hf::{ModelConfig, Tokenizer, WeightFiles, hub};
+use sterna_recipe::{CheckpointOptions, LossAverage, Plan, Recipe};
+use sterna_torch_sys::AdamW;
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    engine::{Engine, EngineOptions},
+    error::TrainError,
+    export::export,
+    flops,
+    load::WeightSource,
+    memory::HostMemory,
+    metrics::{EvalMetrics, IterationMetrics, MetricsFile},
+    optim::{LrSchedule, clip_scale},
+    scalars::{max, sum},
+};
+
+/// Receives what a run has to say. The library itself prints nothing.
+pub trait Observer {
+    /// Everything is known and nothing has been computed.
+    fn on_start(&mut self, plan: &Plan, report: &PrepareReport, num_steps: u64);
+    /// An optimizer step ended.
+    fn on_iteration(&mut self, metrics: &IterationMetrics);
+    /// An evaluation ended.
+    fn on_eval(&mut self, metrics: &EvalMetrics);
+    /// An export was written to this folder.
+    fn on_export(&mut self, dir: &Path);
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainSummary {
+    /// Optimizer steps done.
+    pub num_steps: u64,
+    /// Why it ended before the schedule's end, if it did.
+    pub early_exit: Option<String>,
+    /// Folders that exports were written to, in order.
+    pub exports: Vec<PathBuf>,
+}
+
+/// Which device to compute on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// The best that this build and machine have: the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU, which this build does not have.
+    Cuda,
+}
+
+/// What the command line decides beside the recipe.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TrainOptions {
+    /// Where to compute.
+    pub device: DeviceChoice,
+}
+
+/// How long a collective waits for its slowest rank. A rank that *ends* is noticed in seconds, through its closed
+/// connections; this bounds a rank that hangs.
+const COLLECTIVE_TIMEOUT: Duration = Duration::from_mins(30);
+
+/// Trains as `recipe` says, as the rank that `env` describes.
+///
+/// Nothing is computed and no other rank is contacted before the plan and the data stand. A failure on this rank is
+/// told to the others, which then fail within seconds.
+///
+/// # Errors
+///
+/// Every variant of [`TrainError`]. Exports written before the failure stay.
+pub fn train(
+    recipe: &Recipe,
+    env: &RankEnv,
+    options: TrainOptions,
+    observer: &mut dyn Observer,
+) -> Result<TrainSummary, TrainError> {
+    let device = match options.device {
+        DeviceChoice::Auto | DeviceChoice::Cpu => Device::Cpu,
+        DeviceChoice::Cuda => {
+            return Err(TrainError::DeviceUnavailable { device: "cuda".to_owned() });
+        }
+    };
+    let assets = Assets::resolve(recipe)?;
+    let plan = Plan::new(recipe, &assets.config, env.world_size).map_err(TrainError::Plan)?;
+    let datasets = sterna_data::prepare(
+        recipe,
+        assets.config.max_position_embeddings,
+        &assets.tokenizer,
+        env.world_size,
+    )?;
+    let comm = Comm::init(env, recipe.sequence_parallel_size, COLLECTIVE_TIMEOUT)?;
+    let result = Trainer::new(recipe, env, &comm, &assets, &datasets, device)
+        .and_then(|trainer| trainer.run(&plan, observer));
+    if let Err(error) = &result {
+        comm.abort(&error.to_string());
+    }
+    result
+}
+
+/// What a recipe names: a model and a tokenizer.
+#[derive(Debug)]
+struct Assets {
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    tokenizer_dir: PathBuf,
+    model_dir: PathBuf,
+    /// `None` when the weights are drawn at random.
+    weights: Option<WeightFiles>,
+}
+
+impl Assets {
+    fn resolve(recipe: &Recipe) -> Result<Self, TrainError> {
+        let model = &recipe.model;
+        let has_config_only = model.random_weights || model.changes_depth();
+        let model_dir = if has_config_only {
+            hub::resolve_model_config(&model.name_or_path)?
+        } else {
+            hub::resolve_model(&model.name_or_path)?
+        };
+        let config = ModelConfig::from_dir(&model_dir)?.with_overrides(&model.hf_config_kwargs)?;
+        let tokenizer_dir = hub::resolve_model_config(&recipe.tokenizer.name_or_path)?;
+        let tokenizer = Tokenizer::from_dir(&tokenizer_dir)?;
+        let weights = if has_config_only {
+            None
+        } else {
+            let weights = WeightFiles::open(&model_dir)?;
+            weights.check(&config.parameters())?;
+            Some(weights)
+        };
+        Ok(Self { config, tokenizer, tokenizer_dir, model_dir, weights })
+    }
+}
+
+/// One rank's run.
+struct Trainer<'a> {
+    recipe: &'a Recipe,
+    comm: &'a Comm,
+    assets: &'a Assets,
+    datasets: &'a Datasets,
+    stream: MicroBatches<'a>,
+    engine: Engine<'a>,
+    schedule: LrSchedule,
+    adamw: AdamW,
+    num_steps: u64,
+    /// What the ranks' matrix multiplications reach together, FLOP/s.
+    matmul_rate: f64,
+}
+
+/// What the ranks tell each other about a step before the optimizer moves.
+struct StepReport {
+    loss: f64,
+    num_tokens: f64,
+    num_valid_tokens: f64,
+    reference_tflos: f64,
+    model_tflos: f64,
+    seqlen: f64,
+}
+
+impl<'a> Trainer<'a> {
+    fn new(
+        recipe: &'a Recipe,
+        env: &RankEnv,
+        comm: &'a Comm,
+        assets: &'a Assets,
+        datasets: &'a Datasets,
+        device: Device,
+    ) -> Result<Self, TrainError> {
+        let mesh = &comm.mesh;
+        let data_mesh =
+            DataMesh { world_size: mesh.world_size, sp_size: mesh.sp_size, dp_rank: mesh.dp_rank };
+        let stream = MicroBatches::new(
+            &datasets.train,
+            recipe,
+            data_mesh,
+            assets.config.max_position_embeddings,
+            assets.tokenizer.pad_token_id(),
+        );
+        let num_steps = num_steps(recipe, stream.len()).ok_or(TrainError::NoSteps {
+            num_micro_batches: stream.len() * recipe.epochs,
+            dp_size: mesh.dp_size,
+            gradient_accumulation_steps: recipe.gradient_accumulation_steps,
+        })?;
+        let keep_attention =
+            can_keep_attention(recipe, comm, &assets.config, env, &datasets.train)?;
+        let options = EngineOptions::new(recipe, &assets.config, device, keep_attention);
+        let mut engine = Engine::new(comm, &assets.config, recipe, options)?;
+        let source = match &assets.weights {
+            Some(files) => WeightSource::Files(files),
+            None => WeightSource::Random { config: &assets.config, seed: recipe.seed },
+        };
+        engine.zero.load(&source)?;
+        Ok(Self {
+            recipe,
+            comm,
+            assets,
+            datasets,
+            stream,
+            schedule: LrSchedule::new(&recipe.scheduler, recipe.optimizer.learning_rate, num_steps),
+            adamw: AdamW {
+                lr: recipe.optimizer.learning_rate,
+                beta1: recipe.optimizer.betas.0,
+                beta2: recipe.optimizer.betas.1,
+                eps: recipe.optimizer.eps,
+                weight_decay: recipe.optimizer.weight_decay,
+            },
+            num_steps,
+            matmul_rate: matmul_rate(comm, engine.kind(), device)?,
+            engine,
+        })
+    }
+
+    fn run(mut self, plan: &Plan, observer: &mut dyn Observer) -> Result<TrainSummary, TrainError> {
+        let is_writer = self.comm.mesh.rank == 0;
+        let mut file = (is_writer && self.recipe.train_log_metrics)
+            .then(|| MetricsFile::open(&self.recipe.train_log_metrics_path))
+            .transpose()?;
+        let mut exports = Vec::new();
+        let mut early_exit = None;
+        observer.on_start(plan, &self.datasets.report, self.num_steps);
+        if self.recipe.eval_on_start {
+            self.evaluate(0, file.as_mut(), observer)?;
+        }
+
+        let mut num_done = 0;
+        while num_done < self.num_steps {
+            if self.is_killed()? {
+                early_exit = Some(format!("found `{}`", self.recipe.kill_switch_path.display()));
+                break;
+            }
+            let step = num_done + 1;
+            let metrics = self.step(step)?;
+            num_done = step;
+            if let Some(file) = &mut file {
+                file.append(&metrics)?;
+            }
+            observer.on_iteration(&metrics);
+            if self.recipe.eval_interval > 0
+                && step.is_multiple_of(self.recipe.eval_interval as u64)
+            {
+                self.evaluate(step, file.as_mut(), observer)?;
+            }
+            for checkpoint in &self.recipe.checkpoint {
+                if self.is_due(checkpoint, step) {
+                    exports.push(self.export(checkpoint, step, observer)?);
+                }
+            }
+        }
+
+        for checkpoint in &self.recipe.checkpoint {
+            if checkpoint.save_end_of_training && !self.is_due(checkpoint, num_done) {
+                exports.push(self.export(checkpoint, num_done, observer)?);
+            }
+        }
+        // A rank that leaves early closes connections that a slower rank still needs.
+        self.comm.world().barrier()?;
+        Ok(TrainSummary { num_steps: num_done, early_exit, exports })
+    }
+
+    /// One optimizer step, counted from 1. The one place where a panic of a tensor operation becomes an error.
+    fn step(&mut self, step: u64) -> Result<IterationMetrics, TrainError> {
+        catch_unwind(AssertUnwindSafe(|| self.step_unguarded(step))).unwrap_or_else(|panic| {
+            Err(TrainError::StepPanicked { step, message: panic_message(panic.as_ref()) })
+        })
+    }
+
+    fn step_unguarded(&mut self, step: u64) -> Result<IterationMetrics, TrainError> {
+        let started = Instant::now();
+        let gas = self.recipe.gradient_accumulation_steps;
+        let first = (step as usize - 1) * gas;
+        let batches = (first..first + gas)
+            .map(|index| self.micro_batch(index))
+            .collect::<Result<Vec<_>, _>>()?;
+        let step_started = Instant::now();
+
+        let mut loss = 0.0;
+        for (batch, scale) in batches.iter().zip(self.loss_scales(&batches)?) {
+            loss += self.engine.forward_backward(batch, scale)?;
+        }
+        self.engine.zero.finish_gradients(self.comm.world())?;
+        let report = self.report(&batches, loss)?;
+        let grad_norm = self.engine.zero.gradient_norm(self.comm.world())?;
+        for (name, value) in [("loss", report.loss), ("gradient norm", grad_norm)] {
+            if !value.is_finite() {
+                return Err(TrainError::NotFinite { name, value, step });
+            }
+        }
+        let lr = self.schedule.lr(step - 1);
+        let adamw = AdamW { lr, ..self.adamw };
+        let grad_scale = clip_scale(grad_norm, self.recipe.deepspeed.gradient_clipping);
+        self.engine.zero.step(self.comm.world(), &adamw, step, grad_scale)?;
+
+        let (iter_time, step_time) =
+            (started.elapsed().as_secs_f64(), step_started.elapsed().as_secs_f64());
+        let memory = HostMemory::now();
+        let world_size = self.comm.mesh.world_size as f64;
+        Ok(IterationMetrics {
+            epoch: (first + gas - 1) / self.stream.len(),
+            iter: step,
+            max_iter: self.num_steps,
+            loss: report.loss,
+            lr,
+            grad_norm,
+            seqlen: report.seqlen,
+            num_tokens: report.num_tokens.round() as u64,
+            num_valid_tokens: report.num_valid_tokens.round() as u64,
+            iter_time,
+            step_time,
+            iter_tflops: report.reference_tflos / (world_size * iter_time),
+            step_tflops: report.reference_tflos / (world_size * step_time),
+            tokens_per_second: report.num_tokens / iter_time,
+            mfu: report.model_tflos * 1e12 / (self.matmul_rate * step_time),
+            peak_memory: max(self.comm.world(), memory.process_peak as f64)? as u64,
+            memory,
+        })
+    }
+
+    /// Micro-batch number `index` of the run, counted over epochs.
+    fn micro_batch(&self, index: usize) -> Result<MicroBatch, TrainError> {
+        let index = if self.recipe.overfit_first_batch { 0 } else { index % self.stream.len() };
+        Ok(self.stream.get(index)?)
+    }
+
+    /// What each micro-batch's summed loss is multiplied by, so that the step's loss is the sum over micro-batches and
+    /// ranks. Known before the first backward, so no gradient is rescaled afterwards (design decision D9).
+    ///
+    /// # Communication
+    ///
+    /// `loss_average: token` takes one all-reduce of the label count. Collective.
+    fn loss_scales(&self, batches: &[MicroBatch]) -> Result<Vec<f64>, TrainError> {
+        let counts = batches.iter().map(|batch| batch.num_valid_tokens() as f64);
+        // A micro-batch without labels has a loss of zero, not 0 / 0.
+        let inverse = |count: f64| if count > 0.0 { 1.0 / count } else { 0.0 };
+        match self.recipe.loss_average {
+            // (1 / (dp * gas)) sum over micro-batches of (1 / N) sum over its tokens.
+            LossAverage::MicroBatch => {
+                let num_micro_batches = (self.comm.mesh.dp_size * batches.len()) as f64;
+                Ok(counts.map(|count| inverse(count) / num_micro_batches).collect())
+            }
+            // (1 / sum of all N) sum over all tokens.
+            LossAverage::Token => {
+                let total = sum(self.comm.dp(), &[counts.sum()])?[0];
+                Ok(vec![inverse(total); batches.len()])
+            }
+        }
+    }
+
+    /// Sums what the ranks know of a step. `loss` is this rank's part of the scaled sum.
+    fn report(&self, batches: &[MicroBatch], loss: f64) -> Result<StepReport, TrainError> {
+        let is_flash = self.recipe.model.attn_implementation.is_flash();
+        let recompute = !self.recipe.model.disable_activation_checkpoint;
+        let config = &self.assets.config;
+        let (mut num_tokens, mut num_valid_tokens, mut seqlen) = (0, 0, 0);
+        let (mut reference_tflos, mut model_tflos) = (0.0, 0.0);
+        for batch in batches {
+            let documents: Vec<usize> = batch.packed_sample_seqlens.concat();
+            num_tokens += documents.iter().sum::<usize>();
+            num_valid_tokens += batch.num_valid_tokens();
+            // The reference sees documents only when the attention kernel's name says flash (arctic.md section 3.3).
+            let counted = if is_flash { documents.clone() } else { vec![batch.len; batch.rows] };
+            seqlen += counted.iter().sum::<usize>();
+            reference_tflos += flops::reference_tflos(config, counted.into_iter(), recompute);
+            model_tflos += flops::model_tflos(config, documents.into_iter());
+        }
+        // Every rank of a sequence-parallel group knows the same micro-batches: each contributes its share of them.
+        let share = 1.0 / self.comm.mesh.sp_size as f64;
+        let num_micro_batches = (batches.len() * self.comm.mesh.dp_size) as f64;
+        let sums = sum(
+            self.comm.world(),
+            &[
+                loss,
+                num_tokens as f64 * share,
+                num_valid_tokens as f64 * share,
+                reference_tflos * share,
+                model_tflos * share,
+                seqlen as f64 * share / num_micro_batches,
+            ],
+        )?;
+        Ok(StepReport {
+            loss: sums[0],
+            num_tokens: sums[1],
+            num_valid_tokens: sums[2],
+            reference_tflos: sums[3],
+            model_tflos: sums[4],
+            seqlen: sums[5],
+        })
+    }
+
+    /// Evaluates every sample of the evaluation data once and averages over all labelled tokens.
+    ///
+    /// # Communication
+    ///
+    /// Every data-parallel group runs the same number of micro-batches, because ZeRO gathers are collective; a group that
+    /// has none left repeats its last one and does not count it.
+    fn evaluate(
+        &mut self,
+        iter: u64,
+        file: Option<&mut MetricsFile>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        let Some(dataset) = &self.datasets.eval else { return Ok(()) };
+        let started = Instant::now();
+        let mesh = self.comm.mesh;
+        let collator = *self.stream.collator();
+        let rows = self.recipe.micro_batch_size;
+        let (mut loss, mut num_valid_tokens) = (0.0, 0.0);
+        for first in (0..dataset.len()).step_by(rows * mesh.dp_size) {
+            let start = first + mesh.dp_rank * rows;
+            let is_counted = start < dataset.len();
+            let start = if is_counted { start } else { first };
+            let batch = eval_batch(dataset, &collator, start, rows)?;
+            let loss_sum = self.engine.forward(&batch)?;
+            if is_counted {
+                loss += loss_sum;
+                num_valid_tokens += batch.num_valid_tokens() as f64 / mesh.sp_size as f64;
+            }
+        }
+        let sums = sum(self.comm.world(), &[loss, num_valid_tokens])?;
+        let metrics = EvalMetrics {
+            iter,
+            max_iter: self.num_steps,
+            loss: sums[0] / sums[1].max(1.0),
+            num_valid_tokens: sums[1].round() as u64,
+            num_samples: dataset.len(),
+            time: started.elapsed().as_secs_f64(),
+        };
+        if let Some(file) = file {
+            file.append_eval(&metrics)?;
+        }
+        observer.on_eval(&metrics);
+        Ok(())
+    }
+
+    /// Whether `checkpoint` asks for an export after step `step`.
+    fn is_due(&self, checkpoint: &CheckpointOptions, step: u64) -> bool {
+        let is_multiple =
+            |n: usize, count: u64| n > 0 && count > 0 && count.is_multiple_of(n as u64);
+        let num_micro_batches = step * self.recipe.gradient_accumulation_steps as u64;
+        let per_epoch = self.stream.len() as u64;
+        let previous =
+            num_micro_batches.saturating_sub(self.recipe.gradient_accumulation_steps as u64);
+        let ends_epoch = num_micro_batches / per_epoch > previous / per_epoch;
+        is_multiple(checkpoint.save_every_n_steps, step)
+            || ends_epoch
+                && is_multiple(checkpoint.save_every_n_epochs, num_micro_batches / per_epoch)
+    }
+
+    fn export(
+        &mut self,
+        checkpoint: &CheckpointOptions,
+        step: u64,
+        observer: &mut dyn Observer,
+    ) -> Result<PathBuf, TrainError> {
+        let name =
+            self.recipe.model.save_name.clone().unwrap_or_else(|| format!("global_step_{step}"));
+        let dir = checkpoint.output_dir.join(name);
+        let kind = self.engine.kind();
+        export(
+            self.comm.world(),
+            &mut self.engine.zero,
+            &self.assets.config,
+            kind,
+            &self.assets.model_dir,
+            &self.assets.tokenizer_dir,
+            &dir,
+        )?;
+        observer.on_export(&dir);
+        Ok(dir)
+    }
+
+    /// Whether any rank sees the kill-switch file: all stop at the same step.
+    fn is_killed(&self) -> Result<bool, TrainError> {
+        let is_here = self.recipe.kill_switch_path.exists();
+        Ok(max(self.comm.world(), f64::from(u8::from(is_here)))? > 0.0)
+    }
+}
+
+/// Optimizer steps that will really run, given the micro-batches of one epoch; `None` if not even one.
+fn num_steps(recipe: &Recipe, micro_batches_per_epoch: usize) -> Option<u64> {
+    let available = match recipe.train_iters {
+        0 => micro_batches_per_epoch * recipe.epochs / recipe.gradient_accumulation_steps,
+        // `train_iters` goes on over as many epochs as it takes.
+        train_iters if micro_batches_per_epoch > 0 => train_iters,
+        _ => 0,
+    };
+    let limits = [recipe.exit_iteration, recipe.exit_iteration_this_run];
+    let num_steps = limits.into_iter().filter(|&limit| limit > 0).fold(available, usize::min);
+    (num_steps > 0).then_some(num_steps as u64)
+}
+
+/// Whether the ranks of this machine can keep every block's attention output beside everything else, so that backward
+/// needs no second attention forward (design decision D5). All ranks decide the same; only time and memory depend on it.
+///
+/// # Communication
+///
+/// One all-reduce. Collective.
+fn can_keep_attention(
+    recipe: &Recipe,
+    comm: &Comm,
+    config: &ModelConfig,
+    env: &RankEnv,
+    dataset: &Dataset,
+) -> Result<bool, TrainError> {
+    let longest = (0..dataset.len()).map(|index| dataset.sample_len(index)).max().unwrap_or(0);
+    // Output in the model's dtype for this rank's tokens, and one fp32 log-sum-exp for each head and token.
+    let query = config.num_attention_heads * (config.head_dim * recipe.model.dtype.size() + 4);
+    let num_tokens = (longest * recipe.micro_batch_size).div_ceil(comm.mesh.sp_size);
+    let needed = (num_tokens * query * config.num_hidden_layers) as u64;
+    // Half of what is free, because inputs, states and working sets come on top.
+    let budget = HostMemory::now().available() / 2 / env.local_world_size as u64;
+    let is_short = max(comm.world(), f64::from(u8::from(needed > budget)))? > 0.0;
+    tracing::info!(
+        needed,
+        budget,
+        keep = !is_short,
+        "attention outputs kept from forward to backward, bytes"
+    );
+    Ok(!is_short)
+}
+
+/// Up to `rows` samples from `start` on, as one micro-batch.
+fn eval_batch(
+    dataset: &Dataset,
+    collator: &Collator,
+    start: usize,
+    rows: usize,
+) -> Result<MicroBatch, TrainError> {
+    let end = (start + rows).min(dataset.len());
+    let samples = (start..end).map(|index| dataset.sample(index)).collect::<Result<Vec<_>, _>>()?;
+    Ok(collator.collate(&samples)?)
+}
+
+/// FLOP/s that the ranks' matrix multiplications reach together, measured: what MFU is a fraction of on a CPU, whose
+/// peak no table gives. All ranks measure at once, because they share the machine's cores.
+fn matmul_rate(comm: &Comm, kind: Kind, device: Device) -> Result<f64, TrainError> {
+    const SIZE: i64 = 1024;
+    const REPEATS: usize = 4;
+    let a = Tensor::ones([SIZE, SIZE], (kind, device));
+    let b = Tensor::ones([SIZE, SIZE], (kind, device));
+    let _warm_up = a.matmul(&b);
+    comm.world().barrier()?;
+    let mut best = f64::INFINITY;
+    for _ in 0..REPEATS {
+        let started = Instant::now();
+        let _product = a.matmul(&b);
+        best = best.min(started.elapsed().as_secs_f64());
+    }
+    let rate = 2.0 * (SIZE as f64).powi(3) / best;
+    Ok(sum(comm.world(), &[rate])?[0])
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+        .unwrap_or_else(|| "a panic without a message".to_owned());
+    // libtorch appends its C++ stack; the first paragraph is the reason.
+    text.split("\nException raised from").next().unwrap_or(&text).trim().to_owned()
+}

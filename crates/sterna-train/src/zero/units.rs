@@ -1,0 +1,353 @@
+//! All units of a model on one rank: gather, reduce, clip, step.
+
+use std::collections::HashMap;
+
+use sterna_comm::{Group, ReduceOp, Work};
+use sterna_torch_sys::AdamW;
+use tch::{Device, Kind, Tensor, no_grad_guard};
+
+use super::{
+    Sharding, UnitLayout,
+    flat::{Flat, FlatOptions},
+};
+use crate::{error::TrainError, load::WeightSource, scalars::sum};
+
+/// Where the states of all units live and in which dtypes.
+#[derive(Debug, Clone, Copy)]
+pub struct StatePlacement {
+    /// Dtype of the weights that the model computes with.
+    pub param_kind: Kind,
+    /// Dtype of the gradient accumulators.
+    pub grad_kind: Kind,
+    /// Dtype in which gradients travel between ranks.
+    pub reduce_kind: Kind,
+    /// Where the model computes.
+    pub compute_device: Device,
+    /// Where the weights rest between uses (`offload_param`).
+    pub param_device: Device,
+    /// Where gradients, masters and moments live (`offload_optimizer`).
+    pub optimizer_device: Device,
+}
+
+/// The states of every unit on this rank.
+///
+/// # Memory
+///
+/// For a model of `P` parameters on `w` ranks, with a 2-byte dtype: weights `2 P`, gradients `4 P`, masters and moments
+/// `12 P` bytes, each divided by `w` where [`Sharding`] says so. With an fp32 model the masters are the weights.
+/// A gathered unit costs its size in the model's dtype while in use, and once more while the next one is prefetched.
+pub struct Zero {
+    units: Vec<Unit>,
+    options: FlatOptions,
+    placement: StatePlacement,
+    world_size: usize,
+    gathering: HashMap<usize, Vec<Gathering>>,
+    reducing: Vec<Reducing>,
+}
+
+#[derive(Debug)]
+struct Unit {
+    layout: UnitLayout,
+    flats: Vec<Flat>,
+}
+
+/// A flat buffer on its way to being whole.
+struct Gathering {
+    whole: Tensor,
+    work: Option<Work>,
+}
+
+/// A gradient buffer on its way to its owner.
+struct Reducing {
+    unit_idx: usize,
+    flat_idx: usize,
+    shard: Tensor,
+    /// Kept alive until the transfer ends.
+    _whole: Tensor,
+    work: Work,
+}
+
+/// Gradient buffers of one unit, to be accumulated into (`+=`) and given back to [`Zero::reduce`].
+#[derive(Debug)]
+pub struct Gradients {
+    unit_idx: usize,
+    flats: Vec<Tensor>,
+    /// One view for each parameter of the unit, in the order of its specs.
+    pub views: Vec<Tensor>,
+}
+
+impl Zero {
+    /// Allocates the states of `units` (zeroed) for this rank of `world`.
+    pub fn new(
+        world: &Group,
+        units: Vec<UnitLayout>,
+        sharding: Sharding,
+        placement: StatePlacement,
+    ) -> Self {
+        let options = FlatOptions {
+            sharding,
+            rank: world.rank(),
+            param_kind: placement.param_kind,
+            grad_kind: placement.grad_kind,
+            param_device: placement.param_device,
+            optimizer_device: placement.optimizer_device,
+        };
+        let units = units
+            .into_iter()
+            .map(|layout| Unit {
+                flats: layout.flats.iter().map(|flat| Flat::new(flat.clone(), &options)).collect(),
+                layout,
+            })
+            .collect();
+        let world_size = world.size();
+        Self {
+            units,
+            options,
+            placement,
+            world_size,
+            gathering: HashMap::new(),
+            reducing: Vec::new(),
+        }
+    }
+
+    /// Number of units.
+    pub fn num_units(&self) -> usize {
+        self.units.len()
+    }
+
+    /// The layout of unit `unit_idx`.
+    pub fn layout(&self, unit_idx: usize) -> &UnitLayout {
+        &self.units[unit_idx].layout
+    }
+
+    /// Writes the weights that this rank holds, and the masters from them. No rank reads more than it holds.
+    ///
+    /// # Errors
+    ///
+    /// Those of `source`.
+    pub fn load(&mut self, source: &WeightSource<'_>) -> Result<(), TrainError> {
+        let _no_grad = no_grad_guard();
+        for unit in &mut self.units {
+            for flat in &mut unit.flats {
+                for overlap in flat.layout.overlaps(&flat.param_region(&self.options)) {
+                    let values =
+                        source.read(&unit.layout.specs[overlap.spec_idx], &overlap.param_range)?;
+                    let len = overlap.param_range.len() as i64;
+                    flat.param.narrow(0, overlap.region_offset as i64, len).copy_(&values);
+                }
+                flat.reset_master(&self.options);
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts gathering unit `unit_idx`, so that [`Zero::gather`] finds it under way.
+    ///
+    /// # Communication
+    ///
+    /// With sharded weights, one all-gather over the world for each flat buffer. Collective.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Comm`] if the collective cannot start.
+    pub fn prefetch(&mut self, world: &Group, unit_idx: usize) -> Result<(), TrainError> {
+        if self.gathering.contains_key(&unit_idx) {
+            return Ok(());
+        }
+        let mut gathering = Vec::new();
+        for flat in &self.units[unit_idx].flats {
+            let local = flat.param.to_device(self.placement.compute_device);
+            gathering.push(if self.options.sharding.params {
+                let whole = Tensor::empty(
+                    flat.layout.len as i64,
+                    (self.placement.param_kind, local.device()),
+                );
+                let work = world.all_gather_into_tensor(&whole, &local)?;
+                Gathering { whole, work: Some(work) }
+            } else {
+                Gathering { whole: local, work: None }
+            });
+        }
+        self.gathering.insert(unit_idx, gathering);
+        Ok(())
+    }
+
+    /// The parameters of unit `unit_idx` in the order of its specs; dropping them frees what was gathered.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Comm`] if a peer failed.
+    pub fn gather(&mut self, world: &Group, unit_idx: usize) -> Result<Vec<Tensor>, TrainError> {
+        self.prefetch(world, unit_idx)?;
+        let gathering = self.gathering.remove(&unit_idx).expect("`prefetch` inserted it");
+        let mut wholes = Vec::new();
+        for Gathering { whole, work } in gathering {
+            if let Some(work) = work {
+                work.wait()?;
+            }
+            wholes.push(whole);
+        }
+        Ok(views(&self.units[unit_idx].layout, &wholes))
+    }
+
+    /// Gradient buffers for one backward of unit `unit_idx`.
+    ///
+    /// Where gradients are kept whole these are the accumulators themselves; where they are sharded, a zeroed buffer of
+    /// the unit's size that [`Zero::reduce`] frees.
+    pub fn gradients(&self, unit_idx: usize) -> Gradients {
+        let unit = &self.units[unit_idx];
+        let flats: Vec<_> = unit
+            .flats
+            .iter()
+            .map(|flat| {
+                if self.options.sharding.gradients
+                    || flat.grad.device() != self.placement.compute_device
+                {
+                    let options = (self.placement.grad_kind, self.placement.compute_device);
+                    Tensor::zeros(flat.layout.len as i64, options)
+                } else {
+                    flat.grad.shallow_clone()
+                }
+            })
+            .collect();
+        Gradients { unit_idx, views: views(&unit.layout, &flats), flats }
+    }
+
+    /// Takes the gradients of one backward of a unit. A unit may be reduced several times in a step: gradients add up.
+    ///
+    /// # Communication
+    ///
+    /// With sharded gradients, one reduce-scatter (sum) over the world for each flat buffer, which runs beside the
+    /// backward of the next unit. Collective.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Comm`] if a peer failed.
+    pub fn reduce(&mut self, world: &Group, gradients: Gradients) -> Result<(), TrainError> {
+        // At most one unit is on its way: its buffer would otherwise add to the peak.
+        self.finish_reducing()?;
+        let Gradients { unit_idx, flats, views } = gradients;
+        drop(views);
+        for (flat_idx, whole) in flats.into_iter().enumerate() {
+            let flat = &mut self.units[unit_idx].flats[flat_idx];
+            if self.options.sharding.gradients {
+                let whole = whole.to_kind(self.placement.reduce_kind);
+                let shard =
+                    Tensor::empty(flat.layout.shard_len as i64, (whole.kind(), whole.device()));
+                let work = world.reduce_scatter_tensor(&shard, &whole, ReduceOp::Sum)?;
+                self.reducing.push(Reducing { unit_idx, flat_idx, shard, _whole: whole, work });
+            } else if whole.data_ptr() != flat.grad.data_ptr() {
+                let _ = flat.grad.g_add_(&whole.to_device(flat.grad.device()));
+            }
+        }
+        Ok(())
+    }
+
+    fn finish_reducing(&mut self) -> Result<(), TrainError> {
+        for Reducing { unit_idx, flat_idx, shard, _whole, work } in self.reducing.drain(..) {
+            work.wait()?;
+            let grad = &mut self.units[unit_idx].flats[flat_idx].grad;
+            // A shard's gradient is a sum over ranks (above) and over micro-batches (here).
+            let _ = grad.g_add_(&shard.to_device(grad.device()));
+        }
+        Ok(())
+    }
+
+    /// Completes the sums over ranks that the stages below 2 leave to the end of the step.
+    ///
+    /// # Communication
+    ///
+    /// Stage 0: one all-reduce for each flat buffer; stage 1: one reduce-scatter. Collective.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Comm`] if a peer failed.
+    pub fn finish_gradients(&mut self, world: &Group) -> Result<(), TrainError> {
+        let _no_grad = no_grad_guard();
+        self.finish_reducing()?;
+        if self.world_size == 1 || self.options.sharding.gradients {
+            return Ok(());
+        }
+        for flat in self.units.iter_mut().flat_map(|unit| &mut unit.flats) {
+            let whole = flat.grad.to_kind(self.placement.reduce_kind);
+            let mut own = flat.own_grad(&self.options);
+            if self.options.sharding.optimizer {
+                let shard =
+                    Tensor::empty(flat.layout.shard_len as i64, (whole.kind(), whole.device()));
+                world.reduce_scatter_tensor(&shard, &whole, ReduceOp::Sum)?.wait()?;
+                own.copy_(&shard);
+            } else {
+                world.all_reduce_(&whole, ReduceOp::Sum)?;
+                if whole.data_ptr() != own.data_ptr() {
+                    own.copy_(&whole);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The l2 norm of the whole gradient, the same on every rank.
+    ///
+    /// # Communication
+    ///
+    /// One all-reduce of one double where a rank holds only a part. Collective.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Comm`] if a peer failed.
+    pub fn gradient_norm(&self, world: &Group) -> Result<f64, TrainError> {
+        let _no_grad = no_grad_guard();
+        let mut sum_of_squares = 0.0;
+        for flat in self.units.iter().flat_map(|unit| &unit.flats) {
+            let norm = flat.own_grad(&self.options).norm().double_value(&[]);
+            sum_of_squares += norm * norm;
+        }
+        if self.options.sharding.optimizer {
+            sum_of_squares = sum(world, &[sum_of_squares])?[0];
+        }
+        Ok(sum_of_squares.sqrt())
+    }
+
+    /// One optimizer step: `AdamW` on what this rank owns, then the weights to every rank that keeps them whole.
+    ///
+    /// `adamw` holds the learning rate of this step; `step` counts from 1; gradients are multiplied by `grad_scale` first and are zero afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Comm`] if a peer failed; [`TrainError::Torch`] if the kernel refuses.
+    pub fn step(
+        &mut self,
+        world: &Group,
+        adamw: &AdamW,
+        step: u64,
+        grad_scale: f64,
+    ) -> Result<(), TrainError> {
+        let _no_grad = no_grad_guard();
+        for flat in self.units.iter_mut().flat_map(|unit| &mut unit.flats) {
+            flat.step(&self.options, adamw, step, grad_scale)?;
+            if self.options.sharding.optimizer && !self.options.sharding.params {
+                // The input is copied: it is a view of the output.
+                let own = flat.own_param(&self.options).copy();
+                world.all_gather_into_tensor(&flat.param, &own)?.wait()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A view of each parameter of `layout` in its whole flat buffers, in the order of the specs.
+fn views(layout: &UnitLayout, wholes: &[Tensor]) -> Vec<Tensor> {
+    let mut placed: Vec<(usize, Tensor)> = Vec::with_capacity(layout.specs.len());
+    for (flat, whole) in layout.flats.iter().zip(wholes) {
+        for slot in &flat.slots {
+            let shape: Vec<i64> =
+                layout.specs[slot.spec_idx].shape.iter().map(|&size| size as i64).collect();
+            placed.push((
+                slot.spec_idx,
+                whole.narrow(0, slot.offset as i64, slot.numel as i64).view(&shape[..]),
+            ));
+        }
+    }
+    placed.sort_by_key(|(spec_idx, _)| *spec_idx);
+    placed.into_iter().map(|(_, view)| view).collect()
+}
