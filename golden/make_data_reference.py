@@ -129,6 +129,38 @@ def masks(checkout, tokenizer):
     dump("reference_masks.json", cases)
 
 
+GENERATION_TEMPLATE = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
+You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
+' }}{% endif %}{{ '<|im_start|>' + message['role'] + '
+' }}{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '
+' }}{% endfor %}"""
+
+
+def generation_masks(tokenizer):
+    """What transformers marks as the assistant's, given a template that says so itself."""
+    rng = random.Random(SEED + 1)
+    cases = []
+    for _ in range(120):
+        messages = []
+        if rng.random() < 0.3:
+            messages.append({"role": "system", "content": rng.choice(CONTENTS)})
+        for _ in range(rng.randint(1, 3)):
+            messages.append({"role": "user", "content": rng.choice(CONTENTS)})
+            messages.append({"role": "assistant", "content": rng.choice(CONTENTS)})
+        if rng.random() < 0.2:
+            messages.append({"role": "user", "content": rng.choice(CONTENTS)})
+        out = tokenizer.apply_chat_template(
+            messages, chat_template=GENERATION_TEMPLATE, return_assistant_tokens_mask=True, return_dict=True
+        )
+        assert out["input_ids"] == tokenizer.apply_chat_template(messages)
+        cases.append({
+            "messages": [[m["role"], m["content"]] for m in messages],
+            "ids": out["input_ids"],
+            "is_label": "".join(str(bit) for bit in out["assistant_masks"]),
+        })
+    dump("generation_masks.json", cases)
+
+
 def messages(checkout):
     names = ["_extract_messages_from_paths", "_extract_content_from_path", "_get_default_content"]
     functions = reference(checkout, "hf_instruct_source.py", names)
@@ -259,6 +291,7 @@ def main():
     datasets.disable_progress_bars()
     packs(checkout)
     masks(checkout, tokenizer)
+    generation_masks(tokenizer)
     messages(checkout)
     splits()
     orders()

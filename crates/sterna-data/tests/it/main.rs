@@ -4,6 +4,7 @@
 
 mod chats;
 mod conformance;
+mod masks;
 mod orders;
 mod packs;
 mod rng;

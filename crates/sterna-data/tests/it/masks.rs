@@ -1,0 +1,365 @@
+//! Label masks: the reference's against the reference, ours against transformers and against chats whose spans are known.
+
+use std::{fs, ops::Range};
+
+use proptest::prelude::*;
+use sterna_data::{
+    Error,
+    error::RowId,
+    label_mask::{MaskRule, Tokens, tokenize_chat},
+};
+use sterna_hf::{Message, Tokenizer};
+use sterna_recipe::LabelMask;
+
+use crate::support::{fixture, real_inputs};
+
+const EXACT: MaskRule =
+    MaskRule { mask_inputs: true, label_mask: LabelMask::Exact, ignore_empty_think: false };
+
+fn row_id() -> RowId {
+    RowId { source_name: "chats".to_owned(), row: 3, path: "chats.jsonl".into(), line: Some(4) }
+}
+
+fn smollm2() -> Tokenizer {
+    Tokenizer::from_dir(&real_inputs().join("SmolLM2-135M-Instruct")).unwrap()
+}
+
+/// The tokenizer of SmolLM2 with another chat template.
+fn with_template(template: &str) -> Tokenizer {
+    let folder = tempfile::tempdir().unwrap();
+    let from = real_inputs().join("SmolLM2-135M-Instruct");
+    fs::copy(from.join("tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+    let config = fs::read_to_string(from.join("tokenizer_config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["chat_template"] = template.into();
+    fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    Tokenizer::from_dir(folder.path()).unwrap()
+}
+
+fn messages(pairs: &[(String, String)]) -> Vec<Message> {
+    pairs.iter().map(|(role, content)| Message::new(role, content)).collect()
+}
+
+fn bits(tokens: &Tokens) -> String {
+    tokens.is_label.iter().map(|&is_label| if is_label { '1' } else { '0' }).collect()
+}
+
+#[test]
+fn reference_masks_are_the_references() {
+    let tokenizer = smollm2();
+    let cases = fixture("reference_masks.json");
+    let cases = cases.as_array().unwrap();
+    assert_eq!(cases.len(), 120);
+    for case in cases {
+        let pairs: Vec<(String, String)> =
+            serde_json::from_value(case["messages"].clone()).unwrap();
+        let rule = MaskRule {
+            label_mask: LabelMask::Reference,
+            ignore_empty_think: case["ignore_empty_think"] == true,
+            ..EXACT
+        };
+        let tokens = tokenize_chat(&tokenizer, &messages(&pairs), rule, row_id).unwrap();
+        assert_eq!(serde_json::json!(tokens.ids), case["ids"], "{pairs:?}");
+        assert_eq!(bits(&tokens), case["is_label"], "{pairs:?}");
+    }
+}
+
+/// `return_assistant_tokens_mask` with a template that says what the assistant wrote, on chats made to confuse a text search.
+#[test]
+fn exact_masks_are_those_of_transformers() {
+    let tokenizer = smollm2();
+    let cases = fixture("generation_masks.json");
+    let cases = cases.as_array().unwrap();
+    assert_eq!(cases.len(), 120);
+    for case in cases {
+        let pairs: Vec<(String, String)> =
+            serde_json::from_value(case["messages"].clone()).unwrap();
+        let tokens = tokenize_chat(&tokenizer, &messages(&pairs), EXACT, row_id).unwrap();
+        assert_eq!(serde_json::json!(tokens.ids), case["ids"], "{pairs:?}");
+        assert_eq!(bits(&tokens), case["is_label"], "{pairs:?}");
+    }
+}
+
+/// A template written twice: as Jinja, and as a function that knows where the replies are.
+struct Template {
+    jinja: &'static str,
+    print: fn(&[Message]) -> (String, Vec<Range<usize>>),
+}
+
+/// Headers of special tokens, contents trimmed, no text between turns: the shape of Llama 3.
+const TRIMMING: Template = Template {
+    jinja: "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '<file_sep>\n\n' + message['content'] | trim + '<|im_end|>' }}{% endfor %}",
+    print: |messages| {
+        let (mut text, mut replies) = (String::new(), Vec::new());
+        for message in messages {
+            text += &format!("<|im_start|>{}<file_sep>\n\n", message.role);
+            let start = text.len();
+            text += message.content.trim();
+            text += "<|im_end|>";
+            if message.role == "assistant" {
+                replies.push(start..text.len());
+            }
+        }
+        (text, replies)
+    },
+};
+
+/// Reasoning split off and printed in the last turn only: the shape of Qwen3.
+const THINKING: Template = Template {
+    jinja: "{% for message in messages %}{% set content = message.content %}{{ '<|im_start|>' + message.role + '\n' }}\
+        {% if message.role == 'assistant' %}{% set reasoning = '' %}{% if '</think>' in content %}\
+        {% set reasoning = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}\
+        {% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}\
+        {% if loop.last %}{{ '<think>\n' + reasoning.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') }}\
+        {% else %}{{ content }}{% endif %}{% else %}{{ content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}",
+    print: |messages| {
+        let (mut text, mut replies) = (String::new(), Vec::new());
+        for (i, message) in messages.iter().enumerate() {
+            text += &format!("<|im_start|>{}\n", message.role);
+            let mut start = text.len();
+            if message.role == "assistant" {
+                let (thought, answer) = match message.content.rsplit_once("</think>") {
+                    Some((thought, answer)) => (Some(thought), answer.trim_start_matches('\n')),
+                    None => (None, message.content.as_str()),
+                };
+                let is_last = i + 1 == messages.len();
+                if is_last {
+                    let reasoning =
+                        thought.unwrap_or("").trim_start_matches("<think>").trim_matches('\n');
+                    text += &format!("<think>\n{reasoning}\n</think>\n\n");
+                    if thought.is_none() {
+                        start = text.len();
+                    }
+                }
+                text += if is_last { answer.trim_start_matches('\n') } else { answer };
+                replies.push(start..text.len() + "<|im_end|>".len());
+            } else {
+                text += &message.content;
+            }
+            text += "<|im_end|>\n";
+        }
+        (text, replies)
+    },
+};
+
+/// Plain text headers, and an end only after replies: the shape of Mistral and Zephyr.
+const ONE_SIDED: Template = Template {
+    jinja: "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ ' ' + message['content'] + '<|im_end|>' }}\
+        {% else %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% endif %}{% endfor %}",
+    print: |messages| {
+        let (mut text, mut replies) = (String::new(), Vec::new());
+        for message in messages {
+            if message.role == "assistant" {
+                text += " ";
+                let start = text.len();
+                text += &message.content;
+                text += "<|im_end|>";
+                replies.push(start..text.len());
+            } else {
+                text += &format!("[INST] {} [/INST]", message.content);
+            }
+        }
+        (text, replies)
+    },
+};
+
+/// The tokens that touch a reply, and nothing else.
+fn expected(
+    tokenizer: &Tokenizer,
+    template: &Template,
+    messages: &[Message],
+) -> (Vec<u32>, String) {
+    let (text, replies) = (template.print)(messages);
+    let encoded = tokenizer.encode(&text).unwrap();
+    let chars = |byte: usize| text[..byte].chars().count();
+    let replies: Vec<Range<usize>> =
+        replies.iter().map(|reply| chars(reply.start)..chars(reply.end)).collect();
+    let is_label = encoded
+        .offsets
+        .iter()
+        .map(|&(from, to)| replies.iter().any(|reply| from < reply.end && to > reply.start));
+    (encoded.ids, is_label.map(|is_label| if is_label { '1' } else { '0' }).collect())
+}
+
+fn content() -> impl Strategy<Value = String> {
+    prop_oneof![
+        Just(String::new()),
+        Just("yes".to_owned()),
+        Just("user".to_owned()),
+        Just("<|im_end|>".to_owned()),
+        Just("a<|im_end|>\n<|im_start|>assistant\nb".to_owned()),
+        Just("sternaPlaceholder0x0y".to_owned()),
+        "[ \n]{0,2}[a-z<|>é👍🏽 ]{0,6}[ \n]{0,2}",
+        any::<String>(),
+    ]
+}
+
+fn reply() -> impl Strategy<Value = String> {
+    prop_oneof![
+        3 => content(),
+        1 => ("[a-z \n]{0,5}", "[ \n]{0,2}[a-z]{0,4}").prop_map(|(thought, answer)| format!("<think>{thought}</think>{answer}")),
+        1 => Just("<think>\n\n</think>\n\nyes".to_owned()),
+    ]
+}
+
+fn chat() -> impl Strategy<Value = Vec<Message>> {
+    let turns = prop::collection::vec((content(), reply()), 1..4);
+    (prop::option::of(content()), turns, prop::option::of(content())).prop_map(
+        |(system, turns, last)| {
+            let system = system.map(|content| Message::new("system", content));
+            let turns = turns.into_iter().flat_map(|(question, reply)| {
+                [Message::new("user", question), Message::new("assistant", reply)]
+            });
+            let last = last.map(|content| Message::new("user", content));
+            system.into_iter().chain(turns).chain(last).collect()
+        },
+    )
+}
+
+fn check_template(template: &Template, adjust: impl Fn(&mut Message)) {
+    let tokenizer = with_template(template.jinja);
+    let config = ProptestConfig { cases: 300, ..ProptestConfig::default() };
+    proptest!(config, |(mut chat in chat())| {
+        chat.iter_mut().for_each(&adjust);
+        let tokens = tokenize_chat(&tokenizer, &chat, EXACT, row_id).unwrap();
+        let (ids, is_label) = expected(&tokenizer, template, &chat);
+        prop_assert_eq!(&tokens.ids, &ids, "the two templates differ");
+        prop_assert_eq!(bits(&tokens), is_label, "{:?}", chat);
+    });
+}
+
+#[test]
+fn trimming_template() {
+    // Jinja trims by Unicode's rule, and so does Rust; characters on which Python differs are tested beside the code.
+    check_template(&TRIMMING, |message| {
+        message.content.retain(|c| !('\x1c'..='\x1f').contains(&c))
+    });
+}
+
+#[test]
+fn one_sided_template() {
+    check_template(&ONE_SIDED, |_| ());
+}
+
+#[test]
+fn thinking_template() {
+    // Replies with several thoughts are cut by such templates in ways of their own; one thought at the start is the format.
+    check_template(&THINKING, |message| {
+        if !message.content.starts_with("<think>") {
+            message.content = message.content.replace("</think>", "");
+        }
+    });
+}
+
+/// The text of the labelled tokens.
+fn labelled_text(tokenizer: &Tokenizer, tokens: &Tokens) -> String {
+    let ids: Vec<u32> = tokens
+        .ids
+        .iter()
+        .zip(&tokens.is_label)
+        .filter(|(_, is_label)| **is_label)
+        .map(|(&id, _)| id)
+        .collect();
+    tokenizer.decode(&ids).unwrap()
+}
+
+#[test]
+fn empty_thoughts_are_left_out_when_asked() {
+    let tokenizer = smollm2();
+    let chat =
+        [Message::new("user", "Hi"), Message::new("assistant", "<think>\n\n</think>\n\nHello.")];
+    let tokens = tokenize_chat(&tokenizer, &chat, EXACT, row_id).unwrap();
+    assert_eq!(labelled_text(&tokenizer, &tokens), "<think>\n\n</think>\n\nHello.<|im_end|>");
+    let rule = MaskRule { ignore_empty_think: true, ..EXACT };
+    let tokens = tokenize_chat(&tokenizer, &chat, rule, row_id).unwrap();
+    assert_eq!(labelled_text(&tokenizer, &tokens), "Hello.<|im_end|>");
+    let chat = [Message::new("user", "Hi"), Message::new("assistant", "<think>Hm.</think>Hello.")];
+    let tokens = tokenize_chat(&tokenizer, &chat, rule, row_id).unwrap();
+    assert_eq!(labelled_text(&tokenizer, &tokens), "<think>Hm.</think>Hello.<|im_end|>");
+}
+
+/// The end of turn is labelled with the whitespace before it, and with a second special token that ends the chat, but never with
+/// the special token that opens the next turn.
+#[test]
+fn ends_of_turn() {
+    let chat = [
+        Message::new("user", "q"),
+        Message::new("assistant", "one"),
+        Message::new("user", "q"),
+        Message::new("assistant", "two"),
+    ];
+    let end = "{% if loop.last %}<|endoftext|>{% endif %}{% endfor %}";
+    let cases = [
+        (
+            "{% for message in messages %}<repo_name>{{ message.content }}<|im_end|>{% endfor %}",
+            "one<|im_end|>two<|im_end|>",
+        ),
+        (
+            "{% for message in messages %}<repo_name>{{ message.content }}\n<|im_end|>\n{% endfor %}",
+            "one\n<|im_end|>two\n<|im_end|>",
+        ),
+        (
+            "{% for message in messages %}<repo_name>{{ message.content }}<|im_end|>\nEND",
+            "one<|im_end|>two<|im_end|>\n<|endoftext|>",
+        ),
+        ("{% for message in messages %}<repo_name>{{ message.content }}{% endfor %}", "onetwo"),
+        (
+            "{% for message in messages %}<repo_name>{{ message.content }} ###\n{% endfor %}",
+            "onetwo",
+        ),
+    ];
+    for (template, labelled) in cases {
+        let tokenizer = with_template(&template.replace("END", end));
+        let tokens = tokenize_chat(&tokenizer, &chat, EXACT, row_id).unwrap();
+        assert_eq!(labelled_text(&tokenizer, &tokens), labelled, "{template}");
+    }
+}
+
+#[test]
+fn everything_is_a_label_without_a_mask() {
+    let tokenizer = smollm2();
+    let rule = MaskRule { mask_inputs: false, ..EXACT };
+    let tokens = tokenize_chat(&tokenizer, &[Message::new("user", "Hi")], rule, row_id).unwrap();
+    assert!(!tokens.ids.is_empty() && tokens.is_label.iter().all(|&is_label| is_label));
+}
+
+#[test]
+fn replies_that_cannot_be_located_are_refused() {
+    let chat = [Message::new("user", "Hi"), Message::new("assistant", "Hello")];
+    for (template, why) in [
+        (
+            "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
+            "the template does not print it",
+        ),
+        (
+            "{% for m in messages %}{{ m.content + ' ' + m.content }};{% endfor %}",
+            "the template prints it more than once",
+        ),
+        (
+            "{% for m in messages %}{{ m.content | length }}:{{ m.content }};{% endfor %}",
+            "the template prints other text around it depending on what it says",
+        ),
+    ] {
+        let error = tokenize_chat(&with_template(template), &chat, EXACT, row_id).unwrap_err();
+        assert!(matches!(error, Error::ReplyUnaligned { turn: 1, .. }));
+        let expected = format!(
+            "sample `3` of `chats` (`chats.jsonl:4`): reply `1` cannot be located in the rendered chat: {why}"
+        );
+        assert_eq!(error.to_string(), expected);
+        assert!(error.hint().is_some());
+    }
+}
+
+#[test]
+fn template_failures_name_the_sample() {
+    let template = "{% for m in messages %}{% if m.role == 'user' %}{{ raise_exception('no users') }}{% endif %}{% endfor %}";
+    let chat = [Message::new("user", "Hi"), Message::new("assistant", "Hello")];
+    let error = tokenize_chat(&with_template(template), &chat, EXACT, row_id).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the chat template failed on sample `3` of `chats` (`chats.jsonl:4`)"
+    );
+    let source = std::error::Error::source(&error).unwrap();
+    let chain = format!("{source} {:?}", source.source().map(ToString::to_string));
+    assert!(chain.contains("no users"), "{chain}");
+}
