@@ -14,7 +14,7 @@ mod yaml;
 pub use diagnostic::{Diagnostic, Diagnostics, Kind, Note};
 pub use edit::{Override, OverrideError};
 pub use load::{keys, load, parse};
-pub use plan::{HeadSplit, Plan, head_split};
+pub use plan::{HeadSplit, Plan, TileLengths, head_split};
 pub use recipe::{
     AttnImplementation, CacheFsType, CheckpointKind, CheckpointOptions, DataOptions,
     DeepSpeedOptions, LabelMask, LogLevel, LoggerOptions, LossAverage, ModelOptions, OptimizerKind,

@@ -9,7 +9,7 @@ use sterna_model::{
     head::{self, HeadGrads, HeadParams},
     rotary,
 };
-use sterna_recipe::Recipe;
+use sterna_recipe::{Plan, Recipe, TileLengths};
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use crate::{
@@ -20,11 +20,6 @@ use crate::{
 
 /// The unit of the embedding.
 const EMBED: usize = 0;
-
-/// Bytes of one tile's intermediate values, where tiles are asked for.
-///
-/// A tile is large enough to keep matrix multiplications efficient and small beside one block's attention tensors.
-const TILE_BYTES: usize = 64 << 20;
 
 /// How the engine computes, as the recipe asks.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,39 +32,20 @@ pub struct EngineOptions {
     pub keep: Keep,
     /// Where that is kept: the host with `activation_checkpoint_cpu_offload`. On a CPU this is a move within host memory.
     pub keep_device: Device,
-    /// At most how many tokens go through the per-token part of a block at once; `None` is all.
-    pub tile_len: Option<i64>,
-    /// At most how many tokens go through the head at once.
-    pub head_tile_len: i64,
+    /// At most how many tokens go through each segment at once.
+    pub tiles: TileLengths,
 }
 
 impl EngineOptions {
-    /// What `recipe` asks for, on `device`. `keep_attention` is the trainer's choice.
-    pub fn new(
-        recipe: &Recipe,
-        config: &ModelConfig,
-        device: Device,
-        keep_attention: bool,
-    ) -> Self {
-        let kind = kind_of(recipe.model.dtype);
-        let size = kind.elt_size_in_bytes();
-        // Of the MLP's intermediate values, four of width f (gate, up, their product, a gradient) live at once; the
-        // head has its logits and a gradient's worth of single precision scratch.
-        let block_token_bytes = 4 * config.intermediate_size.max(config.hidden_size) * size;
-        let head_token_bytes = config.vocab_size * (size + Kind::Float.elt_size_in_bytes());
-        let tokens = |token_bytes: usize| (TILE_BYTES / token_bytes).max(1) as i64;
-        let graph = recipe.model.disable_activation_checkpoint;
+    /// What `plan` says, on `device`. `keep_attention` is the trainer's choice.
+    pub fn new(plan: &Plan, device: Device, keep_attention: bool) -> Self {
+        let graph = plan.keep.graph;
         Self {
-            kind,
+            kind: kind_of(plan.model.dtype),
             device,
             keep: Keep { attention: keep_attention || graph, graph },
-            keep_device: if recipe.activation_checkpoint_cpu_offload {
-                Device::Cpu
-            } else {
-                device
-            },
-            tile_len: recipe.tiled_mlp_compute.then(|| tokens(block_token_bytes)),
-            head_tile_len: tokens(head_token_bytes),
+            keep_device: if plan.keep.on_host { Device::Cpu } else { device },
+            tiles: plan.tiles,
         }
     }
 }
@@ -225,8 +201,13 @@ impl<'a> Engine<'a> {
             (x, _) = block::forward(&self.context(&shard, layer_idx), &params, &x, keep)?;
         }
         let params = self.head_params()?;
-        let sum =
-            head::loss(self.config, &params, &x, &shard.shift_labels, self.options.head_tile_len)?;
+        let sum = head::loss(
+            self.config,
+            &params,
+            &x,
+            &shard.shift_labels,
+            self.options.tiles.head as i64,
+        )?;
         Ok(sum.loss_sum)
     }
 
@@ -256,7 +237,6 @@ impl<'a> Engine<'a> {
     }
 
     fn context<'s>(&'s self, shard: &'s Shard, layer_idx: usize) -> BlockContext<'s> {
-        let tile_len = self.options.tile_len.unwrap_or(i64::MAX);
         BlockContext {
             config: self.config,
             layer_idx,
@@ -265,8 +245,8 @@ impl<'a> Engine<'a> {
             documents: &shard.documents,
             rope: &shard.rope,
             num_rows: shard.num_rows,
-            pre_tile_len: tile_len,
-            post_tile_len: tile_len,
+            pre_tile_len: self.options.tiles.pre as i64,
+            post_tile_len: self.options.tiles.post as i64,
         }
     }
 
@@ -317,7 +297,7 @@ impl<'a> Engine<'a> {
             &x,
             &shard.shift_labels,
             scale,
-            self.options.head_tile_len,
+            self.options.tiles.head as i64,
         )?;
         drop((params, grads, x));
         self.zero.reduce(self.comm.world(), of_head)?;

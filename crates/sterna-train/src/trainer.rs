@@ -100,7 +100,7 @@ pub fn train(
         env.world_size,
     )?;
     let comm = Comm::init(env, recipe.sequence_parallel_size, COLLECTIVE_TIMEOUT)?;
-    let result = Trainer::new(recipe, env, &comm, &assets, &datasets, device)
+    let result = Trainer::new(recipe, &plan, env, &comm, &assets, &datasets, device)
         .and_then(|trainer| trainer.run(&plan, observer));
     if let Err(error) = &result {
         comm.abort(&error.to_string());
@@ -170,6 +170,7 @@ struct StepReport {
 impl<'a> Trainer<'a> {
     fn new(
         recipe: &'a Recipe,
+        plan: &Plan,
         env: &RankEnv,
         comm: &'a Comm,
         assets: &'a Assets,
@@ -193,7 +194,7 @@ impl<'a> Trainer<'a> {
         })?;
         let keep_attention =
             can_keep_attention(recipe, comm, &assets.config, env, &datasets.train)?;
-        let options = EngineOptions::new(recipe, &assets.config, device, keep_attention);
+        let options = EngineOptions::new(plan, device, keep_attention);
         let mut engine = Engine::new(comm, &assets.config, recipe, options)?;
         let source = match &assets.weights {
             Some(files) => WeightSource::Files(files),
