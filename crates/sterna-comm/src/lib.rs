@@ -6,7 +6,8 @@
 //!
 //! # The laws of communication
 //!
-//! 1. Every operation of a [`Group`] is collective: all its ranks call it, with matching sizes, in the same order.
+//! 1. Every operation of a [`Group`] is collective: all its ranks call it, with matching sizes, in the same order. Gloo
+//!    aborts a process that receives more than it expects.
 //! 2. An operation that returns [`Work`] owns its tensors until [`Work::wait`] returns: nobody reads the output or
 //!    writes the input before that. Several may be under way; they may be awaited in any order.
 //! 3. No operation waits for ever. A peer that died or gave up turns every rank's pending and later operations into

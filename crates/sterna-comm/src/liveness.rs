@@ -29,7 +29,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Silence after which a rank counts as dead, once an operation has failed.
 const SILENCE_AFTER_ERROR: Duration = Duration::from_secs(4);
 /// Silence after which a rank counts as dead although nothing has failed. A busy machine must never reach it.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_mins(1);
 /// How long an operation that failed waits to learn whose fault it was: a silence, and two intervals to see it.
 const INQUIRY: Duration = Duration::from_secs(7);
 /// How long a rank that gives up waits for its report to be written.

@@ -36,7 +36,7 @@ impl Mesh {
     /// If `rank` is not below `world_size`, which [`crate::RankEnv`] rules out.
     pub fn new(rank: usize, world_size: usize, sp_size: usize) -> Result<Self, CommError> {
         assert!(rank < world_size, "rank {rank} is not below the world size {world_size}");
-        if sp_size == 0 || world_size % sp_size != 0 {
+        if sp_size == 0 || !world_size.is_multiple_of(sp_size) {
             return Err(CommError::SequenceParallelSize { sp_size, world_size });
         }
         Ok(Self {

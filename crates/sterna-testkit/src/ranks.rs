@@ -163,6 +163,8 @@ fn rank_command(
         ("MASTER_ADDR", "127.0.0.1".to_owned()),
         ("MASTER_PORT", port.to_string()),
         ("OMP_NUM_THREADS", "1".to_owned()),
+        // c10d tells each lost connection with a stack; our errors tell it in a line.
+        ("TORCH_CPP_LOG_LEVEL", "ERROR".to_owned()),
     ]
 }
 

@@ -3,6 +3,7 @@
 // cxx carries one string across the boundary; its first character is the kind (see Error::from_tagged in src/error.rs).
 #pragma once
 
+#include <cstring>
 #include <exception>
 #include <new>
 #include <string>
@@ -15,9 +16,9 @@ namespace sterna {
 
 inline std::string tagged(char kind, const char* message) { return kind + std::string(message); }
 
-// The allocator of host memory raises a plain c10::Error, so its text is the only sign of what went wrong.
-inline char kind_of(const c10::Error& error) {
-  return error.msg().find("DefaultCPUAllocator") == std::string::npos ? 'x' : 'm';
+// Where libtorch has no type for a kind, its text is the only sign of what went wrong.
+inline char kind_or(char kind, char special, const char* text, const char* message) {
+  return std::strstr(message, text) != nullptr ? special : kind;
 }
 
 }  // namespace sterna
@@ -33,14 +34,16 @@ static void trycatch(Try&& func, Fail&& fail) noexcept try {
   fail(sterna::tagged('m', error.what_without_backtrace()));
 } catch (const c10d::TimeoutError& error) {
   fail(sterna::tagged('t', error.what_without_backtrace()));
+} catch (const c10::DistStoreError& error) {
+  const char* message = error.what_without_backtrace();
+  fail(sterna::tagged(sterna::kind_or('c', 't', "wait timeout", message), message));
 } catch (const c10::DistError& error) {
   fail(sterna::tagged('c', error.what_without_backtrace()));
 } catch (const c10::Error& error) {
-  fail(sterna::tagged(sterna::kind_of(error), error.what_without_backtrace()));
-} catch (const gloo::TimeoutException& error) {
-  fail(sterna::tagged('t', error.what()));
+  const char* message = error.what_without_backtrace();
+  fail(sterna::tagged(sterna::kind_or('x', 'm', "DefaultCPUAllocator", message), message));
 } catch (const gloo::IoException& error) {
-  fail(sterna::tagged('c', error.what()));
+  fail(sterna::tagged(sterna::kind_or('c', 't', "Timed out waiting", error.what()), error.what()));
 } catch (const std::bad_alloc& error) {
   fail(sterna::tagged('m', error.what()));
 } catch (const std::exception& error) {

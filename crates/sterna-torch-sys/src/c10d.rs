@@ -187,7 +187,7 @@ impl ProcessGroup {
     ///
     /// # Errors
     ///
-    /// [`Error::Torch`] for a tensor that is not dense and contiguous, or of a dtype Gloo does not reduce.
+    /// [`Error::Torch`] for a tensor that is not dense and contiguous.
     pub fn all_reduce(&self, tensor: &Tensor, op: ReduceOp) -> Result<Work, Error> {
         Ok(Work(self.0.all_reduce(borrow(tensor), op.into())?))
     }
@@ -205,7 +205,8 @@ impl ProcessGroup {
     ///
     /// # Errors
     ///
-    /// [`Error::Torch`] if the splits do not add up to the tensors' first dim.
+    /// [`Error::Torch`] for tensors that are not dense and contiguous. Splits that do not add up to a tensor's first dim
+    /// are the [`Work`]'s error.
     pub fn all_to_all_single(
         &self,
         output: &Tensor,

@@ -21,6 +21,16 @@ pub enum Error {
         /// libtorch's text.
         message: String,
     },
+    /// A tensor is not like the parameter it belongs to. The optimizer's kernel checks nothing itself.
+    #[error(
+        "`{operand}` is {found}, must be fp32, contiguous, and of the shape and on the device of `param`"
+    )]
+    Operand {
+        /// The argument.
+        operand: &'static str,
+        /// Its shape, dtype and device.
+        found: String,
+    },
     /// Anything else libtorch refuses: mostly shapes, dtypes or devices that do not fit together.
     #[error("libtorch: {message}")]
     Torch {
@@ -42,7 +52,7 @@ impl Error {
             Error::OutOfMemory { .. } => {
                 "use more sequence-parallel ranks, offload more, or shorten the sequence"
             }
-            Error::Torch { .. } => return None,
+            Error::Operand { .. } | Error::Torch { .. } => return None,
         };
         Some(hint.to_owned())
     }

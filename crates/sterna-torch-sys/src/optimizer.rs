@@ -1,6 +1,6 @@
 //! Fused optimizer steps, which tch does not bind.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::{bridge::ffi, error::Error, tensor::borrow};
 
@@ -36,7 +36,7 @@ pub struct AdamW {
 ///
 /// # Errors
 ///
-/// [`Error::Torch`] if shapes, dtypes or devices differ.
+/// [`Error::Operand`] if shapes or devices differ, if a dtype is not fp32, or if a tensor is not contiguous.
 ///
 /// # Source
 ///
@@ -49,8 +49,26 @@ pub fn fused_adamw_(
     step: i64,
     adamw: &AdamW,
 ) -> Result<(), Error> {
+    check("param", param, param)?;
+    check("grad", grad, param)?;
+    check("exp_avg", exp_avg, param)?;
+    check("exp_avg_sq", exp_avg_sq, param)?;
     let &AdamW { lr, beta1, beta2, weight_decay, eps } = adamw;
     let [param, grad, exp_avg, exp_avg_sq] = [param, grad, exp_avg, exp_avg_sq].map(borrow);
     let adamw = ffi::AdamW { lr, beta1, beta2, weight_decay, eps };
     Ok(ffi::fused_adamw_(param, grad, exp_avg, exp_avg_sq, step, &adamw)?)
+}
+
+/// Refuses what the kernel would read past the end of, or misread: it takes sizes and dtype from `param` alone.
+fn check(operand: &'static str, tensor: &Tensor, param: &Tensor) -> Result<(), Error> {
+    if tensor.kind() == Kind::Float
+        && tensor.size() == param.size()
+        && tensor.device() == param.device()
+        && tensor.is_contiguous()
+    {
+        return Ok(());
+    }
+    let gaps = if tensor.is_contiguous() { "" } else { ", not contiguous" };
+    let found = format!("{:?} {:?}{gaps} on {:?}", tensor.size(), tensor.kind(), tensor.device());
+    Err(Error::Operand { operand, found })
 }

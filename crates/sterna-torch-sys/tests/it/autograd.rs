@@ -69,3 +69,14 @@ fn a_wrong_shape_is_an_error_that_names_both() {
     assert!(text.contains("[3]") && text.contains("[2]"), "{text}");
     assert!(!text.contains("frame #"), "no C++ stack in the message: {text}");
 }
+
+#[test]
+fn an_allocation_that_fails_is_out_of_memory() {
+    // One element of storage seen 2^46 times; the gradient of a selection from it has 2^48 bytes, more than can be addressed.
+    let x = Tensor::zeros([1], (Kind::Float, Device::Cpu)).expand([1 << 46], false);
+    let x = x.set_requires_grad(true);
+    let y = x.get(0);
+    let error = vjp(&[&y], &[&y.ones_like()], &[&x], false).unwrap_err();
+    assert!(matches!(&error, Error::OutOfMemory { .. }), "{error}");
+    assert!(error.hint().is_some());
+}

@@ -1,4 +1,4 @@
-// gloo's exceptions, to tell a lost peer from a late one. See ../README.md.
+// gloo's exception for a lost or late peer. See ../README.md.
 #pragma once
 
 #include <stdexcept>
@@ -11,10 +11,6 @@ struct Exception : public std::runtime_error {
 
 struct IoException : public Exception {
   using Exception::Exception;
-};
-
-struct TimeoutException : public IoException {
-  using IoException::IoException;
 };
 
 }  // namespace gloo
