@@ -5,7 +5,7 @@
 //! 1. [`source`] reads rows: JSON, Parquet, Arrow; splits and slices.
 //! 2. [`messages`] turns a row into a chat; [`label_mask`] decides which of its tokens are trained on.
 //! 3. [`cache`] keeps the tokens of a source on disk, so that a second run starts at once.
-//! 4. [`pack`] puts samples together; [`prepare`] runs all of this and shuffles, filters, replicates and splits.
+//! 4. [`pack`] puts samples together; [`mod@prepare`] runs all of this and shuffles, filters, replicates and splits.
 //! 5. [`sampler`] says which rank reads which sample; [`collate`] pads samples to a micro-batch; [`shard`] cuts it along the sequence.
 //!
 //! Everything is a pure function of recipe, files and world size: no rank asks another anything, and the order of the data is

@@ -7,6 +7,7 @@ mod conformance;
 mod masks;
 mod orders;
 mod packs;
+mod prepare;
 mod rng;
 mod sources;
 mod support;

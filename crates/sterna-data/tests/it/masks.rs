@@ -11,7 +11,7 @@ use sterna_data::{
 use sterna_hf::{Message, Tokenizer};
 use sterna_recipe::LabelMask;
 
-use crate::support::{fixture, real_inputs};
+use crate::support::{fixture, fixture_path, real_inputs};
 
 const EXACT: MaskRule =
     MaskRule { mask_inputs: true, label_mask: LabelMask::Exact, ignore_empty_think: false };
@@ -362,4 +362,71 @@ fn template_failures_name_the_sample() {
     let source = std::error::Error::source(&error).unwrap();
     let chain = format!("{source} {:?}", source.source().map(ToString::to_string));
     assert!(chain.contains("no users"), "{chain}");
+}
+
+/// The tokenizer of SmolLM2 with a template of a well-known model and the special tokens that it writes.
+fn with_known_template(name: &str) -> Tokenizer {
+    const SPECIAL: [&str; 9] = [
+        "<|begin_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+        "<s>",
+        "</s>",
+        "<|User|>",
+        "<|Assistant|>",
+        "<|end_of_sentence|>",
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let from = real_inputs().join("SmolLM2-135M-Instruct");
+    let read = |name: &str| -> serde_json::Value {
+        serde_json::from_str(&fs::read_to_string(from.join(name)).unwrap()).unwrap()
+    };
+    let mut tokenizer = read("tokenizer.json");
+    for (i, content) in SPECIAL.into_iter().enumerate() {
+        tokenizer["added_tokens"].as_array_mut().unwrap().push(serde_json::json!({
+            "id": 49152 + i, "content": content, "special": true,
+            "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+        }));
+    }
+    fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let mut config = read("tokenizer_config.json");
+    config.as_object_mut().unwrap().remove("added_tokens_decoder");
+    let template = fixture_path(&format!("../../../sterna-hf/tests/fixtures/chat/{name}.jinja"));
+    config["chat_template"] = fs::read_to_string(template).unwrap().into();
+    fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    Tokenizer::from_dir(folder.path()).unwrap()
+}
+
+/// What is labelled under the templates of well-known model families, on a chat with equal and thoughtful replies.
+#[test]
+fn known_templates() {
+    let chat = [
+        Message::new("user", "Say yes"),
+        Message::new("assistant", "<think>\nHm.\n</think>\n\nyes "),
+        Message::new("user", "yes"),
+        Message::new("assistant", "<think>\nOK.\n</think>\n\nyes "),
+    ];
+    let thoughtful =
+        |end: &str| format!("<think>\nHm.\n</think>\n\nyes{end}<think>\nOK.\n</think>\n\nyes{end}");
+    for (name, labelled) in [
+        ("chatml", thoughtful(" <|im_end|>")),
+        ("smollm2", thoughtful(" <|im_end|>")),
+        ("qwen25", thoughtful(" <|im_end|>")),
+        ("smollm3", thoughtful(" <|im_end|>")),
+        ("zephyr", thoughtful(" <|im_end|>")),
+        ("generation", thoughtful(" <|im_end|>")),
+        // Trims replies.
+        ("llama31", thoughtful("<|eot_id|>")),
+        // The space before a reply is in one token with its first character.
+        ("llama2", thoughtful(" <|im_end|>").replace("<think>", " <think>")),
+        ("mistral", thoughtful("<|im_end|>").replace("<think>", " <think>")),
+        // Print the last thought only, and none.
+        ("qwen3", "yes <|im_end|><think>\nOK.\n</think>\n\nyes <|im_end|>".to_owned()),
+        ("deepseek", "\n\nyes <|end_of_sentence|>".repeat(2)),
+    ] {
+        let tokenizer = with_known_template(name);
+        let tokens = tokenize_chat(&tokenizer, &chat, EXACT, row_id).unwrap();
+        assert_eq!(labelled_text(&tokenizer, &tokens), labelled, "{name}");
+    }
 }

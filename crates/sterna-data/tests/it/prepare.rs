@@ -1,0 +1,374 @@
+//! From recipes to data: mixes, sampling, replication, filters, the cache, and what is refused.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use serde_json::{Value, json};
+use sterna_data::{DataMesh, Datasets, Error, MicroBatches, prepare, rng::PythonRandom};
+use sterna_hf::Tokenizer;
+
+use crate::support::{real_inputs, recipe_from_json};
+
+/// A folder with chats and a cache, and recipes over them.
+struct Workplace {
+    folder: tempfile::TempDir,
+    tokenizer: Tokenizer,
+}
+
+impl Workplace {
+    fn new() -> Self {
+        let tokenizer = Tokenizer::from_dir(&real_inputs().join("SmolLM2-135M-Instruct")).unwrap();
+        Self { folder: tempfile::tempdir().unwrap(), tokenizer }
+    }
+
+    /// Chats whose reply number `i` has `i % 7 + 1` words; the question names the chat.
+    fn write_chats(&self, name: &str, count: usize) -> PathBuf {
+        let path = self.folder.path().join(format!("{name}.jsonl"));
+        let line = |i: usize| {
+            let reply = "word ".repeat(i % 7 + 1);
+            json!({"messages": [
+                {"role": "user", "content": format!("{name} {i}")}, {"role": "assistant", "content": reply.trim_end()},
+            ]})
+            .to_string()
+        };
+        fs::write(&path, (0..count).map(|i| line(i) + "\n").collect::<String>()).unwrap();
+        path
+    }
+
+    fn recipe(&self, sources: &Value, data: &Value, top: &Value) -> Value {
+        let mut recipe = json!({
+            "type": "sft",
+            "model": {"name_or_path": "SmolLM2-135M-Instruct", "dtype": "float32"},
+            "data": {
+                "sources": sources, "max_length": 512, "num_proc": 1,
+                "cache_dir": self.folder.path().join("cache").to_str().unwrap(),
+            },
+        });
+        for (key, value) in data.as_object().unwrap() {
+            recipe["data"][key] = value.clone();
+        }
+        for (key, value) in top.as_object().unwrap() {
+            recipe[key] = value.clone();
+        }
+        recipe
+    }
+
+    fn prepare(&self, recipe: &Value, world_size: usize) -> Result<Datasets, Error> {
+        prepare(&recipe_from_json(recipe), 8192, &self.tokenizer, world_size)
+    }
+
+    /// The question of each sample, in order.
+    fn questions(&self, dataset: &sterna_data::Dataset) -> Vec<String> {
+        (0..dataset.len())
+            .map(|i| {
+                let text = self.tokenizer.decode(&dataset.sample(i).unwrap().input_ids).unwrap();
+                let question = text.split("<|im_start|>user\n").nth(1).unwrap();
+                question.split("<|im_end|>").next().unwrap().to_owned()
+            })
+            .collect()
+    }
+
+    fn cache_entries(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.folder.path().join("cache")).unwrap();
+        let mut entries: Vec<PathBuf> =
+            entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect();
+        entries.sort();
+        entries
+    }
+}
+
+fn chats(path: &Path) -> Value {
+    json!({
+        "type": "huggingface_instruct", "name_or_path": path.to_str().unwrap(), "split": "train",
+        "role_mapping": {"user": "messages.role.user", "assistant": "messages.role.assistant"},
+    })
+}
+
+#[test]
+fn sources_are_mixed_sampled_and_shuffled() {
+    let work = Workplace::new();
+    let (a, b) = (chats(&work.write_chats("a", 20)), chats(&work.write_chats("b", 10)));
+    let mut sampled = a.clone();
+    sampled["sample_ratio"] = 0.33.into();
+    sampled["sample_seed"] = 7.into();
+    let recipe = work.recipe(&json!([sampled, b]), &json!({}), &json!({}));
+    let data = work.prepare(&recipe, 1).unwrap();
+    let mut concatenated: Vec<String> =
+        PythonRandom::new(7).sample(20, 6).into_iter().map(|i| format!("a {i}")).collect();
+    concatenated.extend((0..10).map(|i| format!("b {i}")));
+    let order = sterna_data::rng::numpy_permutation(42, 16);
+    let expected: Vec<String> = order.into_iter().map(|i| concatenated[i].clone()).collect();
+    assert_eq!(work.questions(&data.train), expected);
+    let samples: Vec<usize> =
+        data.report.train.sources.iter().map(|source| source.stats.samples).collect();
+    assert_eq!(samples, [6, 10]);
+    assert_eq!(data.report.train.len, 16);
+}
+
+#[test]
+fn evaluation_data_comes_from_a_split_or_from_sources() {
+    let work = Workplace::new();
+    let a = chats(&work.write_chats("a", 20));
+    let b = chats(&work.write_chats("b", 5));
+    let top = json!({"eval_interval": 1});
+    let recipe = work.recipe(&json!([a]), &json!({"train_eval_split": [0.75, 0.25]}), &top);
+    let split = work.prepare(&recipe, 1).unwrap();
+    let mut all = work.questions(&split.train);
+    let eval = work.questions(split.eval.as_ref().unwrap());
+    assert_eq!((all.len(), eval.len()), (15, 5));
+    all.extend(eval);
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), 20);
+
+    let recipe = work.recipe(&json!([a]), &json!({"eval_sources": [b]}), &top);
+    let own = work.prepare(&recipe, 1).unwrap();
+    assert_eq!((own.train.len(), own.eval.unwrap().len()), (20, 5));
+    assert_eq!(own.report.eval.unwrap().sources.len(), 1);
+}
+
+#[test]
+fn min_iterations_repeats_the_data() {
+    let work = Workplace::new();
+    let a = chats(&work.write_chats("a", 3));
+    let top = json!({"min_iterations": 4, "gradient_accumulation_steps": 2});
+    let data = work.prepare(&work.recipe(&json!([a]), &json!({}), &top), 2).unwrap();
+    let questions = work.questions(&data.train);
+    assert_eq!(questions.len(), 4 * 2 * 2);
+    assert_eq!(questions[..3], questions[3..6]);
+    assert_eq!(questions[15], questions[0]);
+}
+
+#[test]
+fn long_samples_are_dropped_and_counted() {
+    let work = Workplace::new();
+    let a = chats(&work.write_chats("a", 21));
+    let data = work.prepare(&work.recipe(&json!([a]), &json!({}), &json!({})), 1).unwrap();
+    let mut lengths: Vec<usize> = (0..21).map(|i| data.train.sample_len(i)).collect();
+    lengths.sort_unstable();
+    let (shortest, longest) = (lengths[0], lengths[20]);
+    let limit = longest - 1;
+    let too_long = lengths.iter().filter(|&&len| len > limit).count();
+
+    let cut = work
+        .prepare(&work.recipe(&json!([a]), &json!({"max_length": limit}), &json!({})), 1)
+        .unwrap();
+    assert_eq!(cut.report.train.dropped_too_long, too_long);
+    assert_eq!(cut.report.train.longest, longest);
+    assert_eq!(cut.train.len(), 21 - too_long);
+
+    let none = work
+        .prepare(&work.recipe(&json!([a]), &json!({"max_length": 5}), &json!({})), 1)
+        .unwrap_err();
+    assert_eq!(
+        none.to_string(),
+        format!(
+            "no data left: all `21` samples are longer than max_length `5` (shortest `{shortest}`, longest `{longest}` tokens)"
+        )
+    );
+    assert_eq!(none.hint().unwrap(), "raise data.max_length");
+}
+
+#[test]
+fn packs_hold_every_sample_once() {
+    let work = Workplace::new();
+    let a = chats(&work.write_chats("a", 50));
+    for packing in ["reference", "global"] {
+        let keys =
+            json!({"pack_samples": true, "packing": packing, "max_length": 200, "num_proc": 7});
+        let data = work.prepare(&work.recipe(&json!([a]), &keys, &json!({})), 1).unwrap();
+        let mut samples = 0;
+        for i in 0..data.train.len() {
+            let pack = data.train.sample(i).unwrap();
+            assert_eq!(pack.input_ids.len(), pack.seqlens.iter().sum::<usize>());
+            assert_eq!(pack.input_ids.len(), data.train.sample_len(i));
+            assert!(pack.input_ids.len() <= 200);
+            let restarts = pack.position_ids.iter().filter(|&&position| position == 0).count();
+            assert_eq!(restarts, pack.seqlens.len());
+            samples += pack.seqlens.len();
+        }
+        assert_eq!(samples, 50);
+        let report = data.report.train.packs.unwrap();
+        assert_eq!(report.packs, data.train.len());
+        assert!(report.longest <= 200 && report.fill > 0.5 && report.fill <= 1.0, "{report:?}");
+    }
+}
+
+#[test]
+fn too_little_data_is_refused_with_a_way_out() {
+    let work = Workplace::new();
+    let a = chats(&work.write_chats("a", 3));
+    let error = work.prepare(&work.recipe(&json!([a]), &json!({}), &json!({})), 4).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the training data has `3` samples, required: at least one for each of `4` ranks"
+    );
+    assert!(error.hint().unwrap().contains("min_iterations"));
+    let error = work
+        .prepare(&work.recipe(&json!([a]), &json!({}), &json!({"micro_batch_size": 4})), 1)
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the training data has `3` samples, `3` for each of `1` ranks, required: micro_batch_size `4` for each"
+    );
+    let keys = json!({"pack_samples": true, "drop_last": true});
+    let error = work.prepare(&work.recipe(&json!([a]), &keys, &json!({})), 1).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("no data left: drop_last dropped every pack, none of `3` samples"),
+        "{error}"
+    );
+    let bad = work.folder.path().join("bad.jsonl");
+    fs::write(&bad, "{\"messages\": []}\n").unwrap();
+    let error =
+        work.prepare(&work.recipe(&json!([chats(&bad)]), &json!({}), &json!({})), 1).unwrap_err();
+    assert!(error.to_string().starts_with("sample `0` of"), "{error}");
+    assert!(!work.cache_entries().iter().any(|path| path.to_string_lossy().contains("incomplete")));
+}
+
+#[test]
+fn the_cache_serves_only_what_was_asked_for() {
+    let work = Workplace::new();
+    let path = work.write_chats("a", 12);
+    let a = chats(&path);
+    let from_cache = |data: &Value| {
+        let data = work.prepare(&work.recipe(&json!([a]), data, &json!({})), 1).unwrap();
+        data.report.train.sources[0].from_cache
+    };
+    assert!(!from_cache(&json!({})));
+    assert!(from_cache(&json!({})));
+    // What happens after tokenizing does not need other tokens.
+    assert!(from_cache(
+        &json!({"max_length": 100, "pack_samples": true, "seed": 3, "num_proc": 5})
+    ));
+    // What changes the tokens or labels does.
+    assert!(!from_cache(&json!({"label_mask": "reference"})));
+    assert!(!from_cache(&json!({"mask_inputs": false})));
+    assert!(!from_cache(&json!({"ignore_empty_think": true})));
+    let mut sliced = a.clone();
+    sliced["split"] = "train[:5]".into();
+    let data = work.prepare(&work.recipe(&json!([sliced]), &json!({}), &json!({})), 1).unwrap();
+    assert_eq!((data.train.len(), data.report.train.sources[0].from_cache), (5, false));
+    // The same name with other content, of the same length.
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("word", "bird")).unwrap();
+    assert!(!from_cache(&json!({})));
+    assert!(from_cache(&json!({})));
+}
+
+#[test]
+fn a_missing_cache_can_be_an_error() {
+    let work = Workplace::new();
+    let a = chats(&work.write_chats("a", 4));
+    let strict = work.recipe(&json!([a]), &json!({"fail_on_missing_cache": true}), &json!({}));
+    let error = work.prepare(&strict, 1).unwrap_err();
+    assert!(matches!(error, Error::MissingCache { .. }), "{error}");
+    assert!(error.to_string().ends_with("is missing and fail_on_missing_cache is on"), "{error}");
+    work.prepare(&work.recipe(&json!([a]), &json!({}), &json!({})), 1).unwrap();
+    assert!(work.prepare(&strict, 1).is_ok());
+}
+
+#[test]
+fn a_damaged_cache_entry_is_rebuilt() {
+    let work = Workplace::new();
+    let a = chats(&work.write_chats("a", 9));
+    let recipe = work.recipe(&json!([a]), &json!({}), &json!({}));
+    let samples = || {
+        let data = work.prepare(&recipe, 1).unwrap();
+        let samples: Vec<_> = (0..9).map(|i| data.train.sample(i).unwrap()).collect();
+        (samples, data.report.train.sources[0].from_cache)
+    };
+    let (sound, _) = samples();
+    let [entry] = &work.cache_entries()[..] else { panic!("one entry") };
+    let flip = |name: &str| {
+        let path = entry.join(name);
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&path, bytes).unwrap();
+    };
+    let truncate = |name: &str| {
+        let bytes = fs::read(entry.join(name)).unwrap();
+        fs::write(entry.join(name), &bytes[..bytes.len() - 1]).unwrap();
+    };
+    let damages: [(&str, &dyn Fn()); 6] = [
+        ("changed token", &|| flip("tokens.u32")),
+        ("changed label", &|| flip("is_label.u8")),
+        ("cut", &|| truncate("tokens.u32")),
+        ("missing", &|| fs::remove_file(entry.join("lengths.u32")).unwrap()),
+        ("cut manifest", &|| truncate("manifest.json")),
+        ("no manifest", &|| fs::remove_file(entry.join("manifest.json")).unwrap()),
+    ];
+    for (what, damage) in damages {
+        damage();
+        assert_eq!(samples(), (sound.clone(), false), "{what}");
+        assert_eq!(samples(), (sound.clone(), true), "{what}");
+        assert_eq!(work.cache_entries().len(), 1, "{what}: something was left over");
+    }
+}
+
+#[test]
+fn left_overs_of_a_killed_run_are_removed() {
+    let work = Workplace::new();
+    let a = chats(&work.write_chats("a", 4));
+    let recipe = work.recipe(&json!([a]), &json!({}), &json!({}));
+    work.prepare(&recipe, 1).unwrap();
+    let entry = work.cache_entries().remove(0);
+    let dead = entry
+        .with_file_name(format!("{}.incomplete-1-2", entry.file_name().unwrap().to_str().unwrap()));
+    fs::rename(&entry, &dead).unwrap();
+    assert!(!work.prepare(&recipe, 1).unwrap().report.train.sources[0].from_cache);
+    assert_eq!(work.cache_entries(), [entry]);
+}
+
+#[test]
+fn runs_at_the_same_time_build_an_entry_once() {
+    let work = Workplace::new();
+    let a = chats(&work.write_chats("a", 300));
+    let recipe = work.recipe(&json!([a]), &json!({}), &json!({}));
+    let built: usize = thread::scope(|scope| {
+        let runs: Vec<_> =
+            (0..4).map(|_| scope.spawn(|| work.prepare(&recipe, 1).unwrap())).collect();
+        let reports =
+            runs.into_iter().map(|run| run.join().unwrap().report.train.sources[0].from_cache);
+        reports.filter(|from_cache| !from_cache).count()
+    });
+    assert_eq!(built, 1);
+    assert_eq!(work.cache_entries().len(), 1);
+}
+
+/// The groups of an epoch read every sample as often as each other, and every epoch is the same.
+#[test]
+fn groups_share_the_epoch() {
+    let work = Workplace::new();
+    let a = chats(&work.write_chats("a", 13));
+    let recipe = work.recipe(
+        &json!([a]),
+        &json!({}),
+        &json!({"sequence_parallel_size": 3, "micro_batch_size": 1}),
+    );
+    let recipe = recipe_from_json(&recipe);
+    let data = prepare(&recipe, 8192, &work.tokenizer, 6).unwrap();
+    let group = |dp_rank| {
+        let mesh = DataMesh { world_size: 6, sp_size: 3, dp_rank };
+        MicroBatches::new(&data.train, &recipe, mesh, 8192, work.tokenizer.pad_token_id())
+    };
+    // 13 samples wrap to 18: 3 for each of 6 ranks, so 9 micro-batches for each group of 3.
+    let mut counts = vec![0; 13];
+    for dp_rank in 0..2 {
+        let batches = group(dp_rank);
+        assert_eq!(batches.len(), 9);
+        (0..9).for_each(|i| counts[batches.sample_indices(i)[0]] += 1);
+        let once: Vec<_> = group(dp_rank).map(Result::unwrap).collect();
+        let again: Vec<_> = group(dp_rank).map(Result::unwrap).collect();
+        assert_eq!(once, again);
+        // 256 is not a multiple of 3: rows are padded, not refused.
+        assert!(once.iter().all(|batch| batch.len == 258));
+    }
+    assert_eq!(counts.iter().sum::<i32>(), 18);
+    assert!(counts.iter().all(|&count| count == 1 || count == 2));
+}
