@@ -1,3 +1,6 @@
 //! Integration tests of the trainer.
 
+mod conformance;
+mod equivalence;
 mod schedule;
+mod tiny;

@@ -1,0 +1,105 @@
+//! A tiny model with a tokenizer and chats, so that a whole run takes a second.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Map, Value, json};
+use sterna_testkit::{tiny_config, tiny_model};
+
+/// Writes a model, a tokenizer of single characters and chats into `folder`, and returns a recipe over them: fp32,
+/// packed to 96 tokens.
+pub(crate) fn recipe(folder: &Path, model_type: &str) -> Value {
+    let model = folder.join("model");
+    if !model.join("config.json").exists() {
+        fs::create_dir_all(&model).expect("made");
+        tiny_model(&model, &tiny_config(model_type), 7);
+        write_tokenizer(&model);
+        write_chats(&folder.join("chats.jsonl"));
+    }
+    json!({
+        "type": "sft",
+        "model": {"name_or_path": model, "dtype": "fp32"},
+        "data": {
+            "sources": [{
+                "type": "huggingface_instruct",
+                "name_or_path": folder.join("chats.jsonl"),
+                "split": "train",
+                "role_mapping": {"user": "messages.role.user", "assistant": "messages.role.assistant"},
+            }],
+            "cache_dir": folder.join("cache"),
+            "num_proc": 1,
+            "max_length": 96,
+            "div_length": 32,
+            "pack_samples": true,
+        },
+        "optimizer": {"type": "cpu_adam", "lr": 1e-2},
+        "scheduler": {"name": "constant"},
+        "deepspeed": {"zero_optimization": {"stage": 0}},
+        "train_log_iter_interval": 0,
+        "exit_iteration": 4,
+    })
+}
+
+/// Saves `recipe` and loads it as a user would.
+pub(crate) fn load(folder: &Path, name: &str, recipe: &Value) -> sterna_recipe::Recipe {
+    let path: PathBuf = folder.join(format!("{name}.yaml"));
+    fs::write(&path, recipe.to_string()).expect("written");
+    sterna_recipe::load(&path, &[]).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// One token a character.
+fn write_tokenizer(folder: &Path) {
+    let specials = ["<|im_start|>", "<|im_end|>", "<unk>"];
+    let characters =
+        (b' '..=b'~').map(|byte| char::from(byte).to_string()).chain(["\n".to_owned()]);
+    let vocabulary: Map<String, Value> = specials
+        .iter()
+        .map(|&text| text.to_owned())
+        .chain(characters)
+        .enumerate()
+        .map(|(id, token)| (token, json!(id)))
+        .collect();
+    let added: Vec<Value> = specials
+        .iter()
+        .enumerate()
+        .map(|(id, text)| {
+            json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
+                   "normalized": false, "special": true})
+        })
+        .collect();
+    let tokenizer = json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": added,
+        "normalizer": null,
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": false},
+        "post_processor": null,
+        "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
+    });
+    let config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<unk>",
+        "chat_template": "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] \
+                          + '<|im_end|>' + '\n' }}{% endfor %}",
+    });
+    fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).expect("written");
+    fs::write(folder.join("tokenizer_config.json"), config.to_string()).expect("written");
+}
+
+/// Chats of different lengths, none longer than 96 tokens.
+fn write_chats(path: &Path) {
+    let rows: Vec<String> = (0..40_u32)
+        .map(|i| {
+            let question = "why? ".repeat(1 + (i % 4) as usize);
+            let answer = format!("{} is {}", i, i * i % 17);
+            json!({"messages": [{"role": "user", "content": question.trim()}, {"role": "assistant", "content": answer}]})
+                .to_string()
+        })
+        .collect();
+    fs::write(path, rows.join("\n")).expect("written");
+}
