@@ -4,6 +4,7 @@
 mod chat;
 mod config;
 mod rope;
+mod tokenizer;
 
 use std::path::PathBuf;
 
@@ -19,4 +20,14 @@ fn golden(name: &str) -> Value {
     let path = fixture(name);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The folder with the real model and chats.
+fn real_inputs() -> PathBuf {
+    let dir = match std::env::var_os("STERNA_REAL_INPUTS") {
+        Some(dir) => PathBuf::from(dir),
+        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../.sterna/inputs"),
+    };
+    assert!(dir.is_dir(), "`{}` is missing: run `cargo xtask inputs`", dir.display());
+    dir
 }
