@@ -72,9 +72,7 @@ impl ChatTemplate {
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_fuel(Some(FUEL));
         python::install(&mut environment);
-        environment
-            .add_template_owned(NAME, dialect::translate(source))
-            .map_err(syntax_error)?;
+        environment.add_template_owned(NAME, dialect::translate(source)).map_err(syntax_error)?;
         Ok(ChatTemplate {
             environment: Arc::new(environment),
             path: path.to_owned(),

@@ -70,7 +70,8 @@ fn refusals_say_what_the_template_says() {
 
 #[test]
 fn the_date_is_todays() {
-    let template = ChatTemplate::compile("{{ strftime_now('%Y-%m-%d %d %b %Y') }}", Path::new("t")).unwrap();
+    let template =
+        ChatTemplate::compile("{{ strftime_now('%Y-%m-%d %d %b %Y') }}", Path::new("t")).unwrap();
     assert!(template.uses_clock());
     let found = template.render(&[], false, &serde_json::Map::new()).unwrap();
     // The day may end between the two.

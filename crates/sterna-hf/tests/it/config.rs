@@ -29,14 +29,21 @@ fn parameters_and_windows_equal_those_of_real_models() {
     for case in golden("configs.json")["cases"].as_array().unwrap() {
         let name = case["name"].as_str().unwrap();
         let config = parse(&case["config"]).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let mut found: Vec<(String, Vec<usize>)> =
-            config.parameters().iter().map(|spec| (spec.name.clone(), spec.shape.clone())).collect();
+        let mut found: Vec<(String, Vec<usize>)> = config
+            .parameters()
+            .iter()
+            .map(|spec| (spec.name.clone(), spec.shape.clone()))
+            .collect();
         let mut required: Vec<(String, Vec<usize>)> =
             serde_json::from_value(case["parameters"].clone()).unwrap();
         found.sort();
         required.sort();
         assert_eq!(found, required, "{name}");
-        assert_eq!(config.num_parameters() as u64, case["num_parameters"].as_u64().unwrap(), "{name}");
+        assert_eq!(
+            config.num_parameters() as u64,
+            case["num_parameters"].as_u64().unwrap(),
+            "{name}"
+        );
         let windows: Vec<Option<usize>> =
             serde_json::from_value(case["sliding_window"].clone()).unwrap();
         assert_eq!(config.sliding_window, windows, "{name}");
@@ -120,10 +127,18 @@ fn bad_values_name_file_key_found_and_required() {
         ("rope_theta", json!(0.5), "is `0.5`, required: a number above `1`"),
         ("partial_rotary_factor", json!(0.5), "is `0.5`, required: `1.0`"),
         ("rope_scaling", json!(2), "key `rope_scaling` is `2`, required: an object"),
-        ("rope_scaling", json!({"rope_type": "longrope"}), "`rope_scaling.rope_type` is `\"longrope\"`"),
+        (
+            "rope_scaling",
+            json!({"rope_type": "longrope"}),
+            "`rope_scaling.rope_type` is `\"longrope\"`",
+        ),
         ("rope_scaling", json!({"type": "linear"}), "key `rope_scaling.factor` is missing"),
         ("rope_scaling", json!({"type": "linear", "factor": 0.5}), "at least `1`"),
-        ("rope_scaling", yarn, "`rope_scaling.beta_fast` is `1.0`, required: at least beta_slow `8`"),
+        (
+            "rope_scaling",
+            yarn,
+            "`rope_scaling.beta_fast` is `1.0`, required: at least beta_slow `8`",
+        ),
         ("rope_scaling", llama3, "above low_freq_factor `4`"),
         ("rope_parameters", by_layer, "is given by layer type"),
     ];
@@ -166,7 +181,9 @@ fn overrides(value: &Value) -> Map<String, Value> {
 #[test]
 fn overrides_replace_keys_and_reach_the_export() {
     let base = parse(&llama()).unwrap();
-    let config = base.with_overrides(&overrides(&json!({"num_hidden_layers": 2, "use_cache": false}))).unwrap();
+    let config = base
+        .with_overrides(&overrides(&json!({"num_hidden_layers": 2, "use_cache": false})))
+        .unwrap();
     assert_ne!(config.num_hidden_layers, base.num_hidden_layers);
     assert_eq!(config.parameters().layers.len(), 2);
     assert_eq!(config.raw["use_cache"], json!(false));
@@ -187,7 +204,8 @@ fn a_bad_override_is_named_as_the_recipe_writes_it() {
 
 #[test]
 fn fewer_layers_take_the_first_layer_types() {
-    let mut config = with("layer_types", json!(["sliding_attention", "full_attention", "full_attention"]));
+    let mut config =
+        with("layer_types", json!(["sliding_attention", "full_attention", "full_attention"]));
     for (key, value) in [("model_type", json!("qwen3")), ("use_sliding_window", json!(true))] {
         config[key] = value;
     }
@@ -199,15 +217,20 @@ fn fewer_layers_take_the_first_layer_types() {
 
 #[test]
 fn overrides_of_the_old_rope_keys_win_over_the_new_ones() {
-    let config = with("rope_parameters", json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}));
+    let config =
+        with("rope_parameters", json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}));
     let base = parse(&config).unwrap();
     let theta = base.with_overrides(&overrides(&json!({"rope_theta": 1e6}))).unwrap().rope;
     assert_eq!((theta.theta, theta.scaling), (1e6, base.rope.scaling.clone()));
     let scaling = json!({"rope_scaling": {"rope_type": "linear", "factor": 8.0}});
     let scaled = base.with_overrides(&overrides(&scaling)).unwrap().rope;
-    assert_eq!((scaled.theta, scaled.scaling), (5e5, sterna_hf::RopeScaling::Linear { factor: 8.0 }));
+    assert_eq!(
+        (scaled.theta, scaled.scaling),
+        (5e5, sterna_hf::RopeScaling::Linear { factor: 8.0 })
+    );
     let scaling = json!({"rope_parameters": {"rope_type": "default", "rope_theta": 9.0}});
-    let replaced = parse(&with("rope_theta", json!(3e5))).unwrap().with_overrides(&overrides(&scaling));
+    let replaced =
+        parse(&with("rope_theta", json!(3e5))).unwrap().with_overrides(&overrides(&scaling));
     assert_eq!(replaced.unwrap().rope.theta, 9.0);
 }
 

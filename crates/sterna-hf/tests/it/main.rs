@@ -3,8 +3,10 @@
 
 mod chat;
 mod config;
+mod export;
 mod rope;
 mod tokenizer;
+mod weights;
 
 use std::path::PathBuf;
 
@@ -30,4 +32,11 @@ fn real_inputs() -> PathBuf {
     };
     assert!(dir.is_dir(), "`{}` is missing: run `cargo xtask inputs`", dir.display());
     dir
+}
+
+/// A small model of two blocks.
+fn tiny_config() -> sterna_hf::ModelConfig {
+    let config = r#"{"model_type": "llama", "hidden_size": 16, "intermediate_size": 24,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 420}"#;
+    sterna_hf::ModelConfig::from_json(config, std::path::Path::new("config.json")).unwrap()
 }

@@ -24,17 +24,26 @@ fn assert_close(found: &[f32], required: &[f32], ulps: u32, name: &str) {
 fn frequencies_and_attention_factor_equal_transformers() {
     for case in golden("rope.json")["cases"].as_array().unwrap() {
         let name = case["name"].as_str().unwrap();
-        let config = ModelConfig::from_json(&case["config"].to_string(), Path::new("config.json")).unwrap();
+        let config =
+            ModelConfig::from_json(&case["config"].to_string(), Path::new("config.json")).unwrap();
         let seq_len = case["seq_len"].as_u64().unwrap() as usize;
-        let (inv_freq, attention_factor) = config.rope.inverse_frequencies(config.head_dim, seq_len);
-        let required: Vec<f32> =
-            case["inv_freq"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
+        let (inv_freq, attention_factor) =
+            config.rope.inverse_frequencies(config.head_dim, seq_len);
+        let required: Vec<f32> = case["inv_freq"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|x| x.as_f64().unwrap() as f32)
+            .collect();
         // The last digit is torch's `pow`. Dynamic takes its base to a power in single precision
         // first, which moves all frequencies; blended ones add two roundings.
         let ulps = if name.starts_with("dynamic") { 16 } else { 4 };
         assert_close(&inv_freq, &required, ulps, name);
         let required = case["attention_factor"].as_f64().unwrap();
-        assert!((attention_factor - required).abs() < 1e-12, "{name}: {attention_factor} {required}");
+        assert!(
+            (attention_factor - required).abs() < 1e-12,
+            "{name}: {attention_factor} {required}"
+        );
     }
 }
 

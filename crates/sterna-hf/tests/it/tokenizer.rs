@@ -22,7 +22,8 @@ fn check(dir: &Path, golden: &Value) {
         let ids: Vec<u32> = serde_json::from_value(required["ids"].clone()).unwrap();
         assert_eq!(found.ids, ids, "{name}: ids of {line:?}");
         let offsets: Vec<usize> = serde_json::from_value(required["offsets"].clone()).unwrap();
-        let offsets: Vec<(usize, usize)> = offsets.chunks(2).map(|pair| (pair[0], pair[1])).collect();
+        let offsets: Vec<(usize, usize)> =
+            offsets.chunks(2).map(|pair| (pair[0], pair[1])).collect();
         assert_eq!(found.offsets, offsets, "{name}: offsets of {line:?}");
         let decoded = required.get("decoded").and_then(Value::as_str).unwrap_or(line);
         assert_eq!(tokenizer.decode(&ids).unwrap(), decoded, "{name}");
@@ -74,7 +75,9 @@ fn the_real_smollm2_tokenizer() {
 fn the_templates_of_a_config_render_with_its_special_tokens() {
     let messages = [Message::new("user", "hi"), Message::new("assistant", "yo")];
     let render = |name: &str| {
-        Tokenizer::from_dir(&fixture("tokenizers").join(name)).unwrap().render_chat(&messages, false)
+        Tokenizer::from_dir(&fixture("tokenizers").join(name))
+            .unwrap()
+            .render_chat(&messages, false)
     };
     assert_eq!(render("gpt2").unwrap(), "user: hi<|im_end|>assistant: yo<|im_end|>");
     // Of a list of named templates, the one named default.
@@ -94,7 +97,8 @@ fn copy_of(name: &str) -> tempfile::TempDir {
 
 fn edit_config(dir: &Path, edit: impl FnOnce(&mut Map<String, Value>)) {
     let path = dir.join("tokenizer_config.json");
-    let mut config: Map<String, Value> = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let mut config: Map<String, Value> =
+        serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
     edit(&mut config);
     fs::write(path, serde_json::to_string(&config).unwrap()).unwrap();
 }
@@ -124,7 +128,10 @@ fn without_padding_or_end_token_there_is_nothing_to_pad_with() {
         config.insert("pad_token".to_owned(), Value::Null);
     });
     let error = Tokenizer::from_dir(dir.path()).unwrap_err();
-    assert!(error.to_string().contains("key `pad_token` is missing, and so is `eos_token`"), "{error}");
+    assert!(
+        error.to_string().contains("key `pad_token` is missing, and so is `eos_token`"),
+        "{error}"
+    );
 }
 
 #[test]
