@@ -65,7 +65,7 @@ fn scaling_changes_frequencies_at_all() {
 fn transformers_5_writes_the_same_in_one_object() {
     let base = json!({
         "model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "vocab_size": 128, "max_position_embeddings": 131072,
+        "num_attention_heads": 4, "vocab_size": 128, "max_position_embeddings": 131_072,
     });
     let scaling = json!({
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
