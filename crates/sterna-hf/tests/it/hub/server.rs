@@ -111,7 +111,7 @@ fn answer(
             files.iter().map(|(name, _)| serde_json::json!({"rfilename": name})).collect();
         let body = serde_json::json!({"sha": COMMIT, "siblings": siblings, "id": rest}).to_string();
         return respond(
-            &stream,
+            stream,
             200,
             &["Content-Type: application/json".to_owned()],
             body.as_bytes(),
