@@ -93,16 +93,21 @@ impl Diagnostic {
 
     /// The error as one sentence: what was found and what is required.
     pub fn message(&self) -> String {
-        let Self { key_path, found, required, .. } = self;
+        let Self { found, required, .. } = self;
+        let key_path = if self.key_path.is_empty() {
+            "the recipe".to_owned()
+        } else {
+            format!("`{}`", self.key_path)
+        };
         match self.kind {
             Kind::Syntax => format!("not valid YAML: {found}"),
             Kind::Unreadable => found.clone(),
-            Kind::UnknownKey => format!("unknown key `{key_path}`"),
-            Kind::DuplicateKey => format!("key `{key_path}` is given twice, {found}"),
-            Kind::MissingKey => format!("key `{key_path}` is missing, required: {required}"),
-            Kind::Value => format!("`{key_path}` is {found}, required: {required}"),
+            Kind::UnknownKey => format!("unknown key {key_path}"),
+            Kind::DuplicateKey => format!("key {key_path} is given twice, {found}"),
+            Kind::MissingKey => format!("key {key_path} is missing, required: {required}"),
+            Kind::Value => format!("{key_path} is {found}, required: {required}"),
             Kind::Conflict => format!("{found}, required: {required}"),
-            Kind::Unsupported => format!("`{key_path}` {found} is not supported: {required}"),
+            Kind::Unsupported => format!("{key_path} {found} is not supported: {required}"),
         }
     }
 }

@@ -4,6 +4,7 @@ pub mod diagnostic;
 mod edit;
 mod file;
 mod human;
+mod json;
 mod load;
 pub mod plan;
 pub mod recipe;
@@ -16,10 +17,10 @@ pub use edit::{Override, OverrideError};
 pub use load::{keys, load, parse};
 pub use plan::{HeadSplit, Plan, TileLengths, head_split};
 pub use recipe::{
-    AttnImplementation, CacheFsType, CheckpointKind, CheckpointOptions, DataOptions,
-    DeepSpeedOptions, LabelMask, LogLevel, LoggerOptions, LossAverage, ModelOptions, OptimizerKind,
-    OptimizerOptions, Packing, PadTo, Ramp, Ranks, Recipe, RolePath, Sampling, Schedule,
-    SchedulerOptions, Source, TokenizerOptions, ZeroStage,
+    AttnImplementation, CheckpointKind, CheckpointOptions, DataOptions, DeepSpeedOptions,
+    LabelMask, LogLevel, LoggerOptions, LossAverage, ModelOptions, OptimizerOptions, Packing,
+    PadTo, Ramp, Ranks, Recipe, RolePath, Sampling, Schedule, SchedulerOptions, Source,
+    TokenizerOptions, ZeroStage,
 };
 pub use source::{Origin, RecipeSource, Span};
 pub use sterna_hf::DType;

@@ -139,11 +139,10 @@ pub struct BatchPlan {
     pub max_tokens_per_step: usize,
 }
 
-/// What a block's forward keeps for its backward, beside its input.
+/// What a block's forward keeps for its backward, beside its input. Whether attention's output is kept as well is decided
+/// when the lengths of the data and the free memory are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeepPlan {
-    /// Keep the output and log-sum-exp of attention: its forward is not run again.
-    pub attention: bool,
     /// Keep every intermediate value: nothing is computed again.
     pub graph: bool,
     /// Whether what is kept lives on the host.
@@ -193,7 +192,6 @@ impl Plan {
         let zero = ZeroPlan::new(recipe, model, world_size);
         let tiles = TileLengths::new(recipe, model, batch.local_tokens);
         let keep = KeepPlan {
-            attention: true,
             graph: recipe.model.disable_activation_checkpoint,
             on_host: recipe.activation_checkpoint_cpu_offload,
         };

@@ -67,10 +67,6 @@ pub struct Recipe {
     pub eval_interval: usize,
     /// Evaluate once before the first step.
     pub eval_on_start: bool,
-    /// Evaluation micro-batches between printed lines; 0 is off.
-    pub eval_log_iter_interval: usize,
-    /// Micro-batches between log lines of the loss; 0 is off.
-    pub loss_log_interval: usize,
     /// Whether the metrics line and the metrics file are written.
     pub train_log_metrics: bool,
     /// The JSONL file that metrics are appended to, relative to the working directory.
@@ -170,8 +166,6 @@ pub struct DataOptions {
     pub seed: u64,
     /// Folder of the processed data sets, relative to the working directory.
     pub cache_dir: PathBuf,
-    /// Whether the ranks of different nodes see the same `cache_dir`.
-    pub cache_fs_type: CacheFsType,
     /// Fail instead of processing when the processed data is not in the cache.
     pub fail_on_missing_cache: bool,
     /// Batches are padded to a multiple of this many tokens.
@@ -285,22 +279,9 @@ pub enum PadTo {
     MaxLength,
 }
 
-/// Who builds the cache of processed data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CacheFsType {
-    /// Decide by the kind of file system.
-    Auto,
-    /// Each node has its own.
-    Local,
-    /// All nodes see the same.
-    Shared,
-}
-
 /// `optimizer`: `AdamW` with bias correction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OptimizerOptions {
-    /// Where the step is computed.
-    pub kind: OptimizerKind,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Decoupled weight decay; biases and norms are left out.
@@ -309,15 +290,6 @@ pub struct OptimizerOptions {
     pub betas: (f64, f64),
     /// Added to the root of the second moment: 1e-8, not a recipe key.
     pub eps: f64,
-}
-
-/// Which optimizer the recipe named; both do the same arithmetic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OptimizerKind {
-    /// `fused_adam`: the step runs where the optimizer state lives.
-    FusedAdam,
-    /// `cpu_adam`: the step runs on the host.
-    CpuAdam,
 }
 
 /// `scheduler`.

@@ -19,7 +19,7 @@ use crate::{
     },
     recipe::{
         AttnImplementation, CheckpointOptions, LoggerOptions, LossAverage, ModelOptions,
-        OptimizerKind, OptimizerOptions, Ranks, Recipe, TokenizerOptions,
+        OptimizerOptions, Ranks, Recipe, TokenizerOptions,
     },
     source::RecipeSource,
 };
@@ -100,8 +100,6 @@ pub(crate) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<Recipe> 
         seed: or(file.seed.as_ref(), 42) as u64,
         eval_interval,
         eval_on_start: or(file.eval_on_start.as_ref(), false),
-        eval_log_iter_interval: or(file.eval_log_iter_interval.as_ref(), 1),
-        loss_log_interval: or(file.loss_log_interval.as_ref(), 1),
         train_log_metrics,
         train_log_metrics_path: or(
             file.train_log_metrics_path.as_ref(),
@@ -120,7 +118,7 @@ fn refuse_other_trainers(kind: Option<&At<TrainerKind>>, reader: &mut Reader) {
             TrainerKind::Causal => "causal",
             TrainerKind::Dpo => "dpo",
         };
-        reader.refuse(&at.path, at.span, format!("= `{name}`"), "`sft` is the one that is there");
+        reader.refuse(&at.path, at.span, format!("= `{name}`"), "only `sft` is there yet");
     }
 }
 
@@ -129,7 +127,15 @@ fn missing(reader: &mut Reader, path: &str, parent: &str, required: &str) {
     if reader.is_set(path) {
         return;
     }
-    let span = reader.places.get(parent).copied();
+    // The key that it belongs below may not be there either.
+    let mut above = parent;
+    let span = loop {
+        match (reader.places.get(above), above.rfind(['.', '['])) {
+            (Some(span), _) => break Some(*span),
+            (None, Some(end)) => above = &above[..end],
+            (None, None) => break None,
+        }
+    };
     reader.error(Diagnostic {
         kind: Kind::MissingKey,
         key_path: path.to_owned(),
@@ -176,7 +182,7 @@ fn model(file: &RecipeFile, reader: &mut Reader) -> Option<ModelOptions> {
         Some((_, DtypeWord::Supported(dtype))) => dtype,
         Some((at, DtypeWord::Half)) => {
             let why = "fp16 training needs loss scaling, which is not there: use `bf16` or `fp32`";
-            reader.refuse(&at.path, at.span, "= fp16".to_owned(), why);
+            reader.refuse(&at.path, at.span, "= `fp16`".to_owned(), why);
             DType::BF16
         }
     };
@@ -204,20 +210,16 @@ fn model(file: &RecipeFile, reader: &mut Reader) -> Option<ModelOptions> {
 }
 
 fn optimizer(file: Option<&OptimizerFile>, reader: &mut Reader) -> OptimizerOptions {
-    let kind = file.and_then(|file| file.kind.as_ref());
-    let kind = match kind.map(|at| (at, at.value)) {
-        None => OptimizerKind::FusedAdam,
-        Some((_, OptimizerWord::Supported(kind))) => kind,
-        Some((at, OptimizerWord::Moe)) => {
-            reader.refuse(
-                &at.path,
-                at.span,
-                "is for mixtures of experts, which".to_owned(),
-                "use `fused_adam` or `cpu_adam`",
-            );
-            OptimizerKind::FusedAdam
+    match file.and_then(|file| file.kind.as_ref()) {
+        Some(at) if at.value == OptimizerWord::Moe => {
+            let found = "is for mixtures of experts, which".to_owned();
+            reader.refuse(&at.path, at.span, found, "use `fused_adam` or `cpu_adam`");
         }
-    };
+        Some(at) => {
+            reader.note(&at.path, "the step runs where `offload_optimizer` puts the optimizer state, whatever the name");
+        }
+        None => {}
+    }
     let betas = file.and_then(|file| file.betas.as_ref());
     if let Some(at) = betas {
         let is_valid = |beta: f64| (0.0..1.0).contains(&beta);
@@ -232,7 +234,6 @@ fn optimizer(file: Option<&OptimizerFile>, reader: &mut Reader) -> OptimizerOpti
         }
     }
     OptimizerOptions {
-        kind,
         learning_rate: or(file.and_then(|file| file.learning_rate.as_ref()), 5e-4),
         weight_decay: or(file.and_then(|file| file.weight_decay.as_ref()), 0.1),
         betas: or(betas, (0.9, 0.999)),
@@ -333,7 +334,7 @@ fn arctic_moe(file: &RecipeFile, reader: &mut Reader) {
             reader.note(&at.path, "models here have no experts, so it is off")
         }
         _ => {
-            let found = format!("= {}", at.value.describe());
+            let found = "is on, which".to_owned();
             reader.refuse(&at.path, at.span, found, "models with experts are not there yet");
         }
     }

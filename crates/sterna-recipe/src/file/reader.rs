@@ -131,12 +131,12 @@ impl Reader {
             format!("did you mean `{name}`?")
         } else if let Some(known) = self.known_keys.iter().find(elsewhere) {
             format!("there is a key `{known}`")
+        } else if path.is_empty() {
+            "docs/reference/recipe.md lists all keys".to_owned()
         } else {
-            let place =
-                if path.is_empty() { "a recipe has".to_owned() } else { format!("`{path}` has") };
             let mut keys = keys.to_vec();
             keys.sort_unstable();
-            format!("{place} the keys {}", keys.join(", "))
+            format!("`{path}` has the keys {}", keys.join(", "))
         };
         self.error(Diagnostic {
             kind: Kind::UnknownKey,
@@ -183,8 +183,10 @@ impl Section<'_> {
         let path = join(&self.path, key);
         reader.places.insert(path.clone(), node.span);
         if !is_off(node, off) {
-            let found = match node.content {
-                Content::Scalar(_) => format!("= {}", node.describe()),
+            let found = match &node.content {
+                Content::Scalar(meaning) => {
+                    format!("= `{}`", meaning.plain_text().unwrap_or_default())
+                }
                 _ => "is set, which".to_owned(),
             };
             reader.refuse(&path, node.span, found, why);

@@ -1,18 +1,15 @@
 //! Every key of a recipe, section by section.
 
 use crate::{
-    recipe::{
-        AttnImplementation, CacheFsType, LabelMask, LogLevel, LossAverage, Packing, PadTo, Ramp,
-        Ranks,
-    },
+    recipe::{AttnImplementation, LabelMask, LogLevel, LossAverage, Packing, PadTo, Ramp, Ranks},
     yaml::{Content, Node, join, scalar::Meaning},
 };
 
 use super::{
     reader::{At, Read, Reader, section},
     values::{
-        CheckpointWord, DtypeWord, Flag, Fraction, HumanFloat, HumanInt, Int, List, Maybe,
-        OneOrMany, OptimizerWord, Pair, Raw, Real, Text, Tree, Words,
+        CacheFsWord, CheckpointWord, DtypeWord, Flag, Fraction, HumanFloat, HumanInt, Int, List,
+        Maybe, OneOrMany, OptimizerWord, Pair, Raw, Real, Text, Tree, Words,
     },
 };
 
@@ -86,14 +83,14 @@ section! {
         "kill_switch_path" => kill_switch_path: Text,
         "seed" => seed: Int<0>,
         "eval_interval" => eval_interval: HumanInt<0>,
-        "eval_log_iter_interval" => eval_log_iter_interval: HumanInt<0>,
         "eval_on_start" => eval_on_start: Flag,
-        "loss_log_interval" => loss_log_interval: HumanInt<0>,
         "train_log_iter_interval" => train_log_iter_interval: Int<0>,
         "train_log_metrics_path" => train_log_metrics_path: Text,
     }
     inert {
         "skip_validation": Flag => "a recipe is always checked",
+        "eval_log_iter_interval": HumanInt<0> => "an evaluation writes one line, at its end",
+        "loss_log_interval": HumanInt<0> => "the loss is in the metrics line of every micro-batch",
         "mem_profiler_dir": Text => "there is no memory profile to write",
         "mem_profiler_max_entries": HumanInt<1> => "there is no memory profile to write",
     }
@@ -158,7 +155,6 @@ section! {
         "num_proc" => num_proc: Int<1>,
         "seed" => seed: Int<0>,
         "cache_dir" => cache_dir: Text,
-        "cache_fs_type" => cache_fs_type: CacheFsType,
         "fail_on_missing_cache" => fail_on_missing_cache: Flag,
         "div_length" => div_length: HumanInt<1>,
         "mask_inputs" => mask_inputs: Flag,
@@ -173,6 +169,7 @@ section! {
     }
     inert {
         "dl_num_workers": Int<0> => "batches are put together in the training process, ahead of need",
+        "cache_fs_type": CacheFsWord => "an entry of the cache appears whole or not at all, so nodes may share the folder or not",
         "use_data_cache": Maybe<Flag> => "processed data is always cached",
         "cache_processed_data": Maybe<Flag> => "processed data is always cached",
     }
@@ -285,7 +282,7 @@ section! {
         "type" => kind: SchedulerKind,
         "name" => name: Text,
         "warmup_ratio" => warmup_ratio: Fraction,
-        "scheduler_specific_kwargs" => scheduler_specific_kwargs: Raw,
+        "scheduler_specific_kwargs" => scheduler_specific_kwargs: CurveKwargs,
         "num_warmup_steps" => num_warmup_steps: Int<0>,
         "num_decay_steps" => num_decay_steps: Int<0>,
         "min_lr_ratio" => min_lr_ratio: Fraction,
@@ -293,6 +290,22 @@ section! {
     }
     inert {}
     refused {}
+}
+
+/// `scheduler.scheduler_specific_kwargs` as it stands: which keys it may have depends on the curve.
+#[derive(Clone, Debug)]
+pub(crate) struct CurveKwargs;
+
+impl Read for CurveKwargs {
+    type Value = Node;
+
+    fn read(node: &Node, _path: &str, _reader: &mut Reader) -> Option<Node> {
+        Some(node.clone())
+    }
+
+    fn keys(path: &str, out: &mut Vec<String>) {
+        CurveFile::keys(path, out);
+    }
 }
 
 section! {

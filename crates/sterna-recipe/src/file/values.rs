@@ -8,8 +8,8 @@ use sterna_hf::DType;
 use crate::{
     human,
     recipe::{
-        AttnImplementation, CacheFsType, CheckpointKind, LabelMask, LogLevel, LossAverage,
-        OptimizerKind, Packing, PadTo, Ramp, Ranks,
+        AttnImplementation, CheckpointKind, LabelMask, LogLevel, LossAverage, Packing, PadTo, Ramp,
+        Ranks,
     },
     yaml::{Content, Node, scalar::Meaning},
 };
@@ -383,14 +383,14 @@ words! {
         "ProjectGutenbergSFT" => Self::ProjectGutenberg,
         "HuggingFaceH4/ultrafeedback_binarized" => Self::Ultrafeedback,
     }
-    CacheFsType { "auto" => Self::Auto, "local" => Self::Local, "shared" => Self::Shared, }
+    CacheFsWord { "auto" | "local" | "shared" => Self, }
     PadTo { "div_length" => Self::DivLength, "max_length" => Self::MaxLength, }
     LabelMask { "exact" => Self::Exact, "reference" => Self::Reference, }
     Packing { "reference" => Self::Reference, "global" => Self::Global, }
     LossAverage { "micro_batch" => Self::MicroBatch, "token" => Self::Token, }
     OptimizerWord {
-        "fused_adam" => Self::Supported(OptimizerKind::FusedAdam),
-        "cpu_adam" => Self::Supported(OptimizerKind::CpuAdam),
+        "fused_adam" => Self::Dense,
+        "cpu_adam" => Self::Dense,
         "fused_adam_moe" | "cpu_adam_moe" => Self::Moe,
     }
     SchedulerKind { "huggingface" => Self::HuggingFace, "wds" | "wsd" => Self::Wsd, }
@@ -406,10 +406,14 @@ words! {
     CheckpointWord { "huggingface" => Self::Supported(CheckpointKind::HuggingFace), "deepspeed" => Self::DeepSpeed, }
 }
 
+/// Which ranks of a cluster see one cache folder; it only has to be a word that the reference knows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CacheFsWord;
+
 /// An optimizer; those for mixtures of experts are refused with their reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OptimizerWord {
-    Supported(OptimizerKind),
+    Dense,
     Moe,
 }
 

@@ -51,7 +51,7 @@ pub(super) fn plan(plan: &Plan) -> Value {
             "max_tokens_per_step": batch.max_tokens_per_step,
         },
         "tiles": { "pre": tiles.pre, "post": tiles.post, "head": tiles.head },
-        "keep": { "attention": keep.attention, "graph": keep.graph, "on_host": keep.on_host },
+        "keep": { "graph": keep.graph, "on_host": keep.on_host },
         "steps": {
             "epochs": steps.epochs,
             "train_iters": steps.train_iters,
@@ -67,6 +67,7 @@ pub(super) fn plan(plan: &Plan) -> Value {
             })).collect::<Vec<_>>(),
             "device_bytes": memory.device_bytes(),
             "host_bytes": memory.host_bytes(),
+            "kept_attention_bytes": memory.kept_attention_bytes,
         },
         "notes": notes.iter().map(|note| json!({ "key": note.key_path, "text": note.text })).collect::<Vec<_>>(),
     })

@@ -68,6 +68,9 @@ pub struct MemoryRow {
 pub struct Memory {
     /// One row a kind; kinds without bytes are left out.
     pub rows: Vec<MemoryRow>,
+    /// What keeping the attention outputs of all blocks takes as well. The engine does so when there is room, and its backward
+    /// then runs no attention forward.
+    pub kept_attention_bytes: u64,
 }
 
 impl Memory {
@@ -91,7 +94,7 @@ impl Memory {
         keep: KeepPlan,
     ) -> Self {
         let dtype = recipe.model.dtype;
-        let mut memory = Self { rows: Vec::new() };
+        let mut memory = Self { rows: Vec::new(), kept_attention_bytes: 0 };
         memory.states(zero, dtype);
         memory.activations(
             &Activations {
@@ -154,6 +157,10 @@ impl Memory {
     fn activations(&mut self, a: &Activations<'_>, keep: KeepPlan, tiles: TileLengths) {
         let bytes = a.model.num_hidden_layers * a.kept_bytes(keep);
         self.push(MemoryKind::KeptActivations, bytes, 1, keep.on_host);
+        if !keep.graph {
+            self.kept_attention_bytes =
+                (a.model.num_hidden_layers * a.attention_output_bytes()) as u64;
+        }
         self.push(MemoryKind::Attention, a.attention_bytes(), 1, false);
         // In the backward of a block: its input, the gradients of its output and input, and attention's output.
         self.push(
@@ -192,11 +199,8 @@ impl Activations<'_> {
         let (tokens, d, f) =
             (self.batch.local_tokens, self.model.hidden_size, self.model.intermediate_size);
         let mut bytes = tokens * d * self.size;
-        if keep.attention || keep.graph {
-            let lse = self.heads.q.len() * self.all_tokens() * DType::F32.size();
-            bytes += tokens * self.q_width() * self.size + lse;
-        }
         if keep.graph {
+            bytes += self.attention_output_bytes();
             let own_heads = 2 * self.heads.q.len() + 2 * self.heads.kv.len();
             let unnormed = if self.model.qk_norm {
                 self.model.num_attention_heads + self.model.num_key_value_heads
@@ -209,6 +213,12 @@ impl Activations<'_> {
             bytes += (attended + pre + post) * self.size;
         }
         bytes
+    }
+
+    /// The output of one block's attention for this rank's tokens, and the log-sum-exp of its heads.
+    fn attention_output_bytes(&self) -> usize {
+        let lse = self.heads.q.len() * self.all_tokens() * DType::F32.size();
+        self.batch.local_tokens * self.q_width() * self.size + lse
     }
 
     /// q, k, v, o, the gradient of each; under sequence parallelism, first what is sent and what arrives.

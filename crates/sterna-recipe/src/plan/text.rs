@@ -114,12 +114,12 @@ impl Plan {
     fn batch_line(&self) -> String {
         let batch = self.batch;
         format!(
-            "up to {} x {} tokens, {} on each rank; {} micro-batches a step, up to {} tokens",
-            batch.micro_batch_size,
+            "{} of up to {} tokens, {} on each rank; {} a step, up to {} tokens",
+            plural(batch.micro_batch_size, "row"),
             grouped(batch.padded_length),
             grouped(batch.local_tokens),
-            batch.micro_batches_per_step,
-            count(batch.max_tokens_per_step as f64),
+            plural(batch.micro_batches_per_step, "micro-batch"),
+            grouped(batch.max_tokens_per_step),
         )
     }
 
@@ -143,26 +143,27 @@ impl Plan {
     fn keep_line(&self) -> String {
         let what = if self.keep.graph {
             "every intermediate value of a block; nothing is computed again"
-        } else if self.keep.attention {
-            "input and attention output of a block; the rest is computed again"
         } else {
-            "input of a block; the rest is computed again"
+            "the input of each block, and the output of its attention when there is room"
         };
-        let place = if self.keep.on_host { ", on the host" } else { "" };
+        let place = if self.keep.on_host { "; on the host" } else { "" };
         format!("{what}{place}")
     }
 
     fn steps_line(&self) -> String {
         let steps = self.steps;
         let mut parts = vec![match steps.train_iters {
-            0 => format!("{} epoch{}", steps.epochs, if steps.epochs == 1 { "" } else { "s" }),
-            n => format!("{} optimizer steps", grouped(n)),
+            0 => plural(steps.epochs, "epoch"),
+            n => plural(n, "optimizer step"),
         }];
         if steps.min_iterations > 0 {
-            parts.push(format!("data repeated to give {}", grouped(steps.min_iterations)));
+            parts.push(format!(
+                "of data repeated to at least {}",
+                plural(steps.min_iterations, "optimizer step")
+            ));
         }
         if steps.exit_iteration > 0 {
-            parts.push(format!("stop after {}", grouped(steps.exit_iteration)));
+            parts.push(format!("stopped after {}", plural(steps.exit_iteration, "optimizer step")));
         }
         parts.join(", ")
     }
@@ -183,8 +184,24 @@ impl Plan {
             writeln!(f, "  {:<26}{device:>16}{host:>18}", row.kind.name())?;
         }
         let (device, host) = (bytes(self.memory.device_bytes()), bytes(self.memory.host_bytes()));
-        writeln!(f, "  {:<26}{device:>16}{host:>18}", "in all")
+        writeln!(f, "  {:<26}{device:>16}{host:>18}", "in all")?;
+        let kept = self.memory.kept_attention_bytes;
+        if kept == 0 {
+            return Ok(());
+        }
+        let (device, host) = if self.keep.on_host { (0, kept) } else { (kept, 0) };
+        writeln!(f, "  {:<26}{:>16}{:>18}", "+ attention outputs", bytes(device), bytes(host))
     }
+}
+
+/// `1 step`, `2 steps`, `3 micro-batches`.
+fn plural(number: usize, noun: &str) -> String {
+    let ending = match number {
+        1 => "",
+        _ if noun.ends_with("ch") => "es",
+        _ => "s",
+    };
+    format!("{} {noun}{ending}", grouped(number))
 }
 
 /// `8030261248` as `8.03 B`.

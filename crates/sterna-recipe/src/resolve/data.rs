@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::{
     diagnostic::Diagnostic,
     file::{At, DataFile, Reader, RecipeFile, SourceFile, SourceKeys, SourceKind},
-    recipe::{CacheFsType, DataOptions, LabelMask, Packing, PadTo, RolePath, Sampling, Source},
+    recipe::{DataOptions, LabelMask, Packing, PadTo, RolePath, Sampling, Source},
 };
 
 use super::{conflict, missing, or, refuse_other_trainers};
@@ -98,7 +98,6 @@ pub(super) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<DataOpti
         num_proc: or(data.num_proc.as_ref(), 16),
         seed: or(data.seed.as_ref(), 42) as u64,
         cache_dir: PathBuf::from(or(data.cache_dir.as_ref(), "/tmp/".to_owned())),
-        cache_fs_type: or(data.cache_fs_type.as_ref(), CacheFsType::Auto),
         fail_on_missing_cache: or(data.fail_on_missing_cache.as_ref(), false),
         div_length: or(data.div_length.as_ref(), 256),
         mask_inputs: or(data.mask_inputs.as_ref(), true),

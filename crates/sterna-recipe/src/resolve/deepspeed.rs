@@ -207,7 +207,7 @@ fn format<T>(path: &str, at: &At<T>, word: DtypeWord, reader: &mut Reader) -> DT
             reader.refuse(
                 path,
                 at.span,
-                "= fp16".to_owned(),
+                "= `fp16`".to_owned(),
                 "gradients overflow in it: use `bf16` or `fp32`",
             );
             DType::F32

@@ -239,8 +239,9 @@ fn polynomial(kwargs: &CurveFile, learning_rate: f64, reader: &mut Reader) -> Sc
         } else {
             "optimizer.learning_rate".to_owned()
         };
-        let found =
-            format!("`lr_end` is `{lr_end}` and `optimizer.learning_rate` is `{learning_rate}`");
+        let found = format!(
+            "`lr_end` is `{lr_end:e}` and `optimizer.learning_rate` is `{learning_rate:e}`"
+        );
         conflict(reader, &path, found, "an end below the start", None);
     }
     Schedule::Polynomial { lr_end, power: or(kwargs.power.as_ref(), 1.0) }

@@ -2,3 +2,5 @@
 
 mod accepted;
 mod bad;
+mod plan;
+mod reference_page;
