@@ -1,0 +1,31 @@
+//! One module for each command, and what they share.
+
+pub(crate) mod check;
+pub(crate) mod data;
+pub(crate) mod train;
+
+use std::path::Path;
+
+use sterna_hf::{ModelConfig, hub};
+use sterna_recipe::{Diagnostics, Recipe};
+
+use crate::cli::Overrides;
+use crate::report::{Exit, Failure};
+
+/// Reads a recipe with the changes of the command line.
+fn load(path: &Path, overrides: &Overrides) -> Result<Recipe, Failure> {
+    sterna_recipe::load(path, &overrides.set).map_err(|errors| wrong_recipe(&errors))
+}
+
+/// All errors of a recipe, with the lines they stand on.
+fn wrong_recipe(errors: &Diagnostics) -> Failure {
+    Failure::from_text(Exit::Usage, errors.to_string())
+}
+
+/// The configuration of the model that `recipe` trains, with the recipe's changes to it.
+fn model_config(recipe: &Recipe) -> Result<ModelConfig, Failure> {
+    hub::resolve_model_config(&recipe.model.name_or_path)
+        .and_then(|dir| ModelConfig::from_dir(&dir))
+        .and_then(|config| config.with_overrides(&recipe.model.hf_config_kwargs))
+        .map_err(|err| Failure::from_error(Exit::Usage, &err).with_hint(err.hint()))
+}

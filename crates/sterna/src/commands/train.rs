@@ -1,0 +1,140 @@
+//! `sterna train`: the launcher of the ranks, or one of them.
+
+use std::io::Write as _;
+
+use sterna_comm::{CommError, RankEnv, env_vars as comm_vars};
+use sterna_recipe::{Plan, Recipe};
+use sterna_train::{TrainError, TrainOptions};
+
+use super::{data, load, model_config, wrong_recipe};
+use crate::cli::{Arctic, DeviceChoice, Mode, Train};
+use crate::launch::{self, Launch, child};
+use crate::logging;
+use crate::render::Narrator;
+use crate::report::{Exit, Failure};
+
+/// Trains, as launcher or as rank.
+pub(crate) fn run(args: &Train) -> Result<(), Failure> {
+    child::follow_launcher()?;
+    if let Some(refusal) = args.arctic.refusal() {
+        let message = format!("`{}` {}", refusal.argument, refusal.reason);
+        return Err(Failure::new(Exit::Usage, message).with_hint(refusal.instead.to_owned()));
+    }
+    let env = rank_env(args)?;
+    // Before anything else is read, so that the mistake is seen at once.
+    if args.device == DeviceChoice::Cuda {
+        let err = TrainError::DeviceUnavailable { device: "cuda".to_owned() };
+        return Err(train_failure(&err, false));
+    }
+    let recipe = load(&args.recipe, &args.overrides)?;
+    if args.arctic.mode == Mode::ProcessData {
+        return process_data(args, &recipe, env.as_ref());
+    }
+    if let Some(env) = env {
+        let outcome = run_rank(args, &recipe, &env);
+        return if env.world_size > 1 {
+            outcome.map_err(|failure| failure.of_rank(env.rank))
+        } else {
+            outcome
+        };
+    }
+    let world_size = world_size(args, &recipe);
+    // Whatever can be refused is refused before a process is started, and once.
+    Plan::new(&recipe, &model_config(&recipe)?, world_size)
+        .map_err(|errors| wrong_recipe(&errors))?;
+    if world_size == 1 {
+        return run_rank(args, &recipe, &RankEnv::single());
+    }
+    let Arctic { master_addr, master_port, quiet, .. } = &args.arctic;
+    let num_threads = launch::threads_per_rank(world_size);
+    if !quiet {
+        let threads =
+            num_threads.map(|n| format!(", {n} CPU thread{} each", if n == 1 { "" } else { "s" }));
+        let line = format!(
+            "starting {world_size} processes on this host{}\n",
+            threads.unwrap_or_default()
+        );
+        let _ = std::io::stderr().lock().write_all(line.as_bytes());
+    }
+    launch::run(&Launch { world_size, master_addr, master_port: *master_port, num_threads })
+}
+
+/// Who we are, if someone has started us as one of several ranks.
+fn rank_env(args: &Train) -> Result<Option<RankEnv>, Failure> {
+    let is_rank = [comm_vars::RANK, comm_vars::WORLD_SIZE]
+        .iter()
+        .any(|name| std::env::var_os(name).is_some());
+    if !is_rank {
+        return Ok(None);
+    }
+    let env = RankEnv::from_env()
+        .map_err(|err| Failure::from_error(Exit::Usage, &err).with_hint(err.hint()))?;
+    match args.num_gpus {
+        Some(num_gpus) if num_gpus != env.local_world_size => {
+            let message = format!(
+                "`--num_gpus` is `{num_gpus}`, but {} says that `{}` processes were started on this host",
+                comm_vars::LOCAL_WORLD_SIZE,
+                env.local_world_size
+            );
+            let hint = format!(
+                "leave `--num_gpus` out under torchrun; to start processes from here, unset {} and {}",
+                comm_vars::RANK,
+                comm_vars::WORLD_SIZE
+            );
+            Err(Failure::new(Exit::Usage, message).with_hint(hint))
+        }
+        _ => Ok(Some(env)),
+    }
+}
+
+/// Processes to start: what was asked for; else, since this build computes on the CPU, one for each rank that shares a
+/// sequence. Fewer could not run the recipe, and more would train on more sequences at once than it says.
+fn world_size(args: &Train, recipe: &Recipe) -> usize {
+    args.num_gpus.unwrap_or(recipe.sequence_parallel_size)
+}
+
+fn run_rank(args: &Train, recipe: &Recipe, env: &RankEnv) -> Result<(), Failure> {
+    let device = match args.device {
+        DeviceChoice::Auto => sterna_train::DeviceChoice::Auto,
+        DeviceChoice::Cpu => sterna_train::DeviceChoice::Cpu,
+        DeviceChoice::Cuda => sterna_train::DeviceChoice::Cuda,
+    };
+    let mut narrator = Narrator::new(recipe, env);
+    logging::init(&recipe.logger, env.local_rank, narrator.screen())?;
+    let outcome = sterna_train::train(recipe, env, TrainOptions { device }, &mut narrator);
+    let has_started = narrator.has_started();
+    match outcome {
+        Ok(summary) => {
+            narrator.finish(&summary);
+            Ok(())
+        }
+        Err(err) => {
+            narrator.screen().finish();
+            let failure = train_failure(&err, has_started);
+            tracing::error!(target: logging::RUN, "{}", failure.render().trim_end());
+            Err(failure)
+        }
+    }
+}
+
+/// `--mode process-data`: fills the cache, so that a later run starts at once.
+fn process_data(args: &Train, recipe: &Recipe, env: Option<&RankEnv>) -> Result<(), Failure> {
+    let world_size = env.map_or_else(|| world_size(args, recipe), |env| env.world_size);
+    let narrator = Narrator::new(recipe, env.unwrap_or(&RankEnv::single()));
+    let report = data::prepare(recipe, world_size)?.datasets.report;
+    narrator.data(&report);
+    Ok(())
+}
+
+/// A mistake in the recipe or its files until training has started, a failed training after that.
+fn train_failure(err: &TrainError, has_started: bool) -> Failure {
+    let exit = match err {
+        TrainError::Plan(errors) => return wrong_recipe(errors),
+        TrainError::NoSteps { .. } | TrainError::DeviceUnavailable { .. } => Exit::Usage,
+        TrainError::Data(_) | TrainError::Hf(_) if !has_started => Exit::Usage,
+        _ => Exit::Failed,
+    };
+    let mut failure = Failure::from_error(exit, err).with_hint(err.hint());
+    failure.is_peer_failure = matches!(err, TrainError::Comm(CommError::PeerFailed { .. }));
+    failure
+}

@@ -1,0 +1,76 @@
+//! The first lines of a run: what is trained, on what, by whom.
+
+use sterna_data::PrepareReport;
+use sterna_recipe::Plan;
+
+use super::base10;
+
+/// Model, ranks, batch and steps.
+pub(super) fn run(plan: &Plan, num_steps: u64) -> Vec<String> {
+    let Plan { model, mesh, batch, zero, .. } = plan;
+    let sequences = batch.micro_batch_size * batch.micro_batches_per_step;
+    let random = if model.has_random_weights { ", random weights" } else { "" };
+    vec![
+        format!(
+            "model: {} ({}), {} parameters, {}{random}",
+            model.name,
+            model.family,
+            base10(model.num_parameters as f64),
+            model.dtype
+        ),
+        format!(
+            "ranks: {} = DP {} x SP {}, ZeRO stage {}",
+            mesh.world_size,
+            mesh.dp_size,
+            mesh.sp_size,
+            zero.stage.number()
+        ),
+        format!(
+            "step:  {sequences} sequence{} of up to {} tokens (micro-batch {}, gradient accumulation {}, DP {})",
+            plural(sequences),
+            batch.max_length,
+            batch.micro_batch_size,
+            plan.steps.gradient_accumulation_steps,
+            mesh.dp_size
+        ),
+        format!("steps: {num_steps}"),
+    ]
+}
+
+/// What each source gave and what was dropped.
+pub(super) fn data(report: &PrepareReport) -> Vec<String> {
+    let sets = [("data: ", Some(&report.train)), ("eval: ", report.eval.as_ref())];
+    let mut lines = Vec::new();
+    for (name, set) in sets.into_iter().filter_map(|(name, set)| Some((name, set?))) {
+        let packs = set.packs.map_or_else(String::new, |packs| {
+            format!(
+                " in {} pack{}, {:.1}% full",
+                packs.packs,
+                plural(packs.packs),
+                100.0 * packs.fill
+            )
+        });
+        lines.push(format!(
+            "{name} {} samples, {} tokens{packs}",
+            set.samples,
+            base10(set.tokens as f64)
+        ));
+        if set.dropped_too_long > 0 {
+            lines.push(format!(
+                "{name} dropped {} samples longer than max_length {}; the longest has {} tokens",
+                set.dropped_too_long, set.max_length, set.longest
+            ));
+        }
+        for source in set.sources.iter().filter(|source| source.stats.samples_without_label > 0) {
+            lines.push(format!(
+                "{name} {} samples of {} have no label",
+                source.stats.samples_without_label, source.name
+            ));
+        }
+    }
+    lines
+}
+
+fn plural(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}

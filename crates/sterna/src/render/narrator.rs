@@ -1,0 +1,96 @@
+//! Tells a person how a run goes.
+
+use std::path::Path;
+
+use sterna_comm::RankEnv;
+use sterna_data::PrepareReport;
+use sterna_recipe::{Plan, Recipe};
+use sterna_train::{EvalMetrics, IterationMetrics, Observer, TrainSummary};
+
+use super::{Screen, banner, eval_line, iteration_line, seconds};
+use crate::logging;
+
+/// Prints what a run reports, on the one rank that prints, and writes it to the log files of those that have one.
+pub(crate) struct Narrator {
+    screen: Screen,
+    /// Figures are the same on all ranks, so rank 0 prints them, unless `logger.print_output_ranks` silences it.
+    is_printing: bool,
+    has_started: bool,
+    /// Seconds of all steps so far, for the time that is left.
+    time: f64,
+}
+
+impl Narrator {
+    pub(crate) fn new(recipe: &Recipe, env: &RankEnv) -> Self {
+        let is_printing =
+            env.rank == 0 && recipe.logger.print_output_ranks.contains(env.local_rank);
+        let screen = if is_printing { Screen::with_live_line() } else { Screen::plain() };
+        screen.doing("reading model and data");
+        Self { screen, is_printing, has_started: false, time: 0.0 }
+    }
+
+    pub(crate) fn screen(&self) -> &Screen {
+        &self.screen
+    }
+
+    /// Whether everything was found in order and training began.
+    pub(crate) fn has_started(&self) -> bool {
+        self.has_started
+    }
+
+    /// Says what the data is.
+    pub(crate) fn data(&self, report: &PrepareReport) {
+        banner::data(report).iter().for_each(|line| self.say(line));
+    }
+
+    /// Says how the run ended, and takes the live line away.
+    pub(crate) fn finish(&self, summary: &TrainSummary) {
+        self.screen.finish();
+        match &summary.early_exit {
+            None => self.say("*** Training finished normally."),
+            Some(reason) => {
+                self.say(&format!("*** Exiting training early because training {reason}"))
+            }
+        }
+        for dir in &summary.exports {
+            self.say(&format!("The model is in {}", dir.display()));
+        }
+    }
+
+    fn say(&self, line: &str) {
+        if self.is_printing {
+            self.screen.line(line);
+        }
+        tracing::info!(target: logging::RUN, "{line}");
+    }
+}
+
+impl Observer for Narrator {
+    fn on_start(&mut self, plan: &Plan, report: &PrepareReport, num_steps: u64) {
+        self.has_started = true;
+        banner::run(plan, num_steps).iter().for_each(|line| self.say(line));
+        self.data(report);
+        self.screen.advance(0, num_steps, "");
+    }
+
+    fn on_iteration(&mut self, metrics: &IterationMetrics) {
+        self.say(&iteration_line(metrics));
+        self.time += metrics.iter_time;
+        let left = (metrics.max_iter - metrics.iter) as f64 * self.time / metrics.iter as f64;
+        let figures = format!(
+            "  loss {:.4}  {:.0} tok/s  about {} left",
+            metrics.loss,
+            metrics.tokens_per_second,
+            seconds(left.round())
+        );
+        self.screen.advance(metrics.iter, metrics.max_iter, &figures);
+    }
+
+    fn on_eval(&mut self, metrics: &EvalMetrics) {
+        self.say(&eval_line(metrics));
+    }
+
+    fn on_export(&mut self, dir: &Path) {
+        self.say(&format!("exported {}", dir.display()));
+    }
+}

@@ -1,0 +1,200 @@
+//! `sterna train` on several processes, ours or torchrun's, and what happens when one of them dies.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Child, Output};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use insta::assert_snapshot;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::workspace::Workspace;
+
+/// A run that is still at work after a few steps, whatever happens to it.
+const LONG: [&str; 9] = [
+    "train",
+    "recipe.yaml",
+    "--num_gpus",
+    "3",
+    "--set",
+    "sequence_parallel_size=3",
+    "--set",
+    "train_iters=100_000",
+    "--quiet",
+];
+
+/// Processes whose parent is `parent`.
+fn children(parent: u32) -> Vec<i32> {
+    fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))
+        .unwrap_or_default()
+        .split_whitespace()
+        .map(|pid| pid.parse().unwrap())
+        .collect()
+}
+
+/// The child of `launcher` that is rank `rank`.
+fn child_of_rank(launcher: u32, rank: usize) -> i32 {
+    let variable = format!("RANK={rank}");
+    let is_rank = |pid: &i32| {
+        let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environ.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
+    };
+    children(launcher).into_iter().find(is_rank).expect("the rank runs")
+}
+
+/// Starts a long run on three ranks and returns when it has made a step; what it has written so far is dropped.
+fn start_long_run(workspace: &Workspace) -> (Child, BufReader<std::process::ChildStderr>) {
+    let mut launcher = workspace.sterna(&LONG).spawn().unwrap();
+    let mut stderr = BufReader::new(launcher.stderr.take().unwrap());
+    let mut seen = String::new();
+    while !seen.contains("Train iter:") {
+        assert!(stderr.read_line(&mut seen).unwrap() > 0, "the run ended early:\n{seen}");
+    }
+    (launcher, stderr)
+}
+
+fn wait_until(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The end of a run, and what it wrote to stderr since.
+fn end(
+    mut launcher: Child,
+    mut stderr: BufReader<std::process::ChildStderr>,
+) -> (Option<i32>, String) {
+    let mut text = String::new();
+    stderr.read_to_string(&mut text).unwrap();
+    (launcher.wait().unwrap().code(), text)
+}
+
+#[test]
+fn three_ranks_train_as_one_does() {
+    let workspace = Workspace::new();
+    let losses = |args: &[&str]| -> Vec<f64> {
+        let _ = fs::remove_file(workspace.path("metrics.jsonl"));
+        let output = workspace.run(&[&["train", "recipe.yaml"], args].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        workspace.rows("metrics.jsonl").iter().map(|row| row["loss"].as_f64().unwrap()).collect()
+    };
+    // With overfit_first_batch, so that the sampler's dependence on the world size does not matter.
+    let one = losses(&["--set", "overfit_first_batch=true"]);
+    // 4 query heads and 2 kv heads on 3 ranks, by default one process for each rank that shares a sequence.
+    let three = losses(&["--set", "overfit_first_batch=true", "--set", "sequence_parallel_size=3"]);
+    assert_eq!(one.len(), 2);
+    for (one, three) in one.iter().zip(&three) {
+        assert!((one - three).abs() <= 1e-5 * one, "{one} on one rank, {three} on three");
+    }
+}
+
+#[test]
+fn killing_one_of_the_ranks_ends_the_run_and_names_it() {
+    let workspace = Workspace::new();
+    let (launcher, stderr) = start_long_run(&workspace);
+    let start = Instant::now();
+    kill(Pid::from_raw(child_of_rank(launcher.id(), 1)), Signal::SIGKILL).unwrap();
+    let (code, text) = end(launcher, stderr);
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    assert_eq!(code, Some(1));
+    let error = &text[text.find("[rank").unwrap_or(0)..];
+    assert_snapshot!(error, @"");
+}
+
+#[test]
+fn interrupting_the_launcher_ends_all_ranks() {
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let workspace = Workspace::new();
+        let (launcher, stderr) = start_long_run(&workspace);
+        let ranks = children(launcher.id());
+        assert_eq!(ranks.len(), 3);
+        kill(Pid::from_raw(launcher.id().cast_signed()), signal).unwrap();
+        let (found, text) = end(launcher, stderr);
+        assert_eq!(found, Some(code), "{text}");
+        assert!(text.ends_with(&format!("error: interrupted by {signal}\n")), "{text}");
+        assert!(
+            ranks.iter().all(|pid| kill(Pid::from_raw(*pid), None).is_err()),
+            "a rank lives on"
+        );
+    }
+}
+
+#[test]
+fn ranks_die_with_a_killed_launcher() {
+    let workspace = Workspace::new();
+    let (mut launcher, _stderr) = start_long_run(&workspace);
+    let ranks = children(launcher.id());
+    launcher.kill().unwrap();
+    launcher.wait().unwrap();
+    // An orphan that has ended is a zombie until its new parent takes notice: its command line is empty then.
+    let is_gone =
+        |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default().is_empty();
+    wait_until("all ranks have ended", Duration::from_secs(10), || ranks.iter().all(is_gone));
+}
+
+#[test]
+fn ranks_described_by_torchrun_start_nothing_and_meet() {
+    let workspace = Workspace::new();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+        .to_string();
+    let start = |rank: &str| {
+        let mut command =
+            workspace.sterna(&["train", "recipe.yaml", "--set", "sequence_parallel_size=2"]);
+        command.envs([
+            ("RANK", rank),
+            ("LOCAL_RANK", rank),
+            ("WORLD_SIZE", "2"),
+            ("LOCAL_WORLD_SIZE", "2"),
+        ]);
+        command.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port.as_str())]);
+        command.spawn().unwrap()
+    };
+    let outputs: Vec<Output> =
+        ["0", "1"].map(start).into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+    let stderrs = [0, 1].map(|rank| String::from_utf8_lossy(&outputs[rank].stderr).into_owned());
+    assert!(outputs.iter().all(|output| output.status.success()), "{stderrs:?}");
+    assert!(stderrs[0].contains("Train iter: 2/2 100%"), "{}", stderrs[0]);
+    // Figures are printed once, by rank 0.
+    assert!(!stderrs[1].contains("Train iter:"), "{}", stderrs[1]);
+}
+
+#[test]
+fn torchrun_and_num_gpus_may_not_disagree() {
+    let workspace = Workspace::new();
+    let mut command = workspace.sterna(&["train", "recipe.yaml", "--num_gpus", "4"]);
+    command.envs([
+        ("RANK", "0"),
+        ("LOCAL_RANK", "0"),
+        ("WORLD_SIZE", "2"),
+        ("LOCAL_WORLD_SIZE", "2"),
+    ]);
+    command.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")]);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_snapshot!(String::from_utf8_lossy(&output.stderr), @"");
+}
+
+#[test]
+fn an_error_that_all_ranks_meet_is_said_once() {
+    let workspace = Workspace::new();
+    fs::remove_file(workspace.path("model/model.safetensors")).unwrap();
+    let output =
+        workspace.run(&["train", "recipe.yaml", "--quiet", "--set", "sequence_parallel_size=2"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(text.matches("error:").count(), 1, "{text}");
+    assert_eq!(output.status.code(), Some(2), "{text}");
+}
+
+#[test]
+fn a_world_that_the_sequence_cannot_be_split_over_starts_nothing() {
+    let args = ["train", "recipe.yaml", "--num_gpus", "3", "--set", "sequence_parallel_size=2"];
+    assert_snapshot!(Workspace::new().show(&args), @"");
+}
