@@ -15,7 +15,10 @@ mod yaml;
 pub use diagnostic::{Diagnostic, Diagnostics, Kind, Note};
 pub use edit::{Override, OverrideError};
 pub use load::{keys, load, parse};
-pub use plan::{HeadSplit, Plan, TileLengths, head_split};
+pub use plan::{
+    HeadSplit, KeepPlan, Memory, MemoryKind, MemoryRow, MeshPlan, Plan, TileLengths, UnitPlan,
+    ZeroPlan, head_split,
+};
 pub use recipe::{
     AttnImplementation, CheckpointKind, CheckpointOptions, DataOptions, DeepSpeedOptions,
     LabelMask, LogLevel, LoggerOptions, LossAverage, ModelOptions, OptimizerOptions, Packing,

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use sterna_recipe::{
-    AttnImplementation, DType, Packing, Recipe, RolePath, Schedule, ZeroStage, load,
+    AttnImplementation, CheckpointKind, DType, LabelMask, LossAverage, Override, Packing, Ramp,
+    Recipe, RolePath, Sampling, Schedule, ZeroStage, load, parse,
 };
 
 fn fixture(name: &str) -> std::path::PathBuf {
@@ -40,4 +41,441 @@ fn a_published_recipe_means_what_it_says() {
     let user =
         RolePath::Items { array: "messages".into(), field: "role".into(), value: "user".into() };
     assert_eq!(source.role_mapping[0], ("user".to_owned(), user));
+}
+
+const SMALL: &str = "\
+model: {name_or_path: folder}
+data: {sources: [chats]}
+";
+
+/// The small recipe with keys set, each value read as YAML.
+fn with(overrides: &[&str]) -> Recipe {
+    let overrides: Vec<Override> = overrides.iter().map(|text| text.parse().unwrap()).collect();
+    parse(Path::new("recipe.yaml"), SMALL, &overrides).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+/// The errors of the small recipe with keys set.
+fn errors(overrides: &[&str]) -> String {
+    let overrides: Vec<Override> = overrides.iter().map(|text| text.parse().unwrap()).collect();
+    parse(Path::new("recipe.yaml"), SMALL, &overrides)
+        .map_or_else(|errors| errors.to_string(), |_| String::new())
+}
+
+#[test]
+fn defaults_are_the_references() {
+    insta::assert_snapshot!(format!("{:#}", with(&[]).to_json()), @r#"
+    {
+      "type": "sft",
+      "model": {
+        "name_or_path": "folder",
+        "dtype": "bfloat16",
+        "attn_implementation": "sdpa",
+        "disable_activation_checkpoint": false,
+        "hf_config_kwargs": {},
+        "random_weights": false,
+        "save_name": null
+      },
+      "tokenizer": {
+        "name_or_path": "folder"
+      },
+      "data": {
+        "sources": [
+          {
+            "type": "huggingface_instruct",
+            "name_or_path": "chats",
+            "split": "train",
+            "kwargs": {},
+            "role_mapping": {
+              "user": "user",
+              "assistant": "assistant"
+            },
+            "content_key": null,
+            "sample_ratio": null,
+            "sample_count": null,
+            "sample_seed": 42
+          }
+        ],
+        "eval_sources": [],
+        "train_eval_split": [
+          1.0,
+          0.0
+        ],
+        "max_length": null,
+        "packing": "reference",
+        "label_mask": "exact",
+        "num_proc": 16,
+        "seed": 42,
+        "cache_dir": "/tmp/",
+        "fail_on_missing_cache": false,
+        "div_length": 256,
+        "mask_inputs": true,
+        "always_max_length": false,
+        "pad_to": "div_length",
+        "filter_samples": true,
+        "pack_samples": false,
+        "drop_last": false,
+        "fuse_positions_prob": 0.0,
+        "repeat_to_pack_max_length": false,
+        "ignore_empty_think": false
+      },
+      "optimizer": {
+        "learning_rate": 0.0005,
+        "weight_decay": 0.1,
+        "betas": [
+          0.9,
+          0.999
+        ]
+      },
+      "scheduler": {
+        "name": "linear",
+        "warmup_ratio": 0.1,
+        "scheduler_specific_kwargs": {}
+      },
+      "deepspeed": {
+        "zero_optimization": {
+          "stage": 2,
+          "offload_optimizer": {
+            "device": "none"
+          },
+          "offload_param": {
+            "device": "none"
+          }
+        },
+        "gradient_clipping": 1.0,
+        "seq_parallel_communication_data_type": "float32",
+        "data_types": {
+          "grad_accum_dtype": "float32"
+        }
+      },
+      "logger": {
+        "output_dir": null,
+        "level": null,
+        "print_output_ranks": [
+          0
+        ],
+        "file_output_ranks": "*"
+      },
+      "checkpoint": [],
+      "micro_batch_size": 1,
+      "gradient_accumulation_steps": 1,
+      "sequence_parallel_size": 1,
+      "loss_average": "micro_batch",
+      "activation_checkpoint_cpu_offload": false,
+      "tiled_mlp_compute": false,
+      "epochs": 1,
+      "train_iters": 0,
+      "exit_iteration": 0,
+      "exit_iteration_this_run": 0,
+      "min_iterations": 0,
+      "overfit_first_batch": false,
+      "kill_switch_path": "/tmp/at_kill_switch",
+      "seed": 42,
+      "eval_interval": 0,
+      "eval_on_start": false,
+      "train_log_iter_interval": 1,
+      "train_log_metrics_path": "train-log-metrics.jsonl"
+    }
+    "#);
+    assert!(with(&[]).notes.is_empty());
+}
+
+#[test]
+fn every_name_of_a_dtype_is_known() {
+    // The table of ArcticTraining's tests/config/test_model_config.py; fp16 is known and refused.
+    for name in ["bf16", "bfloat16", "bfloat", "torch.bfloat16"] {
+        assert_eq!(with(&[&format!("model.dtype={name}")]).model.dtype, DType::BF16);
+    }
+    for name in ["fp32", "float32", "float", "torch.float32"] {
+        assert_eq!(with(&[&format!("model.dtype={name}")]).model.dtype, DType::F32);
+    }
+    for name in ["fp16", "float16", "half", "torch.float16"] {
+        assert!(errors(&[&format!("model.dtype={name}")]).contains("loss scaling"), "{name}");
+    }
+}
+
+#[test]
+fn human_integers_are_the_references() {
+    // What pydantic made of each text as a HumanInt of arctic-training (golden/make_scalars.py).
+    let path = fixture("human_numbers.json");
+    let golden: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let mut num_integers = 0;
+    for (text, answer) in golden["numbers"].as_object().unwrap() {
+        let set = format!("train_iters={}", serde_json::to_string(text).unwrap());
+        // Zero and more is what this key takes; beyond 2^47 no count of steps is meant.
+        match answer[1].as_i64().filter(|n| (0..1 << 47).contains(n)) {
+            Some(expected) => {
+                assert_eq!(with(&[&set]).train_iters as i64, expected, "{text}");
+                num_integers += 1;
+            }
+            None => assert!(errors(&[&set]).contains("train_iters"), "{text}: {answer}"),
+        }
+    }
+    assert!(num_integers > 100, "{num_integers}");
+}
+
+#[test]
+fn human_numbers_work_without_quotes() {
+    let recipe = with(&[
+        "train_iters=1_200",
+        "optimizer.lr=5e-4",
+        "data.max_length=3.8M",
+        "scheduler.warmup_ratio=3%",
+    ]);
+    assert_eq!((recipe.train_iters, recipe.data.max_length), (1200, Some(3_800_000)));
+    assert!((recipe.optimizer.learning_rate - 5e-4).abs() < f64::EPSILON);
+    assert!((recipe.scheduler.warmup_ratio - 0.03).abs() < f64::EPSILON);
+    assert_eq!(with(&["data.max_length=64Ki"]).data.max_length, Some(65_536));
+    assert_eq!(with(&["epochs=010"]).epochs, 8);
+    assert_eq!(with(&["train_iters=1:30"]).train_iters, 90);
+}
+
+#[test]
+fn sources_have_a_short_form() {
+    let name_and_split = |text: &str| {
+        let source = with(&[&format!("data.sources[0]={text}")]).data.sources.remove(0);
+        (source.name_or_path, source.split)
+    };
+    let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+    assert_eq!(name_and_split("chats"), pair("chats", "train"));
+    assert_eq!(name_and_split("org/chats:test"), pair("org/chats", "test"));
+    assert_eq!(name_and_split("\"chats:train[10:20]\""), pair("chats", "train[10:20]"));
+    assert_eq!(name_and_split("chats:a+b"), pair("chats", "a+b"));
+    // Known data sets map the plain names of splits, keep slices, and leave their own names alone.
+    let ultrachat = "HuggingFaceH4/ultrachat_200k";
+    assert_eq!(name_and_split(ultrachat), pair(ultrachat, "train_sft"));
+    assert_eq!(
+        name_and_split(&format!("{ultrachat}:train[:10%]")),
+        pair(ultrachat, "train_sft[:10%]")
+    );
+    assert_eq!(name_and_split(&format!("{ultrachat}:test_sft")), pair(ultrachat, "test_sft"));
+}
+
+#[test]
+fn evaluation_sources_default_to_the_split_eval() {
+    let recipe = with(&[
+        "data.eval_sources=[chats, {name_or_path: HuggingFaceH4/ultrachat_200k}]",
+        "eval_interval=1",
+    ]);
+    let splits: Vec<_> =
+        recipe.data.eval_sources.iter().map(|source| source.split.as_str()).collect();
+    assert_eq!(splits, ["eval", "test_sft"]);
+}
+
+#[test]
+fn a_split_mapping_of_the_recipe_wins() {
+    let set = "data.sources[0]={name_or_path: HuggingFaceH4/ultrachat_200k, split_mapping: {train: train_gen}}";
+    assert_eq!(with(&[set]).data.sources[0].split, "train_gen");
+}
+
+#[test]
+fn roles_of_known_data_sets_are_filled_in() {
+    let roles = |name: &str| {
+        let source = with(&[&format!("data.sources[0]={name}")]).data.sources.remove(0);
+        source.role_mapping.iter().map(|(role, path)| format!("{role}={path}")).collect::<Vec<_>>()
+    };
+    assert_eq!(roles("chats"), ["user=user", "assistant=assistant"]);
+    assert_eq!(
+        roles("Open-Orca/OpenOrca:train"),
+        ["system=system_prompt", "user=question", "assistant=response"]
+    );
+    assert_eq!(
+        roles("Open-Orca/SlimOrca"),
+        [
+            "system=conversations.from.system",
+            "user=conversations.from.human",
+            "assistant=conversations.from.gpt"
+        ]
+    );
+    let set =
+        "data.sources[0]={name_or_path: Open-Orca/OpenOrca, role_mapping: {assistant: a, user: b}}";
+    let kept: Vec<_> =
+        with(&[set]).data.sources[0].role_mapping.iter().map(|(role, _)| role.clone()).collect();
+    assert_eq!(kept, ["assistant", "user"], "the order of a turn is the order of the keys");
+}
+
+#[test]
+fn sampling_is_a_fraction_or_a_count() {
+    let sample = |keys: &str| {
+        with(&[&format!("data.sources[0]={{name_or_path: chats, {keys}}}")]).data.sources[0].sample
+    };
+    assert_eq!(sample("sample_ratio: 0.25"), Sampling::Ratio(0.25));
+    assert_eq!(sample("sample_count: 10"), Sampling::Count(10));
+    assert_eq!(sample("sample_count: null"), Sampling::All);
+}
+
+#[test]
+fn a_checkpoint_may_stand_without_a_list() {
+    let recipe = with(&["checkpoint={type: huggingface, output_dir: out, save_every_n_steps: 1K}"]);
+    assert_eq!(recipe.checkpoint.len(), 1);
+    assert_eq!(
+        (recipe.checkpoint[0].kind, recipe.checkpoint[0].save_every_n_steps),
+        (CheckpointKind::HuggingFace, 1000)
+    );
+    let off = with(&["checkpoint=[{type: deepspeed, output_dir: out, enabled: no}]"]);
+    assert!(off.checkpoint.is_empty());
+}
+
+#[test]
+fn what_is_off_is_accepted() {
+    let recipe = with(&[
+        "wandb={enable: false, project: mine}",
+        "model.peft_config=null",
+        "mem_profiler=null",
+        "expert_parallel_size=1",
+        "arctic_moe=auto",
+        "deepspeed.fp16={enabled: false, loss_scale: 0}",
+        "deepspeed.torch_autocast={enabled: false}",
+        "deepspeed.zero_optimization={stage: 3, offload_optimizer: {device: none, ratio: 1.0}, offload_param: null}",
+        "deepspeed.bfloat16={enabled: true, bf16_optimizer_states: false}",
+        "deepspeed.train_micro_batch_size_per_gpu=auto",
+    ]);
+    assert!(!recipe.deepspeed.offload_optimizer && !recipe.deepspeed.offload_param);
+    let noted: Vec<_> = recipe.notes.iter().map(|note| note.key_path.as_str()).collect();
+    assert_eq!(noted, ["wandb.project", "arctic_moe"]);
+}
+
+#[test]
+fn what_changes_nothing_is_noted() {
+    let recipe = with(&[
+        "deepspeed.zero_optimization={stage: 3, reduce_bucket_size: 5e8, overlap_comm: true}",
+        "deepspeed.steps_per_print=10",
+        "data.drop_last=true",
+        "deepspeed.seq_parallel_communication_data_type=bf16",
+    ]);
+    let noted: Vec<_> = recipe.notes.iter().map(|note| note.key_path.as_str()).collect();
+    for key in [
+        "deepspeed.zero_optimization.reduce_bucket_size",
+        "deepspeed.zero_optimization.overlap_comm",
+        "deepspeed.steps_per_print",
+        "data.drop_last",
+        "deepspeed.seq_parallel_communication_data_type",
+    ] {
+        assert!(noted.contains(&key), "{key} in {noted:?}");
+    }
+    assert_eq!(
+        recipe.deepspeed.reduce_dtype,
+        DType::F32,
+        "the format is for sequence-parallel runs"
+    );
+}
+
+#[test]
+fn stages_have_two_defaults() {
+    assert_eq!(with(&[]).deepspeed.zero_stage, ZeroStage::Two, "the reference's");
+    let zero = with(&["deepspeed.zero_optimization={}"]).deepspeed.zero_stage;
+    assert_eq!(zero, ZeroStage::Zero, "DeepSpeed's, once the section is there");
+}
+
+#[test]
+fn our_own_keys_are_there() {
+    let recipe = with(&[
+        "data.label_mask=reference",
+        "data.packing=global",
+        "data.pack_samples=on",
+        "loss_average=token",
+        "model.random_weights=true",
+    ]);
+    assert_eq!(
+        (recipe.data.label_mask, recipe.data.packing),
+        (LabelMask::Reference, Packing::Global)
+    );
+    assert_eq!(recipe.loss_average, LossAverage::Token);
+    assert!(recipe.model.random_weights);
+}
+
+#[test]
+fn every_curve_takes_its_arguments() {
+    let schedule = |section: &str| {
+        with(&[&format!("scheduler={section}"), "optimizer.lr=1e-3"]).scheduler.schedule
+    };
+    let kwargs = |name: &str, kwargs: &str| {
+        schedule(&format!("{{name: {name}, scheduler_specific_kwargs: {{{kwargs}}}}}"))
+    };
+    assert_eq!(kwargs("linear", ""), Schedule::Linear);
+    assert_eq!(kwargs("cosine", "num_cycles: 1"), Schedule::Cosine { num_cycles: 1.0 });
+    assert_eq!(
+        kwargs("cosine_with_restarts", "num_cycles: 3"),
+        Schedule::CosineWithRestarts { num_cycles: 3 }
+    );
+    assert_eq!(kwargs("polynomial", "power: 2"), Schedule::Polynomial { lr_end: 1e-7, power: 2.0 });
+    assert_eq!(kwargs("constant", ""), Schedule::Constant);
+    assert_eq!(kwargs("constant_with_warmup", ""), Schedule::ConstantWithWarmup);
+    assert_eq!(kwargs("inverse_sqrt", ""), Schedule::InverseSqrt { timescale: None });
+    let with_min = Schedule::CosineWithMinLr { num_cycles: 0.5, min_lr_rate: 0.1 };
+    assert_eq!(kwargs("cosine_with_min_lr", "min_lr: 1e-4"), with_min);
+    assert_eq!(kwargs("cosine_with_min_lr", "min_lr_rate: 10%"), with_min);
+    assert_eq!(
+        kwargs("cosine_warmup_with_min_lr", "min_lr_rate: 0.1, warmup_lr_rate: 0.2"),
+        Schedule::CosineWarmupWithMinLr {
+            num_cycles: 0.5,
+            min_lr_rate: 0.1,
+            warmup_lr_rate: Some(0.2)
+        }
+    );
+    let decay = |num_warmup_steps, decay_type| Schedule::WarmupStableDecay {
+        num_warmup_steps,
+        num_stable_steps: None,
+        num_decay_steps: 10,
+        warmup_type: Ramp::Linear,
+        decay_type,
+        min_lr_ratio: 0.0,
+        num_cycles: 0.5,
+    };
+    assert_eq!(
+        kwargs("warmup_stable_decay", "num_decay_steps: 10, decay_type: 1-sqrt"),
+        decay(None, Ramp::OneMinusSqrt)
+    );
+    assert_eq!(
+        schedule("{type: wds, num_warmup_steps: 5, num_decay_steps: 10}"),
+        decay(Some(5), Ramp::Cosine)
+    );
+}
+
+#[test]
+fn errors_of_overrides_show_the_override() {
+    let said = errors(&[
+        "micro_batch_size=0",
+        "data.souces=[x]",
+        "optimizer.lr=fast",
+        "data.sources[0].split=train",
+    ]);
+    insta::assert_snapshot!(said, @r"
+    error: `micro_batch_size` is `0`, required: an integer of at least 1
+     --> --set
+      |
+      | micro_batch_size=0
+      |                  ^
+
+    error: unknown key `data.souces`
+     --> --set
+      |
+      | data.souces=[x]
+      | ^^^^^^^^^^^
+      = hint: did you mean `sources`?
+
+    error: `optimizer.learning_rate` is `fast`, required: a number of at least 0, such as `1e-5` or `0.1`
+     --> --set
+      |
+      | optimizer.lr=fast
+      |              ^^^^
+
+    error: `split` is set below `chats`, required: a mapping there: set the whole value instead
+     --> --set
+      |
+      | data.sources[0].split=train
+      | ^^^^^^^^^^^^^^^^^^^^^
+
+    4 errors in `recipe.yaml`
+    ");
+}
+
+#[test]
+fn a_key_is_found_by_its_path_or_the_one_above() {
+    let recipe = recipe("run-h100-sp8-llama-8b.yml");
+    let line = |key: &str| recipe.source.locate(key).map(|span| span.line);
+    assert_eq!(line("sequence_parallel_size"), Some(7));
+    assert_eq!(line("data.sources[0].split"), line("data.sources[0]").map(|line| line + 2));
+    assert_eq!(line("data.sources[0].sample_seed"), line("data.sources[0]"));
+    assert_eq!(line("seed"), None);
 }

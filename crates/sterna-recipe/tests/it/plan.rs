@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use sterna_hf::ModelConfig;
-use sterna_recipe::{Override, Plan, Recipe, load, parse};
+use sterna_recipe::{MemoryKind, Override, Plan, Recipe, load, parse};
 
 fn fixtures() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -178,4 +178,145 @@ fn a_small_plan_reads_well() {
       in all                            1.08 GiB                 -
       + attention outputs              23.21 MiB                 -
     ");
+}
+
+/// The errors of planning the small recipe.
+fn plan_errors(overrides: &[&str], world_size: usize) -> String {
+    Plan::new(&recipe(SMALL, overrides), &model("smollm2-135m"), world_size)
+        .unwrap_err()
+        .to_string()
+}
+
+#[test]
+fn what_the_ranks_cannot_do_is_said() {
+    insta::assert_snapshot!(plan_errors(&["sequence_parallel_size=10"], 12), @r"
+    error: `sequence_parallel_size` `10` does not divide the `12` ranks of this run, required: a number of ranks that is a multiple of it
+     --> --set
+      |
+      | sequence_parallel_size=10
+      |                        ^^
+      = hint: start 20 ranks, or set `sequence_parallel_size` to a divisor of 12
+
+    error: wrong head split: `sequence_parallel_size` `10` is larger than num_attention_heads `9`, required: at most 9, so that each rank has a head
+     --> --set
+      |
+      | sequence_parallel_size=10
+      |                        ^^
+      = hint: ranks beyond that can be data-parallel: keep the number of ranks and lower `sequence_parallel_size`
+
+    2 errors in `recipe.yaml`
+    ");
+    insta::assert_snapshot!(plan_errors(&["sequence_parallel_size=2", "deepspeed.train_batch_size=8"], 8), @r"
+    error: `deepspeed.train_batch_size` is `8` and a step has `4` rows, required: micro_batch_size * gradient_accumulation_steps * ranks / sequence_parallel_size
+     --> --set
+      |
+      | deepspeed.train_batch_size=8
+      |                            ^
+      = hint: remove it: the recipe's own keys decide
+
+    1 error in `recipe.yaml`
+    ");
+    let padding = ["data.pad_to=max_length", "data.div_length=13"];
+    let unset = SMALL.replace("max_length: 2048, ", "");
+    let errors =
+        Plan::new(&recipe(&unset, &padding), &model("smollm2-135m"), 1).unwrap_err().to_string();
+    insta::assert_snapshot!(errors, @r"
+    error: `data.pad_to` is `max_length`, and the model's max_position_embeddings `8192` is no multiple of `data.div_length` `13`, required: a multiple
+     --> --set
+      |
+      | data.div_length=13
+      |                 ^^
+      = hint: remove `div_length` or set `data.max_length` to 8190
+
+    1 error in `recipe.yaml`
+    ");
+}
+
+/// The keys that a plan has notes about.
+fn noted(overrides: &[&str], world_size: usize) -> Vec<String> {
+    let plan = Plan::new(&recipe(SMALL, overrides), &model("smollm2-135m"), world_size).unwrap();
+    plan.notes.into_iter().map(|note| note.key_path).collect()
+}
+
+#[test]
+fn combinations_that_surprise_have_notes() {
+    assert_eq!(noted(&[], 1), [""; 0]);
+    assert_eq!(noted(&["data.max_length=2M"], 1), ["data.packing", "data.max_length"]);
+    assert_eq!(noted(&["data.max_length=2M", "data.packing=global"], 1), ["data.max_length"]);
+    assert_eq!(
+        noted(&["data.max_length=100K", "data.pack_samples=false"], 1),
+        ["data.pack_samples", "data.max_length"]
+    );
+    assert_eq!(
+        noted(&["activation_checkpoint_cpu_offload=true"], 1),
+        ["activation_checkpoint_cpu_offload"]
+    );
+    assert_eq!(
+        noted(&["model.disable_activation_checkpoint=true"], 1),
+        ["model.disable_activation_checkpoint"]
+    );
+    assert_eq!(
+        noted(&["model.hf_config_kwargs={num_hidden_layers: 2}"], 1),
+        ["model.hf_config_kwargs.num_hidden_layers"]
+    );
+}
+
+/// Bytes of a kind, device and host together.
+fn bytes(plan: &Plan, kind: MemoryKind) -> u64 {
+    plan.memory
+        .rows
+        .iter()
+        .filter(|row| row.kind == kind)
+        .map(|row| row.device_bytes + row.host_bytes)
+        .sum()
+}
+
+#[test]
+fn bytes_follow_from_the_shapes() {
+    // 8,030,261,248 parameters on one rank: 2 bytes of weights, 4 of gradients, 12 of masters and moments; 18 in all.
+    let (_, plan) = published("run-h100-sp1-llama-8b-baseline.yml");
+    let num_parameters = 8_030_261_248;
+    assert_eq!(plan.model.num_parameters as u64, num_parameters);
+    assert_eq!(bytes(&plan, MemoryKind::Weights), 2 * num_parameters);
+    assert_eq!(bytes(&plan, MemoryKind::Gradients), 4 * num_parameters);
+    assert_eq!(bytes(&plan, MemoryKind::Optimizer), 12 * num_parameters);
+    assert_eq!(plan.memory.host_bytes(), 18 * num_parameters, "the recipe moves all of them");
+    // arctic.md 5.7: kept inputs at 3.8M tokens on 8 ranks take 475k * 4096 * 2 * 32 = 116 GiB a rank.
+    let (_, plan) = published("run-h100-sp8-llama-8b.yml");
+    assert_eq!(bytes(&plan, MemoryKind::KeptActivations), 475_008 * 4096 * 2 * 32);
+}
+
+#[test]
+fn stages_shard_what_they_say() {
+    let plan = |stage: u8, dtype: &str| {
+        let overrides =
+            [format!("deepspeed.zero_optimization.stage={stage}"), format!("model.dtype={dtype}")];
+        let overrides: Vec<_> = overrides.iter().map(String::as_str).collect();
+        Plan::new(&recipe(SMALL, &overrides), &model("smollm2-135m"), 4).unwrap()
+    };
+    let kinds = [MemoryKind::Weights, MemoryKind::Gradients, MemoryKind::Optimizer];
+    let of = |stage, dtype| kinds.map(|kind| bytes(&plan(stage, dtype), kind));
+    // All tensors of this model are multiples of 64 * 4 elements, so shards are quarters.
+    let n = 134_515_008;
+    assert_eq!(of(0, "bf16"), [2 * n, 4 * n, 12 * n]);
+    assert_eq!(of(1, "bf16"), [2 * n, 4 * n, 3 * n]);
+    assert_eq!(of(2, "bf16"), [2 * n, n, 3 * n]);
+    assert_eq!(of(3, "bf16"), [n / 2, n, 3 * n]);
+    // An fp32 model is its own master.
+    assert_eq!(of(0, "fp32"), [4 * n, 4 * n, 8 * n]);
+}
+
+#[test]
+fn a_plan_as_json_has_its_numbers() {
+    let plan = Plan::new(&recipe(SMALL, &["sequence_parallel_size=2"]), &model("smollm2-135m"), 4)
+        .unwrap();
+    let json = plan.to_json();
+    assert_eq!(json["mesh"], serde_json::json!({"world_size": 4, "sp_size": 2, "dp_size": 2}));
+    assert_eq!(json["heads"][1], serde_json::json!({"q": [5, 9], "kv": [1, 3]}));
+    assert_eq!(json["memory"]["device_bytes"], plan.memory.device_bytes());
+    let rows = json["memory"]["rows"].as_array().unwrap();
+    assert_eq!(
+        rows.iter().map(|row| row["device_bytes"].as_u64().unwrap()).sum::<u64>(),
+        plan.memory.device_bytes()
+    );
 }
