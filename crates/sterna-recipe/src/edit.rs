@@ -78,7 +78,7 @@ pub(crate) fn apply(root: &mut Node, overrides: &[Override], errors: &mut Vec<Di
     for (idx, change) in overrides.iter().enumerate() {
         let origin = Origin::Override(idx);
         if let Some(first) = overrides[..idx].iter().find(|other| other.path == change.path) {
-            errors.push(conflict(
+            errors.push(*conflict(
                 change,
                 origin,
                 format!("`--set {}` and `--set {}` set one key", first.text, change.text),
@@ -90,7 +90,7 @@ pub(crate) fn apply(root: &mut Node, overrides: &[Override], errors: &mut Vec<Di
             Ok(mut value) => {
                 shift(&mut value, change.text[..change.value_start].chars().count());
                 if let Err(error) = set(root, change, origin, value) {
-                    errors.push(error);
+                    errors.push(*error);
                 }
             }
             Err(mut error) => {
@@ -98,7 +98,7 @@ pub(crate) fn apply(root: &mut Node, overrides: &[Override], errors: &mut Vec<Di
                     span.col += change.text[..change.value_start].chars().count();
                 }
                 error.hint = Some("put the value in quotes if it is a plain string".to_owned());
-                errors.push(error);
+                errors.push(*error);
             }
         }
     }
@@ -124,9 +124,9 @@ fn shift(node: &mut Node, columns: usize) {
     }
 }
 
-fn conflict(change: &Override, origin: Origin, found: String, required: &str) -> Diagnostic {
+fn conflict(change: &Override, origin: Origin, found: String, required: &str) -> Box<Diagnostic> {
     let len = change.value_start - 1;
-    Diagnostic {
+    Box::new(Diagnostic {
         kind: Kind::Conflict,
         key_path: change.text[..len].to_owned(),
         span: Some(Span {
@@ -138,11 +138,16 @@ fn conflict(change: &Override, origin: Origin, found: String, required: &str) ->
         found,
         required: required.to_owned(),
         hint: None,
-    }
+    })
 }
 
 /// Puts `value` where the path of `change` leads, making mappings and the next list item as needed.
-fn set(root: &mut Node, change: &Override, origin: Origin, value: Node) -> Result<(), Diagnostic> {
+fn set(
+    root: &mut Node,
+    change: &Override,
+    origin: Origin,
+    value: Node,
+) -> Result<(), Box<Diagnostic>> {
     let len = change.text[..change.value_start - 1].chars().count().max(1);
     let key_span = Span { origin, line: 1, col: 1, len };
     let mut node = root;

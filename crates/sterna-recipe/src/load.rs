@@ -51,7 +51,7 @@ pub fn parse(path: &Path, text: &str, overrides: &[Override]) -> Result<Recipe, 
     let mut root = match yaml::parse(text, Origin::File, &mut reader.errors) {
         Ok(root) => root,
         Err(error) => {
-            reader.error(error);
+            reader.error(*error);
             let (source, errors) = source(path, text, overrides, reader);
             return Err(Diagnostics::new(source, errors));
         }

@@ -13,6 +13,7 @@ use crate::{diagnostic::Note, source::RecipeSource};
 
 /// A checked recipe: what to train, on what, and how.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "a recipe has independent switches")]
 pub struct Recipe {
     /// The text it came from, so that a later error can still show the line.
     pub source: RecipeSource,
@@ -147,6 +148,7 @@ pub struct TokenizerOptions {
 
 /// `data`.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "a recipe has independent switches")]
 pub struct DataOptions {
     /// Training data, concatenated in this order; never empty.
     pub sources: Vec<Source>,

@@ -331,7 +331,7 @@ fn arctic_moe(file: &RecipeFile, reader: &mut Reader) {
     match at.value.to_json() {
         serde_json::Value::Bool(false) => {}
         serde_json::Value::String(word) if word == "auto" => {
-            reader.note(&at.path, "models here have no experts, so it is off")
+            reader.note(&at.path, "models here have no experts, so it is off");
         }
         _ => {
             let found = "is on, which".to_owned();

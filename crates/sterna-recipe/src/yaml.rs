@@ -87,7 +87,7 @@ pub(crate) fn parse(
     text: &str,
     origin: Origin,
     errors: &mut Vec<Diagnostic>,
-) -> Result<Node, Diagnostic> {
+) -> Result<Node, Box<Diagnostic>> {
     let mut builder = Builder { origin, errors, anchors: HashMap::new(), text };
     builder.document()
 }
@@ -102,7 +102,7 @@ struct Builder<'a> {
 type Events<'a> = Parser<'a, granit_parser::StrInput<'a>>;
 
 impl Builder<'_> {
-    fn document(&mut self) -> Result<Node, Diagnostic> {
+    fn document(&mut self) -> Result<Node, Box<Diagnostic>> {
         let text = self.text;
         let mut events = Parser::new_from_str(text);
         let mut root = None;
@@ -131,7 +131,7 @@ impl Builder<'_> {
     fn next<'t>(
         &self,
         events: &mut Events<'t>,
-    ) -> Result<(Event<'t>, granit_parser::Span), Diagnostic> {
+    ) -> Result<(Event<'t>, granit_parser::Span), Box<Diagnostic>> {
         loop {
             match events.next() {
                 Some(Ok((Event::Comment(..), _))) => {}
@@ -148,7 +148,7 @@ impl Builder<'_> {
         event: Event<'_>,
         span: granit_parser::Span,
         path: &str,
-    ) -> Result<Node, Diagnostic> {
+    ) -> Result<Node, Box<Diagnostic>> {
         let place = self.place(&span);
         let (anchor, content) = match event {
             Event::Scalar(text, style, anchor, tag) => {
@@ -203,7 +203,11 @@ impl Builder<'_> {
         Ok(node)
     }
 
-    fn sequence(&mut self, events: &mut Events<'_>, path: &str) -> Result<Vec<Node>, Diagnostic> {
+    fn sequence(
+        &mut self,
+        events: &mut Events<'_>,
+        path: &str,
+    ) -> Result<Vec<Node>, Box<Diagnostic>> {
         let mut items = Vec::new();
         loop {
             match self.next(events)? {
@@ -218,7 +222,11 @@ impl Builder<'_> {
         }
     }
 
-    fn mapping(&mut self, events: &mut Events<'_>, path: &str) -> Result<Vec<Entry>, Diagnostic> {
+    fn mapping(
+        &mut self,
+        events: &mut Events<'_>,
+        path: &str,
+    ) -> Result<Vec<Entry>, Box<Diagnostic>> {
         let mut entries: Vec<Entry> = Vec::new();
         let mut first_lines: BTreeMap<String, usize> = BTreeMap::new();
         loop {
@@ -278,7 +286,7 @@ impl Builder<'_> {
         }
     }
 
-    fn scan_error(&self, error: &ScanError) -> Diagnostic {
+    fn scan_error(&self, error: &ScanError) -> Box<Diagnostic> {
         let marker = error.marker();
         let line = self.text.lines().nth(marker.line().saturating_sub(1)).unwrap_or("");
         let hint = if line.starts_with('\t') || line.trim_start_matches(' ').starts_with('\t') {
@@ -296,15 +304,15 @@ impl Builder<'_> {
         col: usize,
         found: String,
         hint: impl Into<String>,
-    ) -> Diagnostic {
-        Diagnostic {
+    ) -> Box<Diagnostic> {
+        Box::new(Diagnostic {
             kind: Kind::Syntax,
             key_path: String::new(),
             span: Some(Span { origin: self.origin, line: line.max(1), col: col + 1, len: 1 }),
             found,
             required: "YAML".to_owned(),
             hint: Some(hint.into()),
-        }
+        })
     }
 }
 
@@ -322,7 +330,7 @@ mod tests {
         let syntax = parse(text, Origin::File, &mut errors).err();
         errors
             .iter()
-            .chain(&syntax)
+            .chain(syntax.as_deref())
             .map(|e| format!("{}:{}", e.span.unwrap().line, e.message()))
             .collect()
     }
@@ -343,6 +351,21 @@ mod tests {
     fn an_alias_means_its_anchor() {
         let node = parse("a: &x [1, yes]\nb: *x\n", Origin::File, &mut Vec::new()).unwrap();
         assert_eq!(node.to_json(), serde_json::json!({"a": [1, true], "b": [1, true]}));
+    }
+
+    #[test]
+    fn published_recipes_are_what_pyyaml_reads() {
+        let golden: Value =
+            serde_json::from_str(include_str!("../tests/fixtures/recipes_pyyaml.json")).unwrap();
+        let folder =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/recipes");
+        let golden = golden.as_object().unwrap();
+        assert_eq!(golden.len(), 24);
+        for (name, expected) in golden {
+            let text = std::fs::read_to_string(folder.join(name)).unwrap();
+            let read = parse(&text, Origin::File, &mut Vec::new()).unwrap().to_json();
+            assert_eq!(read, *expected, "{name}");
+        }
     }
 
     #[test]

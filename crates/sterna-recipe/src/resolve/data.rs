@@ -300,15 +300,14 @@ fn role_mapping(
     }
     let mut roles = Vec::new();
     for (role, path) in &typed.value {
-        match role_path(path) {
-            Some(path) => roles.push((role.clone(), path)),
-            None => {
-                let key_path = format!("{}.{role}", typed.path);
-                let span = reader.places.get(&key_path).copied().unwrap_or(typed.span);
-                let required = "a column, or `column.field.value` such as `messages.role.user`";
-                reader.error(Diagnostic::value(&key_path, span, format!("`{path}`"), required));
-            }
-        }
+        let Some(mapped) = role_path(path) else {
+            let key_path = format!("{}.{role}", typed.path);
+            let span = reader.places.get(&key_path).copied().unwrap_or(typed.span);
+            let required = "a column, or `column.field.value` such as `messages.role.user`";
+            reader.error(Diagnostic::value(&key_path, span, format!("`{path}`"), required));
+            continue;
+        };
+        roles.push((role.clone(), mapped));
     }
     (roles.len() == typed.value.len()).then_some(roles)
 }

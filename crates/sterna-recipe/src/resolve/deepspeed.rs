@@ -90,7 +90,7 @@ fn zero_stage(zero: Option<&At<ZeroFile>>, reader: &mut Reader) -> ZeroStage {
     }
 }
 
-/// Whether a state moves to the host; NVMe is refused.
+/// Whether a state moves to the host; a disk is refused.
 fn is_on_host(device: Option<&At<OffloadDevice>>, reader: &mut Reader) -> bool {
     match device.map(|at| (at, at.value)) {
         None | Some((_, OffloadDevice::None)) => false,

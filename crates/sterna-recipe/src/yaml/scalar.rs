@@ -58,8 +58,10 @@ pub(crate) fn resolve_tagged(
         Some("str") => Ok(Meaning::Text(text.to_owned())),
         Some(name @ ("int" | "float" | "bool" | "null")) => match (name, resolve(text)) {
             ("float", Meaning::Int(x)) => Ok(Meaning::Float(x as f64)),
-            ("int", x @ Meaning::Int(_)) | ("float", x @ Meaning::Float(_)) => Ok(x),
-            ("bool", x @ Meaning::Bool(_)) | ("null", x @ Meaning::Null) => Ok(x),
+            ("int", x @ Meaning::Int(_))
+            | ("float", x @ Meaning::Float(_))
+            | ("bool", x @ Meaning::Bool(_))
+            | ("null", x @ Meaning::Null) => Ok(x),
             _ => Err(format!("the tag asks for {name}")),
         },
         _ if tag == "!" => Ok(Meaning::Text(text.to_owned())),

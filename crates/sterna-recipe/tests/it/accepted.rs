@@ -62,6 +62,7 @@ fn errors(overrides: &[&str]) -> String {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "there are that many keys")]
 fn defaults_are_the_references() {
     insta::assert_snapshot!(format!("{:#}", with(&[]).to_json()), @r#"
     {

@@ -1,6 +1,6 @@
 //! What recipes need, on the shapes that they name.
 
-use std::{fs, path::Path};
+use std::{fmt::Write as _, fs, path::Path};
 
 use sterna_hf::ModelConfig;
 use sterna_recipe::{MemoryKind, Override, Plan, Recipe, load, parse};
@@ -43,6 +43,7 @@ data: {sources: [chats], max_length: 2048, pack_samples: true}
 
 #[test]
 fn all_published_recipes_are_accepted() {
+    // Recipe, tokens on each rank, GiB of a rank on the device and on the host.
     let mut table = String::new();
     let mut names: Vec<_> = fs::read_dir(fixtures().join("recipes"))
         .unwrap()
@@ -54,11 +55,9 @@ fn all_published_recipes_are_accepted() {
         let (_, plan) = published(&name);
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         let (device, host) = (gib(plan.memory.device_bytes()), gib(plan.memory.host_bytes()));
-        table += &format!(
-            "{:<52}{:>12}{device:>10.1}{host:>10.1}\n",
-            name.trim_end_matches(".yml"),
-            plan.batch.local_tokens
-        );
+        let name = name.trim_end_matches(".yml");
+        writeln!(table, "{name:<52}{:>12}{device:>10.1}{host:>10.1}", plan.batch.local_tokens)
+            .unwrap();
     }
     insta::assert_snapshot!(table, @r"
     run-h100-sp1-llama-8b-baseline                             36096      20.9     134.6
