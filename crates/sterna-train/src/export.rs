@@ -18,8 +18,8 @@ pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 ///
 /// # Communication
 ///
-/// One gather for each unit, in order. Collective; rank 0 alone writes. If it fails, the failure is told to every rank,
-/// so that all of them return an error and none waits.
+/// One gather for each unit, in order. Collective; rank 0 alone writes. If it cannot, its error goes up to
+/// [`crate::train`], which tells the other ranks; their gathers then fail in seconds.
 ///
 /// # Memory
 ///

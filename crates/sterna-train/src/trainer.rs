@@ -8,7 +8,7 @@ use std::{
 
 use sterna_comm::{Comm, RankEnv};
 use sterna_data::{Collator, DataMesh, Dataset, Datasets, MicroBatch, MicroBatches, PrepareReport};
-use sterna_hf::{ModelConfig, Tokenizer, WeightFiles, hub};
+use sterna_hf::{ModelConfig, Tokenizer, WeightFiles, export::check_destination, hub};
 use sterna_recipe::{CheckpointOptions, LossAverage, Plan, Recipe};
 use sterna_torch_sys::AdamW;
 use tch::{Device, Kind, Tensor};
@@ -228,6 +228,9 @@ impl<'a> Trainer<'a> {
             .transpose()?;
         let mut exports = Vec::new();
         let mut early_exit = None;
+        if is_writer {
+            self.check_destinations()?;
+        }
         observer.on_start(plan, &self.datasets.report, self.num_steps);
         if self.recipe.eval_on_start {
             self.evaluate(0, file.as_mut(), observer)?;
@@ -454,6 +457,25 @@ impl<'a> Trainer<'a> {
         is_multiple(checkpoint.save_every_n_steps, step)
             || ends_epoch
                 && is_multiple(checkpoint.save_every_n_epochs, num_micro_batches / per_epoch)
+    }
+
+    /// Refuses, before the first step, an export that could not be written at the end.
+    fn check_destinations(&self) -> Result<(), TrainError> {
+        let num_bytes =
+            self.assets.config.num_parameters() * self.engine.kind().elt_size_in_bytes();
+        for checkpoint in &self.recipe.checkpoint {
+            check_destination(&self.export_dir(checkpoint, self.num_steps), num_bytes as u64)?;
+        }
+        Ok(())
+    }
+
+    /// Where `checkpoint` puts the export of step `step`.
+    ///
+    /// Source: ArcticTraining `hf_engine.py`, `<output_dir>/global_step_<N>`.
+    fn export_dir(&self, checkpoint: &CheckpointOptions, step: u64) -> PathBuf {
+        let name =
+            self.recipe.model.save_name.clone().unwrap_or_else(|| format!("global_step_{step}"));
+        checkpoint.output_dir.join(name)
     }
 
     fn export(
