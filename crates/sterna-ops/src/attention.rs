@@ -266,10 +266,12 @@ impl BandMask {
     }
 }
 
-/// Queries of a tile against a band of `tile + window - 1` keys: a quarter of the window wastes a quarter of the work on masked
-/// scores; below 128 queries the kernel's own blocks are not filled.
+/// Queries of a tile against a band of `tile + window - 1` keys.
+///
+/// A long tile wastes work on masked scores, a short one leaves the kernel's own blocks empty. Measured for a window of 512 over
+/// 4,096 tokens, forward and backward in ms: tiles of 64: 52 and 146; 128: 51 and 138; 256: 54 and 111; 512: 75 and 155.
 fn query_tile_len(window: i64) -> i64 {
-    (window / 4).max(128)
+    (window / 2).max(128)
 }
 
 /// All kernel calls of an attention, documents outermost.

@@ -2,13 +2,10 @@
 
 use tch::Kind;
 
-use crate::tiny::{How, Tiny, alone, relative_error};
+use crate::tiny::{How, Tiny, alone, grad_error, relative_error, size_of_terms};
 
 /// Single precision in another order of summation: two layers deep, relative to the norm of the tensor.
 const FP32: f64 = 3e-6;
-/// A key bias shifts all scores of a query alike, so its gradient is zero but for rounding; so it is compared with the size of
-/// the query bias' gradient.
-const FP32_K_BIAS: f64 = 1e-6;
 /// bf16 keeps 8 bits, so two implementations that round at different places differ by as much as each differs from the exact
 /// result. Transformers' own error is in the fixture; ours may be half as large again.
 const BF16_OF_TRANSFORMERS: f64 = 1.5;
@@ -18,27 +15,19 @@ fn check(name: &str) {
     let comm = alone();
 
     let outcome = tiny.run(&comm, &tiny.batch, How::PLAIN);
-    let assert_fp32 = |what: &str, error: f64, tolerance: f64| {
-        assert!(error <= tolerance, "{name}: {what} is off by {error:e}, more than {tolerance:e}");
+    let expected = |param: &str| &tiny.tensors[&format!("grad.{param}")];
+    let assert_fp32 = |what: &str, error: f64| {
+        assert!(error <= FP32, "{name}: {what} is off by {error:e}, more than {FP32:e}");
     };
-    assert_fp32("logits", relative_error(&outcome.logits, &tiny.tensors["logits"]), FP32);
-    assert_fp32("loss", (outcome.loss / tiny.loss - 1.0).abs(), FP32);
+    assert_fp32("logits", relative_error(&outcome.logits, &tiny.tensors["logits"]));
+    assert_fp32("loss", (outcome.loss / tiny.loss - 1.0).abs());
     for (param, grad) in &outcome.grads {
-        let expected = &tiny.tensors[&format!("grad.{param}")];
-        if param.ends_with("k_proj.bias") {
-            let size = tiny.tensors[&format!("grad.{}", param.replace("k_proj", "q_proj"))]
-                .norm()
-                .double_value(&[]);
-            let difference = (grad - expected).norm().double_value(&[]);
-            assert_fp32(param, difference / size, FP32_K_BIAS);
-        } else {
-            assert_fp32(param, relative_error(grad, expected), FP32);
-        }
+        assert_fp32(param, grad_error(param, grad, expected));
     }
 
     let outcome = tiny.run(&comm, &tiny.batch, How { kind: Kind::BFloat16, ..How::PLAIN });
     let assert_bf16 = |what: &str, error: f64| {
-        let allowed = BF16_OF_TRANSFORMERS * tiny.bf16_errors[what];
+        let allowed = BF16_OF_TRANSFORMERS * tiny.bf16_errors[&size_of_terms(what)];
         assert!(
             error <= allowed,
             "{name}: {what} in bf16 is off by {error:e}, more than {allowed:e}"
@@ -46,7 +35,7 @@ fn check(name: &str) {
     };
     assert_bf16("logits", relative_error(&outcome.logits, &tiny.tensors["logits"]));
     for (param, grad) in &outcome.grads {
-        assert_bf16(param, relative_error(grad, &tiny.tensors[&format!("grad.{param}")]));
+        assert_bf16(param, grad_error(param, grad, expected));
     }
 }
 
