@@ -383,6 +383,17 @@ pub enum Error {
         /// Rows of a micro-batch.
         micro_batch_size: usize,
     },
+    /// More samples than the reference's sampler can be reproduced for.
+    #[error(
+        "the {what} data has `{samples}` samples, required: at most `{}`",
+        crate::rng::MAX_RANDPERM_LEN
+    )]
+    TooManySamples {
+        /// `training` or `evaluation`.
+        what: &'static str,
+        /// Samples.
+        samples: usize,
+    },
     /// `train_eval_split` leaves one side empty.
     #[error(
         "train_eval_split gives `{eval}` of `{samples}` samples to evaluation, required: at least one on each side"
@@ -448,6 +459,9 @@ impl Error {
             }
             Self::FewerSamplesThanRanks { .. } | Self::NoFullMicroBatch { .. } => {
                 "set min_iterations to repeat the data until it suffices"
+            }
+            Self::TooManySamples { .. } => {
+                "choose some with sample_count or sample_ratio of the sources, or lower min_iterations"
             }
             Self::EmptySplit { .. } => "change data.train_eval_split, or give data.eval_sources",
             Self::MissingCache { .. } => {

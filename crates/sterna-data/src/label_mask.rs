@@ -1,6 +1,6 @@
 //! Which tokens of a chat are trained on.
 //!
-//! [`reference`] labels what the reference labels, text search and all, so that loss curves can be laid over each other. [`exact`]
+//! The module `reference` labels what the reference labels, text search and all, so that loss curves can be laid over each other. `exact`
 //! labels what the assistant wrote and the special tokens that end its turn, in every turn, whatever else the text contains.
 
 mod exact;

@@ -24,6 +24,7 @@ pub mod rng;
 pub mod sampler;
 pub mod shard;
 pub mod source;
+mod tokenize;
 
 pub use collate::{Collator, IGNORE_INDEX, MicroBatch};
 pub use dataset::{Dataset, Sample};

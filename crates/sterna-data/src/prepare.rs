@@ -3,26 +3,19 @@
 //! The order of the steps is the reference's: tokenize each source, concatenate, shuffle, drop what is too long, shuffle again and
 //! pack, repeat until there is enough, split off evaluation data. Every rank runs this by itself and gets the same result.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
-use rayon::prelude::*;
-use serde_json::{Value, json};
-use sterna_hf::{ChatTemplate, Tokenizer};
-use sterna_recipe::{DataOptions, Packing, Recipe, Sampling, Source};
+use sterna_hf::Tokenizer;
+use sterna_recipe::{DataOptions, Packing, Recipe, Source};
 
 use crate::{
-    cache::{self, CacheKey, SourceStats, TokenStore, TokenWriter},
+    cache::SourceStats,
     dataset::{Corpus, Dataset},
     error::{Error, Result},
-    label_mask::{MaskRule, tokenize_chat},
-    messages::extract_chat,
     pack::{PackRule, Packs, pack_global, pack_reference, repeat_to_max_length},
-    rng::{PythonRandom, numpy_permutation},
-    source::{OpenSource, Rows},
+    rng::{MAX_RANDPERM_LEN, numpy_permutation},
+    tokenize::tokenize_source,
 };
-
-/// Rows that are tokenized before their tokens are written: enough to keep all cores busy, few enough to hold in memory.
-const ROWS_AT_ONCE: usize = 2048;
 
 /// What a recipe's `data` section gives.
 #[derive(Debug)]
@@ -142,9 +135,8 @@ impl Context<'_> {
         let mut stores = Vec::new();
         let mut reports = Vec::new();
         for source in sources {
-            let (store, from_cache) = self.tokens_of(source)?;
+            let (store, from_cache) = tokenize_source(source, data, self.tokenizer)?;
             let stats = store.stats();
-            warn_about(source, &stats);
             reports.push(SourceReport {
                 name: source.name_or_path.clone(),
                 split: source.split.clone(),
@@ -156,6 +148,7 @@ impl Context<'_> {
         let corpus = Arc::new(Corpus::new(stores));
         let lengths = corpus.lengths();
 
+        check_count(lengths.len(), what)?;
         let shuffled: Vec<u32> = numpy_permutation(data.seed, lengths.len())
             .into_iter()
             .map(|sample| sample as u32)
@@ -190,6 +183,7 @@ impl Context<'_> {
         if data.pack_samples {
             report.packs = Some(self.pack_report(&dataset));
         }
+        check_count(self.required_len().max(dataset.len()), what)?;
         let dataset = self.replicate(dataset);
         report.len = dataset.len();
         if dataset.len() < self.world_size {
@@ -200,20 +194,6 @@ impl Context<'_> {
             });
         }
         Ok((dataset, report))
-    }
-
-    /// The tokens of one source, from the cache or made now.
-    fn tokens_of(&self, source: &Source) -> Result<(TokenStore, bool)> {
-        let data = &self.recipe.data;
-        let rule = MaskRule::new(data);
-        let open = OpenSource::find(source)?;
-        let key = cache_key(&open, rule, self.tokenizer)?;
-        let build = |writer: &mut TokenWriter| {
-            let rows = open.read()?;
-            let selected = sampled_rows(source, rows.len());
-            tokenize_rows(&rows, &selected, source, rule, self.tokenizer, writer)
-        };
-        cache::load_or_build(&data.cache_dir, &key, data.fail_on_missing_cache, build)
     }
 
     fn without_too_long(&self, mut samples: Vec<u32>, lengths: &[u32]) -> Result<Vec<u32>> {
@@ -291,15 +271,20 @@ impl Context<'_> {
     /// The reference counts every rank as one that reads its own samples, so that under sequence parallelism there are `sp`
     /// times more micro-batches than asked for; the same here.
     fn replicate(&self, dataset: Dataset) -> Dataset {
-        let recipe = self.recipe;
-        let required = recipe.min_iterations
-            * recipe.micro_batch_size
-            * recipe.gradient_accumulation_steps
-            * self.world_size;
+        let required = self.required_len();
         if required <= dataset.len() {
             return dataset;
         }
         dataset.select((0..required).map(|place| place % dataset.len()))
+    }
+
+    /// Samples that `min_iterations` asks for.
+    fn required_len(&self) -> usize {
+        let recipe = self.recipe;
+        recipe.min_iterations
+            * recipe.micro_batch_size
+            * recipe.gradient_accumulation_steps
+            * self.world_size
     }
 
     /// A last micro-batch that is not full is dropped, so there has to be a full one.
@@ -320,6 +305,13 @@ impl Context<'_> {
     }
 }
 
+fn check_count(samples: usize, what: &'static str) -> Result<()> {
+    if samples > MAX_RANDPERM_LEN {
+        return Err(Error::TooManySamples { what, samples });
+    }
+    Ok(())
+}
+
 /// Takes the packing keys out of `data`.
 fn pack_rule(data: &DataOptions, max_length: usize) -> PackRule {
     PackRule {
@@ -329,121 +321,6 @@ fn pack_rule(data: &DataOptions, max_length: usize) -> PackRule {
         fuse_positions_prob: data.fuse_positions_prob,
         seed: data.seed,
     }
-}
-
-/// The rows that are used, in order: all, or a random choice as Python makes it.
-fn sampled_rows(source: &Source, num_rows: usize) -> Vec<usize> {
-    let count = match source.sample {
-        Sampling::All => return (0..num_rows).collect(),
-        Sampling::Ratio(ratio) => (num_rows as f64 * ratio) as usize,
-        Sampling::Count(count) => count,
-    };
-    if count > num_rows {
-        tracing::warn!(
-            "source `{}` has `{num_rows}` rows, all are used instead of the `{count}` asked for",
-            source.name_or_path
-        );
-    }
-    PythonRandom::new(source.sample_seed).sample(num_rows, count.min(num_rows))
-}
-
-fn tokenize_rows(
-    rows: &Rows,
-    selected: &[usize],
-    source: &Source,
-    rule: MaskRule,
-    tokenizer: &Tokenizer,
-    writer: &mut TokenWriter,
-) -> Result<()> {
-    for chunk in selected.chunks(ROWS_AT_ONCE) {
-        let tokenized: Vec<Result<_>> = chunk
-            .par_iter()
-            .map(|&row| {
-                let row_id = || rows.id(row);
-                let chat = extract_chat(source, rule.label_mask, rows.row(row)?, row_id)?;
-                let tokens = tokenize_chat(tokenizer, &chat.messages, rule, row_id)?;
-                Ok((tokens, chat.num_left_out))
-            })
-            .collect();
-        // In order, so that the first bad row is the one that is reported.
-        for sample in tokenized {
-            let (tokens, num_left_out) = sample?;
-            writer.push(&tokens)?;
-            writer.count_left_out(num_left_out);
-        }
-    }
-    Ok(())
-}
-
-fn warn_about(source: &Source, stats: &SourceStats) {
-    if stats.samples_without_label > 0 {
-        tracing::warn!(
-            "source `{}`: `{}` of `{}` samples have no label and teach nothing",
-            source.name_or_path,
-            stats.samples_without_label,
-            stats.samples
-        );
-    }
-    if stats.messages_left_out > 0 {
-        tracing::warn!(
-            "source `{}`: role_mapping leaves `{}` messages out",
-            source.name_or_path,
-            stats.messages_left_out
-        );
-    }
-}
-
-/// Everything that the tokens of a source depend on.
-fn cache_key(open: &OpenSource<'_>, rule: MaskRule, tokenizer: &Tokenizer) -> Result<CacheKey> {
-    let source = open.source;
-    let hashed = |paths: Vec<&Path>| -> Result<Vec<Value>> {
-        let hashes = paths.into_par_iter().map(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            Ok(json!([name, cache::hash_file(path)?]))
-        });
-        hashes.collect()
-    };
-    let tokenizer_files = tokenizer_files(tokenizer.dir())?;
-    let role_mapping: Vec<_> =
-        source.role_mapping.iter().map(|(role, path)| json!([role, path.to_string()])).collect();
-    // A template that prints the date prints another text tomorrow.
-    let day = tokenizer.chat_template().is_some_and(ChatTemplate::uses_clock).then(|| {
-        let now =
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        now.as_secs() / 86_400
-    });
-    Ok(CacheKey::new(json!({
-        "source": source.name_or_path,
-        "split": source.split,
-        "files": hashed(open.files().collect())?,
-        "role_mapping": role_mapping,
-        "content_key": source.content_key,
-        "sample": format!("{:?}", source.sample),
-        "sample_seed": source.sample_seed,
-        "mask_inputs": rule.mask_inputs,
-        "label_mask": format!("{:?}", rule.label_mask),
-        "ignore_empty_think": rule.ignore_empty_think,
-        "tokenizer": hashed(tokenizer_files.iter().map(AsRef::as_ref).collect())?,
-        "day": day,
-    })))
-}
-
-/// The files of a model folder that say how text becomes tokens.
-fn tokenizer_files(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
-    let error = |source| Error::Read { path: dir.to_path_buf(), source };
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(error)? {
-        let path = entry.map_err(error)?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let is_tokenizer = ["tokenizer", "chat_template", "special_tokens_map", "added_tokens"]
-            .iter()
-            .any(|start| name.starts_with(start));
-        if is_tokenizer && path.is_file() {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 /// `datasets.Dataset.train_test_split(test_size=eval_fraction, seed=seed)` of `len` samples: the places of training and of evaluation,

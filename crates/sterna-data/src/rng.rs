@@ -12,4 +12,4 @@ mod torch;
 
 pub use pcg64::numpy_permutation;
 pub use python::PythonRandom;
-pub use torch::torch_randperm;
+pub use torch::{MAX_RANDPERM_LEN, torch_randperm};

@@ -132,7 +132,7 @@ impl<'a> MicroBatches<'a> {
     ///
     /// # Errors
     ///
-    /// [`crate::Error::Io`] if the cached tokens cannot be read; [`crate::Error::LongerThanMaxLength`] from padding.
+    /// [`crate::Error::CacheChanged`] if the cached tokens cannot be read; [`crate::Error::LongerThanMaxLength`] from padding.
     ///
     /// # Panics
     ///

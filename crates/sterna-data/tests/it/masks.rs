@@ -1,6 +1,6 @@
 //! Label masks: the reference's against the reference, ours against transformers and against chats whose spans are known.
 
-use std::{fs, ops::Range};
+use std::{fmt::Write, fs, ops::Range};
 
 use proptest::prelude::*;
 use sterna_data::{
@@ -83,8 +83,11 @@ fn exact_masks_are_those_of_transformers() {
 /// A template written twice: as Jinja, and as a function that knows where the replies are.
 struct Template {
     jinja: &'static str,
-    print: fn(&[Message]) -> (String, Vec<Range<usize>>),
+    print: fn(&[Message]) -> Printed,
 }
+
+/// A chat as text, and where in it the replies with their ends of turn are, in bytes.
+type Printed = (String, Vec<Range<usize>>);
 
 /// Headers of special tokens, contents trimmed, no text between turns: the shape of Llama 3.
 const TRIMMING: Template = Template {
@@ -92,7 +95,7 @@ const TRIMMING: Template = Template {
     print: |messages| {
         let (mut text, mut replies) = (String::new(), Vec::new());
         for message in messages {
-            text += &format!("<|im_start|>{}<file_sep>\n\n", message.role);
+            write!(text, "<|im_start|>{}<file_sep>\n\n", message.role).unwrap();
             let start = text.len();
             text += message.content.trim();
             text += "<|im_end|>";
@@ -115,7 +118,7 @@ const THINKING: Template = Template {
     print: |messages| {
         let (mut text, mut replies) = (String::new(), Vec::new());
         for (i, message) in messages.iter().enumerate() {
-            text += &format!("<|im_start|>{}\n", message.role);
+            writeln!(text, "<|im_start|>{}", message.role).unwrap();
             let mut start = text.len();
             if message.role == "assistant" {
                 let (thought, answer) = match message.content.rsplit_once("</think>") {
@@ -126,7 +129,7 @@ const THINKING: Template = Template {
                 if is_last {
                     let reasoning =
                         thought.unwrap_or("").trim_start_matches("<think>").trim_matches('\n');
-                    text += &format!("<think>\n{reasoning}\n</think>\n\n");
+                    write!(text, "<think>\n{reasoning}\n</think>\n\n").unwrap();
                     if thought.is_none() {
                         start = text.len();
                     }
@@ -156,7 +159,7 @@ const ONE_SIDED: Template = Template {
                 text += "<|im_end|>";
                 replies.push(start..text.len());
             } else {
-                text += &format!("[INST] {} [/INST]", message.content);
+                write!(text, "[INST] {} [/INST]", message.content).unwrap();
             }
         }
         (text, replies)
@@ -232,7 +235,7 @@ fn check_template(template: &Template, adjust: impl Fn(&mut Message)) {
 fn trimming_template() {
     // Jinja trims by Unicode's rule, and so does Rust; characters on which Python differs are tested beside the code.
     check_template(&TRIMMING, |message| {
-        message.content.retain(|c| !('\x1c'..='\x1f').contains(&c))
+        message.content.retain(|c| !('\x1c'..='\x1f').contains(&c));
     });
 }
 

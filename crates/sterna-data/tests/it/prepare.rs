@@ -358,7 +358,7 @@ fn groups_share_the_epoch() {
         MicroBatches::new(&data.train, &recipe, mesh, 8192, work.tokenizer.pad_token_id())
     };
     // 13 samples wrap to 18: 3 for each of 6 ranks, so 9 micro-batches for each group of 3.
-    let mut counts = vec![0; 13];
+    let mut counts = [0; 13];
     for dp_rank in 0..2 {
         let batches = group(dp_rank);
         assert_eq!(batches.len(), 9);

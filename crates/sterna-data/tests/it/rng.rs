@@ -1,5 +1,7 @@
 //! Random orders against those of the libraries themselves (`golden/make_data_rng.py`).
 
+use std::fmt::Write;
+
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sterna_data::rng::{PythonRandom, numpy_permutation, torch_randperm};
@@ -18,8 +20,10 @@ fn check(name: &str, make: impl Fn(u64, usize, &Value) -> Vec<usize>) {
         let head: Vec<u64> = order.iter().take(8).map(|&i| i as u64).collect();
         assert_eq!(serde_json::json!(head), case["head"], "{name}: seed {seed}, length {len}");
         let bytes: Vec<u8> = order.iter().flat_map(|&i| (i as u64).to_le_bytes()).collect();
-        let digest: String =
-            Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut digest = String::new();
+        for byte in Sha256::digest(&bytes) {
+            write!(digest, "{byte:02x}").unwrap();
+        }
         assert_eq!(case["sha256"], digest, "{name}: seed {seed}, length {len}");
     }
 }
