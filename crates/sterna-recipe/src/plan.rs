@@ -17,7 +17,7 @@ use sterna_hf::{DType, Family, ModelConfig};
 
 use crate::{
     diagnostic::{Diagnostics, Note},
-    recipe::{PadTo, Recipe, ZeroStage},
+    recipe::{Recipe, ZeroStage},
 };
 
 pub use self::{
@@ -49,6 +49,8 @@ pub struct Plan {
     pub memory: Memory,
     /// What is worth knowing: keys that change nothing here, and what these numbers imply.
     pub notes: Vec<Note>,
+    /// The recipe with every default filled in, for [`Plan::to_json`].
+    recipe: serde_json::Value,
 }
 
 /// The model as far as a plan shows it.
@@ -209,10 +211,11 @@ impl Plan {
             steps: StepsPlan::new(recipe),
             memory,
             notes,
+            recipe: recipe.to_json(),
         })
     }
 
-    /// The plan as JSON: the fields of this struct, bytes as numbers.
+    /// The plan as JSON: the fields of this struct, bytes as numbers, and as `recipe` the recipe with every default.
     pub fn to_json(&self) -> serde_json::Value {
         json::plan(self)
     }
@@ -291,19 +294,17 @@ impl BatchPlan {
     fn new(recipe: &Recipe, model: &ModelConfig, mesh: MeshPlan) -> Self {
         let data = &recipe.data;
         let max_length = data.max_length.unwrap_or(model.max_position_embeddings);
-        let padded = match data.pad_to {
-            PadTo::DivLength => max_length.next_multiple_of(data.div_length),
-            PadTo::MaxLength => max_length,
-        };
-        let padded_length = padded.next_multiple_of(mesh.sp_size);
-        let micro_batches_per_step = recipe.gradient_accumulation_steps * mesh.dp_size;
+        let padded_length = check::padded_length(recipe, max_length).next_multiple_of(mesh.sp_size);
+        let micro_batches_per_step =
+            recipe.gradient_accumulation_steps.saturating_mul(mesh.dp_size);
         Self {
             micro_batch_size: recipe.micro_batch_size,
             max_length,
             padded_length,
             local_tokens: recipe.micro_batch_size * padded_length / mesh.sp_size,
             micro_batches_per_step,
-            max_tokens_per_step: micro_batches_per_step * recipe.micro_batch_size * max_length,
+            max_tokens_per_step: micro_batches_per_step
+                .saturating_mul(recipe.micro_batch_size * max_length),
         }
     }
 }

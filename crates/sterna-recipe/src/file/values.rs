@@ -78,7 +78,7 @@ impl<const MIN: u64> Read for Int<MIN> {
             None if matches!(&node.content, Content::Scalar(Meaning::Text(text)) if human::parse(text).is_some()) => {
                 reader.wrong(node, path, format!("an integer of at least {MIN}, written in digits"))
             }
-            None => reader.wrong(node, path, format!("an integer of at least {MIN}")),
+            None => reader.wrong(node, path, range::<MIN>(value)),
         }
     }
 }
@@ -91,21 +91,24 @@ impl<const MIN: u64> Read for HumanInt<MIN> {
     type Value = usize;
 
     fn read(node: &Node, path: &str, reader: &mut Reader) -> Option<usize> {
-        let required = format!("an integer of at least {MIN}, such as `32_000`, `1.5M` or `64Ki`");
+        let required =
+            |value| format!("{}, such as `32_000`, `1.5M` or `64Ki`", range::<MIN>(value));
         let value = match &node.content {
             Content::Scalar(Meaning::Int(x)) => Some(*x),
             Content::Scalar(Meaning::Float(x)) => integral(*x),
             Content::Scalar(Meaning::Text(text)) => match human::parse(text) {
                 None if has_long_mantissa(text) => {
-                    let required =
-                        format!("{required}; before a suffix only one digit may follow the point");
+                    let required = format!(
+                        "{}; before a suffix only one digit may follow the point",
+                        required(None)
+                    );
                     return reader.wrong(node, path, required);
                 }
                 number => number.and_then(integral),
             },
             _ => None,
         };
-        in_range::<MIN>(value).or_else(|| reader.wrong(node, path, required))
+        in_range::<MIN>(value).or_else(|| reader.wrong(node, path, required(value)))
     }
 }
 
@@ -118,14 +121,24 @@ fn has_long_mantissa(text: &str) -> bool {
         && human::parse(&format!("1{suffix}")).is_some()
 }
 
+/// No run has this many of anything, and sums of such numbers do not overflow.
+const MAX: i128 = (1 << 48) - 1;
+
 fn integral(x: f64) -> Option<i128> {
     (x.is_finite() && x.fract() == 0.0).then_some(x as i128)
 }
 
 fn in_range<const MIN: u64>(value: Option<i128>) -> Option<usize> {
-    let value = usize::try_from(value?).ok()?;
-    // Beyond this, arithmetic on token counts could overflow; no file or run has that many.
-    (value as u64 >= MIN && value <= usize::MAX >> 16).then_some(value)
+    let value = value.filter(|value| (i128::from(MIN)..=MAX).contains(value))?;
+    usize::try_from(value).ok()
+}
+
+/// The range of integers in words; the end of it only for who went beyond.
+fn range<const MIN: u64>(value: Option<i128>) -> String {
+    match value {
+        Some(value) if value > MAX => format!("an integer from {MIN} to {MAX}"),
+        _ => format!("an integer of at least {MIN}"),
+    }
 }
 
 fn number(node: &Node, parse: impl Fn(&str) -> Option<f64>) -> Option<f64> {

@@ -12,6 +12,9 @@ use super::BatchPlan;
 /// Samples that one pack of the reference can hold.
 const REFERENCE_PACK_SAMPLES: usize = 1000;
 
+/// Tokens of a micro-batch that memory is still counted for: 68 billion, with which no product of sizes overflows.
+const MAX_TOKENS: usize = 1 << 36;
+
 /// Longer than nearly all chats; above it a sequence is only full if samples are packed.
 const LONG_SAMPLE: usize = 32_768;
 
@@ -56,8 +59,10 @@ pub(super) fn errors(recipe: &Recipe, model: &ModelConfig, world_size: usize) ->
     } else if let Some(typed) = recipe.deepspeed.train_batch_size
         && world_size.is_multiple_of(sp_size)
     {
-        let own =
-            recipe.micro_batch_size * recipe.gradient_accumulation_steps * world_size / sp_size;
+        let own = recipe
+            .micro_batch_size
+            .saturating_mul(recipe.gradient_accumulation_steps)
+            .saturating_mul(world_size / sp_size);
         if typed != own {
             let found =
                 format!("`deepspeed.train_batch_size` is `{typed}` and a step has `{own}` rows");
@@ -70,6 +75,16 @@ pub(super) fn errors(recipe: &Recipe, model: &ModelConfig, world_size: usize) ->
     }
     let data = &recipe.data;
     let max_length = data.max_length.unwrap_or(model.max_position_embeddings);
+    let tokens = recipe.micro_batch_size.saturating_mul(padded_length(recipe, max_length));
+    if tokens > MAX_TOKENS {
+        let found = format!("a micro-batch has up to `{tokens}` tokens, padded");
+        let key = if recipe.source.is_set("data.max_length") {
+            "data.max_length"
+        } else {
+            "micro_batch_size"
+        };
+        conflict(key, found, format!("at most {MAX_TOKENS}"), None);
+    }
     if data.max_length.is_none()
         && data.pad_to == PadTo::MaxLength
         && recipe.source.is_set("data.div_length")
@@ -86,6 +101,14 @@ pub(super) fn errors(recipe: &Recipe, model: &ModelConfig, world_size: usize) ->
         conflict("data.div_length", found, "a multiple".to_owned(), Some(hint));
     }
     errors
+}
+
+/// A length after padding, without the padding to a multiple of the sequence-parallel size.
+pub(super) fn padded_length(recipe: &Recipe, length: usize) -> usize {
+    match recipe.data.pad_to {
+        PadTo::DivLength => length.next_multiple_of(recipe.data.div_length),
+        PadTo::MaxLength => length,
+    }
 }
 
 /// What is worth knowing.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::Plan;
 
 pub(super) fn plan(plan: &Plan) -> Value {
-    let Plan { model, mesh, heads, zero, batch, tiles, keep, steps, memory, notes } = plan;
+    let Plan { model, mesh, heads, zero, batch, tiles, keep, steps, memory, notes, recipe } = plan;
     json!({
         "model": {
             "name": model.name,
@@ -69,6 +69,7 @@ pub(super) fn plan(plan: &Plan) -> Value {
             "host_bytes": memory.host_bytes(),
             "kept_attention_bytes": memory.kept_attention_bytes,
         },
+        "recipe": recipe,
         "notes": notes.iter().map(|note| json!({ "key": note.key_path, "text": note.text })).collect::<Vec<_>>(),
     })
 }

@@ -472,6 +472,20 @@ fn errors_of_overrides_show_the_override() {
 }
 
 #[test]
+fn recipes_of_this_repository_are_accepted() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+    let mut num_recipes = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
+            load(&path, &[]).unwrap_or_else(|errors| panic!("{errors}"));
+            num_recipes += 1;
+        }
+    }
+    assert!(num_recipes > 0);
+}
+
+#[test]
 fn a_key_is_found_by_its_path_or_the_one_above() {
     let recipe = recipe("run-h100-sp8-llama-8b.yml");
     let line = |key: &str| recipe.source.locate(key).map(|span| span.line);

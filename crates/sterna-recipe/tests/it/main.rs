@@ -4,5 +4,6 @@
 
 mod accepted;
 mod bad;
+mod fuzz;
 mod plan;
 mod reference_page;
