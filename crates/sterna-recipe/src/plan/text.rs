@@ -113,10 +113,15 @@ impl Plan {
 
     fn batch_line(&self) -> String {
         let batch = self.batch;
+        let padded = if batch.padded_length == batch.max_length {
+            String::new()
+        } else {
+            format!(" padded to {}", grouped(batch.padded_length))
+        };
         format!(
-            "{} of up to {} tokens, {} on each rank; {} a step, up to {} tokens",
+            "{} of up to {} tokens{padded}, {} on each rank; {} a step, up to {} tokens",
             plural(batch.micro_batch_size, "row"),
-            grouped(batch.padded_length),
+            grouped(batch.max_length),
             grouped(batch.local_tokens),
             plural(batch.micro_batches_per_step, "micro-batch"),
             grouped(batch.max_tokens_per_step),

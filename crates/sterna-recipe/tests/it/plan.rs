@@ -95,7 +95,7 @@ fn a_plan_reads_well() {
     ranks  32 = 1 data-parallel x 32 sequence-parallel
     heads  32 query, 8 kv, 128 wide; each rank has 1 query and 1 kv
     zero   stage 3: weights, gradients, optimizer state sharded over 32 ranks; gradients add up in float32 and travel in bfloat16
-    batch  1 row of up to 15_500_032 tokens, 484_376 on each rank; 1 micro-batch a step, up to 15_500_000 tokens
+    batch  1 row of up to 15_500_000 tokens padded to 15_500_032, 484_376 on each rank; 1 micro-batch a step, up to 15_500_000 tokens
     tiles  projections 13_056 tokens, MLP 3_328 tokens, loss 2_048 tokens
     kept   the input of each block, and the output of its attention when there is room; on the host
     steps  1 epoch, of data repeated to at least 300 optimizer steps, stopped after 300 optimizer steps
@@ -154,7 +154,7 @@ fn a_small_plan_reads_well() {
     ranks  3 = 1 data-parallel x 3 sequence-parallel
     heads  9 query, 3 kv, 64 wide; each rank has 3 query and 1 kv
     zero   stage 3: weights, gradients, optimizer state sharded over 3 ranks; gradients add up in float32 and travel in float32
-    batch  1 row of up to 2_049 tokens, 683 on each rank; 1 micro-batch a step, up to 2_048 tokens
+    batch  1 row of up to 2_048 tokens padded to 2_049, 683 on each rank; 1 micro-batch a step, up to 2_048 tokens
     tiles  projections whole, MLP whole, loss whole
     kept   the input of each block, and the output of its attention when there is room
     steps  10 optimizer steps
