@@ -428,7 +428,9 @@ impl Error {
             Self::SourceNotFound { .. } => {
                 "give a JSON, JSONL or Parquet file, a folder of them, a folder written by save_to_disk, or a hub data set `owner/name`"
             }
-            Self::JsonShape { .. } => "write one JSON object per line, or a list of objects",
+            Self::Json { .. } | Self::JsonShape { .. } => {
+                "write one JSON object per line, or a list of objects"
+            }
             Self::Parquet { .. } | Self::Arrow { .. } | Self::TruncatedArrow { .. } => {
                 "the file may have been cut off while it was copied or downloaded: fetch it again"
             }

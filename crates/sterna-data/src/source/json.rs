@@ -6,6 +6,9 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
+/// What some editors put before the first character of a UTF-8 file.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// A JSON file in memory. Lines are parsed when their row is read, so that a slice of a large file costs little.
 #[derive(Debug)]
 pub(super) enum JsonFile {
@@ -26,8 +29,11 @@ pub(super) struct Line {
 
 impl JsonFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let text = std::fs::read(path)
+        let mut text = std::fs::read(path)
             .map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
+        if text.starts_with(BYTE_ORDER_MARK) {
+            text.drain(..BYTE_ORDER_MARK.len());
+        }
         let is_list = text.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
         if is_list { read_list(path, &text) } else { Ok(split_lines(text)) }
     }

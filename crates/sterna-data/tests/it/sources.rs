@@ -165,6 +165,8 @@ fn errors_name_the_file_and_the_line() {
     assert_eq!(error(&path("none.jsonl")), "data source `DIR/none.jsonl` not found");
     let bad_line = write(folder.path(), "bad.jsonl", &format!("{good}\n\n{{\"id\": 2,}}\n"));
     assert_eq!(error(&bad_line), "`DIR/bad.jsonl:3` is not valid JSON");
+    let marked = write(folder.path(), "marked.jsonl", &format!("\u{feff}{good}\n"));
+    assert_eq!(rows(&source(&marked, "train")).unwrap().len(), 1);
     let no_row = write(folder.path(), "list.jsonl", &format!("{good}\n[1]\n"));
     assert_eq!(
         error(&no_row),
