@@ -98,7 +98,7 @@ impl Bench {
             time(&format!("{name} forward"), || linear::forward(&x, &weight, None));
             time(&format!("{name} d_x"), || linear::backward_input(&d_y, &weight));
             time(&format!("{name} d_weight"), || {
-                linear::backward_params(&d_y, &x, Some(&mut d_weight), None)
+                linear::backward_params(&d_y, &x, Some(&mut d_weight), None);
             });
         }
         let table = self.rope();
@@ -143,7 +143,11 @@ impl Bench {
         let rope = self.rope();
         let tensors: Vec<Tensor> = self.config.parameters().layers[0]
             .iter()
-            .map(|spec| init::random(spec, &self.config, 1).to_kind(KIND))
+            .map(|spec| {
+                let shape: Vec<i64> = spec.shape.iter().map(|size| *size as i64).collect();
+                let values = init::random_slice(spec, &self.config, 1, &(0..spec.numel()));
+                values.view(shape.as_slice()).to_kind(KIND)
+            })
             .collect();
         let params = BlockParams::new(&self.config, &tensors).unwrap();
         let zeros = tensors.iter().map(|x| Some(x.zeros_like().to_kind(Kind::Float))).collect();
@@ -208,7 +212,7 @@ impl Bench {
         });
         let mut d_weight = grads.lm_head.unwrap();
         time("embedding backward", || {
-            embed::backward(&self.config, &mut d_weight, &labels, &x).unwrap()
+            embed::backward(&self.config, &mut d_weight, &labels, &x).unwrap();
         });
     }
 }

@@ -1,7 +1,7 @@
 //! The embedding of token ids, forward and backward.
 
 use sterna_hf::ModelConfig;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::error::{ModelError, check_shape};
 
@@ -57,11 +57,12 @@ pub fn backward(
     )?;
     check_shape("d_x", &d_x.size(), &[input_ids.len() as i64, d])?;
     check_vocabulary("input_ids", input_ids.iter().copied().enumerate(), config)?;
-    let mut d_x = d_x.to_kind(d_weight.kind());
+    let d_x = d_x.to_kind(d_weight.kind());
     let ids = Tensor::from_slice(input_ids).to_device(d_x.device());
-    if let Some(pad) = config.pad_token_id {
-        d_x = d_x * ids.not_equal(i64::from(pad)).to_kind(Kind::Float).unsqueeze(1);
-    }
+    let d_x = match config.pad_token_id {
+        Some(pad) => d_x * ids.not_equal(i64::from(pad)).to_kind(d_weight.kind()).unsqueeze(1),
+        None => d_x,
+    };
     let _ = d_weight.index_add_(0, &ids, &d_x);
     Ok(())
 }

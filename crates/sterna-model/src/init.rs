@@ -9,16 +9,10 @@ use std::ops::Range;
 use sterna_hf::{ModelConfig, ParamSpec};
 use tch::{Kind, Tensor};
 
-/// A whole tensor in single precision.
+/// Elements `range` of a flattened tensor in single precision, without drawing the rest.
 ///
 /// Norm weights are ones, biases zeros, everything else is normal with standard deviation `initializer_range`; the embedding's row
 /// of `pad_token_id` is zeros.
-pub fn random(spec: &ParamSpec, config: &ModelConfig, seed: u64) -> Tensor {
-    let shape: Vec<i64> = spec.shape.iter().map(|size| *size as i64).collect();
-    random_slice(spec, config, seed, &(0..spec.numel())).view(shape.as_slice())
-}
-
-/// Elements `range` of the flattened tensor, equal to that part of [`random`], without drawing the rest.
 ///
 /// # Shapes
 ///
@@ -43,7 +37,7 @@ pub fn random_slice(
     if spec.name.ends_with("norm.weight") {
         return Tensor::ones(len, (Kind::Float, tch::Device::Cpu));
     }
-    if spec.name.ends_with(".bias") {
+    if spec.name.rsplit('.').next() == Some("bias") {
         return Tensor::zeros(len, (Kind::Float, tch::Device::Cpu));
     }
     let stream = name_stream(seed, &spec.name);
@@ -73,7 +67,7 @@ fn name_stream(seed: u64, name: &str) -> u64 {
     name.bytes().fold(mix(seed), |stream, byte| mix(stream ^ u64::from(byte)))
 }
 
-/// The output function of SplitMix64 (Steele, Lea and Flood 2014), a bijection that passes for random.
+/// The output function of `SplitMix64` (Steele, Lea and Flood 2014), a bijection that passes for random.
 fn mix(value: u64) -> u64 {
     let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

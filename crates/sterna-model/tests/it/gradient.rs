@@ -28,7 +28,7 @@ fn config(overrides: &serde_json::Value) -> ModelConfig {
 }
 
 fn check(config: &ModelConfig) {
-    let _ = tch::manual_seed(7);
+    tch::manual_seed(7);
     let comm = alone();
     let heads =
         HeadSplit::of_all_ranks(config.num_attention_heads, config.num_key_value_heads, 1).unwrap();

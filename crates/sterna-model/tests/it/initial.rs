@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::json;
 use sterna_hf::{ModelConfig, ParamSpec};
-use sterna_model::init::{random, random_slice};
+use sterna_model::init::random_slice;
 use tch::{Kind, Tensor};
 
 fn config() -> ModelConfig {
@@ -15,6 +15,12 @@ fn config() -> ModelConfig {
         "tie_word_embeddings": false,
     });
     ModelConfig::from_json(&config.to_string(), Path::new("config.json")).unwrap()
+}
+
+/// The whole tensor.
+fn random(spec: &ParamSpec, config: &ModelConfig, seed: u64) -> Tensor {
+    let shape: Vec<i64> = spec.shape.iter().map(|size| *size as i64).collect();
+    random_slice(spec, config, seed, &(0..spec.numel())).view(shape.as_slice())
 }
 
 #[test]

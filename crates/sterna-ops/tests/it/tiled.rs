@@ -26,7 +26,7 @@ proptest! {
         let (d, v) = (6, 11);
         let (x, norm, weight) = (random(&[len, d], seed), random(&[d], seed + 1), random(&[v, d], seed + 2));
         let labels: Vec<i64> =
-            (0..len).map(|row| if (row as u64 + seed) % 4 == 0 { -100 } else { (row * 5) % v }).collect();
+            (0..len).map(|row| if (row as u64 + seed).is_multiple_of(4) { -100 } else { (row * 5) % v }).collect();
         let labels = Tensor::from_slice(&labels);
         let run = |tile_len: i64| {
             let mut grads = [Tensor::zeros([v, d], (Kind::Double, Device::Cpu)), Tensor::zeros([d], (Kind::Double, Device::Cpu))];
