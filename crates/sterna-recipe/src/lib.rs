@@ -1,4 +1,25 @@
-//! YAML to `RecipeFile` to [`Recipe`] to `Plan`. Pure: no torch, environment, clock or network.
+//! YAML to `RecipeFile` to [`Recipe`] to [`Plan`]. Pure: no torch, environment, clock or network.
+//!
+//! A recipe goes through four forms, each made from the one before by a pure function (design decision D11):
+//!
+//! 1. *YAML*: a tree that remembers lines, columns and quotes, read as `PyYAML` reads it. Overrides change this tree, so that
+//!    `--set` can do whatever the file can.
+//! 2. `RecipeFile`: every key that exists, typed, as the person gave it. Unknown keys and wrong values end here.
+//! 3. [`Recipe`]: defaults filled in and rules checked. A value of this type is one that the engine can carry out; what the
+//!    reference can do and we cannot was refused by name, and what changes nothing here became a [`Note`].
+//! 4. [`Plan`]: with a model and a number of ranks, what each rank holds and computes, down to bytes.
+//!
+//! Errors are collected, never thrown at the first: [`Diagnostics`] has all of them, each with its line.
+//!
+//! ```
+//! use std::path::Path;
+//!
+//! let text = "model: {name_or_path: folder}\ndata: {sources: [chats:train], max_length: 3.8M}\n";
+//! let recipe = sterna_recipe::parse(Path::new("recipe.yaml"), text, &["seed=7".parse()?])?;
+//! assert_eq!(recipe.data.max_length, Some(3_800_000));
+//! assert_eq!(recipe.seed, 7);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod diagnostic;
 mod edit;
