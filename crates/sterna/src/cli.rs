@@ -37,9 +37,9 @@ pub(crate) enum Command {
 
 /// Train the model of a recipe.
 ///
-/// Starts one process for each GPU, or on a CPU one for each rank that shares a sequence (`sequence_parallel_size`), and
-/// ends them all if one fails. Inside torchrun, or anything else that sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
-/// MASTER_PORT, it is the rank that these describe and starts nothing.
+/// Starts one process for each rank that shares a sequence (`sequence_parallel_size`), or as many as you say, and ends
+/// them all if one fails. Inside torchrun, or anything else that sets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE,
+/// MASTER_ADDR and MASTER_PORT, it is the rank that these describe and starts nothing.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -65,9 +65,9 @@ pub(crate) struct Train {
     /// The recipe, a YAML file
     pub(crate) recipe: PathBuf,
 
-    /// Processes to start, one for each GPU; on a CPU they are simply processes
+    /// Processes to start; by default the recipe's sequence_parallel_size
     ///
-    /// By default all GPUs are used; on a CPU, as many processes as the recipe's sequence_parallel_size.
+    /// With twice as many, twice as many sequences are trained on at a time. On a CPU they are simply processes.
     #[arg(
         long = "num_gpus",
         value_name = "N",
@@ -316,8 +316,8 @@ pub(crate) struct Refusal {
 }
 
 const MANY_HOSTS: &str = "is for runs on several hosts, which `sterna train` does not start yet";
-const MANY_HOSTS_INSTEAD: &str = "start `sterna train RECIPE` on every host under torchrun or srun with RANK, LOCAL_RANK, \
-                                  WORLD_SIZE, MASTER_ADDR and MASTER_PORT set, or leave the argument out to run on this host";
+const MANY_HOSTS_INSTEAD: &str = "start `sterna train RECIPE` on every host under torchrun, or anything else that sets its \
+                                  variables (RANK, WORLD_SIZE, ...), or leave the argument out to run on this host";
 const NO_PYTHON: &str = "is about a Python script, and sterna runs none";
 const LEAVE_OUT: &str = "leave it out";
 

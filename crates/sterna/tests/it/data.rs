@@ -8,7 +8,12 @@ use crate::workspace::{RECIPE, Workspace};
 #[test]
 fn each_rank_gets_its_batches() {
     let workspace = Workspace::new();
-    assert_snapshot!(workspace.show(&["data", "recipe.yaml", "--world-size", "2", "--steps", "3", "--out", "batches"]), @"");
+    assert_snapshot!(workspace.show(&["data", "recipe.yaml", "--world-size", "2", "--steps", "3", "--out", "batches"]), @r"
+    exit status: 0
+    ----- stdout -----
+
+    ----- stderr -----
+    ");
     let ranks = [0, 1].map(|rank| workspace.rows(&format!("batches/rank{rank}.jsonl")));
     for rows in &ranks {
         assert_eq!(rows.len(), 3);
@@ -50,7 +55,15 @@ fn ranks_that_share_a_sequence_get_its_parts() {
 fn missing_data_is_named() {
     let workspace = Workspace::new();
     workspace.write("bad.yaml", &RECIPE.replace("name_or_path: chats", "name_or_path: ./chatz"));
-    assert_snapshot!(workspace.show(&["data", "bad.yaml", "--steps", "1", "--out", "batches"]), @"");
+    assert_snapshot!(workspace.show(&["data", "bad.yaml", "--steps", "1", "--out", "batches"]), @r"
+    exit status: 2
+    ----- stdout -----
+
+    ----- stderr -----
+    error: data source `./chatz` not found
+
+    hint: give a JSON, JSONL or Parquet file, a folder of them, a folder written by save_to_disk, or a hub data set `owner/name`
+    ");
     assert!(!workspace.path("batches").exists());
 }
 
@@ -59,5 +72,13 @@ fn no_data_left_is_said_with_the_number_of_samples_dropped() {
     let workspace = Workspace::new();
     let args =
         ["data", "recipe.yaml", "--set", "data.max_length=8", "--steps", "1", "--out", "batches"];
-    assert_snapshot!(workspace.show(&args), @"");
+    assert_snapshot!(workspace.show(&args), @r"
+    exit status: 2
+    ----- stdout -----
+
+    ----- stderr -----
+    error: no data left: all `40` samples are longer than max_length `8` (shortest `46`, longest `49` tokens)
+
+    hint: raise data.max_length
+    ");
 }

@@ -6,35 +6,244 @@ use crate::workspace::Workspace;
 
 #[test]
 fn help_of_the_command() {
-    assert_snapshot!(Workspace::new().show(&["--help"]), @"");
+    assert_snapshot!(Workspace::new().show(&["--help"]), @r"
+    exit status: 0
+    ----- stdout -----
+    Fine-tune Hugging Face models on very long sequences, from a YAML recipe.
+
+    Sterna takes the recipes of ArcticTraining (`type: sft`). The sequence is split over processes, or
+    GPUs, by Ulysses sequence parallelism; weights, gradients and optimizer state by ZeRO.
+
+    Usage: sterna <COMMAND>
+
+    Commands:
+      train  Train the model of a recipe
+      check  Show what a recipe means, or everything that is wrong with it
+      data   Write the batches that each rank would train on
+
+    Options:
+      -h, --help
+              Print help (see a summary with '-h')
+
+      -V, --version
+              Print version
+
+    Examples:
+      sterna check recipe.yaml                         What would run, and what memory it takes
+      sterna train recipe.yaml                         Train
+      sterna train recipe.yaml --set train_iters=100   Train with a key of the recipe changed
+
+    Exit status: 0 success, 1 training failed, 2 something is wrong with the recipe or the command line,
+    130 interrupted.
+    ----- stderr -----
+    ");
 }
 
 #[test]
 fn help_of_train() {
-    assert_snapshot!(Workspace::new().show(&["train", "-h"]), @"");
+    assert_snapshot!(Workspace::new().show(&["train", "-h"]), @r"
+    exit status: 0
+    ----- stdout -----
+    Train the model of a recipe
+
+    Usage: sterna train [OPTIONS] <RECIPE>
+
+    Arguments:
+      <RECIPE>  The recipe, a YAML file
+
+    Options:
+          --num_gpus <N>          Processes to start; by default the recipe's sequence_parallel_size
+                                  [aliases: --num-gpus, --num_accelerators, --nproc-per-node]
+          --device <DEVICE>       Where to compute [default: auto] [possible values: auto, cpu, cuda]
+          --set <KEY.PATH=VALUE>  Set a key of the recipe; the value is YAML. May be repeated
+      -h, --help                  Print help (see more with '--help')
+
+    Examples:
+      sterna train recipe.yaml
+      sterna train recipe.yaml --num_gpus 8
+      sterna train recipe.yaml --set optimizer.learning_rate=2e-5 --set data.max_length=32_000
+      torchrun --no-python --nproc-per-node 8 sterna train recipe.yaml
+
+    Use --help for the arguments that `arctic_training` and `deepspeed` take.
+    ----- stderr -----
+    ");
 }
 
 #[test]
 fn long_help_of_train_has_the_arguments_of_arctic_training() {
-    assert_snapshot!(Workspace::new().show(&["train", "--help"]), @"");
+    assert_snapshot!(Workspace::new().show(&["train", "--help"]), @r"
+    exit status: 0
+    ----- stdout -----
+    Train the model of a recipe.
+
+    Starts one process for each rank that shares a sequence (`sequence_parallel_size`), or as many as
+    you say, and ends them all if one fails. Inside torchrun, or anything else that sets RANK,
+    LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, it is the rank that these
+    describe and starts nothing.
+
+    Usage: sterna train [OPTIONS] <RECIPE>
+
+    Arguments:
+      <RECIPE>
+              The recipe, a YAML file
+
+    Options:
+          --num_gpus <N>
+              Processes to start; by default the recipe's sequence_parallel_size
+              
+              With twice as many, twice as many sequences are trained on at a time. On a CPU they are
+              simply processes.
+              
+              [aliases: --num-gpus, --num_accelerators, --nproc-per-node]
+
+          --device <DEVICE>
+              Where to compute
+
+              Possible values:
+              - auto: CUDA where this build and machine have it, else the CPU
+              - cpu:  The CPU
+              - cuda: GPUs, one for each process
+              
+              [default: auto]
+
+          --set <KEY.PATH=VALUE>
+              Set a key of the recipe; the value is YAML. May be repeated
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    Arguments of arctic_training and deepspeed:
+          --mode <MODE>
+              train, or process-data to fill the data cache and stop
+              
+              [default: train]
+              [possible values: train, process-data]
+
+          --master_port <PORT>
+              Port of the rendezvous between the processes; by default a free one
+
+          --master_addr <HOST>
+              Address of the rendezvous between the processes
+              
+              [default: 127.0.0.1]
+
+      -q, --quiet
+              Say nothing about starting processes
+
+          --num_nodes <N>
+              Nodes; only 1 as yet
+
+          --node_rank <N>
+              Rank of this node; only 0 as yet
+
+          --launcher <NAME>
+              Only deepspeed, which is this launcher
+
+          --python_profile <KIND>
+              Only disable
+
+          --no_ssh
+              Accepted: there is no ssh on one host
+
+          --no_ssh_check
+              Accepted: there is no ssh on one host
+
+          --no_local_rank
+              Accepted: ranks are told by LOCAL_RANK
+
+    Examples:
+      sterna train recipe.yaml
+      sterna train recipe.yaml --num_gpus 8
+      sterna train recipe.yaml --set optimizer.learning_rate=2e-5 --set data.max_length=32_000
+      torchrun --no-python --nproc-per-node 8 sterna train recipe.yaml
+
+    Environment:
+      OMP_NUM_THREADS   CPU threads of each rank; by default the cores are divided evenly
+      AT_LOG_LEVEL      Log level where the recipe has no logger.level
+      HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE
+                        Where models and data sets of the hub come from
+    ----- stderr -----
+    ");
 }
 
 #[test]
 fn help_of_check() {
-    assert_snapshot!(Workspace::new().show(&["check", "-h"]), @"");
+    assert_snapshot!(Workspace::new().show(&["check", "-h"]), @r"
+    exit status: 0
+    ----- stdout -----
+    Show what a recipe means, or everything that is wrong with it
+
+    Usage: sterna check [OPTIONS] <RECIPE>
+
+    Arguments:
+      <RECIPE>  The recipe, a YAML file
+
+    Options:
+          --world-size <N>        Ranks in all; by default the recipe's sequence_parallel_size
+          --format <FORMAT>       How to print the plan [default: text] [possible values: text, json]
+          --set <KEY.PATH=VALUE>  Set a key of the recipe; the value is YAML. May be repeated
+      -h, --help                  Print help (see more with '--help')
+
+    Examples:
+      sterna check recipe.yaml
+      sterna check recipe.yaml --world-size 8
+      sterna check recipe.yaml --format json | jq .memory
+    ----- stderr -----
+    ");
 }
 
 #[test]
 fn help_of_data() {
-    assert_snapshot!(Workspace::new().show(&["data", "-h"]), @"");
+    assert_snapshot!(Workspace::new().show(&["data", "-h"]), @r"
+    exit status: 0
+    ----- stdout -----
+    Write the batches that each rank would train on
+
+    Usage: sterna data [OPTIONS] --steps <N> --out <DIR> <RECIPE>
+
+    Arguments:
+      <RECIPE>  The recipe, a YAML file
+
+    Options:
+          --world-size <W>        Ranks in all; by default the recipe's sequence_parallel_size
+          --steps <N>             Micro-batches to write for each rank
+          --out <DIR>             Folder to write to; made if it does not exist
+          --set <KEY.PATH=VALUE>  Set a key of the recipe; the value is YAML. May be repeated
+      -h, --help                  Print help (see more with '--help')
+
+    Examples:
+      sterna data recipe.yaml --world-size 2 --steps 4 --out batches
+      head -c 300 batches/rank0.jsonl
+    ----- stderr -----
+    ");
 }
 
 #[test]
 fn a_wrong_argument_is_a_usage_error() {
-    assert_snapshot!(Workspace::new().show(&["train", "recipe.yaml", "--num_gpu", "2"]), @"");
+    assert_snapshot!(Workspace::new().show(&["train", "recipe.yaml", "--num_gpu", "2"]), @r"
+    exit status: 2
+    ----- stdout -----
+
+    ----- stderr -----
+    error: unexpected argument '--num_gpu' found
+
+      tip: a similar argument exists: '--num_gpus'
+
+    Usage: sterna train --num_gpus <N> <RECIPE>
+
+    For more information, try '--help'.
+    ");
 }
 
 #[test]
 fn a_count_of_zero_is_refused() {
-    assert_snapshot!(Workspace::new().show(&["train", "recipe.yaml", "--num_gpus", "0"]), @"");
+    assert_snapshot!(Workspace::new().show(&["train", "recipe.yaml", "--num_gpus", "0"]), @r"
+    exit status: 2
+    ----- stdout -----
+
+    ----- stderr -----
+    error: invalid value '0' for '--num_gpus <N>': found `0`, required is a whole number from 1
+
+    For more information, try '--help'.
+    ");
 }

@@ -102,7 +102,11 @@ fn killing_one_of_the_ranks_ends_the_run_and_names_it() {
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
     assert_eq!(code, Some(1));
     let error = &text[text.find("[rank").unwrap_or(0)..];
-    assert_snapshot!(error, @"");
+    assert_snapshot!(error, @r"
+    [rank 1] error: the process was ended by signal 9 (SIGKILL)
+
+    hint: someone killed it, or the system did because memory ran out (`dmesg | grep -i oom` tells); `sterna check` shows what a rank needs
+    ");
 }
 
 #[test]
@@ -179,7 +183,11 @@ fn torchrun_and_num_gpus_may_not_disagree() {
     command.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")]);
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(2));
-    assert_snapshot!(String::from_utf8_lossy(&output.stderr), @"");
+    assert_snapshot!(String::from_utf8_lossy(&output.stderr), @r"
+    error: `--num_gpus` is `4`, but LOCAL_WORLD_SIZE says that `2` processes were started on this host
+
+    hint: leave `--num_gpus` out under torchrun; to start processes from here, unset RANK and WORLD_SIZE
+    ");
 }
 
 #[test]
@@ -196,5 +204,18 @@ fn an_error_that_all_ranks_meet_is_said_once() {
 #[test]
 fn a_world_that_the_sequence_cannot_be_split_over_starts_nothing() {
     let args = ["train", "recipe.yaml", "--num_gpus", "3", "--set", "sequence_parallel_size=2"];
-    assert_snapshot!(Workspace::new().show(&args), @"");
+    assert_snapshot!(Workspace::new().show(&args), @r"
+    exit status: 2
+    ----- stdout -----
+
+    ----- stderr -----
+    error: `sequence_parallel_size` `2` does not divide the `3` ranks of this run, required: a number of ranks that is a multiple of it
+     --> --set
+      |
+      | sequence_parallel_size=2
+      |                        ^
+      = hint: start 4 ranks, or set `sequence_parallel_size` to a divisor of 3
+
+    1 error in `recipe.yaml`
+    ");
 }

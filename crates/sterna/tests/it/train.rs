@@ -75,13 +75,29 @@ fn a_truncated_model_file_is_named_and_earlier_output_stays() {
     let weights = std::fs::read(workspace.path("model/model.safetensors")).unwrap();
     std::fs::write(workspace.path("model/model.safetensors"), &weights[..weights.len() - 100])
         .unwrap();
-    assert_snapshot!(workspace.show(&["train", "recipe.yaml"]), @"");
+    assert_snapshot!(workspace.show(&["train", "recipe.yaml"]), @r"
+    exit status: 2
+    ----- stdout -----
+
+    ----- stderr -----
+    error: `model/model.safetensors` is cut off: it has `142700` bytes, its header requires `142800`
+
+    hint: download the file again, it is incomplete
+    ");
     assert_eq!(std::fs::read(workspace.path("out/tuned/model.safetensors")).unwrap(), before);
 }
 
 #[test]
 fn cuda_is_refused_by_this_build() {
-    assert_snapshot!(Workspace::new().show(&["train", "recipe.yaml", "--device", "cuda"]), @"");
+    assert_snapshot!(Workspace::new().show(&["train", "recipe.yaml", "--device", "cuda"]), @r"
+    exit status: 2
+    ----- stdout -----
+
+    ----- stderr -----
+    error: device `cuda` was asked for, and this build of sterna computes on `cpu`
+
+    hint: use `--device cpu` or `--device auto`
+    ");
 }
 
 #[test]
@@ -91,10 +107,26 @@ fn arguments_of_the_deepspeed_launcher_are_refused_with_a_reason() {
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    assert_snapshot!(refused(&["--hostfile", "hosts"]), @"");
-    assert_snapshot!(refused(&["--num_nodes", "2"]), @"");
-    assert_snapshot!(refused(&["--python_profile", "tottime"]), @"");
-    assert_snapshot!(refused(&["--launcher", "slurm"]), @"");
+    assert_snapshot!(refused(&["--hostfile", "hosts"]), @r"
+    error: `--hostfile` is for runs on several hosts, which `sterna train` does not start yet
+
+    hint: start `sterna train RECIPE` on every host under torchrun, or anything else that sets its variables (RANK, WORLD_SIZE, ...), or leave the argument out to run on this host
+    ");
+    assert_snapshot!(refused(&["--num_nodes", "2"]), @r"
+    error: `--num_nodes` is for runs on several hosts, which `sterna train` does not start yet
+
+    hint: start `sterna train RECIPE` on every host under torchrun, or anything else that sets its variables (RANK, WORLD_SIZE, ...), or leave the argument out to run on this host
+    ");
+    assert_snapshot!(refused(&["--python_profile", "tottime"]), @r"
+    error: `--python_profile` is about a Python script, and sterna runs none
+
+    hint: profile the process itself, for example with `perf record -g sterna train RECIPE`
+    ");
+    assert_snapshot!(refused(&["--launcher", "slurm"]), @r"
+    error: `--launcher` takes only `deepspeed`, which means this command's own launcher
+
+    hint: leave it out, or start `sterna train RECIPE` under torchrun, srun or mpirun with torchrun's variables set
+    ");
 }
 
 #[test]
