@@ -33,3 +33,16 @@ fn every_bad_recipe_says_what_is_wrong() {
     }
     assert!(differing.is_empty(), "{}", differing.join("\n"));
 }
+
+#[test]
+fn a_file_that_cannot_be_read_is_an_error_of_the_same_form() {
+    let said =
+        sterna_recipe::load(Path::new("no-such-folder/recipe.yaml"), &[]).unwrap_err().to_string();
+    insta::assert_snapshot!(said, @r"
+    error: cannot read `no-such-folder/recipe.yaml`: No such file or directory (os error 2)
+     --> no-such-folder/recipe.yaml
+      = hint: the recipe is the first argument: a path to a YAML file
+
+    1 error in `no-such-folder/recipe.yaml`
+    ");
+}
