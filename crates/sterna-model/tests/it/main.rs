@@ -8,3 +8,4 @@ mod initial;
 mod leak;
 mod params;
 mod tiny;
+mod ulysses;

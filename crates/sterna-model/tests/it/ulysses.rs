@@ -1,0 +1,93 @@
+//! The exchange around attention against plain slices of the whole tensors.
+
+use sterna_model::HeadSplit;
+use sterna_model::parallel::ulysses::{Exchange, HeadToSeq, Heads, SeqToHead};
+use sterna_testkit::spawn_ranks;
+use tch::{Device, Kind, Tensor};
+
+use crate::tiny::together;
+
+/// Tokens of one rank, heads and head size.
+const SHARD_LEN: i64 = 4;
+const HEAD_DIM: i64 = 2;
+
+/// `[b * s, heads, h]`, every element another whole number.
+fn numbered(num_tokens: i64, num_heads: i64) -> Tensor {
+    Tensor::arange(num_tokens * num_heads * HEAD_DIM, (Kind::Float, Device::Cpu))
+        .view([num_tokens, num_heads, HEAD_DIM])
+}
+
+/// Sends queries, keys and values of `n` and `k` heads there and back on `world_size` ranks.
+fn there_and_back(world_size: usize, num_rows: i64, n: usize, k: usize) {
+    spawn_ranks(world_size, |_| {
+        let comm = together(world_size);
+        let (p, rank) = (world_size as i64, comm.sp().rank());
+        let heads = HeadSplit::of_all_ranks(n, k, world_size).unwrap();
+        let exchange = Exchange {
+            group: comm.sp(),
+            heads: &heads,
+            num_rows,
+            shard_len: SHARD_LEN,
+            head_dim: HEAD_DIM,
+            kind: Kind::Float,
+            device: Device::Cpu,
+        };
+        let parts = [Heads::Query, Heads::KeyValue, Heads::KeyValue];
+        let whole = [n, k, k].map(|num_heads| numbered(num_rows * p * SHARD_LEN, num_heads as i64));
+        // Of each row, this rank has the tokens from rank * s/p on.
+        let local = whole.each_ref().map(|x| {
+            let rows = x.view([num_rows, p * SHARD_LEN, -1, HEAD_DIM]);
+            rows.narrow(1, rank as i64 * SHARD_LEN, SHARD_LEN).reshape([
+                num_rows * SHARD_LEN,
+                -1,
+                HEAD_DIM,
+            ])
+        });
+
+        let mut outgoing = SeqToHead::new(exchange, &parts);
+        for (part_idx, x) in local.iter().enumerate() {
+            outgoing.put(part_idx, 0, &x.narrow(0, 0, 3));
+            outgoing.put(part_idx, 3, &x.narrow(0, 3, num_rows * SHARD_LEN - 3));
+        }
+        let arrived = outgoing.trade().unwrap();
+        let own = [&heads[rank].q, &heads[rank].kv, &heads[rank].kv];
+        for ((x, whole), own) in arrived.iter().zip(&whole).zip(own) {
+            let expected = whole.narrow(1, own.start as i64, own.len() as i64);
+            assert!(*x == expected, "rank {rank} has its heads of all tokens");
+        }
+
+        let travellers = parts.into_iter().zip(arrived.iter().map(Tensor::contiguous)).collect();
+        let back = HeadToSeq::trade(exchange, travellers).unwrap();
+        for (part_idx, x) in local.iter().enumerate() {
+            // A kv head comes back once from each rank that had it, and the copies add up.
+            let copies: Vec<f32> = (0..x.size()[1] as usize)
+                .map(|head| match parts[part_idx] {
+                    Heads::Query => 1.0,
+                    Heads::KeyValue => {
+                        heads.iter().filter(|split| split.kv.contains(&head)).count() as f32
+                    }
+                })
+                .collect();
+            let expected = x * Tensor::from_slice(&copies).view([-1, 1]);
+            assert!(
+                back.tile(part_idx, &(1..3)) == expected.narrow(0, 1, 2),
+                "rank {rank}, part {part_idx}"
+            );
+        }
+    });
+}
+
+#[test]
+fn nine_heads_on_two_ranks_share_a_kv_head() {
+    there_and_back(2, 1, 9, 3);
+}
+
+#[test]
+fn one_kv_head_goes_to_three_ranks() {
+    there_and_back(3, 1, 4, 1);
+}
+
+#[test]
+fn rows_keep_their_tokens() {
+    there_and_back(2, 3, 4, 2);
+}
