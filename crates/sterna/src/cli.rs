@@ -3,6 +3,11 @@
 //! [`Cli`] is exactly what was typed; nothing here reads a file or the environment. The flags are few, because a run is
 //! one recipe: `--set` changes any key of it.
 
+#![expect(
+    clippy::doc_markdown,
+    reason = "doc comments are the help text, where backticks would be seen"
+)]
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -29,6 +34,7 @@ pub(crate) struct Cli {
 
 /// The first word after `sterna`.
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 pub(crate) enum Command {
     Train(Train),
     Check(Check),
@@ -174,6 +180,7 @@ pub(crate) enum Format {
 /// Arguments that users of `arctic_training` and of the `deepspeed` launcher type. Those that ask for something that
 /// Sterna does not do are refused by [`Arctic::refusal`], never ignored.
 #[derive(Debug, Default, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an argument by itself")]
 #[command(next_help_heading = "Arguments of arctic_training and deepspeed")]
 pub(crate) struct Arctic {
     /// train, or process-data to fill the data cache and stop

@@ -89,7 +89,10 @@ fn supervise(launch: &Launch<'_>, command: impl Fn() -> Command) -> Result<(), F
         match command.spawn() {
             Ok(child) => children.push(child),
             Err(err) => {
-                children.iter_mut().for_each(|child| drop(child.kill()));
+                for child in &mut children {
+                    // One that has ended is what we want.
+                    let _ = child.kill();
+                }
                 return Err(cannot(&format!("start rank {rank}"), &err));
             }
         }
@@ -258,7 +261,7 @@ impl Ending {
 /// Reads what the rank said, or says how it ended.
 fn casualty(rank: usize, status: ExitStatus, reports: &Path, we_signalled: bool) -> Casualty {
     if let Some(failure) = child::read_report(reports, rank) {
-        let is_cause = !failure.is_peer_failure;
+        let is_cause = !failure.is_about_peer;
         return Casualty { rank, failure, is_cause };
     }
     let Some(signal) = status.signal() else {

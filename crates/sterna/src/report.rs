@@ -55,7 +55,7 @@ pub(crate) struct Failure {
     /// The rank that failed, when there are several.
     rank: Option<usize>,
     /// Whether this rank only noticed that another one ended.
-    pub(crate) is_peer_failure: bool,
+    pub(crate) is_about_peer: bool,
 }
 
 impl Failure {
@@ -70,7 +70,7 @@ impl Failure {
     }
 
     fn from_what(exit: Exit, what: What) -> Self {
-        Self { exit, what, causes: Vec::new(), hint: None, rank: None, is_peer_failure: false }
+        Self { exit, what, causes: Vec::new(), hint: None, rank: None, is_about_peer: false }
     }
 
     /// A failure told by an error and what caused it.

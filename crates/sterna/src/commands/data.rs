@@ -48,6 +48,13 @@ pub(crate) fn run(args: &Data) -> Result<(), Failure> {
             .and_then(|()| fs::rename(&incomplete, &path))
             .map_err(|err| cannot_write(&path, &err))?;
     }
+    let Data { steps, out, .. } = args;
+    let line = format!(
+        "wrote {steps} micro-batches for each of {world_size} ranks to {}\n",
+        out.display()
+    );
+    // Nobody may be listening, and the files are there.
+    let _ = std::io::stderr().lock().write_all(line.as_bytes());
     Ok(())
 }
 

@@ -135,6 +135,6 @@ fn train_failure(err: &TrainError, has_started: bool) -> Failure {
         _ => Exit::Failed,
     };
     let mut failure = Failure::from_error(exit, err).with_hint(err.hint());
-    failure.is_peer_failure = matches!(err, TrainError::Comm(CommError::PeerFailed { .. }));
+    failure.is_about_peer = matches!(err, TrainError::Comm(CommError::PeerFailed { .. }));
     failure
 }

@@ -18,18 +18,18 @@ fn launch(script: &str) -> Result<(), String> {
 }
 
 /// A report as a rank writes it.
-fn says(message: &str, is_peer_failure: bool) -> String {
+fn says(message: &str, is_about_peer: bool) -> String {
     let mut failure = Failure::new(Exit::Failed, message);
-    failure.is_peer_failure = is_peer_failure;
+    failure.is_about_peer = is_about_peer;
     let json = serde_json::to_string(&failure).unwrap();
     format!("echo '{json}' > $STERNA_FAILURE_DIR/rank$RANK.json; exit 1")
 }
 
 #[test]
 fn ranks_are_told_who_they_are() {
-    let script = r#"
+    let script = r"
         test $RANK -lt 3 && test $LOCAL_RANK = $RANK && test $WORLD_SIZE = 3 && test $LOCAL_WORLD_SIZE = 3 &&
-        test $MASTER_ADDR = 127.0.0.1 && test $MASTER_PORT -gt 1024 && test $OMP_NUM_THREADS = 1"#;
+        test $MASTER_ADDR = 127.0.0.1 && test $MASTER_PORT -gt 1024 && test $OMP_NUM_THREADS = 1";
     assert_eq!(launch(script), Ok(()));
 }
 

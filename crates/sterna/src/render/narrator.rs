@@ -40,7 +40,9 @@ impl Narrator {
 
     /// Says what the data is.
     pub(crate) fn data(&self, report: &PrepareReport) {
-        banner::data(report).iter().for_each(|line| self.say(line));
+        for line in banner::data(report) {
+            self.say(&line);
+        }
     }
 
     /// Says how the run ended, and takes the live line away.
@@ -49,7 +51,7 @@ impl Narrator {
         match &summary.early_exit {
             None => self.say("*** Training finished normally."),
             Some(reason) => {
-                self.say(&format!("*** Exiting training early because training {reason}"))
+                self.say(&format!("*** Exiting training early because training {reason}"));
             }
         }
         for dir in &summary.exports {
@@ -68,7 +70,9 @@ impl Narrator {
 impl Observer for Narrator {
     fn on_start(&mut self, plan: &Plan, report: &PrepareReport, num_steps: u64) {
         self.has_started = true;
-        banner::run(plan, num_steps).iter().for_each(|line| self.say(line));
+        for line in banner::run(plan, num_steps) {
+            self.say(&line);
+        }
         self.data(report);
         self.screen.advance(0, num_steps, "");
     }

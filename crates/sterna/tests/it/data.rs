@@ -13,6 +13,7 @@ fn each_rank_gets_its_batches() {
     ----- stdout -----
 
     ----- stderr -----
+    wrote 3 micro-batches for each of 2 ranks to batches
     ");
     let ranks = [0, 1].map(|rank| workspace.rows(&format!("batches/rank{rank}.jsonl")));
     for rows in &ranks {

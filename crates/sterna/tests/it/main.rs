@@ -1,5 +1,7 @@
 //! The command line, from the outside: exit status, stdout and stderr of the real binary on tiny models and chats.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod check;
 mod data;
 mod help;
