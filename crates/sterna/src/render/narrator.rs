@@ -54,9 +54,6 @@ impl Narrator {
                 self.say(&format!("*** Exiting training early because training {reason}"));
             }
         }
-        for dir in &summary.exports {
-            self.say(&format!("The model is in {}", dir.display()));
-        }
     }
 
     fn say(&self, line: &str) {
@@ -95,6 +92,6 @@ impl Observer for Narrator {
     }
 
     fn on_export(&mut self, dir: &Path) {
-        self.say(&format!("exported {}", dir.display()));
+        self.say(&format!("The model is in {}", dir.display()));
     }
 }
