@@ -1,7 +1,7 @@
 //! From a recipe to the data that every rank sees.
 //!
 //! The order of the steps is the reference's: tokenize each source, concatenate, shuffle, drop what is too long, shuffle again and
-//! pack, repeat until there is enough, split off evaluation data. Every rank runs this by itself and gets the same result.
+//! pack, split off evaluation data, repeat until there is enough. Every rank runs this by itself and gets the same result.
 
 use std::sync::Arc;
 
@@ -54,7 +54,7 @@ pub struct SetReport {
     pub tokens: u64,
     /// Packs, if samples are packed.
     pub packs: Option<PackReport>,
-    /// Samples, or packs, after `min_iterations` repeated them.
+    /// Samples, or packs, after evaluation data was split off and `min_iterations` repeated the rest.
     pub len: usize,
 }
 
@@ -103,22 +103,21 @@ pub fn prepare(
         world_size,
         max_length: data.max_length.unwrap_or(model_max_length),
     };
-    let (mut train, train_report) = context.load(&data.sources, "training")?;
+    let (mut train, mut train_report) = context.load(&data.sources, "training")?;
     let (mut eval, mut eval_report) = (None, None);
     if !data.eval_sources.is_empty() {
         let (dataset, report) = context.load(&data.eval_sources, "evaluation")?;
         (eval, eval_report) = (Some(dataset), Some(report));
     }
+    // Split before anything is repeated: held-out samples are never trained on. (The reference repeats first.)
     if data.train_eval_split.1 > 0.0 {
         let (train_places, eval_places) =
             train_test_split(train.len(), data.train_eval_split.1, data.seed)?;
         eval = Some(train.select(eval_places));
         train = train.select(train_places);
     }
-    context.check_micro_batch(&train, "training")?;
-    if let Some(eval) = &eval {
-        context.check_micro_batch(eval, "evaluation")?;
-    }
+    let train = context.enough(train)?;
+    train_report.len = train.len();
     Ok(Datasets { train, eval, report: PrepareReport { train: train_report, eval: eval_report } })
 }
 
@@ -183,16 +182,7 @@ impl Context<'_> {
         if data.pack_samples {
             report.packs = Some(self.pack_report(&dataset));
         }
-        check_count(self.required_len().max(dataset.len()), what)?;
-        let dataset = self.replicate(dataset);
         report.len = dataset.len();
-        if dataset.len() < self.world_size {
-            return Err(Error::FewerSamplesThanRanks {
-                what,
-                samples: dataset.len(),
-                world_size: self.world_size,
-            });
-        }
         Ok((dataset, report))
     }
 
@@ -264,6 +254,23 @@ impl Context<'_> {
             longest: lengths().max().unwrap_or(0),
             fill: lengths().sum::<usize>() as f64 / (packed.len() * self.max_length) as f64,
         }
+    }
+
+    /// Training data that gives every rank at least one micro-batch, repeated as `min_iterations` asks. Evaluation data needs neither:
+    /// each of its samples is used once, whatever the ranks.
+    fn enough(&self, dataset: Dataset) -> Result<Dataset> {
+        let what = "training";
+        check_count(self.required_len().max(dataset.len()), what)?;
+        let dataset = self.replicate(dataset);
+        if dataset.len() < self.world_size {
+            return Err(Error::FewerSamplesThanRanks {
+                what,
+                samples: dataset.len(),
+                world_size: self.world_size,
+            });
+        }
+        self.check_micro_batch(&dataset, what)?;
+        Ok(dataset)
     }
 
     /// `min_iterations`: the data again and again until it gives that many steps on every rank.

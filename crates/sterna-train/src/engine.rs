@@ -219,7 +219,7 @@ impl<'a> Engine<'a> {
             .into_iter()
             .map(|range| range.start as i64..range.end as i64)
             .collect();
-        let seq_len = batch.position_ids.iter().max().map_or(0, |&position| position as usize + 1);
+        let seq_len = longest_position(batch);
         let rope = rotary::table(
             self.config,
             &shard.position_ids,
@@ -306,6 +306,16 @@ impl<'a> Engine<'a> {
         }
         Ok((sum.loss_sum, dx))
     }
+}
+
+/// The largest position of the micro-batch's samples plus one. Padding does not count: its positions continue the column
+/// index, and how much there is of it depends on the number of ranks.
+fn longest_position(batch: &MicroBatch) -> usize {
+    let rows = batch.position_ids.chunks_exact(batch.len.max(1)).zip(&batch.packed_sample_seqlens);
+    let of_row = |(row, seqlens): (&[i64], &Vec<usize>)| {
+        row[..seqlens.iter().sum()].iter().max().map_or(0, |&position| position as usize + 1)
+    };
+    rows.map(of_row).max().unwrap_or(0)
 }
 
 /// The views of a unit's gradients, all of them wanted.

@@ -62,13 +62,23 @@ pub enum TrainError {
         /// The step, from 1.
         step: u64,
     },
-    /// A tensor operation failed inside a step.
-    #[error("optimizer step `{step}` failed: {message}")]
-    StepPanicked {
-        /// The step, from 1.
-        step: u64,
+    /// A tensor operation failed.
+    #[error("computing failed: {message}")]
+    Panicked {
         /// libtorch's message, or the panic's.
         message: String,
+    },
+    /// The ranks did not read the same recipe, model or data.
+    #[error("ranks `{ranks:?}` have another recipe, model or data than rank `0`")]
+    RanksDisagree {
+        /// The ranks that differ from rank 0.
+        ranks: Vec<usize>,
+    },
+    /// The kill switch was set before the first step.
+    #[error("the kill switch `{}` exists, so nothing was trained", path.display())]
+    KillSwitch {
+        /// The file.
+        path: PathBuf,
     },
     /// The device that was asked for cannot be used by this build.
     #[error("device `{device}` was asked for, and this build of sterna computes on `cpu`")]
@@ -98,11 +108,15 @@ impl TrainError {
                  values overflow"
                     .to_owned(),
             ),
-            Self::StepPanicked { message, .. } => is_out_of_memory(message).then(|| {
+            Self::Panicked { message } => is_out_of_memory(message).then(|| {
                 "use more sequence-parallel ranks, set `tiled_mlp_compute: true` and \
                  `activation_checkpoint_cpu_offload: true`, or lower `data.max_length`"
                     .to_owned()
             }),
+            Self::RanksDisagree { .. } => Some(
+                "every host needs the same recipe, model folder, data files and version of sterna".to_owned(),
+            ),
+            Self::KillSwitch { .. } => Some("delete it, or set `kill_switch_path` to another file".to_owned()),
             Self::DeviceUnavailable { .. } => Some("use `--device cpu` or `--device auto`".to_owned()),
         }
     }

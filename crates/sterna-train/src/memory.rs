@@ -29,10 +29,23 @@ impl HostMemory {
         }
     }
 
-    /// Memory that the machine could still give, in bytes.
+    /// Memory that this process could still get, in bytes: what the machine has left, or less if its control group
+    /// (a container, a SLURM job) is limited.
     pub fn available(&self) -> u64 {
-        self.node_total - self.node
+        let of_node = self.node_total - self.node;
+        control_group_left().map_or(of_node, |left| left.min(of_node))
     }
+}
+
+/// What this process's control group may still take, in bytes; `None` without a limit. Version 2 hierarchy.
+fn control_group_left() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let read = |name: &str| -> Option<u64> {
+        fs::read_to_string(format!("/sys/fs/cgroup{path}/{name}")).ok()?.trim().parse().ok()
+    };
+    // `memory.max` reads `max` without a limit, which is no number.
+    Some(read("memory.max")?.saturating_sub(read("memory.current")?))
 }
 
 /// The value of a `Name:   123 kB` line, in bytes.

@@ -1,6 +1,8 @@
 //! The whole run of one rank, from a recipe to an export.
 
 use std::{
+    collections::BTreeSet,
+    hash::{DefaultHasher, Hash, Hasher},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -9,7 +11,7 @@ use std::{
 use sterna_comm::{Comm, RankEnv};
 use sterna_data::{Collator, DataMesh, Dataset, Datasets, MicroBatch, MicroBatches, PrepareReport};
 use sterna_hf::{ModelConfig, Tokenizer, WeightFiles, export::check_destination, hub};
-use sterna_recipe::{CheckpointOptions, LossAverage, Plan, Recipe};
+use sterna_recipe::{CheckpointOptions, LossAverage, PadTo, Plan, Recipe};
 use sterna_torch_sys::AdamW;
 use tch::{Device, Kind, Tensor};
 
@@ -61,15 +63,20 @@ pub enum DeviceChoice {
 }
 
 /// What the command line decides beside the recipe.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct TrainOptions {
     /// Where to compute.
     pub device: DeviceChoice,
+    /// How long a collective waits for its slowest rank, be it in a step, preparing data or writing an export. A rank
+    /// that *ends* is noticed in seconds; this bounds a rank that hangs.
+    pub collective_timeout: Duration,
 }
 
-/// How long a collective waits for its slowest rank. A rank that *ends* is noticed in seconds, through its closed
-/// connections; this bounds a rank that hangs.
-const COLLECTIVE_TIMEOUT: Duration = Duration::from_mins(30);
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self { device: DeviceChoice::Auto, collective_timeout: Duration::from_mins(30) }
+    }
+}
 
 /// Trains as `recipe` says, as the rank that `env` describes.
 ///
@@ -91,21 +98,40 @@ pub fn train(
             return Err(TrainError::DeviceUnavailable { device: "cuda".to_owned() });
         }
     };
-    let assets = Assets::resolve(recipe)?;
-    let plan = Plan::new(recipe, &assets.config, env.world_size).map_err(TrainError::Plan)?;
-    let datasets = sterna_data::prepare(
-        recipe,
-        assets.config.max_position_embeddings,
-        &assets.tokenizer,
-        env.world_size,
-    )?;
-    let comm = Comm::init(env, recipe.sequence_parallel_size, COLLECTIVE_TIMEOUT)?;
-    let result = Trainer::new(recipe, &plan, env, &comm, &assets, &datasets, device)
-        .and_then(|trainer| trainer.run(&plan, observer));
+    let config = model_config(recipe)?;
+    let plan = Plan::new(recipe, &config, env.world_size).map_err(TrainError::Plan)?;
+    let comm = Comm::init(env, recipe.sequence_parallel_size, options.collective_timeout)?;
+    // From here on a failure is told to the other ranks, whatever it is: libtorch's exceptions arrive as panics.
+    let run = AssertUnwindSafe(|| run(recipe, config, &plan, env, &comm, device, observer));
+    let result = catch_unwind(run).unwrap_or_else(|panic| {
+        Err(TrainError::Panicked { message: panic_message(panic.as_ref()) })
+    });
     if let Err(error) = &result {
         comm.abort(&error.to_string());
     }
     result
+}
+
+/// The run of a rank that has joined the others.
+fn run(
+    recipe: &Recipe,
+    config: ModelConfig,
+    plan: &Plan,
+    env: &RankEnv,
+    comm: &Comm,
+    device: Device,
+    observer: &mut dyn Observer,
+) -> Result<TrainSummary, TrainError> {
+    let assets = Assets::resolve(recipe, config)?;
+    let max_length = assets.config.max_position_embeddings;
+    let datasets = sterna_data::prepare(recipe, max_length, &assets.tokenizer, env.world_size)?;
+    Trainer::new(recipe, env, comm, &assets, &datasets, plan, device)?.run(plan, observer)
+}
+
+/// The config of the recipe's model, with the recipe's changes.
+fn model_config(recipe: &Recipe) -> Result<ModelConfig, TrainError> {
+    let dir = hub::resolve_model_config(&recipe.model.name_or_path)?;
+    Ok(ModelConfig::from_dir(&dir)?.with_overrides(&recipe.model.hf_config_kwargs)?)
 }
 
 /// What a recipe names: a model and a tokenizer.
@@ -120,7 +146,7 @@ struct Assets {
 }
 
 impl Assets {
-    fn resolve(recipe: &Recipe) -> Result<Self, TrainError> {
+    fn resolve(recipe: &Recipe, config: ModelConfig) -> Result<Self, TrainError> {
         let model = &recipe.model;
         let has_config_only = model.random_weights || model.changes_depth();
         let model_dir = if has_config_only {
@@ -128,7 +154,6 @@ impl Assets {
         } else {
             hub::resolve_model(&model.name_or_path)?
         };
-        let config = ModelConfig::from_dir(&model_dir)?.with_overrides(&model.hf_config_kwargs)?;
         let tokenizer_dir = hub::resolve_model_config(&recipe.tokenizer.name_or_path)?;
         let tokenizer = Tokenizer::from_dir(&tokenizer_dir)?;
         let weights = if has_config_only {
@@ -170,11 +195,11 @@ struct StepReport {
 impl<'a> Trainer<'a> {
     fn new(
         recipe: &'a Recipe,
-        plan: &Plan,
         env: &RankEnv,
         comm: &'a Comm,
         assets: &'a Assets,
         datasets: &'a Datasets,
+        plan: &Plan,
         device: Device,
     ) -> Result<Self, TrainError> {
         let mesh = &comm.mesh;
@@ -192,6 +217,7 @@ impl<'a> Trainer<'a> {
             dp_size: mesh.dp_size,
             gradient_accumulation_steps: recipe.gradient_accumulation_steps,
         })?;
+        check_agreement(recipe, comm, &assets.config, &datasets.train, num_steps)?;
         let keep_attention =
             can_keep_attention(recipe, comm, &assets.config, env, &datasets.train)?;
         let options = EngineOptions::new(plan, device, keep_attention);
@@ -230,6 +256,9 @@ impl<'a> Trainer<'a> {
         let mut early_exit = None;
         if is_writer {
             self.check_destinations()?;
+        }
+        if self.is_killed()? {
+            return Err(TrainError::KillSwitch { path: self.recipe.kill_switch_path.clone() });
         }
         observer.on_start(plan, &self.datasets.report, self.num_steps);
         if self.recipe.eval_on_start {
@@ -271,14 +300,8 @@ impl<'a> Trainer<'a> {
         Ok(TrainSummary { num_steps: num_done, early_exit, exports })
     }
 
-    /// One optimizer step, counted from 1. The one place where a panic of a tensor operation becomes an error.
+    /// One optimizer step, counted from 1.
     fn step(&mut self, step: u64) -> Result<IterationMetrics, TrainError> {
-        catch_unwind(AssertUnwindSafe(|| self.step_unguarded(step))).unwrap_or_else(|panic| {
-            Err(TrainError::StepPanicked { step, message: panic_message(panic.as_ref()) })
-        })
-    }
-
-    fn step_unguarded(&mut self, step: u64) -> Result<IterationMetrics, TrainError> {
         let started = Instant::now();
         let gas = self.recipe.gradient_accumulation_steps;
         let first = (step as usize - 1) * gas;
@@ -447,25 +470,37 @@ impl<'a> Trainer<'a> {
 
     /// Whether `checkpoint` asks for an export after step `step`.
     fn is_due(&self, checkpoint: &CheckpointOptions, step: u64) -> bool {
-        let is_multiple =
-            |n: usize, count: u64| n > 0 && count > 0 && count.is_multiple_of(n as u64);
-        let num_micro_batches = step * self.recipe.gradient_accumulation_steps as u64;
-        let per_epoch = self.stream.len() as u64;
-        let previous =
-            num_micro_batches.saturating_sub(self.recipe.gradient_accumulation_steps as u64);
-        let ends_epoch = num_micro_batches / per_epoch > previous / per_epoch;
-        is_multiple(checkpoint.save_every_n_steps, step)
-            || ends_epoch
-                && is_multiple(checkpoint.save_every_n_epochs, num_micro_batches / per_epoch)
+        let every_steps = checkpoint.save_every_n_steps as u64;
+        let every_epochs = checkpoint.save_every_n_epochs as u64;
+        every_steps > 0 && step > 0 && step.is_multiple_of(every_steps)
+            || every_epochs > 0
+                && self.epochs_done(step) / every_epochs
+                    > self.epochs_done(step.saturating_sub(1)) / every_epochs
     }
 
-    /// Refuses, before the first step, an export that could not be written at the end.
+    /// Whole passes over the data after step `step`. Micro-batches that are too few for another step end their epoch.
+    fn epochs_done(&self, step: u64) -> u64 {
+        let gas = self.recipe.gradient_accumulation_steps as u64;
+        let per_epoch = self.stream.len() as u64;
+        let total = per_epoch * self.recipe.epochs as u64;
+        let num_micro_batches = step * gas;
+        let is_last = self.recipe.train_iters == 0 && num_micro_batches + gas > total;
+        if is_last { self.recipe.epochs as u64 } else { num_micro_batches / per_epoch }
+    }
+
+    /// Refuses, before the first step, exports that could not be written later.
     fn check_destinations(&self) -> Result<(), TrainError> {
         let num_bytes =
             self.assets.config.num_parameters() * self.engine.kind().elt_size_in_bytes();
+        let mut dirs = BTreeSet::new();
         for checkpoint in &self.recipe.checkpoint {
-            check_destination(&self.export_dir(checkpoint, self.num_steps), num_bytes as u64)?;
+            let at_end = checkpoint.save_end_of_training.then_some(self.num_steps);
+            let steps =
+                (1..=self.num_steps).filter(|&step| self.is_due(checkpoint, step)).chain(at_end);
+            dirs.extend(steps.map(|step| self.export_dir(checkpoint, step)));
         }
+        let needed_bytes = (num_bytes * dirs.len()) as u64;
+        dirs.iter().try_for_each(|dir| check_destination(dir, needed_bytes))?;
         Ok(())
     }
 
@@ -534,21 +569,65 @@ fn can_keep_attention(
     env: &RankEnv,
     dataset: &Dataset,
 ) -> Result<bool, TrainError> {
-    let longest = (0..dataset.len()).map(|index| dataset.sample_len(index)).max().unwrap_or(0);
-    // Output in the model's dtype for this rank's tokens, and one fp32 log-sum-exp for each head and token.
-    let query = config.num_attention_heads * (config.head_dim * recipe.model.dtype.size() + 4);
-    let num_tokens = (longest * recipe.micro_batch_size).div_ceil(comm.mesh.sp_size);
-    let needed = (num_tokens * query * config.num_hidden_layers) as u64;
-    // Half of what is free, because inputs, states and working sets come on top.
-    let budget = HostMemory::now().available() / 2 / env.local_world_size as u64;
-    let is_short = max(comm.world(), f64::from(u8::from(needed > budget)))? > 0.0;
-    tracing::info!(
-        needed,
-        budget,
-        keep = !is_short,
-        "attention outputs kept from forward to backward, bytes"
-    );
+    // The plan of the longest batch that the data really has: most data stays far below `max_length`.
+    let mut recipe = recipe.clone();
+    if recipe.data.pad_to == PadTo::DivLength {
+        recipe.data.max_length = (0..dataset.len()).map(|index| dataset.sample_len(index)).max();
+    }
+    let memory = Plan::new(&recipe, config, env.world_size).map_err(TrainError::Plan)?.memory;
+    // On a CPU, device and host are the same memory.
+    let needed = memory.device_bytes() + memory.host_bytes() + memory.kept_attention_bytes;
+    let left = HostMemory::now().available() / env.local_world_size as u64;
+    let is_short = max(comm.world(), f64::from(u8::from(needed > left)))? > 0.0;
+    tracing::info!(needed, left, keep = !is_short, "bytes of a rank with attention outputs kept");
     Ok(!is_short)
+}
+
+/// Makes sure that all ranks read the same things: another data file on one host would otherwise train on a mixture of
+/// sequences without a word, or leave the ranks waiting for each other.
+///
+/// # Communication
+///
+/// One all-gather of 8 bytes. Collective.
+fn check_agreement(
+    recipe: &Recipe,
+    comm: &Comm,
+    config: &ModelConfig,
+    dataset: &Dataset,
+    num_steps: u64,
+) -> Result<(), TrainError> {
+    const NUM_SAMPLES: usize = 64;
+    let mut hasher = DefaultHasher::new();
+    // Folders may have other names on other hosts; everything that decides numbers or collectives may not.
+    let exports: Vec<_> = recipe
+        .checkpoint
+        .iter()
+        .map(|c| (c.save_every_n_steps, c.save_every_n_epochs, c.save_end_of_training))
+        .collect();
+    let keys = (
+        (
+            &recipe.optimizer,
+            &recipe.scheduler,
+            &recipe.deepspeed,
+            recipe.loss_average,
+            recipe.model.dtype,
+        ),
+        (recipe.micro_batch_size, recipe.gradient_accumulation_steps, recipe.overfit_first_batch),
+        (recipe.tiled_mlp_compute, recipe.model.disable_activation_checkpoint, recipe.seed),
+        (recipe.eval_interval, recipe.eval_on_start, exports, num_steps),
+    );
+    (env!("CARGO_PKG_VERSION"), format!("{keys:?}"), format!("{:?}", config.raw)).hash(&mut hasher);
+    for index in 0..dataset.len() {
+        dataset.sample_len(index).hash(&mut hasher);
+    }
+    for index in (0..dataset.len()).step_by(dataset.len().div_ceil(NUM_SAMPLES)) {
+        let sample = dataset.sample(index)?;
+        (sample.input_ids, sample.labels).hash(&mut hasher);
+    }
+    let of_ranks = comm.world().all_gather_bytes(&hasher.finish().to_le_bytes())?;
+    let ranks: Vec<usize> =
+        (0..of_ranks.len()).filter(|&rank| of_ranks[rank] != of_ranks[0]).collect();
+    if ranks.is_empty() { Ok(()) } else { Err(TrainError::RanksDisagree { ranks }) }
 }
 
 /// Up to `rows` samples from `start` on, as one micro-batch.

@@ -143,6 +143,19 @@ fn min_iterations_repeats_the_data() {
 }
 
 #[test]
+fn held_out_samples_are_not_trained_on_when_data_is_repeated() {
+    let work = Workplace::new();
+    let a = chats(&work.write_chats("a", 20));
+    let top = json!({"min_iterations": 50, "eval_interval": 1});
+    let recipe = work.recipe(&json!([a]), &json!({"train_eval_split": [0.75, 0.25]}), &top);
+    // More ranks than evaluation samples: those need not give every rank one.
+    let data = work.prepare(&recipe, 8).unwrap();
+    let (train, eval) = (work.questions(&data.train), work.questions(data.eval.as_ref().unwrap()));
+    assert_eq!((train.len(), eval.len()), (50 * 8, 5));
+    assert!(eval.iter().all(|question| !train.contains(question)));
+}
+
+#[test]
 fn long_samples_are_dropped_and_counted() {
     let work = Workplace::new();
     let a = chats(&work.write_chats("a", 21));

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use sterna_comm::{Group, ReduceOp, Work};
+use sterna_ops::tile::tiles;
 use sterna_torch_sys::AdamW;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
@@ -36,6 +37,7 @@ pub struct StatePlacement {
 /// For a model of `P` parameters on `w` ranks, with a 2-byte dtype: weights `2 P`, gradients `4 P`, masters and moments
 /// `12 P` bytes, each divided by `w` where [`Sharding`] says so. With an fp32 model the masters are the weights.
 /// A gathered unit costs its size in the model's dtype while in use, and once more while the next one is prefetched.
+/// Sharded gradients cost one unit being filled and, while it travels, the one before it twice: sent and received.
 pub struct Zero {
     units: Vec<Unit>,
     options: FlatOptions,
@@ -299,8 +301,7 @@ impl Zero {
         let _no_grad = no_grad_guard();
         let mut sum_of_squares = 0.0;
         for flat in self.units.iter().flat_map(|unit| &unit.flats) {
-            let norm = flat.own_grad(&self.options).norm().double_value(&[]);
-            sum_of_squares += norm * norm;
+            sum_of_squares += sum_of_squares_f64(&flat.own_grad(&self.options));
         }
         if self.options.sharding.optimizer {
             sum_of_squares = sum(world, &[sum_of_squares])?[0];
@@ -333,6 +334,20 @@ impl Zero {
         }
         Ok(())
     }
+}
+
+/// The sum of squares of a flat tensor, in double precision.
+///
+/// libtorch's `norm` adds single-precision squares one after the other: it is 1.4% off on 134 million normal numbers, and
+/// differently so on each shard size. Blocks keep the double-precision copy in the cache.
+fn sum_of_squares_f64(x: &Tensor) -> f64 {
+    const BLOCK_LEN: i64 = 1 << 16;
+    tiles(x.size()[0], BLOCK_LEN)
+        .map(|block| {
+            let block = x.narrow(0, block.start, block.end - block.start).to_kind(Kind::Double);
+            block.dot(&block).double_value(&[])
+        })
+        .sum()
 }
 
 /// A view of each parameter of `layout` in its whole flat buffers, in the order of the specs.

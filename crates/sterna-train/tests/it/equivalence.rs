@@ -10,9 +10,10 @@ use sterna_train::{TrainOptions, train};
 use crate::conformance::Recorder;
 use crate::tiny;
 
-/// Losses of a run, then the loss of an evaluation.
-fn losses(folder: &Path, env: &RankEnv, name: &str, changes: &[(&str, Value)]) -> Vec<f64> {
-    let mut recipe = tiny::recipe(folder, "llama");
+/// Every figure of a run that must not depend on how it is split: loss and gradient norm of each step (AdamW forgives
+/// a gradient of the wrong scale, its norm does not), and the loss of each evaluation.
+fn figures(folder: &Path, env: &RankEnv, name: &str, changes: &[(&str, Value)]) -> Vec<f64> {
+    let mut recipe = tiny::recipe(folder);
     for (pointer, value) in changes {
         set(&mut recipe, pointer, value.clone());
     }
@@ -20,7 +21,8 @@ fn losses(folder: &Path, env: &RankEnv, name: &str, changes: &[(&str, Value)]) -
     let mut recorder = Recorder::default();
     train(&recipe, env, TrainOptions::default(), &mut recorder)
         .unwrap_or_else(|error| panic!("{name}: {error}"));
-    let of_steps = recorder.iterations.iter().map(|metrics| metrics.loss);
+    assert!(!recorder.iterations.is_empty() && !recorder.evals.is_empty());
+    let of_steps = recorder.iterations.iter().flat_map(|metrics| [metrics.loss, metrics.grad_norm]);
     of_steps.chain(recorder.evals.iter().map(|metrics| metrics.loss)).collect()
 }
 
@@ -34,12 +36,10 @@ fn set(recipe: &mut Value, path: &str, value: Value) {
 
 fn assert_same(name: &str, actual: &[f64], expected: &[f64]) {
     assert_eq!(actual.len(), expected.len(), "{name}");
-    for (step, (actual, expected)) in actual.iter().zip(expected).enumerate() {
+    for (idx, (actual, expected)) in actual.iter().zip(expected).enumerate() {
         // fp32 sums in another order; the requirement is 1e-5 relative.
-        assert!(
-            (actual / expected - 1.0).abs() <= 1e-5,
-            "{name}, step {step}: {actual} against {expected}"
-        );
+        let relative = (actual / expected - 1.0).abs();
+        assert!(relative <= 1e-5, "{name}, figure {idx}: {actual} against {expected}");
     }
 }
 
@@ -49,20 +49,18 @@ fn check(world_size: usize, plain: &[(&str, Value)], variants: &[(&str, &[(&str,
         spawn_ranks(world_size, |rank: &TestRank| {
             let env = RankEnv::from_env().expect("the environment of a rank");
             let own = rank.folder.join(env.rank.to_string());
-            let expected = losses(&own, &RankEnv::single(), "plain", plain);
+            let expected = figures(&own, &RankEnv::single(), "plain", plain);
             assert!(expected[0] > expected[expected.len() - 1], "the loss falls: {expected:?}");
-            assert_same(name, &losses(&own, &env, name, changes), &expected);
+            assert_same(name, &figures(&own, &env, name, changes), &expected);
         });
     }
 }
 
 #[test]
-fn places_and_tiles_change_nothing_in_one_process() {
+fn places_change_nothing_in_one_process() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let env = RankEnv::single();
-    let plain = losses(folder.path(), &env, "plain", &[]);
-    let tiled = losses(folder.path(), &env, "tiled", &[("tiled_mlp_compute", json!(true))]);
-    assert_same("tiled", &tiled, &plain);
+    let plain = figures(folder.path(), &env, "plain", &[]);
     for (name, changes) in [
         ("offloaded", ("activation_checkpoint_cpu_offload", json!(true))),
         ("stage 3", ("deepspeed.zero_optimization", json!({"stage": 3}))),
@@ -75,9 +73,9 @@ fn places_and_tiles_change_nothing_in_one_process() {
         ),
     ] {
         // A place changes no sum: bit for bit.
-        assert_eq!(losses(folder.path(), &env, name, &[changes]), plain, "{name}");
+        assert_eq!(figures(folder.path(), &env, name, &[changes]), plain, "{name}");
     }
-    let graph = losses(
+    let graph = figures(
         folder.path(),
         &env,
         "graph",
@@ -123,4 +121,68 @@ fn two_data_parallel_ranks_are_two_accumulated_micro_batches() {
     let plain = [("gradient_accumulation_steps", json!(2))];
     let dp: [(&str, Value); 1] = [("deepspeed.zero_optimization.stage", json!(3))];
     check(2, &plain, &[("dp 2, stage 3", &dp), ("dp 2, stage 0", &[])]);
+}
+
+#[test]
+fn four_ranks_of_both_axes_are_one_rank() {
+    // A refill hands each of the four ranks one pack; both sequence-parallel groups work through their two in one step.
+    let one_step = [("exit_iteration", json!(1)), ("eval_interval", json!(1))];
+    let plain = [vec![("gradient_accumulation_steps", json!(4))], one_step.to_vec()].concat();
+    let both = [
+        vec![("gradient_accumulation_steps", json!(2)), ("sequence_parallel_size", json!(2))],
+        vec![("deepspeed.zero_optimization.stage", json!(3))],
+        one_step.to_vec(),
+    ]
+    .concat();
+    check(4, &plain, &[("dp 2 x sp 2, stage 3", &both)]);
+}
+
+#[test]
+fn token_average_is_the_same_over_ranks_and_differs_from_the_default() {
+    let token = ("loss_average", json!("token"));
+    let gas = ("gradient_accumulation_steps", json!(2));
+    check(2, &[gas.clone(), token.clone()], &[("token average, dp 2", &[token.clone()])]);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let env = RankEnv::single();
+    let by_micro_batch = figures(folder.path(), &env, "micro-batch", &[gas.clone()]);
+    assert_ne!(figures(folder.path(), &env, "token", &[gas, token])[0], by_micro_batch[0]);
+}
+
+#[test]
+fn bf16_follows_fp32() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let env = RankEnv::single();
+    let fp32 = figures(folder.path(), &env, "fp32", &[]);
+    for grad_accum_dtype in ["fp32", "bf16"] {
+        let changes = [
+            ("model.dtype", json!("bf16")),
+            ("deepspeed.data_types", json!({"grad_accum_dtype": grad_accum_dtype})),
+        ];
+        let bf16 = figures(folder.path(), &env, "bf16", &changes);
+        for (actual, expected) in bf16.iter().zip(&fp32) {
+            // Eight bits of significand, over a few steps of training.
+            assert!((actual / expected - 1.0).abs() < 0.05, "{actual} against {expected}");
+        }
+    }
+}
+
+#[test]
+fn two_ranks_with_other_data_are_told_so() {
+    spawn_ranks(2, |rank: &TestRank| {
+        let env = RankEnv::from_env().expect("the environment of a rank");
+        let own = rank.folder.join(env.rank.to_string());
+        let recipe = tiny::recipe(&own);
+        if env.rank == 1 {
+            let chats = own.join("chats.jsonl");
+            let text = std::fs::read_to_string(&chats).expect("readable").replace("why", "how");
+            std::fs::write(&chats, text).expect("written");
+        }
+        let recipe = tiny::load(&own, "recipe", &recipe);
+        let error = train(&recipe, &env, TrainOptions::default(), &mut Recorder::default())
+            .expect_err("rank 1 has other chats");
+        assert_eq!(
+            error.to_string(),
+            "ranks `[1]` have another recipe, model or data than rank `0`"
+        );
+    });
 }

@@ -3,4 +3,5 @@
 mod conformance;
 mod equivalence;
 mod schedule;
+mod tiles;
 mod tiny;

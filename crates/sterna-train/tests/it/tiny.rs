@@ -10,11 +10,15 @@ use sterna_testkit::{tiny_config, tiny_model};
 
 /// Writes a model, a tokenizer of single characters and chats into `folder`, and returns a recipe over them: fp32,
 /// packed to 96 tokens.
-pub(crate) fn recipe(folder: &Path, model_type: &str) -> Value {
+pub(crate) fn recipe(folder: &Path) -> Value {
     let model = folder.join("model");
     if !model.join("config.json").exists() {
         fs::create_dir_all(&model).expect("made");
-        tiny_model(&model, &tiny_config(model_type), 7);
+        let mut config = tiny_config("llama");
+        // As the smallest real models: the head is the embedding, and padding is a row without gradient.
+        config["tie_word_embeddings"] = json!(true);
+        config["pad_token_id"] = json!(2);
+        tiny_model(&model, &config, 7);
         write_tokenizer(&model);
         write_chats(&folder.join("chats.jsonl"));
     }
@@ -33,12 +37,14 @@ pub(crate) fn recipe(folder: &Path, model_type: &str) -> Value {
             "max_length": 96,
             "div_length": 32,
             "pack_samples": true,
+            "train_eval_split": [0.8, 0.2],
         },
         "optimizer": {"type": "cpu_adam", "lr": 1e-2},
         "scheduler": {"name": "constant"},
         "deepspeed": {"zero_optimization": {"stage": 0}},
         "train_log_iter_interval": 0,
         "exit_iteration": 4,
+        "eval_interval": 2,
     })
 }
 
