@@ -90,7 +90,7 @@ section! {
     inert {
         "skip_validation": Flag => "a recipe is always checked",
         "eval_log_iter_interval": HumanInt<0> => "an evaluation writes one line, at its end",
-        "loss_log_interval": HumanInt<0> => "the loss is in the metrics line of every micro-batch",
+        "loss_log_interval": HumanInt<0> => "the loss is in the metrics line of every optimizer step",
         "mem_profiler_dir": Text => "there is no memory profile to write",
         "mem_profiler_max_entries": HumanInt<1> => "there is no memory profile to write",
     }
@@ -168,7 +168,7 @@ section! {
         "ignore_empty_think" => ignore_empty_think: Flag,
     }
     inert {
-        "dl_num_workers": Int<0> => "batches are put together in the training process, ahead of need",
+        "dl_num_workers": Int<0> => "batches are put together in the training process, which reads them from the cache",
         "cache_fs_type": CacheFsWord => "an entry of the cache appears whole or not at all, so nodes may share the folder or not",
         "use_data_cache": Maybe<Flag> => "processed data is always cached",
         "cache_processed_data": Maybe<Flag> => "processed data is always cached",
@@ -329,7 +329,7 @@ section! {
 }
 
 const FLAT_UNITS: &str = "each block is one flat unit, gathered and reduced as a whole";
-const EVERY_STEP: &str = "the metrics line comes every micro-batch";
+const EVERY_STEP: &str = "the metrics line comes every optimizer step";
 
 section! {
     /// `deepspeed`.
@@ -407,7 +407,7 @@ section! {
         "allgather_partitions": Flag => FLAT_UNITS,
         "allgather_bucket_size": Raw => FLAT_UNITS,
         "overlap_comm": Maybe<Flag> => "the next unit is always fetched during the current one",
-        "load_from_fp32_weights": Flag => "masters start from the weights as stored",
+        "load_from_fp32_weights": Flag => "masters start from the weights in the dtype of the model, as there",
         "elastic_checkpoint": Flag => "an export has whole tensors",
         "sub_group_size": Raw => FLAT_UNITS,
         "stage3_prefetch_bucket_size": Raw => FLAT_UNITS,

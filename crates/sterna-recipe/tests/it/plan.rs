@@ -120,7 +120,7 @@ fn a_plan_reads_well() {
 
     notes
       data.dl_num_workers
-        batches are put together in the training process, ahead of need
+        batches are put together in the training process, which reads them from the cache
       model.type
         its fused kernels are what every model runs on here
       model.attn_implementation
