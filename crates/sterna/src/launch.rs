@@ -6,6 +6,7 @@
 
 pub(crate) mod child;
 
+use std::io::{IsTerminal as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -106,7 +107,12 @@ fn supervise(launch: &Launch<'_>, command: impl Fn() -> Command) -> Result<(), F
         ranks.watch(child, rank, sender.clone());
     }
     drop(sender);
-    ranks.wait(&events, reports.path())
+    let outcome = ranks.wait(&events, reports.path());
+    if outcome.is_err() && std::io::stderr().is_terminal() {
+        // A rank that ended suddenly has left its live line: what follows starts on a line of its own.
+        let _ = std::io::stderr().write_all(b"\n");
+    }
+    outcome
 }
 
 /// Waits for signals that ask us to end, in a thread; the caller's thread and those it starts no longer take them.
@@ -170,6 +176,10 @@ impl Ranks {
             match event {
                 Ok(Event::Ended { rank, status }) => {
                     self.pids[rank] = None;
+                    // Ctrl-C reaches the ranks as well as us, and they may be faster.
+                    if status.signal() == Some(Signal::SIGINT as i32) {
+                        interrupted = interrupted.or(Some(Signal::SIGINT));
+                    }
                     if !status.success() {
                         casualties.push(casualty(rank, status, reports, ending.signalled()));
                     }

@@ -101,7 +101,12 @@ fn run_rank(args: &Train, recipe: &Recipe, env: &RankEnv) -> Result<(), Failure>
     };
     let mut narrator = Narrator::new(recipe, env);
     logging::init(&recipe.logger, env.local_rank, narrator.screen())?;
-    let outcome = sterna_train::train(recipe, env, TrainOptions { device }, &mut narrator);
+    let outcome = sterna_train::train(
+        recipe,
+        env,
+        TrainOptions { device, ..TrainOptions::default() },
+        &mut narrator,
+    );
     let has_started = narrator.has_started();
     match outcome {
         Ok(summary) => {

@@ -7,7 +7,7 @@ use sterna_data::PrepareReport;
 use sterna_recipe::{Plan, Recipe};
 use sterna_train::{EvalMetrics, IterationMetrics, Observer, TrainSummary};
 
-use super::{Screen, banner, eval_line, iteration_line, seconds};
+use super::{Screen, banner, eval_line, iteration_line};
 use crate::logging;
 
 /// Prints what a run reports, on the one rank that prints, and writes it to the log files of those that have one.
@@ -79,10 +79,11 @@ impl Observer for Narrator {
         self.time += metrics.iter_time;
         let left = (metrics.max_iter - metrics.iter) as f64 * self.time / metrics.iter as f64;
         let figures = format!(
-            "  loss {:.4}  {:.0} tok/s  about {} left",
+            "  loss {:.4}  {:.0} tok/s  about {}:{:02} left",
             metrics.loss,
             metrics.tokens_per_second,
-            seconds(left.round())
+            left as u64 / 60,
+            left as u64 % 60
         );
         self.screen.advance(metrics.iter, metrics.max_iter, &figures);
     }

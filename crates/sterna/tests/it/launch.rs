@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::{Child, Output};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, ChildStderr, Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use insta::assert_snapshot;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use crate::workspace::Workspace;
@@ -45,8 +46,17 @@ fn child_of_rank(launcher: u32, rank: usize) -> i32 {
 }
 
 /// Starts a long run on three ranks and returns when it has made a step; what it has written so far is dropped.
-fn start_long_run(workspace: &Workspace) -> (Child, BufReader<std::process::ChildStderr>) {
-    let mut launcher = workspace.sterna(&LONG).spawn().unwrap();
+fn start_long_run(workspace: &Workspace) -> (Child, BufReader<ChildStderr>) {
+    start_long_run_with(workspace, |_| ())
+}
+
+fn start_long_run_with(
+    workspace: &Workspace,
+    change: impl FnOnce(&mut Command),
+) -> (Child, BufReader<ChildStderr>) {
+    let mut command = workspace.sterna(&LONG);
+    change(&mut command);
+    let mut launcher = command.spawn().unwrap();
     let mut stderr = BufReader::new(launcher.stderr.take().unwrap());
     let mut seen = String::new();
     while !seen.contains("Train iter:") {
@@ -64,10 +74,7 @@ fn wait_until(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
 }
 
 /// The end of a run, and what it wrote to stderr since.
-fn end(
-    mut launcher: Child,
-    mut stderr: BufReader<std::process::ChildStderr>,
-) -> (Option<i32>, String) {
+fn end(mut launcher: Child, mut stderr: BufReader<ChildStderr>) -> (Option<i32>, String) {
     let mut text = String::new();
     stderr.read_to_string(&mut text).unwrap();
     (launcher.wait().unwrap().code(), text)
@@ -125,6 +132,19 @@ fn interrupting_the_launcher_ends_all_ranks() {
             "a rank lives on"
         );
     }
+}
+
+#[test]
+fn control_c_ends_launcher_and_ranks_as_one() {
+    let workspace = Workspace::new();
+    // A terminal sends the signal to the whole group of the foreground job.
+    let (launcher, stderr) = start_long_run_with(&workspace, |command| {
+        command.process_group(0);
+    });
+    killpg(Pid::from_raw(launcher.id().cast_signed()), Signal::SIGINT).unwrap();
+    let (code, text) = end(launcher, stderr);
+    assert_eq!(code, Some(130), "{text}");
+    assert!(text.ends_with("error: interrupted by SIGINT\n"), "{text}");
 }
 
 #[test]
