@@ -2,6 +2,7 @@
 
 mod conformance;
 mod equivalence;
+mod plan;
 mod schedule;
 mod tiles;
 mod tiny;
