@@ -3,7 +3,7 @@
 //! The reference reports `8 N sum(s) + 16 d n L sum(s^2)` with activation checkpointing: it counts a recompute that
 //! need not happen and all of the attention matrix although half of it is masked. We report it under its names, so
 //! that curves compare, and beside it the model FLOPs that the field means by MFU: forward plus twice that for
-//! backward, causal attention counted once, no recompute (PaLM, Chowdhery et al. 2022, appendix B, with the causal
+//! backward, causal attention counted once, no recompute (`PaLM`, Chowdhery et al. 2022, appendix B, with the causal
 //! half).
 
 use sterna_hf::ModelConfig;

@@ -153,9 +153,18 @@ impl Zero {
     ///
     /// [`TrainError::Comm`] if the collective cannot start.
     pub fn prefetch(&mut self, world: &Group, unit_idx: usize) -> Result<(), TrainError> {
-        if self.gathering.contains_key(&unit_idx) {
-            return Ok(());
+        if !self.gathering.contains_key(&unit_idx) {
+            let gathering = self.start_gathering(world, unit_idx)?;
+            self.gathering.insert(unit_idx, gathering);
         }
+        Ok(())
+    }
+
+    fn start_gathering(
+        &self,
+        world: &Group,
+        unit_idx: usize,
+    ) -> Result<Vec<Gathering>, TrainError> {
         let mut gathering = Vec::new();
         for flat in &self.units[unit_idx].flats {
             let local = flat.param.to_device(self.placement.compute_device);
@@ -170,8 +179,7 @@ impl Zero {
                 Gathering { whole: local, work: None }
             });
         }
-        self.gathering.insert(unit_idx, gathering);
-        Ok(())
+        Ok(gathering)
     }
 
     /// The parameters of unit `unit_idx` in the order of its specs; dropping them frees what was gathered.
@@ -180,8 +188,10 @@ impl Zero {
     ///
     /// [`TrainError::Comm`] if a peer failed.
     pub fn gather(&mut self, world: &Group, unit_idx: usize) -> Result<Vec<Tensor>, TrainError> {
-        self.prefetch(world, unit_idx)?;
-        let gathering = self.gathering.remove(&unit_idx).expect("`prefetch` inserted it");
+        let gathering = match self.gathering.remove(&unit_idx) {
+            Some(under_way) => under_way,
+            None => self.start_gathering(world, unit_idx)?,
+        };
         let mut wholes = Vec::new();
         for Gathering { whole, work } in gathering {
             if let Some(work) = work {

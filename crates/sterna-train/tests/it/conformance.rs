@@ -45,6 +45,7 @@ fn real_unpacked_run_is_the_reference_s() {
 }
 
 /// Trains by the recipe of a conformance file and compares each step's loss and each tensor's way.
+#[expect(clippy::print_stderr, reason = "how close it comes is worth reading")]
 fn check(name: &str, conformance: &str) {
     let conformance: Value = serde_json::from_str(conformance).expect("valid JSON");
     let folder = tempfile::tempdir().expect("a temporary folder");
