@@ -58,12 +58,21 @@ Done in {}. Loss on chats that were held out: {before:.4} before, {after:.4} aft
 The fine-tuned model is in {EXPORT}/, a Hugging Face folder
 that transformers, vLLM and others open. The figures of every step are in {METRICS}.
 
-What to type next:
-  {shown} check {RECIPE}                        what the recipe means, and what memory it takes
-  {shown} train {RECIPE} --set train_iters=40   train longer
-  {shown} train my-recipe.yaml                            your own: start from a copy of {RECIPE}",
+What to type next:",
         stage::seconds(start.elapsed()),
     );
+    let next = [
+        (format!("{shown} check {RECIPE}"), "what the recipe means, and what memory it takes"),
+        (format!("{shown} train {RECIPE} --set train_iters=40"), "train longer"),
+        (
+            format!("{shown} train my-recipe.yaml"),
+            "your own: start from a copy of recipes/demo.yaml",
+        ),
+    ];
+    let width = next.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
+    for (command, what) in next {
+        println!("  {command:width$}   {what}");
+    }
     Ok(())
 }
 
