@@ -44,7 +44,8 @@ pub fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
 ///
 /// # Numerics
 ///
-/// Single precision throughout, rounded to the dtype of `x` at the end.
+/// Single precision (double for double) throughout, rounded to the dtype of `x` at the end. The gradient of the weight is summed
+/// over all rows in that precision and rounded to the dtype of `d_weight` once, so a half-precision `d_weight` keeps growing.
 ///
 /// # Panics
 ///
@@ -54,20 +55,21 @@ pub fn backward(
     x: &Tensor,
     weight: &Tensor,
     eps: f64,
-    mut d_weight: Option<&mut Tensor>,
+    d_weight: Option<&mut Tensor>,
 ) -> Tensor {
     assert_fits(x, weight);
     let d = weight.size()[0];
     let (rows, d_y) = (x.reshape([-1, d]), d_y.reshape([-1, d]));
     let weight = upcast(weight);
     let d_x = rows.empty_like();
+    let mut sum = d_weight.is_some().then(|| weight.zeros_like());
     for block in blocks(&rows) {
         let (start, len) = (block.start, block.end - block.start);
         let (mut z, r) = normalise(&rows.narrow(0, start, len), eps);
         let d_y = d_y.narrow(0, start, len);
         let d_y_z = &z * &d_y;
-        if let Some(d_weight) = &mut d_weight {
-            let _ = d_weight.g_add_(&d_y_z.sum_dim_intlist(0_i64, false, d_weight.kind()));
+        if let Some(sum) = &mut sum {
+            let _ = sum.g_add_(&d_y_z.sum_dim_intlist(0_i64, false, sum.kind()));
         }
         // mean(g * z), with g = d_y * weight: one matrix-vector product.
         let mean = d_y_z.mv(&weight).unsqueeze(-1) / d as f64;
@@ -77,6 +79,9 @@ pub fn backward(
         let _ = g.g_sub_(&z);
         let _ = g.g_mul_(&r);
         d_x.narrow(0, start, len).copy_(&g);
+    }
+    if let (Some(d_weight), Some(sum)) = (d_weight, sum) {
+        let _ = d_weight.g_add_(&sum);
     }
     d_x.view_as(x)
 }

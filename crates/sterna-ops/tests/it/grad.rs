@@ -60,6 +60,22 @@ fn rms_norm_of_heads() {
     check(|x| plain_rms_norm(&x[0], &x[1]), &[&x, &weight], &d_y, &[&d_x, &d_weight]);
 }
 
+/// A sum in bf16 stops growing once a block of rows adds less than half a unit in the last of its 8 bits. Here 128 blocks do.
+#[test]
+fn rms_norm_of_many_rows_into_a_bf16_accumulator() {
+    let (num_rows, d) = (1 << 14, 1 << 11);
+    let [x, weight, d_y] = [1, 2, 3].map(|seed| random(&[d], seed).to_kind(Kind::BFloat16));
+    let repeat = |row: &Tensor| row.expand([num_rows, d], false);
+    let mut d_weight = Tensor::zeros([d], (Kind::BFloat16, Device::Cpu));
+    let _ = rms_norm::backward(&repeat(&d_y), &repeat(&x), &weight, 1e-5, Some(&mut d_weight));
+    let [x, d_y] = [x, d_y].map(|row| row.to_kind(Kind::Double));
+    let expected = d_y * plain_rms_norm(&x, &x.ones_like()) * num_rows;
+    let error = (d_weight.to_kind(Kind::Double) - &expected).abs() / (expected.abs() + 1e-30);
+    // One rounding to bf16, and what single precision adds to it.
+    let worst = error.max().double_value(&[]);
+    assert!(worst < 1.01 / 256.0, "relative error {worst}");
+}
+
 /// Transformers' `rotate_half` and `apply_rotary_pos_emb`, from angles.
 fn plain_rope(x: &Tensor, angles: &Tensor) -> Tensor {
     let angles = Tensor::cat(&[angles, angles], -1).unsqueeze(1);
