@@ -131,6 +131,12 @@ fn windows_smaller_and_larger_than_a_query_tile() {
 }
 
 #[test]
+fn a_window_longer_than_two_of_the_longest_query_tiles() {
+    // The longest query tile is 512. The first tile sees no whole window, the last is cut short.
+    Case::new(&[0, 0], 1, &[1700, 5], Some(1100)).check();
+}
+
+#[test]
 fn a_window_as_long_as_the_document_is_no_window() {
     Case::new(&[0, 0], 1, &[16, 15], Some(16)).check();
 }
