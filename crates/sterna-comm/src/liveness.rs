@@ -10,6 +10,9 @@
 //! operation fails on some rank, that rank's thread watches too, and a silence of seconds is enough. A rank that gives
 //! up reports itself. The store's own loss means that its host is gone.
 //!
+//! A rank that learns of the failure says so: `heard`. The rank that serves the store stays until all have, or else a
+//! rank that looks a second later would find the store gone and blame its host.
+//!
 //! Only this thread talks to the store, so no caller ever waits for a store that does not answer.
 
 use std::{
@@ -36,8 +39,13 @@ const INQUIRY: Duration = Duration::from_secs(7);
 const REPORTING: Duration = Duration::from_secs(2);
 /// How long the rank that serves the store waits, at the end, for the others to leave.
 const FAREWELL: Duration = Duration::from_secs(30);
+/// How long it waits, after a failure, for the others to learn of it: each looks every [`INTERVAL`], or is gone.
+const HEARING: Duration = Duration::from_secs(3);
 
 const FAILURE_KEY: &str = "failure";
+/// Counts the ranks that know the failure.
+const HEARD_KEY: &str = "heard";
+/// Counts the ranks that left without one.
 const FAREWELL_KEY: &str = "left";
 
 /// The first failure known to the job.
@@ -292,18 +300,49 @@ impl Liveness {
         result
     }
 
-    /// Waits for the other ranks to be done with the store that this process serves.
+    /// Waits for the other ranks to be done with the store, if this process serves it.
     fn say_farewell(&self) -> Result<(), TorchError> {
         self.store.add(FAREWELL_KEY, 1)?;
         let started = Instant::now();
         while self.serves_store
             && self.store.add(FAREWELL_KEY, 0)? < self.world_size as i64
-            && !self.store.contains(FAILURE_KEY)?
             && started.elapsed() < FAREWELL
+        {
+            if self.store.contains(FAILURE_KEY)? {
+                return self.wait_until_heard();
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Waits for the other ranks to learn of the failure from the store, if this process serves it.
+    fn wait_until_heard(&self) -> Result<(), TorchError> {
+        // A silent rank hears nothing.
+        let is_silent = matches!(self.failure(), Some(Failure::Silent { .. }));
+        let num_ranks = (self.world_size - usize::from(is_silent)) as i64;
+        let started = Instant::now();
+        // A rank either hears of the failure or has left before it.
+        while self.serves_store
+            && self.store.add(HEARD_KEY, 0)? + self.store.add(FAREWELL_KEY, 0)? < num_ranks
+            && started.elapsed() < HEARING
         {
             thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    /// Leaves the store, and returns when this process may end.
+    fn leave(&mut self) -> Result<(), TorchError> {
+        // After a failure the thread may wait for a store that does not answer: it ends with the process.
+        if self.failure().is_none()
+            && let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            return Ok(());
+        }
+        // The thread may have learned of a failure at the last moment.
+        if self.failure().is_some() { self.wait_until_heard() } else { self.say_farewell() }
     }
 }
 
@@ -314,14 +353,7 @@ impl Drop for Liveness {
         }
         self.shared.lock().stop = true;
         self.shared.changed.notify_all();
-        // A thread that waits for a store that does not answer cannot be joined; it ends with the process.
-        if self.failure().is_some() {
-            return;
-        }
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_ok()
-            && let Err(error) = self.say_farewell()
-        {
+        if let Err(error) = self.leave() {
             tracing::debug!(%error, "the store was gone before this rank left");
         }
     }
@@ -344,6 +376,12 @@ impl Watcher {
             Ok(None) => return,
             Err(error) => Failure::StoreLost { server: self.server, reason: error.to_string() },
         };
+        // Before anybody here knows, so that the process cannot end without having said it.
+        if !matches!(failure, Failure::StoreLost { .. })
+            && let Err(error) = self.store.add(HEARD_KEY, 1)
+        {
+            tracing::debug!(%error, "the store was gone before this rank said that it knows of the failure");
+        }
         self.shared.record(failure);
     }
 

@@ -78,6 +78,55 @@ fn a_rank_that_gives_up_tells_the_others_why() {
     });
 }
 
+/// Rank 0 serves the store, so its end must not come before the others have read the reason there.
+#[test]
+fn a_rank_that_looks_late_learns_the_reason_although_rank_0_has_left() {
+    for failed in [1, 0] {
+        spawn_ranks(3, |rank| {
+            let comm = join(1);
+            comm.world().barrier().unwrap();
+            let reason = "loss is NaN at step `7`";
+            if rank.rank == failed {
+                comm.abort(reason);
+                return;
+            }
+            if rank.rank == 2 {
+                // Busy computing.
+                thread::sleep(Duration::from_secs(2));
+            }
+            let error = reduce_until_failure(&comm);
+            let CommError::PeerFailed { failure, .. } = &error else {
+                panic!("{error}");
+            };
+            assert_eq!(failure, &Failure::Reported { rank: failed, reason: reason.to_owned() });
+        });
+    }
+}
+
+/// As above, where rank 0 has done its part without noticing anything.
+#[test]
+fn the_reason_of_a_late_failure_reaches_all_ranks_but_those_that_have_left() {
+    spawn_ranks(3, |rank| {
+        let comm = join(1);
+        comm.world().barrier().unwrap();
+        let reason = "no space left on device";
+        match rank.rank {
+            0 => return,
+            1 => {
+                thread::sleep(Duration::from_millis(500));
+                comm.abort(reason);
+                return;
+            }
+            _ => thread::sleep(Duration::from_secs(3)),
+        }
+        let error = comm.world().barrier().unwrap_err();
+        let CommError::PeerFailed { failure, .. } = &error else {
+            panic!("{error}");
+        };
+        assert_eq!(failure, &Failure::Reported { rank: 1, reason: reason.to_owned() });
+    });
+}
+
 #[test]
 fn a_rank_that_panics_tells_the_others() {
     spawn_ranks(2, |rank| {
