@@ -11,3 +11,6 @@ pub(crate) const LAUNCHER_PID: &str = "STERNA_LAUNCHER_PID";
 
 /// Set for the ranks that we start: the folder where a failing rank says why, so that it is said once.
 pub(crate) const FAILURE_DIR: &str = "STERNA_FAILURE_DIR";
+
+/// Minutes that a collective waits for its slowest rank, as in DeepSpeed; 30 if unset.
+pub(crate) const COLLECTIVE_TIMEOUT: &str = "DEEPSPEED_TIMEOUT";

@@ -36,6 +36,7 @@ pub(crate) fn iteration_line(metrics: &IterationMetrics) -> String {
             memory.node as f64 / GIB
         ),
         format!("tok/s: {}", base10(metrics.tokens_per_second)),
+        format!("mfu: {:.1}%", 100.0 * metrics.mfu),
         format!("grad norm: {:.4}", metrics.grad_norm),
         format!("peak mem: {:.2} GB", metrics.peak_memory as f64 / GIB),
     ]
@@ -134,7 +135,7 @@ mod tests {
             },
         };
         // The first 11 fields are from arctic_training's documented output; it has device memory before `CPU mem`.
-        assert_snapshot!(iteration_line(&metrics), @"Train iter:  3/30  10% | loss: 1.2345 | iter time: 12.345s | iter tflops: 456.7 | lr: 1.000E-05 | seqlen: 3.80M | step time: 12.300s | step tflops: 457.9 | epoch: 0 | CPU mem: proc 90.00 GB / node 700.00 GB (36.1%) | tok/s: 307.74K | grad norm: 0.9877 | peak mem: 95.00 GB");
+        assert_snapshot!(iteration_line(&metrics), @"Train iter:  3/30  10% | loss: 1.2345 | iter time: 12.345s | iter tflops: 456.7 | lr: 1.000E-05 | seqlen: 3.80M | step time: 12.300s | step tflops: 457.9 | epoch: 0 | CPU mem: proc 90.00 GB / node 700.00 GB (36.1%) | tok/s: 307.74K | mfu: 50.0% | grad norm: 0.9877 | peak mem: 95.00 GB");
     }
 
     #[test]

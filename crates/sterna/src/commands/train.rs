@@ -1,6 +1,7 @@
 //! `sterna train`: the launcher of the ranks, or one of them.
 
 use std::io::Write as _;
+use std::time::Duration;
 
 use sterna_comm::{CommError, RankEnv, env_vars as comm_vars};
 use sterna_recipe::{Plan, Recipe};
@@ -8,6 +9,7 @@ use sterna_train::{TrainError, TrainOptions};
 
 use super::{data, load, model_config, wrong_recipe};
 use crate::cli::{Arctic, DeviceChoice, Mode, Train};
+use crate::env_vars;
 use crate::launch::{self, Launch, child};
 use crate::logging;
 use crate::render::Narrator;
@@ -101,12 +103,9 @@ fn run_rank(args: &Train, recipe: &Recipe, env: &RankEnv) -> Result<(), Failure>
     };
     let mut narrator = Narrator::new(recipe, env);
     logging::init(&recipe.logger, env.local_rank, narrator.screen())?;
-    let outcome = sterna_train::train(
-        recipe,
-        env,
-        TrainOptions { device, ..TrainOptions::default() },
-        &mut narrator,
-    );
+    let collective_timeout = collective_timeout()?;
+    let options = TrainOptions { device, collective_timeout };
+    let outcome = sterna_train::train(recipe, env, options, &mut narrator);
     let has_started = narrator.has_started();
     match outcome {
         Ok(summary) => {
@@ -118,6 +117,24 @@ fn run_rank(args: &Train, recipe: &Recipe, env: &RankEnv) -> Result<(), Failure>
             let failure = train_failure(&err, has_started);
             tracing::error!(target: logging::RUN, "{}", failure.render().trim_end());
             Err(failure)
+        }
+    }
+}
+
+/// How long a collective waits for its slowest rank: what [`env_vars::COLLECTIVE_TIMEOUT`] says.
+fn collective_timeout() -> Result<Duration, Failure> {
+    let name = env_vars::COLLECTIVE_TIMEOUT;
+    let Some(typed) = std::env::var_os(name) else {
+        return Ok(TrainOptions::default().collective_timeout);
+    };
+    let minutes = typed.to_str().and_then(|text| text.trim().parse::<u64>().ok());
+    match minutes {
+        Some(minutes) if minutes > 0 => Ok(Duration::from_mins(minutes)),
+        _ => {
+            let message =
+                format!("`{name}` is `{}`, required: whole minutes, at least 1", typed.display());
+            Err(Failure::new(Exit::Usage, message)
+                .with_hint(format!("unset {name} for 30 minutes")))
         }
     }
 }

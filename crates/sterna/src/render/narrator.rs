@@ -15,6 +15,8 @@ pub(crate) struct Narrator {
     screen: Screen,
     /// Figures are the same on all ranks, so rank 0 prints them, unless `logger.print_output_ranks` silences it.
     is_printing: bool,
+    /// Whether the recipe asks for a line of figures at each step; the live line comes in any case.
+    prints_metrics: bool,
     has_started: bool,
     /// Seconds of all steps so far, for the time that is left.
     time: f64,
@@ -26,7 +28,13 @@ impl Narrator {
             env.rank == 0 && recipe.logger.print_output_ranks.contains(env.local_rank);
         let screen = if is_printing { Screen::with_live_line() } else { Screen::plain() };
         screen.doing("reading model and data");
-        Self { screen, is_printing, has_started: false, time: 0.0 }
+        Self {
+            screen,
+            is_printing,
+            prints_metrics: recipe.train_log_metrics,
+            has_started: false,
+            time: 0.0,
+        }
     }
 
     pub(crate) fn screen(&self) -> &Screen {
@@ -75,7 +83,9 @@ impl Observer for Narrator {
     }
 
     fn on_iteration(&mut self, metrics: &IterationMetrics) {
-        self.say(&iteration_line(metrics));
+        if self.prints_metrics {
+            self.say(&iteration_line(metrics));
+        }
         self.time += metrics.iter_time;
         let left = (metrics.max_iter - metrics.iter) as f64 * self.time / metrics.iter as f64;
         let figures = format!(
