@@ -106,11 +106,17 @@ impl Group {
     ///
     /// # Communication
     ///
-    /// Each rank sends `input` to every other, in a ring.
+    /// One broadcast from each rank, all under way together; each rank receives `(w-1)/w` of `output`.
+    ///
+    /// # Memory
+    ///
+    /// None besides the arguments: what arrives is written to its place in `output`. c10d's all-gather over Gloo fills
+    /// a second tensor of the size of `output` first. `input` may be this rank's slice of `output`.
     ///
     /// # Errors
     ///
-    /// [`CommError::NotContiguous`], [`CommError::DTypeMismatch`], [`CommError::NumelMismatch`]; those of [`Work::wait`].
+    /// [`CommError::NotContiguous`], [`CommError::DTypeMismatch`], [`CommError::NumelMismatch`], [`CommError::Tensor`] if
+    /// `input` cannot be copied to its place; those of [`Work::wait`].
     pub fn all_gather_into_tensor(
         &self,
         output: &Tensor,
@@ -122,9 +128,21 @@ impl Group {
         if self.engine.is_none() {
             return self.copied(OP, output, input);
         }
-        // Gloo compares shapes although only the elements count; flat views have the right ones.
-        let (output, input) = (self.flat(OP, output)?, self.flat(OP, input)?);
-        self.start(OP, |engine| engine.all_gather_into_tensor(&output, &input))
+        let fail = |source| self.tensor_error(OP, source);
+        // Detached, because what happens here is no part of any graph.
+        let input = self.flat(OP, input)?.f_detach().map_err(fail)?;
+        let output = self.flat(OP, output)?.f_detach().map_err(fail)?;
+        if input.numel() == 0 {
+            return Ok(Work { op: OP, group: self.name, running: None, finish: None });
+        }
+        let mut slices = output.f_split(input.numel() as i64, 0).map_err(fail)?;
+        // This rank sends from its input, so the copy to its own slice needs not come first.
+        let mut own = std::mem::replace(&mut slices[self.rank], input.shallow_clone());
+        let work = self.start_all(OP, |engine| {
+            slices.iter().enumerate().map(|(root, slice)| engine.broadcast(slice, root)).collect()
+        })?;
+        own.f_copy_(&input).map_err(fail)?;
+        Ok(work)
     }
 
     /// Reduces the ranks' `input`s and leaves each rank its slice, in rank order.
@@ -289,6 +307,15 @@ impl Group {
         op: &'static str,
         launch: impl FnOnce(&ProcessGroup) -> Result<c10d::Work, TorchError>,
     ) -> Result<Work, CommError> {
+        self.start_all(op, |engine| Ok(vec![launch(engine)?]))
+    }
+
+    /// As [`Group::start`], for an operation that takes several of the engine's. All ranks launch them in one order.
+    fn start_all(
+        &self,
+        op: &'static str,
+        launch: impl FnOnce(&ProcessGroup) -> Result<Vec<c10d::Work>, TorchError>,
+    ) -> Result<Work, CommError> {
         let group = self.name;
         let Some(engine) = &self.engine else {
             return Ok(Work { op, group, running: None, finish: None });
@@ -301,8 +328,8 @@ impl Group {
         let process_group = engine.process_group.lock().unwrap_or_else(PoisonError::into_inner);
         let process_group = process_group.as_ref().expect("it is taken in Drop only");
         match launch(process_group) {
-            Ok(work) => {
-                let running = Some(Running::new(work, Arc::clone(engine)));
+            Ok(parts) => {
+                let running = Some(Running::new(parts, Arc::clone(engine)));
                 Ok(Work { op, group, running, finish: None })
             }
             Err(source) => Err(engine.explain(site, source)),

@@ -31,14 +31,14 @@ pub struct Work {
 
 /// The engine's part of an operation.
 pub(crate) struct Running {
-    work: c10d::Work,
+    parts: Vec<c10d::Work>,
     engine: Arc<Engine>,
     started: Instant,
 }
 
 impl Running {
-    pub(crate) fn new(work: c10d::Work, engine: Arc<Engine>) -> Self {
-        Self { work, engine, started: Instant::now() }
+    pub(crate) fn new(parts: Vec<c10d::Work>, engine: Arc<Engine>) -> Self {
+        Self { parts, engine, started: Instant::now() }
     }
 }
 
@@ -64,11 +64,20 @@ impl Work {
 
 impl Running {
     fn wait(self, op: &'static str, group: &'static str) -> Result<(), CommError> {
+        self.parts.iter().try_for_each(|part| self.wait_for_part(part, op, group))
+    }
+
+    fn wait_for_part(
+        &self,
+        part: &c10d::Work,
+        op: &'static str,
+        group: &'static str,
+    ) -> Result<(), CommError> {
         let liveness = &self.engine.liveness;
         let site =
             || Site { op, group, rank: self.engine.world_rank, elapsed: self.started.elapsed() };
         loop {
-            match self.work.wait_for(LOOK_UP) {
+            match part.wait_for(LOOK_UP) {
                 Ok(true) => return Ok(()),
                 Ok(false) => {
                     if let Some(failure) = liveness.failure() {

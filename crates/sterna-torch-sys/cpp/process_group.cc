@@ -47,12 +47,6 @@ std::unique_ptr<Work> ProcessGroup::all_reduce(const at::Tensor& tensor, ReduceO
   return std::make_unique<Work>(inner_->allreduce(tensors, options));
 }
 
-std::unique_ptr<Work> ProcessGroup::all_gather_into_tensor(const at::Tensor& output, const at::Tensor& input) const {
-  at::Tensor out = output;
-  at::Tensor in = input;
-  return std::make_unique<Work>(inner_->_allgather_base(out, in));
-}
-
 std::unique_ptr<Work> ProcessGroup::all_to_all_single(const at::Tensor& output, const at::Tensor& input,
                                                       rust::Slice<const int64_t> output_splits,
                                                       rust::Slice<const int64_t> input_splits) const {

@@ -30,7 +30,6 @@ class ProcessGroup {
   explicit ProcessGroup(c10::intrusive_ptr<c10d::Backend> inner) : inner_(std::move(inner)) {}
 
   std::unique_ptr<Work> all_reduce(const at::Tensor& tensor, ReduceOp op) const;
-  std::unique_ptr<Work> all_gather_into_tensor(const at::Tensor& output, const at::Tensor& input) const;
   std::unique_ptr<Work> all_to_all_single(const at::Tensor& output, const at::Tensor& input,
                                           rust::Slice<const int64_t> output_splits,
                                           rust::Slice<const int64_t> input_splits) const;

@@ -92,11 +92,6 @@ pub(crate) mod ffi {
             tensor: &Tensor,
             op: ReduceOp,
         ) -> Result<UniquePtr<Work>>;
-        fn all_gather_into_tensor(
-            self: &ProcessGroup,
-            output: &Tensor,
-            input: &Tensor,
-        ) -> Result<UniquePtr<Work>>;
         fn all_to_all_single(
             self: &ProcessGroup,
             output: &Tensor,

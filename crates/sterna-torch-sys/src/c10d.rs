@@ -192,15 +192,6 @@ impl ProcessGroup {
         Ok(Work(self.0.all_reduce(borrow(tensor), op.into())?))
     }
 
-    /// Fills `output` with the ranks' `input`s, in rank order.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Torch`] if `output` does not hold `size` times the elements of `input`.
-    pub fn all_gather_into_tensor(&self, output: &Tensor, input: &Tensor) -> Result<Work, Error> {
-        Ok(Work(self.0.all_gather_into_tensor(borrow(output), borrow(input))?))
-    }
-
     /// Sends `input_splits[r]` rows of `input` to each rank `r`, receives `output_splits[r]` rows from it into `output`.
     ///
     /// # Errors

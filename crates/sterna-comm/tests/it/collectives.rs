@@ -58,6 +58,58 @@ fn all_gather_into_tensor() {
 }
 
 #[test]
+fn all_gather_into_tensor_from_the_output_itself_and_from_nothing() {
+    for world_size in WORLD_SIZES {
+        spawn_ranks(world_size, |rank| {
+            let comm = join(1);
+            let kind = Kind::Float;
+            let all: Vec<_> = (0..world_size).map(|rank| brought(rank, 6, kind)).collect();
+            let output = Tensor::zeros([6 * world_size as i64], (kind, Device::Cpu));
+            let mut own = output.narrow(0, 6 * rank.rank as i64, 6);
+            own.copy_(&all[rank.rank]);
+            comm.world().all_gather_into_tensor(&output, &own).unwrap().wait().unwrap();
+            assert_same("a slice of the output", &output, &Tensor::cat(&all, 0));
+
+            let empty = Tensor::zeros([0], (kind, Device::Cpu));
+            comm.world().all_gather_into_tensor(&empty, &empty).unwrap().wait().unwrap();
+        });
+    }
+}
+
+#[test]
+fn all_gather_into_tensor_needs_no_second_output() {
+    /// A field of `/proc/self/status`, in KiB.
+    fn status_kib(field: &str) -> i64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    spawn_ranks(2, |rank| {
+        let comm = join(1);
+        let output_kib = 64 << 10;
+        let numel = output_kib << 7;
+        let input = Tensor::full([numel], rank.rank as f64 + 1.0, (Kind::Float, Device::Cpu));
+        // Filled, so that all of it is resident before.
+        let output = Tensor::full([2 * numel], 7.0, (Kind::Float, Device::Cpu));
+        let before_kib = status_kib("VmRSS:");
+        comm.world().all_gather_into_tensor(&output, &input).unwrap().wait().unwrap();
+        let grown_kib = status_kib("VmHWM:") - before_kib;
+        assert!(
+            grown_kib < output_kib / 4,
+            "{grown_kib} KiB more for an output of {output_kib} KiB"
+        );
+        for (rank, slice) in output.split(numel, 0).iter().enumerate() {
+            let value = rank as f64 + 1.0;
+            assert_eq!(
+                (slice.min().double_value(&[]), slice.max().double_value(&[])),
+                (value, value)
+            );
+        }
+    });
+}
+
+#[test]
 fn reduce_scatter_tensor() {
     for world_size in WORLD_SIZES {
         spawn_ranks(world_size, |_| {
