@@ -10,12 +10,23 @@
 //! kernel's cost is per head and block, not per call.
 //!
 //! Query heads that share a kv head read it through a view with a stride of zero: keys and values are never repeated in memory.
+//! Their gradients come back repeated, though, and a call's results exist twice until they are in place. That is small for a short
+//! document; a long one is one call for each kv head, so that only one head's results exist twice.
 
 use std::ops::Range;
 
 use tch::Tensor;
 
 use crate::accumulate_kind;
+
+/// A call with more keys than this computes one kv head and the query heads that read it.
+///
+/// From here on a head is thousands of the kernel's blocks, so a call for each costs no time, and all heads at once cost room: with
+/// 32 query heads of 128 on 8, one document of 1,048,576 tokens in bf16 has 8 GiB of `o`, held twice in the forward, and 24 GiB of
+/// `d_q`, `d_k` and `d_v` at query width in the backward; a head at a time adds 1 and 3. Measured for 8 heads of 64 on 4 over 10,000
+/// tokens in fp32, on one core, results included: 30 MiB and 1.3 s forward, 54 MiB and 3.2 s backward; all heads at once take 40 and
+/// 118 MiB, and no less time.
+const LONG_CALL_LEN: i64 = 8192;
 
 /// How the heads and positions of one attention relate.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,6 +80,10 @@ impl Documents {
 ///
 /// `q` `[s, n, h]`, `k` and `v` `[s, k, h]`, with any strides whose last is 1; returns `o` `[s, n, h]` and `lse` `[n, s]`.
 ///
+/// # Memory
+///
+/// Beside the results, those of one kernel call: all heads of a document, or of one kv head if it has more than 8,192 tokens.
+///
 /// # Numerics
 ///
 /// Scores and sums are single precision (double for double); `lse` is in that precision, `o` in the dtype of `q`.
@@ -116,6 +131,10 @@ pub fn forward(
 ///
 /// As [`forward`]; `d_o` and `o` `[s, n, h]`; returns `d_q` `[s, n, h]`, `d_k` and `d_v` `[s, k, h]`, in the dtype of `q`.
 ///
+/// # Memory
+///
+/// As [`forward`]; the gradients of keys and values of a call exist once for each query head.
+///
 /// # Numerics
 ///
 /// Gradients of a kv head are summed over the query heads that read it, and over the query tiles of a sliding window, in single
@@ -162,6 +181,7 @@ pub fn backward(
         call.queries(&d_q).copy_(&d_q_call);
         drop(d_q_call);
         call.add_to_keys(&d_k, &d_k_call);
+        drop(d_k_call);
         call.add_to_keys(&d_v, &d_v_call);
     }
     (d_q, d_k.to_kind(k.kind()), d_v.to_kind(v.kind()))
@@ -185,6 +205,19 @@ struct HeadGroup {
     kv_start: i64,
     num_kv: i64,
     group_size: i64,
+}
+
+impl HeadGroup {
+    /// Each kv head with the query heads that read it.
+    fn kv_heads(&self) -> impl Iterator<Item = HeadGroup> + '_ {
+        let HeadGroup { q_start, kv_start, num_kv, group_size } = *self;
+        (0..num_kv).map(move |kv| HeadGroup {
+            q_start: q_start + kv * group_size,
+            kv_start: kv_start + kv,
+            num_kv: 1,
+            group_size,
+        })
+    }
 }
 
 impl Call {
@@ -284,16 +317,17 @@ fn query_tile_len(window: i64) -> i64 {
 /// All kernel calls of an attention, documents outermost.
 fn calls(spec: &AttentionSpec, documents: &Documents) -> Vec<Call> {
     let groups = head_groups(&spec.kv_of_q);
+    let single_heads: Vec<HeadGroup> = groups.iter().flat_map(HeadGroup::kv_heads).collect();
     let mut calls = Vec::new();
     for document in &documents.0 {
-        for heads in &groups {
-            let heads = heads.clone();
-            match spec.sliding_window {
-                Some(window) if window < document.end - document.start => {
-                    calls.extend(band_calls(document, window, &heads));
-                }
-                _ => calls.push(Call {
-                    heads,
+        let len = document.end - document.start;
+        let window = spec.sliding_window.filter(|window| *window < len);
+        let num_keys = window.map_or(len, |window| len.min(window - 1 + query_tile_len(window)));
+        for heads in if num_keys > LONG_CALL_LEN { &single_heads } else { &groups } {
+            match window {
+                Some(window) => calls.extend(band_calls(document, window, heads)),
+                None => calls.push(Call {
+                    heads: heads.clone(),
                     queries: document.clone(),
                     keys: document.clone(),
                     is_banded: false,
@@ -373,6 +407,8 @@ fn check(
 
 #[cfg(test)]
 mod tests {
+    use std::iter;
+
     use super::*;
 
     fn group(q_start: i64, kv_start: i64, num_kv: i64, group_size: i64) -> HeadGroup {
@@ -390,9 +426,30 @@ mod tests {
     }
 
     #[test]
+    fn only_a_call_with_many_keys_is_made_for_each_kv_head() {
+        let heads_of = |len: i64, sliding_window: Option<i64>| {
+            let spec = AttentionSpec { kv_of_q: vec![0, 0, 1, 1, 2], scale: 1.0, sliding_window };
+            let mut heads: Vec<HeadGroup> =
+                calls(&spec, &Documents::new(iter::once(0..len).collect()))
+                    .into_iter()
+                    .map(|call| call.heads)
+                    .collect();
+            heads.dedup();
+            heads
+        };
+        let together = [group(0, 0, 2, 2), group(4, 2, 1, 1)];
+        let apart = [group(0, 0, 1, 2), group(2, 1, 1, 2), group(4, 2, 1, 1)];
+        assert_eq!(heads_of(LONG_CALL_LEN, None), together);
+        assert_eq!(heads_of(LONG_CALL_LEN + 1, None), apart);
+        // A window bounds the keys of a call, however long the document.
+        assert_eq!(heads_of(LONG_CALL_LEN + 1, Some(4096)), together);
+        assert_eq!(heads_of(2 * LONG_CALL_LEN, Some(LONG_CALL_LEN)), apart);
+    }
+
+    #[test]
     fn the_mask_of_a_long_window_has_few_rows() {
         let spec = AttentionSpec { kv_of_q: vec![0], scale: 1.0, sliding_window: Some(32_768) };
-        let documents = Documents::new(vec![0..65_536]);
+        let documents = Documents::new(iter::once(0..65_536).collect());
         let q = Tensor::zeros([0], (tch::Kind::BFloat16, tch::Device::Cpu));
         let mask = BandMask::new(&spec, &documents, &q).expect("a window needs a mask").mask;
         assert_eq!(mask.size(), [512, 512 + 32_768 - 1]);

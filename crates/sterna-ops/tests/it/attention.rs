@@ -158,6 +158,40 @@ fn the_gradient_is_the_slope_of_the_forward_itself() {
     }
 }
 
+/// A document with a kernel call for each kv head, beside a short one. All pairs would be 67 million: a few queries are compared,
+/// and only their outputs have a gradient.
+#[test]
+fn a_long_document() {
+    let long_len = 8200;
+    let case = Case { head_dim: 4, ..Case::new(&[0, 0, 1, 1, 2], 3, &[3, long_len], None) };
+    let [q, k, v] = case.inputs();
+    let documents = Documents::new(case.documents.clone());
+    let (o, lse) = forward(&q, &k, &v, &case.spec, &documents);
+    let queries = [2_i64, 3, 500, 4100, 8202];
+    let rows = Tensor::from_slice(&queries);
+    let mask = Tensor::full([5, 3 + long_len], f64::NEG_INFINITY, (Kind::Double, Device::Cpu));
+    for (row, query) in queries.iter().enumerate() {
+        let start = if *query < 3 { 0 } else { 3 };
+        let _ = mask.get(row as i64).narrow(0, start, query + 1 - start).zero_();
+    }
+    let explicit = |x: &[Tensor]| case.explicit(x, &mask);
+    let q_rows = q.index_select(0, &rows);
+    let inputs = [&q_rows, &k, &v];
+    let expected_o = explicit(&inputs.map(Tensor::shallow_clone));
+    assert_close("o", &o.index_select(0, &rows), &expected_o, AUTOGRAD);
+    let expected_lse = case.scores(&q_rows, &k, &mask).logsumexp(-1_i64, false);
+    assert_close("lse", &lse.index_select(1, &rows), &expected_lse, AUTOGRAD);
+
+    let d_o_rows = random(&[5, 5, 4], 4);
+    let d_o = o.zeros_like().index_copy(0, &rows, &d_o_rows);
+    let (d_q, d_k, d_v) = backward(&d_o, &q, &k, &v, &o, &lse, &case.spec, &documents);
+    let expected = autograd(explicit, &inputs, &d_o_rows);
+    let expected_d_q = d_q.zeros_like().index_copy(0, &rows, &expected[0]);
+    assert_close("d_q", &d_q, &expected_d_q, 10.0 * AUTOGRAD);
+    assert_close("d_k", &d_k, &expected[1], 10.0 * AUTOGRAD);
+    assert_close("d_v", &d_v, &expected[2], 10.0 * AUTOGRAD);
+}
+
 /// Heads of one packed buffer, as the exchange hands them over: strided views.
 #[test]
 fn strided_inputs_give_the_same() {
