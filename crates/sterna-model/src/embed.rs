@@ -1,6 +1,7 @@
 //! The embedding of token ids, forward and backward.
 
 use sterna_hf::ModelConfig;
+use sterna_ops::tile::tiles;
 use tch::Tensor;
 
 use crate::error::{ModelError, check_shape};
@@ -36,6 +37,10 @@ pub fn forward(
 ///
 /// `d_weight` `[v, d]`, `input_ids` `b * s/p` long, `d_x` `[b * s/p, d]`.
 ///
+/// # Memory
+///
+/// One tile of rows at a time, 4 MB of them in single precision; never a copy of `d_x`.
+///
 /// # Numerics
 ///
 /// Sums in the dtype of `d_weight`.
@@ -57,13 +62,16 @@ pub fn backward(
     )?;
     check_shape("d_x", &d_x.size(), &[input_ids.len() as i64, d])?;
     check_vocabulary("input_ids", input_ids.iter().copied().enumerate(), config)?;
-    let d_x = d_x.to_kind(d_weight.kind());
-    let ids = Tensor::from_slice(input_ids).to_device(d_x.device());
-    let d_x = match config.pad_token_id {
-        Some(pad) => d_x * ids.not_equal(i64::from(pad)).to_kind(d_weight.kind()).unsqueeze(1),
-        None => d_x,
-    };
-    let _ = d_weight.index_add_(0, &ids, &d_x);
+    let pad = config.pad_token_id.map(i64::from);
+    for tile in tiles(input_ids.len() as i64, ((1 << 20) / d.max(1)).max(1)) {
+        // Rows of padding are left out rather than multiplied by zero, which would keep a NaN.
+        let (rows, ids): (Vec<i64>, Vec<i64>) = tile
+            .map(|row| (row, input_ids[row as usize]))
+            .filter(|(_, id)| Some(*id) != pad)
+            .unzip();
+        let [rows, ids] = [rows, ids].map(|x| Tensor::from_slice(&x).to_device(d_x.device()));
+        let _ = d_weight.index_add_(0, &ids, &d_x.index_select(0, &rows).to_kind(d_weight.kind()));
+    }
     Ok(())
 }
 

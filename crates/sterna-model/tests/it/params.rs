@@ -57,3 +57,26 @@ fn a_token_outside_the_vocabulary_is_named() {
     );
     assert!(error.hint().is_some());
 }
+/// Several tiles of rows, with padding in each, against the sum written out.
+#[test]
+fn the_gradient_of_the_embedding_leaves_padding_out() {
+    let mut config = Tiny::fixture("llama_tied").config;
+    (config.vocab_size, config.hidden_size, config.pad_token_id) = (5, 1 << 18, Some(2));
+    let ids: Vec<i64> = (0..11).map(|row| row * 3 % 5).collect();
+    let d_x = Tensor::randn([11, 1 << 18], (Kind::Double, Device::Cpu));
+    let expected = Tensor::ones([5, 1 << 18], (Kind::Double, Device::Cpu));
+    for (row, id) in ids.iter().enumerate() {
+        if *id == 2 {
+            // What comes back for padding means nothing, and may be anything.
+            let _ = d_x.get(row as i64).fill_(f64::NAN);
+        } else {
+            let _ = expected.get(*id).g_add_(&d_x.get(row as i64));
+        }
+    }
+    let d_x_before = d_x.copy();
+    let mut actual = expected.ones_like();
+    sterna_model::embed::backward(&config, &mut actual, &ids, &d_x).unwrap();
+    let difference = (actual - expected).abs().max().double_value(&[]);
+    assert!(difference < 1e-13, "differs by {difference:e}");
+    assert!(d_x.allclose(&d_x_before, 0.0, 0.0, true), "the gradient of `x` is the caller's");
+}
