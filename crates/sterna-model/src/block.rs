@@ -106,6 +106,13 @@ struct Attended {
     o: Tensor,
 }
 
+impl Attended {
+    /// The output alone. Takes the whole, because moving one field out of a binding would leave the others alive until its end.
+    fn into_output(self) -> Tensor {
+        self.o
+    }
+}
+
 /// Computes the block.
 ///
 /// # Shapes
@@ -134,8 +141,11 @@ pub fn forward(
     let (projected, pre_saved) = project(ctx, params, x, keep.graph)?;
     let (attended, lse) = attend(ctx, projected);
     // Attention inputs are dead unless everything is kept; what follows needs the room.
-    let (o, attended) =
-        if keep.graph { (attended.o.shallow_clone(), Some(attended)) } else { (attended.o, None) };
+    let (o, attended) = if keep.graph {
+        (attended.o.shallow_clone(), Some(attended))
+    } else {
+        (attended.into_output(), None)
+    };
     let o = HeadToSeq::trade(exchange, vec![(Heads::Query, o)])?.tile(0, &(0..num_tokens));
     let y = x.empty_like();
     let mut post_saved = VecDeque::new();

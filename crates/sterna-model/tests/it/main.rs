@@ -6,6 +6,7 @@ mod golden;
 mod gradient;
 mod initial;
 mod leak;
+mod memory;
 mod params;
 mod tiny;
 mod ulysses;

@@ -1,0 +1,99 @@
+//! What is alive at once, as the operating system counts it. Each test has a process of its own.
+
+use std::path::Path;
+
+use serde_json::json;
+use sterna_hf::ModelConfig;
+use sterna_model::{BlockContext, BlockParams, Documents, HeadSplit, Keep, block, embed, rotary};
+use sterna_testkit::spawn_ranks;
+use tch::{Device, Kind, Tensor};
+
+use crate::tiny::alone;
+
+const MIB: u64 = 1 << 20;
+
+/// By how many bytes the resident set of this process grew at most while `f` ran.
+fn peak_growth<T>(f: impl FnOnce() -> T) -> u64 {
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    let before = status("VmRSS:");
+    let _alive = f();
+    status("VmHWM:").saturating_sub(before)
+}
+
+/// A field of `/proc/self/status` in bytes.
+fn status(name: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+fn config(hidden_size: u32) -> ModelConfig {
+    let config = json!({
+        "model_type": "llama", "hidden_size": hidden_size, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 8, "pad_token_id": 7,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 100.0, "hidden_act": "silu",
+        "tie_word_embeddings": true,
+    });
+    ModelConfig::from_json(&config.to_string(), Path::new("config.json")).unwrap()
+}
+
+#[test]
+fn the_backward_of_the_embedding_copies_a_tile() {
+    spawn_ranks(1, |_| {
+        let (config, num_tokens) = (config(1024), 1 << 15);
+        let ids: Vec<i64> = (0..num_tokens).map(|token| token % 8).collect();
+        // 64 MiB; one copy in single precision is 128.
+        let d_x = Tensor::ones([num_tokens, 1024], (Kind::BFloat16, Device::Cpu));
+        let mut d_weight = Tensor::zeros([8, 1024], (Kind::Float, Device::Cpu));
+        let mut run = |len: i64| {
+            embed::backward(&config, &mut d_weight, &ids[..len as usize], &d_x.narrow(0, 0, len))
+        };
+        // Once for what the process allocates only once.
+        run(8).unwrap();
+        let growth = peak_growth(|| run(num_tokens).unwrap());
+        assert!(growth < 24 * MIB, "{} MiB", growth / MIB);
+    });
+}
+
+/// `q`, `k`, `v` and `o` are 16 MiB each and the output of the block is 64: 80 MiB with `o` alone beside it, 128 with all four.
+#[test]
+fn the_inputs_of_attention_are_gone_when_the_block_writes_its_output() {
+    spawn_ranks(1, |_| {
+        let (config, num_tokens) = (config(1024), 1 << 14);
+        let comm = alone();
+        let heads = HeadSplit::of_all_ranks(4, 4, 1).unwrap();
+        let tensors: Vec<Tensor> = config.parameters().layers[0]
+            .iter()
+            .map(|spec| {
+                let shape: Vec<i64> = spec.shape.iter().map(|size| *size as i64).collect();
+                Tensor::ones(shape.as_slice(), (Kind::Float, Device::Cpu))
+            })
+            .collect();
+        let params = BlockParams::new(&config, &tensors).unwrap();
+        let run = |num_tokens: i64| {
+            let documents: Vec<_> =
+                (0..num_tokens / 64).map(|document| 64 * document..64 * (document + 1)).collect();
+            let position_ids: Vec<i64> = (0..num_tokens).map(|token| token % 64).collect();
+            let documents = Documents::new(documents);
+            let rope = rotary::table(&config, &position_ids, 64, Kind::Float, Device::Cpu);
+            let ctx = BlockContext {
+                config: &config,
+                layer_idx: 0,
+                sp: comm.sp(),
+                heads: &heads,
+                documents: &documents,
+                rope: &rope,
+                num_rows: 1,
+                pre_tile_len: 256,
+                post_tile_len: 256,
+            };
+            let x = Tensor::ones([num_tokens, 1024], (Kind::Float, Device::Cpu));
+            let keep = Keep { attention: false, graph: false };
+            peak_growth(|| block::forward(&ctx, &params, &x, keep).unwrap())
+        };
+        // Once for what the process allocates only once.
+        run(256);
+        let growth = run(num_tokens);
+        assert!(growth < 104 * MIB, "{} MiB", growth / MIB);
+    });
+}
