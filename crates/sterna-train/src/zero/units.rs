@@ -337,8 +337,8 @@ impl Zero {
         for flat in self.units.iter_mut().flat_map(|unit| &mut unit.flats) {
             flat.step(&self.options, adamw, step, grad_scale)?;
             if self.options.sharding.optimizer && !self.options.sharding.params {
-                // The input is copied: it is a view of the output.
-                let own = flat.own_param(&self.options).copy();
+                // The input is this rank's own slice of the output.
+                let own = flat.own_param(&self.options);
                 world.all_gather_into_tensor(&flat.param, &own)?.wait()?;
             }
         }
