@@ -78,17 +78,37 @@ impl LrSchedule {
                 decay_type,
                 min_lr_ratio,
                 num_cycles,
-            } => self.warmup_stable_decay(
-                step,
-                &Plateaus {
-                    num_decay_steps,
-                    num_stable_steps,
-                    warmup_type,
-                    decay_type,
-                    min_lr_ratio,
-                    num_cycles,
-                },
-            ),
+            } => {
+                let num_decay_steps = num_decay_steps as u64;
+                let num_stable_steps = num_stable_steps.map_or_else(
+                    || {
+                        self.num_training_steps
+                            .saturating_sub(self.num_warmup_steps + num_decay_steps)
+                    },
+                    |steps| steps as u64,
+                );
+                let decay_start = self.num_warmup_steps + num_stable_steps;
+                let factor = if is_warmup {
+                    let progress = self.warmup_progress(step);
+                    match warmup_type {
+                        Ramp::Linear => progress,
+                        Ramp::Cosine => 0.5 * (1.0 - (PI * progress).cos()),
+                        Ramp::OneMinusSqrt => 1.0 - (1.0 - progress).sqrt(),
+                    }
+                } else if step < decay_start {
+                    1.0
+                } else if step < decay_start + num_decay_steps {
+                    let progress = (step - decay_start) as f64 / num_decay_steps as f64;
+                    match decay_type {
+                        Ramp::Linear => 1.0 - progress,
+                        Ramp::Cosine => 0.5 * (1.0 + (PI * num_cycles * 2.0 * progress).cos()),
+                        Ramp::OneMinusSqrt => 1.0 - progress.sqrt(),
+                    }
+                } else {
+                    0.0
+                };
+                (factor * (1.0 - min_lr_ratio) + min_lr_ratio).max(0.0)
+            }
             _ if is_warmup => self.warmup_progress(step),
             Schedule::ConstantWithWarmup => 1.0,
             Schedule::Linear => (1.0 - self.decay_progress(step)).max(0.0),
@@ -122,45 +142,6 @@ impl LrSchedule {
             }
         }
     }
-
-    fn warmup_stable_decay(&self, step: u64, plateaus: &Plateaus) -> f64 {
-        let num_decay_steps = plateaus.num_decay_steps as u64;
-        let num_stable_steps = plateaus.num_stable_steps.map_or_else(
-            || self.num_training_steps.saturating_sub(self.num_warmup_steps + num_decay_steps),
-            |steps| steps as u64,
-        );
-        let decay_start = self.num_warmup_steps + num_stable_steps;
-        let factor = if step < self.num_warmup_steps {
-            let progress = self.warmup_progress(step);
-            match plateaus.warmup_type {
-                Ramp::Linear => progress,
-                Ramp::Cosine => 0.5 * (1.0 - (PI * progress).cos()),
-                Ramp::OneMinusSqrt => 1.0 - (1.0 - progress).sqrt(),
-            }
-        } else if step < decay_start {
-            1.0
-        } else if step < decay_start + num_decay_steps {
-            let progress = (step - decay_start) as f64 / num_decay_steps as f64;
-            match plateaus.decay_type {
-                Ramp::Linear => 1.0 - progress,
-                Ramp::Cosine => 0.5 * (1.0 + (PI * plateaus.num_cycles * 2.0 * progress).cos()),
-                Ramp::OneMinusSqrt => 1.0 - progress.sqrt(),
-            }
-        } else {
-            0.0
-        };
-        (factor * (1.0 - plateaus.min_lr_ratio) + plateaus.min_lr_ratio).max(0.0)
-    }
-}
-
-/// The arguments of transformers' `get_wsd_schedule`.
-struct Plateaus {
-    num_decay_steps: usize,
-    num_stable_steps: Option<usize>,
-    warmup_type: Ramp,
-    decay_type: Ramp,
-    min_lr_ratio: f64,
-    num_cycles: f64,
 }
 
 /// `num_cycles` cosine waves over `progress` 0 to 1, scaled to end at `min_lr_rate`.
