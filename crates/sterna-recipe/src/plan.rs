@@ -76,7 +76,8 @@ pub struct ModelSummary {
     pub vocab_size: usize,
     /// The format of weights and activations.
     pub dtype: DType,
-    /// Whether the weights are drawn instead of read.
+    /// Whether the weights are drawn instead of read, or will be unless the number of layers that the recipe names is that of
+    /// `config.json`.
     pub has_random_weights: bool,
 }
 
@@ -265,7 +266,7 @@ impl ModelSummary {
             head_dim: model.head_dim,
             vocab_size: model.vocab_size,
             dtype: recipe.model.dtype,
-            has_random_weights: recipe.model.random_weights || recipe.model.changes_depth(),
+            has_random_weights: recipe.model.random_weights || recipe.model.names_depth(),
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::{fmt, path::PathBuf};
 
 use serde_json::{Map, Value};
-use sterna_hf::DType;
+use sterna_hf::{DType, ModelConfig};
 
 use crate::{diagnostic::Note, source::RecipeSource};
 
@@ -106,8 +106,16 @@ pub struct ModelOptions {
 }
 
 impl ModelOptions {
-    /// Whether `hf_config_kwargs` asks for a number of layers, so that the files of `name_or_path` do not fit.
-    pub fn changes_depth(&self) -> bool {
+    /// Whether `hf_config_kwargs` asks for another number of layers than `unchanged`, the `config.json` of `name_or_path` without
+    /// those changes, so that its weights do not fit.
+    pub fn changes_depth(&self, unchanged: &ModelConfig) -> bool {
+        self.hf_config_kwargs
+            .get("num_hidden_layers")
+            .is_some_and(|layers| layers.as_u64() != Some(unchanged.num_hidden_layers as u64))
+    }
+
+    /// Whether `hf_config_kwargs` asks for a number of layers, be it that of `config.json` or another.
+    pub(crate) fn names_depth(&self) -> bool {
         self.hf_config_kwargs.contains_key("num_hidden_layers")
     }
 }

@@ -1,5 +1,6 @@
 //! What can end a training run.
 
+use std::any::Any;
 use std::path::PathBuf;
 
 use sterna_comm::CommError;
@@ -89,6 +90,16 @@ pub enum TrainError {
 }
 
 impl TrainError {
+    /// The error for a caught panic: libtorch's exceptions arrive as panics of tch.
+    pub(crate) fn from_panic(panic: &(dyn Any + Send)) -> Self {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("a panic without a message");
+        Self::Panicked { message: libtorch_reason(text).unwrap_or_else(|| text.trim().to_owned()) }
+    }
+
     /// What the reader can do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -110,7 +121,7 @@ impl TrainError {
             ),
             Self::Panicked { message } => is_out_of_memory(message).then(|| {
                 "use more sequence-parallel ranks, set `tiled_mlp_compute: true` and \
-                 `activation_checkpoint_cpu_offload: true`, or lower `data.max_length`"
+                 `activation_checkpoint_cpu_offload: true` if they are not set already, or lower `data.max_length`"
                     .to_owned()
             }),
             Self::RanksDisagree { .. } => Some(
@@ -122,9 +133,48 @@ impl TrainError {
     }
 }
 
+/// The first line of libtorch's message, if `text` is how tch panics with one. What follows that line is libtorch's C++
+/// stack.
+fn libtorch_reason(text: &str) -> Option<String> {
+    let quoted = text.strip_prefix("called `Result::unwrap()` on an `Err` value: Torch(\"")?;
+    let quoted = quoted.strip_suffix("\")").unwrap_or(quoted);
+    // The text is escaped as `{:?}` does.
+    let first = quoted.split("\\n").find(|line| !line.trim().is_empty())?;
+    Some(first.replace("\\\"", "\"").replace("\\'", "'").replace("\\\\", "\\").trim().to_owned())
+}
+
 /// Whether a libtorch message says that memory ran out.
 fn is_out_of_memory(message: &str) -> bool {
     ["out of memory", "can't allocate memory", "bad_alloc"]
         .iter()
         .any(|text| message.contains(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Tensor;
+
+    use super::*;
+
+    fn message_of(body: impl FnOnce() + std::panic::UnwindSafe) -> String {
+        let panic = std::panic::catch_unwind(body).expect_err("the body panics");
+        TrainError::from_panic(panic.as_ref()).to_string()
+    }
+
+    #[test]
+    fn a_failed_tensor_operation_gives_the_first_line_of_libtorch() {
+        let message = message_of(|| {
+            let ones = |n: i64| Tensor::ones([n], (tch::Kind::Float, tch::Device::Cpu));
+            let _ = ones(2) + ones(3);
+        });
+        assert_eq!(
+            message,
+            "computing failed: The size of tensor a (2) must match the size of tensor b (3) at non-singleton dimension 0"
+        );
+    }
+
+    #[test]
+    fn another_panic_keeps_its_lines() {
+        assert_eq!(message_of(|| panic!("one\ntwo {}", 3)), "computing failed: one\ntwo 3");
+    }
 }

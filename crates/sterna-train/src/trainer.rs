@@ -103,9 +103,8 @@ pub fn train(
     let comm = Comm::init(env, recipe.sequence_parallel_size, options.collective_timeout)?;
     // From here on a failure is told to the other ranks, whatever it is: libtorch's exceptions arrive as panics.
     let run = AssertUnwindSafe(|| run(recipe, config, &plan, env, &comm, device, observer));
-    let result = catch_unwind(run).unwrap_or_else(|panic| {
-        Err(TrainError::Panicked { message: panic_message(panic.as_ref()) })
-    });
+    let result =
+        catch_unwind(run).unwrap_or_else(|panic| Err(TrainError::from_panic(panic.as_ref())));
     if let Err(error) = &result {
         comm.abort(&error.to_string());
     }
@@ -148,12 +147,11 @@ struct Assets {
 impl Assets {
     fn resolve(recipe: &Recipe, config: ModelConfig) -> Result<Self, TrainError> {
         let model = &recipe.model;
-        let has_config_only = model.random_weights || model.changes_depth();
-        let model_dir = if has_config_only {
-            hub::resolve_model_config(&model.name_or_path)?
-        } else {
-            hub::resolve_model(&model.name_or_path)?
-        };
+        let config_dir = hub::resolve_model_config(&model.name_or_path)?;
+        let has_config_only =
+            model.random_weights || model.changes_depth(&ModelConfig::from_dir(&config_dir)?);
+        let model_dir =
+            if has_config_only { config_dir } else { hub::resolve_model(&model.name_or_path)? };
         let tokenizer_dir = hub::resolve_model_config(&recipe.tokenizer.name_or_path)?;
         let tokenizer = Tokenizer::from_dir(&tokenizer_dir)?;
         let weights = if has_config_only {
@@ -659,14 +657,4 @@ fn matmul_rate(comm: &Comm, kind: Kind, device: Device) -> Result<f64, TrainErro
     }
     let rate = 2.0 * (SIZE as f64).powi(3) / best;
     Ok(sum(comm.world(), &[rate])?[0])
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-        .unwrap_or_else(|| "a panic without a message".to_owned());
-    // libtorch appends its C++ stack; the first paragraph is the reason.
-    text.split("\nException raised from").next().unwrap_or(&text).trim().to_owned()
 }

@@ -165,9 +165,8 @@ pub(super) fn notes(recipe: &Recipe, model: &ModelConfig, batch: BatchPlan) -> V
         let text = "every intermediate value of every block is kept: `check` shows what that takes";
         note("model.disable_activation_checkpoint", text.to_owned());
     }
-    if recipe.model.changes_depth() {
-        let text =
-            "with a number of layers of its own the model starts from random weights".to_owned();
+    if recipe.model.names_depth() {
+        let text = "unless config.json has the same number of layers, the model starts from random weights".to_owned();
         note("model.hf_config_kwargs.num_hidden_layers", text);
     }
     notes

@@ -260,6 +260,16 @@ fn combinations_that_surprise_have_notes() {
     );
 }
 
+#[test]
+fn only_another_number_of_layers_gives_the_weights_up() {
+    let unchanged = model("smollm2-135m");
+    let changes_depth =
+        |overrides: &[&str]| recipe(SMALL, overrides).model.changes_depth(&unchanged);
+    assert!(!changes_depth(&[]));
+    assert!(!changes_depth(&["model.hf_config_kwargs={num_hidden_layers: 30, rope_theta: 5}"]));
+    assert!(changes_depth(&["model.hf_config_kwargs={num_hidden_layers: 2}"]));
+}
+
 /// Bytes of a kind, device and host together.
 fn bytes(plan: &Plan, kind: MemoryKind) -> u64 {
     plan.memory

@@ -105,7 +105,10 @@ fn run_rank(args: &Train, recipe: &Recipe, env: &RankEnv) -> Result<(), Failure>
     logging::init(&recipe.logger, env.local_rank, narrator.screen())?;
     let collective_timeout = collective_timeout()?;
     let options = TrainOptions { device, collective_timeout };
+    // A failed tensor operation arrives as a panic, which becomes the error of the run: that is what is shown, once.
+    std::panic::set_hook(Box::new(|panic| tracing::debug!(target: logging::RUN, "{panic}")));
     let outcome = sterna_train::train(recipe, env, options, &mut narrator);
+    drop(std::panic::take_hook());
     let has_started = narrator.has_started();
     match outcome {
         Ok(summary) => {
