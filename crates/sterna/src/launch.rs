@@ -116,8 +116,14 @@ fn supervise(launch: &Launch<'_>, command: impl Fn() -> Command) -> Result<(), F
 }
 
 /// Waits for signals that ask us to end, in a thread; the caller's thread and those it starts no longer take them.
+/// A signal that whoever started us had us ignore, as nohup does SIGHUP, stays ignored.
 fn forward_signals(sender: Sender<Event>) -> nix::Result<()> {
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+    // Where /proc is missing nothing is known to be ignored.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = ignored_signals(&status);
+    let asks_to_end = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+    let signals: SigSet =
+        asks_to_end.into_iter().filter(|signal| !is_in(ignored, *signal)).collect();
     signals.thread_block()?;
     thread::spawn(move || {
         while let Ok(signal) = signals.wait() {
@@ -127,6 +133,17 @@ fn forward_signals(sender: Sender<Event>) -> nix::Result<()> {
         }
     });
     Ok(())
+}
+
+/// The mask of ignored signals in the text of `/proc/PID/status`; bit `n - 1` is signal `n` (man page `proc_pid_status`).
+fn ignored_signals(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+/// Whether `mask` has `signal`.
+fn is_in(mask: u64, signal: Signal) -> bool {
+    mask >> (signal as i32 - 1) & 1 == 1
 }
 
 /// A port that nobody listened on a moment ago.

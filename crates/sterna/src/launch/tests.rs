@@ -68,3 +68,14 @@ fn a_rank_that_ignores_the_polite_signal_is_killed() {
     );
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 }
+
+#[test]
+fn signals_ignored_from_the_start_are_read_from_the_status_of_the_process() {
+    // As /proc/self/status shows it under nohup: SIGHUP is 1, SIGPIPE (which Rust ignores) 13.
+    let ignored =
+        ignored_signals("Name:\tsterna\nSigBlk:\t0000000000000002\nSigIgn:\t0000000000001001\n");
+    let has =
+        [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM].map(|signal| is_in(ignored, signal));
+    assert_eq!(has, [true, false, false]);
+    assert_eq!(ignored_signals(""), 0);
+}

@@ -5,12 +5,12 @@ use sterna_recipe::Plan;
 
 use super::base10;
 
-/// Model, ranks, batch and steps.
+/// Model, ranks, batch and steps, and what the reader of the recipe should know.
 pub(super) fn run(plan: &Plan, num_steps: u64) -> Vec<String> {
     let Plan { model, mesh, batch, zero, .. } = plan;
     let sequences = batch.micro_batch_size * batch.micro_batches_per_step;
     let random = if model.has_random_weights { ", random weights" } else { "" };
-    vec![
+    let mut lines = vec![
         format!(
             "model: {} ({}), {} parameters, {}{random}",
             model.name,
@@ -34,7 +34,9 @@ pub(super) fn run(plan: &Plan, num_steps: u64) -> Vec<String> {
             mesh.dp_size
         ),
         format!("steps: {num_steps}"),
-    ]
+    ];
+    lines.extend(plan.notes.iter().map(|note| format!("note:  {}: {}", note.key_path, note.text)));
+    lines
 }
 
 /// What each source gave and what was dropped.
