@@ -65,7 +65,7 @@ pub fn tokenize_chat(
     let encoded = tokenizer
         .encode(&text)
         .map_err(|source| Error::Tokenize { row: Box::new(row_id()), source: Box::new(source) })?;
-    let is_label = match (rule.mask_inputs, rule.label_mask) {
+    let mut is_label = match (rule.mask_inputs, rule.label_mask) {
         (false, _) => vec![true; encoded.ids.len()],
         (true, LabelMask::Reference) => {
             reference::labels(&text, &encoded.offsets, messages, rule.ignore_empty_think)
@@ -80,6 +80,11 @@ pub fn tokenize_chat(
             exact::labels(&text, &encoded, &replies, rule.ignore_empty_think, is_special)
         }
     };
+    // In a pack, the token before a chat's first one belongs to another chat and has no business predicting it. (The
+    // reference trains on that; with masked inputs the first token is the template's and never a label.)
+    if let (LabelMask::Exact, Some(first)) = (rule.label_mask, is_label.first_mut()) {
+        *first = false;
+    }
     Ok(Tokens { ids: encoded.ids, is_label })
 }
 

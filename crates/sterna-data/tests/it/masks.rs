@@ -323,7 +323,12 @@ fn everything_is_a_label_without_a_mask() {
     let tokenizer = smollm2();
     let rule = MaskRule { mask_inputs: false, ..EXACT };
     let tokens = tokenize_chat(&tokenizer, &[Message::new("user", "Hi")], rule, row_id).unwrap();
-    assert!(!tokens.ids.is_empty() && tokens.is_label.iter().all(|&is_label| is_label));
+    // The first token has nothing before it in its own chat; in a pack, another chat would predict it.
+    let (first, rest) = tokens.is_label.split_first().unwrap();
+    assert!(!first && !rest.is_empty() && rest.iter().all(|&is_label| is_label));
+    let rule = MaskRule { label_mask: LabelMask::Reference, ..rule };
+    let tokens = tokenize_chat(&tokenizer, &[Message::new("user", "Hi")], rule, row_id).unwrap();
+    assert!(tokens.is_label.iter().all(|&is_label| is_label));
 }
 
 #[test]
