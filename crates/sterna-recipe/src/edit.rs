@@ -73,17 +73,12 @@ fn segments(path: &str) -> Option<Vec<Segment>> {
     matches!(segments.first(), Some(Segment::Key(_))).then_some(segments)
 }
 
-/// Applies all overrides to `root`; reports those that do not fit.
+/// Applies all overrides to `root`, of one key the last; reports those that do not fit.
 pub(crate) fn apply(root: &mut Node, overrides: &[Override], errors: &mut Vec<Diagnostic>) {
     for (idx, change) in overrides.iter().enumerate() {
         let origin = Origin::Override(idx);
-        if let Some(first) = overrides[..idx].iter().find(|other| other.path == change.path) {
-            errors.push(*conflict(
-                change,
-                origin,
-                format!("`--set {}` and `--set {}` set one key", first.text, change.text),
-                "one of them",
-            ));
+        // As with any command line, the last word counts: a script's defaults come before what its caller adds.
+        if overrides[idx + 1..].iter().any(|later| later.path == change.path) {
             continue;
         }
         match yaml::parse(&change.text[change.value_start..], origin, errors) {
@@ -238,8 +233,16 @@ mod tests {
     }
 
     #[test]
+    fn the_last_value_of_a_key_counts() {
+        let (json, errors) = apply_all("d: 0\n", &["d=1", "d.e=*", "d=2"]);
+        assert_eq!((json["d"].clone(), errors.len()), (serde_json::json!(2), 1));
+        let (json, errors) = apply_all("d: 0\n", &["d=*", "d=2"]);
+        assert_eq!((json, errors.len()), (serde_json::json!({"d": 2}), 0));
+    }
+
+    #[test]
     fn what_does_not_fit_is_said() {
-        let overrides = ["a.b=1", "c[5]=1", "d=1", "d=2", "e=*"];
+        let overrides = ["a.b=1", "c[5]=1", "e=*"];
         let (_, errors) = apply_all("a: 1\nc: [1]\n", &overrides);
         assert_eq!(
             errors[0],
@@ -249,8 +252,7 @@ mod tests {
             errors[1],
             "item 5 of a list of 1, required: an item that exists, or the next one"
         );
-        assert_eq!(errors[2], "`--set d=1` and `--set d=2` set one key, required: one of them");
-        assert!(errors[3].starts_with("not valid YAML"), "{errors:?}");
+        assert!(errors[2].starts_with("not valid YAML"), "{errors:?}");
     }
 
     #[test]
