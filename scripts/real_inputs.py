@@ -30,7 +30,7 @@ MODEL_NAME = "SmolLM2-135M-Instruct"
 
 def pip(*args: str) -> None:
     # By environment, because a pip that does not know an option refuses it but ignores the variable.
-    env = {**os.environ, "PIP_ROOT_USER_ACTION": "ignore", "PIP_USER": "0"}
+    env = {**os.environ, "PIP_ROOT_USER_ACTION": "ignore", "PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"}
     subprocess.check_call([sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *args], env=env)
 
 

@@ -41,8 +41,8 @@ pub(crate) fn run(root: &Path) -> Result<()> {
             if inputs != root.join(inputs::DEFAULT) {
                 let model = inputs.join("SmolLM2-135M-Instruct");
                 let chats = inputs.join("dialogues-english");
-                train.arg("--set").arg(format!("model.name_or_path={}", model.display()));
-                train.arg("--set").arg(format!("data.sources[0].name_or_path={}", chats.display()));
+                train.arg("--set").arg(format!("model.name_or_path={}", quoted(&model)));
+                train.arg("--set").arg(format!("data.sources[0].name_or_path={}", quoted(&chats)));
             }
             stage::run(&mut train)
         },
@@ -105,6 +105,11 @@ fn eval_losses(metrics: &str) -> Result<(f64, f64)> {
         [before, .., after] => Ok((*before, *after)),
         _ => bail!("`{METRICS}` has {} evaluations, the demo makes 2", losses.len()),
     }
+}
+
+/// A path as a quoted YAML string.
+fn quoted(path: &Path) -> String {
+    Value::from(path.to_string_lossy()).to_string()
 }
 
 #[cfg(test)]

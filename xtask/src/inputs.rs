@@ -24,7 +24,8 @@ const PROOFS: [&str; 2] =
 /// No python3 or pip, a failed download, or a folder named by [`VARIABLE`] that lacks the inputs.
 pub(crate) fn fetch(root: &Path) -> Result<PathBuf> {
     if let Some(own) = std::env::var_os(VARIABLE) {
-        let own = PathBuf::from(own);
+        // Tests run in the folder of their package, so a relative path would mean another folder there.
+        let own = std::path::absolute(own)?;
         if let Some(missing) = missing(&own) {
             bail!(
                 "{VARIABLE} is `{}`, which lacks `{missing}`; unset it to use inputs fetched here",

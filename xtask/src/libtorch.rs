@@ -139,8 +139,12 @@ fn pip() -> Command {
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "--disable-pip-version-check"]);
     // By environment, because a pip that does not know an option refuses it but ignores the variable. A user-wide
-    // PIP_USER would contradict --target.
-    pip.envs([("PIP_ROOT_USER_ACTION", "ignore"), ("PIP_USER", "0")]);
+    // PIP_USER would contradict --target; a virtual environment is not needed for it.
+    pip.envs([
+        ("PIP_ROOT_USER_ACTION", "ignore"),
+        ("PIP_USER", "0"),
+        ("PIP_REQUIRE_VIRTUALENV", "0"),
+    ]);
     pip
 }
 

@@ -62,9 +62,12 @@ pub(crate) fn run(root: &Path, filter: &[String]) -> Result<()> {
         command
     };
     stage::stage("tests", || {
-        let runner: &[&str] =
-            if has_nextest(root) { &["nextest", "run"] } else { &["test", "--all-targets"] };
-        stage::run(tests(runner).args(filter))
+        if has_nextest(root) {
+            return stage::run(tests(&["nextest", "run"]).args(filter));
+        }
+        // No benchmarks, and one test at a time: there are no groups to keep multi-rank tests apart.
+        let mut command = tests(&["test", "--lib", "--bins", "--tests"]);
+        stage::run(command.env("RUST_TEST_THREADS", "1").args(filter))
     })?;
     if !only_tests {
         stage::stage("doctests", || stage::run(&mut tests(&["test", "--doc", "--quiet"])))?;
