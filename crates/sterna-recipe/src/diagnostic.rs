@@ -123,7 +123,7 @@ pub struct Diagnostics {
 
 impl Diagnostics {
     /// Sorts the errors by place: those without one first, then the file's, then the overrides'.
-    pub(crate) fn new(source: RecipeSource, mut errors: Vec<Diagnostic>) -> Self {
+    pub fn new(source: RecipeSource, mut errors: Vec<Diagnostic>) -> Self {
         errors.sort_by_key(|error| error.span.map(|span| (span.origin, span.line, span.col)));
         Self { source, errors }
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 pub(crate) mod data;
+mod paths;
 pub(crate) mod train;
 
 use std::path::Path;
@@ -12,9 +13,11 @@ use sterna_recipe::{Diagnostics, Recipe};
 use crate::cli::Overrides;
 use crate::report::{Exit, Failure};
 
-/// Reads a recipe with the changes of the command line.
-fn load(path: &Path, overrides: &Overrides) -> Result<Recipe, Failure> {
-    sterna_recipe::load(path, &overrides.set).map_err(|errors| wrong_recipe(&errors))
+/// Reads a recipe with the changes of the command line, and makes sure that the files it names are there.
+fn load(path: &Path, overrides: &Overrides) -> Result<Recipe, Diagnostics> {
+    let recipe = sterna_recipe::load(path, &overrides.set)?;
+    let missing = paths::missing(&recipe);
+    if missing.is_empty() { Ok(recipe) } else { Err(Diagnostics::new(recipe.source, missing)) }
 }
 
 /// All errors of a recipe, with the lines they stand on.

@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use serde_json::json;
 use sterna_recipe::{Diagnostics, Plan};
 
-use super::{model_config, wrong_recipe};
+use super::{load, model_config, wrong_recipe};
 use crate::cli::{Check, Format};
 use crate::report::{Exit, Failure};
 
@@ -27,7 +27,7 @@ pub(crate) fn run(args: &Check) -> Result<(), Failure> {
 
 /// The plan, or the errors of the recipe; the outer error is about anything else.
 fn plan(args: &Check) -> Result<Result<Plan, Diagnostics>, Failure> {
-    let recipe = match sterna_recipe::load(&args.recipe, &args.overrides.set) {
+    let recipe = match load(&args.recipe, &args.overrides) {
         Ok(recipe) => recipe,
         Err(errors) => return Ok(Err(errors)),
     };

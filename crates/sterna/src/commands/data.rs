@@ -8,13 +8,13 @@ use sterna_data::{DataMesh, Datasets, MicroBatches, write_rank_jsonl};
 use sterna_hf::{Tokenizer, hub};
 use sterna_recipe::Recipe;
 
-use super::{load, model_config};
+use super::{load, model_config, wrong_recipe};
 use crate::cli::Data;
 use crate::report::{Exit, Failure};
 
 /// Writes `rank{r}.jsonl` for each rank.
 pub(crate) fn run(args: &Data) -> Result<(), Failure> {
-    let recipe = load(&args.recipe, &args.overrides)?;
+    let recipe = load(&args.recipe, &args.overrides).map_err(|errors| wrong_recipe(&errors))?;
     let sp_size = recipe.sequence_parallel_size;
     let world_size = args.world_size.unwrap_or(sp_size);
     if !world_size.is_multiple_of(sp_size) {

@@ -28,7 +28,7 @@ pub(crate) fn run(args: &Train) -> Result<(), Failure> {
         let err = TrainError::DeviceUnavailable { device: "cuda".to_owned() };
         return Err(train_failure(&err, false));
     }
-    let recipe = load(&args.recipe, &args.overrides)?;
+    let recipe = load(&args.recipe, &args.overrides).map_err(|errors| wrong_recipe(&errors))?;
     if args.arctic.mode == Mode::ProcessData {
         return process_data(args, &recipe, env.as_ref());
     }

@@ -131,9 +131,14 @@ fn a_missing_model_is_named() {
     ----- stdout -----
 
     ----- stderr -----
-    error: `./no-such` is not a folder, nor a hub name such as `org/name` or `org/name@revision`
+    error: `model.name_or_path` is `./no-such`, which does not exist, required: a folder or file that is there, or a hub name such as `owner/name`
+     --> --set
+      |
+      | model.name_or_path=./no-such
+      |                    ^^^^^^^^^
+      = hint: a relative path starts at the folder where sterna is called
 
-    hint: check the spelling; a path may be relative to the current folder
+    1 error in `recipe.yaml`
     ");
 }
 

@@ -61,9 +61,14 @@ fn missing_data_is_named() {
     ----- stdout -----
 
     ----- stderr -----
-    error: data source `./chatz` not found
+    error: `data.sources[0].name_or_path` is `./chatz`, which does not exist, required: a folder or file that is there, or a hub name such as `owner/name`
+     --> bad.yaml:9:21
+      |
+    9 |       name_or_path: ./chatz
+      |                     ^^^^^^^
+      = hint: a relative path starts at the folder where sterna is called
 
-    hint: give a JSON, JSONL or Parquet file, a folder of them, a folder written by save_to_disk, or a hub data set `owner/name`
+    1 error in `bad.yaml`
     ");
     assert!(!workspace.path("batches").exists());
 }
