@@ -119,14 +119,12 @@ pub(super) fn notes(recipe: &Recipe, model: &ModelConfig, batch: BatchPlan) -> V
     let max_length = batch.max_length;
     if data.pack_samples {
         let needed = max_length.div_ceil(REFERENCE_PACK_SAMPLES);
-        if data.packing == Packing::Reference
-            && max_length > REFERENCE_PACK_SAMPLES * REFERENCE_PACK_SAMPLES
-        {
+        if data.packing == Packing::Reference && max_length > LONG_SAMPLE {
             note(
                 "data.packing",
                 format!(
-                    "the reference puts at most {REFERENCE_PACK_SAMPLES} samples into a pack, so a pack is only full if samples \
-                     average {} tokens; `data.packing: global` fills it with any",
+                    "the reference puts at most {REFERENCE_PACK_SAMPLES} samples into a pack, and ends one at every `num_proc`-th of \
+                     the data: a pack is only full if samples average {} tokens or more; `data.packing: global` fills it with any",
                     grouped(needed)
                 ),
             );
