@@ -31,7 +31,8 @@ pub(super) fn missing(recipe: &Recipe) -> Vec<Diagnostic> {
             kind: Kind::Conflict,
             span: recipe.source.locate(&key_path),
             found: format!("`{key_path}` is `{name}`, which does not exist"),
-            required: "a folder or file that is there, or a hub name such as `owner/name`".to_owned(),
+            required: "a folder or file that is there, or a hub name such as `owner/name`"
+                .to_owned(),
             hint: Some("a relative path starts at the folder where sterna is called".to_owned()),
             key_path,
         })
