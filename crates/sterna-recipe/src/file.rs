@@ -11,9 +11,9 @@ mod values;
 pub(crate) use self::{
     reader::{At, Read, Reader, canonical, nearest},
     sections::{
-        CheckpointFile, CurveFile, DataFile, DeepSpeedFile, LoggerFile, ModelFile, ModelKind,
-        OffloadDevice, OptimizerFile, RecipeFile, SchedulerFile, SchedulerKind, SourceFile,
-        SourceKeys, SourceKind, TrainerKind, ZeroFile,
+        CheckpointFile, CurveFile, DataFile, DeepSpeedFile, LoggerFile, MemoryFile, ModelFile,
+        ModelKind, OffloadDevice, OffloadOptimizerFile, OptimizerFile, RecipeFile, SchedulerFile,
+        SchedulerKind, SourceFile, SourceKeys, SourceKind, TrainerKind, ZeroFile,
     },
     values::{CheckpointWord, DtypeWord, Int, OptimizerWord},
 };

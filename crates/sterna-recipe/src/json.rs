@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::recipe::{
-    CheckpointKind, LabelMask, LogLevel, LossAverage, Packing, PadTo, Ramp, Ranks, Recipe,
-    Sampling, Schedule, Source,
+    CheckpointKind, KeepAttention, LabelMask, LogLevel, LossAverage, MemoryOptions, Packing, PadTo,
+    Place, Ramp, Ranks, Recipe, Sampling, Schedule, Source,
 };
 
 impl Recipe {
@@ -32,13 +32,18 @@ impl Recipe {
             "deepspeed": {
                 "zero_optimization": {
                     "stage": self.deepspeed.zero_stage.number(),
-                    "offload_optimizer": { "device": device(self.deepspeed.offload_optimizer) },
+                    "offload_optimizer": { "device": match self.memory.optimizer_on {
+                        Place::Device => "none",
+                        Place::Host => "cpu",
+                        Place::Disk => "nvme",
+                    } },
                     "offload_param": { "device": device(self.deepspeed.offload_param) },
                 },
                 "gradient_clipping": self.deepspeed.gradient_clipping,
                 "seq_parallel_communication_data_type": self.deepspeed.reduce_dtype.torch_name(),
                 "data_types": { "grad_accum_dtype": self.deepspeed.grad_accum_dtype.torch_name() },
             },
+            "memory": self.memory.to_json(),
             "logger": {
                 "output_dir": self.logger.output_dir,
                 "level": self.logger.level.map(level),
@@ -193,5 +198,36 @@ fn ranks(ranks: &Ranks) -> Value {
     match ranks {
         Ranks::All => json!("*"),
         Ranks::List(ranks) => json!(ranks),
+    }
+}
+
+impl MemoryOptions {
+    fn to_json(&self) -> Value {
+        json!({
+            "keep_inputs_every": self.keep_inputs_every,
+            "keep_attention": self.keep_attention.to_json(),
+            "inputs_on": self.inputs_on.name(),
+            "attention_on": self.attention_on.name(),
+            "attention_head_groups": self.attention_head_groups,
+            "attention_query_tile": self.attention_query_tile,
+            "tile_bytes": self.tile_bytes,
+            "optimizer_on": self.optimizer_on.name(),
+            "moments_dtype": self.moments_dtype.torch_name(),
+            "disk_dir": self.disk_dir,
+            "timeline_dir": self.timeline_dir,
+            "timeline_steps": self.timeline_steps,
+        })
+    }
+}
+
+impl KeepAttention {
+    /// The value of the key: a word, a flag or a number.
+    pub(crate) fn to_json(self) -> Value {
+        match self {
+            Self::Auto => json!("auto"),
+            Self::All => json!(true),
+            Self::Blocks(0) => json!(false),
+            Self::Blocks(number) => json!(number),
+        }
     }
 }

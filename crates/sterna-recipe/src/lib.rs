@@ -37,14 +37,14 @@ pub use diagnostic::{Diagnostic, Diagnostics, Kind, Note};
 pub use edit::{Override, OverrideError};
 pub use load::{keys, load, parse};
 pub use plan::{
-    HeadSplit, KeepPlan, Memory, MemoryKind, MemoryRow, MeshPlan, Plan, TileLengths, UnitPlan,
-    ZeroPlan, head_split,
+    AttentionPlan, HeadSplit, KeepPlan, Memory, MemoryKind, MemoryRow, MeshPlan, Plan, TileLengths,
+    UnitPlan, ZeroPlan, head_split,
 };
 pub use recipe::{
     AttnImplementation, CheckpointKind, CheckpointOptions, DataOptions, DeepSpeedOptions,
-    LabelMask, LogLevel, LoggerOptions, LossAverage, ModelOptions, OptimizerOptions, Packing,
-    PadTo, Ramp, Ranks, Recipe, RolePath, Sampling, Schedule, SchedulerOptions, Source,
-    TokenizerOptions, ZeroStage,
+    KeepAttention, LabelMask, LogLevel, LoggerOptions, LossAverage, MemoryOptions, ModelOptions,
+    OptimizerOptions, Packing, PadTo, Place, Ramp, Ranks, Recipe, RolePath, Sampling, Schedule,
+    SchedulerOptions, Source, TokenizerOptions, ZeroStage,
 };
 pub use source::{Origin, RecipeSource, Span};
 pub use sterna_hf::DType;

@@ -17,7 +17,7 @@ use sterna_hf::{DType, Family, ModelConfig};
 
 use crate::{
     diagnostic::{Diagnostics, Note},
-    recipe::{Recipe, ZeroStage},
+    recipe::{KeepAttention, Place, Recipe, ZeroStage},
 };
 
 pub use self::{
@@ -41,8 +41,10 @@ pub struct Plan {
     pub batch: BatchPlan,
     /// How much is computed at once.
     pub tiles: TileLengths,
-    /// What a block's forward keeps for its backward.
+    /// What blocks' forwards keep for their backwards.
     pub keep: KeepPlan,
+    /// How attention is cut.
+    pub attention: AttentionPlan,
     /// What decides the number of optimizer steps.
     pub steps: StepsPlan,
     /// Bytes of one rank with the longest batch.
@@ -115,8 +117,10 @@ pub struct ZeroPlan {
     pub shards_optimizer: bool,
     /// Whether the weights rest on the host.
     pub offload_param: bool,
-    /// Whether gradients, masters and moments live on the host.
-    pub offload_optimizer: bool,
+    /// Where masters and moments live; gradients live on the host unless this is the device.
+    pub optimizer_on: Place,
+    /// The format of the moments.
+    pub moments_dtype: DType,
     /// The format in which gradients travel.
     pub reduce_dtype: DType,
     /// The format of the gradient accumulators.
@@ -142,14 +146,29 @@ pub struct BatchPlan {
     pub max_tokens_per_step: usize,
 }
 
-/// What a block's forward keeps for its backward, beside its input. Whether attention's output is kept as well is decided
-/// when the lengths of the data and the free memory are known.
+/// What blocks keep from their forward for their backward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeepPlan {
     /// Keep every intermediate value: nothing is computed again.
     pub graph: bool,
-    /// Whether what is kept lives on the host.
-    pub on_host: bool,
+    /// The input of every so many blocks is kept, of blocks 0, k, 2k, ..; the others are restored by running from there again.
+    pub inputs_every: usize,
+    /// Of which blocks the attention output and log-sum-exp are kept. What `Auto` means is decided when the lengths of the data
+    /// and the free memory are known.
+    pub attention: KeepAttention,
+    /// Where inputs are kept.
+    pub inputs_on: Place,
+    /// Where attention outputs are kept.
+    pub attention_on: Place,
+}
+
+/// How a block's attention is cut, so that less of it exists at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionPlan {
+    /// Groups of heads that run one after the other; 1 is all at once.
+    pub head_groups: usize,
+    /// At most so many queries at once, and as many keys, which wait where attention outputs are kept; 0 is all at once.
+    pub query_tile: usize,
 }
 
 /// What decides the number of optimizer steps, as far as the recipe goes; 0 is off, as there.
@@ -194,11 +213,19 @@ impl Plan {
         let batch = BatchPlan::new(recipe, model, mesh);
         let zero = ZeroPlan::new(recipe, model, world_size);
         let tiles = TileLengths::new(recipe, model, batch.local_tokens);
+        let options = &recipe.memory;
         let keep = KeepPlan {
             graph: recipe.model.disable_activation_checkpoint,
-            on_host: recipe.activation_checkpoint_cpu_offload,
+            inputs_every: options.keep_inputs_every.min(model.num_hidden_layers),
+            attention: options.keep_attention,
+            inputs_on: options.inputs_on,
+            attention_on: options.attention_on,
         };
-        let memory = Memory::new(recipe, model, &zero, &heads[0], batch, tiles, keep);
+        let attention = AttentionPlan {
+            head_groups: options.attention_head_groups,
+            query_tile: options.attention_query_tile,
+        };
+        let memory = Memory::new(recipe, model, &zero, &heads[0], batch, tiles, keep, attention);
         let mut notes = recipe.notes.clone();
         notes.extend(check::notes(recipe, model, batch));
         Ok(Self {
@@ -209,6 +236,7 @@ impl Plan {
             batch,
             tiles,
             keep,
+            attention,
             steps: StepsPlan::new(recipe),
             memory,
             notes,
@@ -283,7 +311,8 @@ impl ZeroPlan {
             shards_gradients: is_shared && stage.shards_gradients(),
             shards_optimizer: is_shared && stage.shards_optimizer(),
             offload_param: deepspeed.offload_param,
-            offload_optimizer: deepspeed.offload_optimizer,
+            optimizer_on: recipe.memory.optimizer_on,
+            moments_dtype: recipe.memory.moments_dtype,
             reduce_dtype: deepspeed.reduce_dtype,
             grad_accum_dtype: deepspeed.grad_accum_dtype,
             units: units::units(&model.parameters(), world_size),

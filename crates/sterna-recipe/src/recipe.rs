@@ -29,6 +29,8 @@ pub struct Recipe {
     pub scheduler: SchedulerOptions,
     /// `deepspeed`: what is sharded and where it lives.
     pub deepspeed: DeepSpeedOptions,
+    /// `memory`: what blocks keep for their backward and where, how much is computed at once, where the optimizer lives.
+    pub memory: MemoryOptions,
     /// `logger`: log files and who prints.
     pub logger: LoggerOptions,
     /// `checkpoint`: what is written, where and when; entries with `enabled: false` are dropped.
@@ -42,9 +44,9 @@ pub struct Recipe {
     pub sequence_parallel_size: usize,
     /// How the losses of the micro-batches of one step are averaged.
     pub loss_average: LossAverage,
-    /// Whether the kept block inputs live on the host.
+    /// Whether what blocks keep lives on the host unless `memory` says where.
     pub activation_checkpoint_cpu_offload: bool,
-    /// Whether the per-token part of a block runs in tiles.
+    /// Whether the per-token part of a block runs in tiles of at most `memory.tile_bytes`.
     pub tiled_mlp_compute: bool,
 
     /// Passes over the data; `train_iters` overrides it.
@@ -393,8 +395,6 @@ pub enum Ramp {
 pub struct DeepSpeedOptions {
     /// `zero_optimization.stage`.
     pub zero_stage: ZeroStage,
-    /// Whether fp32 masters and moments live on the host.
-    pub offload_optimizer: bool,
     /// Whether the weight shards live on the host.
     pub offload_param: bool,
     /// Largest global gradient norm; 0 is off.
@@ -439,6 +439,68 @@ impl ZeroStage {
     /// Whether each rank keeps only its part of the weights.
     pub fn shards_params(self) -> bool {
         self >= Self::Three
+    }
+}
+
+/// `memory`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryOptions {
+    /// The input of every so many blocks is kept; a backward runs those in between again to restore theirs.
+    pub keep_inputs_every: usize,
+    /// Of which blocks the attention output and log-sum-exp are kept, so that their backward runs no attention forward.
+    pub keep_attention: KeepAttention,
+    /// Where kept block inputs wait for the backward.
+    pub inputs_on: Place,
+    /// Where kept attention outputs wait, and the keys and values that tiles of queries read.
+    pub attention_on: Place,
+    /// In how many groups of heads, one after the other, a block's attention runs.
+    pub attention_head_groups: usize,
+    /// At most how many queries attend at once, and to how many keys at once; 0 is all of them.
+    pub attention_query_tile: usize,
+    /// What the intermediate values of one tile may take, in bytes.
+    pub tile_bytes: usize,
+    /// Where masters and moments live; gradients live on the host unless this is the device.
+    pub optimizer_on: Place,
+    /// The format of the optimizer's moments.
+    pub moments_dtype: DType,
+    /// The folder for what lives on disk, relative to the working directory; set whenever something does.
+    pub disk_dir: Option<PathBuf>,
+    /// The folder that each rank writes `rank<N>.json` to, a trace of its first steps.
+    pub timeline_dir: Option<PathBuf>,
+    /// How many steps that trace has.
+    pub timeline_steps: usize,
+}
+
+/// Of which blocks the attention output is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepAttention {
+    /// Of as many as there is memory for, which is known when the data and the free memory are.
+    Auto,
+    /// Of all.
+    All,
+    /// Of the first so many.
+    Blocks(usize),
+}
+
+/// Where a state or an activation waits until it is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the memory of the device that computes.
+    Device,
+    /// In the memory of the host, which on a CPU is the same.
+    Host,
+    /// In a file in `memory.disk_dir`.
+    Disk,
+}
+
+impl Place {
+    /// The word in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Device => "device",
+            Self::Host => "host",
+            Self::Disk => "disk",
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod data;
 mod deepspeed;
+mod memory;
 mod scheduler;
 
 use std::path::PathBuf;
@@ -43,6 +44,7 @@ pub(crate) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<Recipe> 
     );
     let dtype = model.as_ref().map(|model| model.dtype);
     let deepspeed = deepspeed::resolve(file, dtype, sequence_parallel_size, reader);
+    let memory = memory::resolve(file, reader);
     let logger = logger(file.logger.as_ref().map(|at| &at.value));
     let checkpoint = checkpoints(file.checkpoint.as_ref(), reader);
     arctic_moe(file, reader);
@@ -78,6 +80,7 @@ pub(crate) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<Recipe> 
         optimizer,
         scheduler,
         deepspeed,
+        memory,
         logger,
         checkpoint,
         micro_batch_size: or(file.micro_batch_size.as_ref(), 1),
@@ -88,7 +91,7 @@ pub(crate) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<Recipe> 
             file.activation_checkpoint_cpu_offload.as_ref(),
             false,
         ),
-        tiled_mlp_compute: or(file.tiled_mlp_compute.as_ref(), false),
+        tiled_mlp_compute: or(file.tiled_mlp_compute.as_ref(), true),
         epochs: or(file.epochs.as_ref(), 1),
         train_iters: or(file.train_iters.as_ref(), 0),
         exit_iteration: or(file.exit_iteration.as_ref(), 0),

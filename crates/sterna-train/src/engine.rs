@@ -9,7 +9,7 @@ use sterna_model::{
     head::{self, HeadGrads, HeadParams},
     rotary,
 };
-use sterna_recipe::{Plan, Recipe, TileLengths};
+use sterna_recipe::{Place, Plan, Recipe, TileLengths};
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use crate::{
@@ -44,7 +44,7 @@ impl EngineOptions {
             kind: kind_of(plan.model.dtype),
             device,
             keep: Keep { attention: keep_attention || graph, graph },
-            keep_device: if plan.keep.on_host { Device::Cpu } else { device },
+            keep_device: if plan.keep.inputs_on == Place::Host { Device::Cpu } else { device },
             tiles: plan.tiles,
         }
     }
@@ -102,7 +102,7 @@ impl<'a> Engine<'a> {
                 reduce_kind: kind_of(deepspeed.reduce_dtype),
                 compute_device: options.device,
                 param_device: host_if(deepspeed.offload_param),
-                optimizer_device: host_if(deepspeed.offload_optimizer),
+                optimizer_device: host_if(recipe.memory.optimizer_on != Place::Device),
             },
         );
         Ok(Self { comm, config, heads, options, zero })

@@ -574,7 +574,9 @@ fn can_keep_attention(
     }
     let memory = Plan::new(&recipe, config, env.world_size).map_err(TrainError::Plan)?.memory;
     // On a CPU, device and host are the same memory.
-    let needed = memory.device_bytes() + memory.host_bytes() + memory.kept_attention_bytes;
+    let needed = memory.device_bytes()
+        + memory.host_bytes()
+        + memory.kept_attention_bytes * config.num_hidden_layers as u64;
     let left = HostMemory::now().available() / env.local_world_size as u64;
     let is_short = max(comm.world(), f64::from(u8::from(needed > left)))? > 0.0;
     tracing::info!(needed, left, keep = !is_short, "bytes of a rank with attention outputs kept");

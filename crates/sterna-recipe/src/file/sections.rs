@@ -1,7 +1,10 @@
 //! Every key of a recipe, section by section.
 
 use crate::{
-    recipe::{AttnImplementation, LabelMask, LogLevel, LossAverage, Packing, PadTo, Ramp, Ranks},
+    recipe::{
+        AttnImplementation, KeepAttention, LabelMask, LogLevel, LossAverage, Packing, PadTo, Place,
+        Ramp, Ranks,
+    },
     yaml::{Content, Node, join, scalar::Meaning},
 };
 
@@ -64,6 +67,7 @@ section! {
         "optimizer" => optimizer: OptimizerFile,
         "scheduler" => scheduler: SchedulerFile,
         "deepspeed" => deepspeed: DeepSpeedFile,
+        "memory" => memory: MemoryFile,
         "logger" => logger: LoggerFile,
         "wandb" => wandb: WandbFile,
         "checkpoint" => checkpoint: OneOrMany<CheckpointFile>,
@@ -328,6 +332,26 @@ section! {
     refused {}
 }
 
+section! {
+    /// `memory`.
+    MemoryFile {
+        "keep_inputs_every" => keep_inputs_every: Int<1>,
+        "keep_attention" => keep_attention: KeepAttention,
+        "inputs_on" => inputs_on: Place,
+        "attention_on" => attention_on: Place,
+        "attention_head_groups" => attention_head_groups: Int<1>,
+        "attention_query_tile" => attention_query_tile: HumanInt<0>,
+        "tile_bytes" => tile_bytes: HumanInt<1>,
+        "optimizer_on" => optimizer_on: Place,
+        "moments_dtype" => moments_dtype: DtypeWord,
+        "disk_dir" => disk_dir: Maybe<Text>,
+        "timeline_dir" => timeline_dir: Maybe<Text>,
+        "timeline_steps" => timeline_steps: Int<1>,
+    }
+    inert {}
+    refused {}
+}
+
 const FLAT_UNITS: &str = "each block is one flat unit, gathered and reduced as a whole";
 const EVERY_STEP: &str = "the metrics line comes every optimizer step";
 
@@ -359,7 +383,7 @@ section! {
         "use_data_before_expert_parallelism": Flag => "models here have no experts",
         "activation_checkpointing": Tree => "each block is recomputed as a whole; `activation_checkpoint_cpu_offload` moves what is kept",
         "checkpoint": Tree => "it is about DeepSpeed's own checkpoints; the key `checkpoint` of the recipe says what is written",
-        "aio": Tree => "nothing is read from or written to NVMe",
+        "aio": Tree => "a thread of its own reads ahead and writes behind",
         "comms_logger": Tree => "the metrics have the time of each step",
         "tensorboard": Tree => "metrics go to `train_log_metrics_path`",
         "csv_monitor": Tree => "metrics go to `train_log_metrics_path`",
@@ -454,20 +478,21 @@ section! {
     }
 }
 
-const NO_NVME: &str = "nothing is moved to NVMe";
+const NO_NVME: &str = "weights are not moved to NVMe";
+const STREAMED: &str = "state on disk is always read ahead and written behind, slice by slice";
 
 section! {
     /// `deepspeed.zero_optimization.offload_optimizer`.
     OffloadOptimizerFile {
         "device" => device: OffloadDevice,
+        "nvme_path" => nvme_path: Maybe<Text>,
     }
     inert {
         "pin_memory": Flag => "host memory that a GPU reads is always pinned",
-        "nvme_path": Maybe<Text> => NO_NVME,
-        "buffer_count": Raw => NO_NVME,
-        "pipeline_read": Flag => NO_NVME,
-        "pipeline_write": Flag => NO_NVME,
-        "fast_init": Flag => NO_NVME,
+        "buffer_count": Raw => STREAMED,
+        "pipeline_read": Flag => STREAMED,
+        "pipeline_write": Flag => STREAMED,
+        "fast_init": Flag => STREAMED,
         "convert_grad_on_cpu": Flag => "gradients are fp32 before they are moved",
         "cpuadam_cores_perc": Raw => "the step uses the threads of its process",
     }
@@ -512,7 +537,7 @@ section! {
     }
     refused {
         "bf16_master_weights_and_grads" unless ["false"] => "masters are fp32",
-        "bf16_optimizer_states" unless ["false"] => "moments are fp32",
+        "bf16_optimizer_states" unless ["false"] => "masters are fp32; `memory.moments_dtype: bf16` makes the moments bf16",
     }
 }
 

@@ -8,8 +8,8 @@ use sterna_hf::DType;
 use crate::{
     human,
     recipe::{
-        AttnImplementation, CheckpointKind, LabelMask, LogLevel, LossAverage, Packing, PadTo, Ramp,
-        Ranks,
+        AttnImplementation, CheckpointKind, KeepAttention, LabelMask, LogLevel, LossAverage,
+        Packing, PadTo, Place, Ramp, Ranks,
     },
     yaml::{Content, Node, scalar::Meaning},
 };
@@ -340,6 +340,22 @@ impl Read for Ranks {
     }
 }
 
+impl Read for KeepAttention {
+    type Value = Self;
+
+    fn read(node: &Node, path: &str, reader: &mut Reader) -> Option<Self> {
+        match &node.content {
+            Content::Scalar(Meaning::Text(text)) if text == "auto" => Some(Self::Auto),
+            Content::Scalar(Meaning::Bool(true)) => Some(Self::All),
+            Content::Scalar(Meaning::Bool(false)) => Some(Self::Blocks(0)),
+            Content::Scalar(Meaning::Int(x)) if *x >= 0 => {
+                usize::try_from(*x).ok().map(Self::Blocks)
+            }
+            _ => reader.wrong(node, path, "`auto`, `true`, `false` or a number of blocks"),
+        }
+    }
+}
+
 /// Declares the words that an enum can be typed as; messages show the first of each.
 macro_rules! words {
     ($($type:ty { $($word:literal $(| $other:literal)* => $value:expr,)* })*) => {$(
@@ -400,6 +416,7 @@ words! {
     PadTo { "div_length" => Self::DivLength, "max_length" => Self::MaxLength, }
     LabelMask { "exact" => Self::Exact, "reference" => Self::Reference, }
     Packing { "reference" => Self::Reference, "global" => Self::Global, }
+    Place { "device" => Self::Device, "host" => Self::Host, "disk" => Self::Disk, }
     LossAverage { "micro_batch" => Self::MicroBatch, "token" => Self::Token, }
     OptimizerWord {
         "fused_adam" => Self::Dense,

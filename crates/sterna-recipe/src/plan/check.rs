@@ -4,7 +4,7 @@ use sterna_hf::ModelConfig;
 
 use crate::{
     diagnostic::{Diagnostic, Kind, Note},
-    recipe::{Packing, PadTo, Recipe},
+    recipe::{Packing, PadTo, Place, Recipe},
 };
 
 use super::BatchPlan;
@@ -72,6 +72,15 @@ pub(super) fn errors(recipe: &Recipe, model: &ModelConfig, world_size: usize) ->
             let hint = "remove it: the recipe's own keys decide".to_owned();
             conflict("deepspeed.train_batch_size", found, required, Some(hint));
         }
+    }
+    let fewest_heads = num_heads / sp_size;
+    if (1..=num_heads).contains(&sp_size) && recipe.memory.attention_head_groups > fewest_heads {
+        let found = format!(
+            "`memory.attention_head_groups` is `{}` and a rank has `{fewest_heads}` query heads",
+            recipe.memory.attention_head_groups
+        );
+        let required = format!("at most {fewest_heads}, so that each group has a head");
+        conflict("memory.attention_head_groups", found, required, None);
     }
     let data = &recipe.data;
     let max_length = data.max_length.unwrap_or(model.max_position_embeddings);
@@ -153,7 +162,14 @@ pub(super) fn notes(recipe: &Recipe, model: &ModelConfig, batch: BatchPlan) -> V
     }
     let offloads = [
         ("activation_checkpoint_cpu_offload", recipe.activation_checkpoint_cpu_offload),
-        ("deepspeed.zero_optimization.offload_optimizer", recipe.deepspeed.offload_optimizer),
+        (
+            if recipe.source.is_set("memory.optimizer_on") {
+                "memory.optimizer_on"
+            } else {
+                "deepspeed.zero_optimization.offload_optimizer"
+            },
+            recipe.memory.optimizer_on == Place::Host,
+        ),
         ("deepspeed.zero_optimization.offload_param", recipe.deepspeed.offload_param),
     ];
     for (key, _) in offloads.into_iter().filter(|(_, is_on)| *is_on) {

@@ -5,7 +5,20 @@ use serde_json::{Value, json};
 use super::Plan;
 
 pub(super) fn plan(plan: &Plan) -> Value {
-    let Plan { model, mesh, heads, zero, batch, tiles, keep, steps, memory, notes, recipe } = plan;
+    let Plan {
+        model,
+        mesh,
+        heads,
+        zero,
+        batch,
+        tiles,
+        keep,
+        attention,
+        steps,
+        memory,
+        notes,
+        recipe,
+    } = plan;
     json!({
         "model": {
             "name": model.name,
@@ -31,7 +44,8 @@ pub(super) fn plan(plan: &Plan) -> Value {
             "shards_gradients": zero.shards_gradients,
             "shards_optimizer": zero.shards_optimizer,
             "offload_param": zero.offload_param,
-            "offload_optimizer": zero.offload_optimizer,
+            "optimizer_on": zero.optimizer_on.name(),
+            "moments_dtype": zero.moments_dtype.torch_name(),
             "reduce_dtype": zero.reduce_dtype.torch_name(),
             "grad_accum_dtype": zero.grad_accum_dtype.torch_name(),
             "units": zero.units.iter().map(|unit| json!({
@@ -51,7 +65,14 @@ pub(super) fn plan(plan: &Plan) -> Value {
             "max_tokens_per_step": batch.max_tokens_per_step,
         },
         "tiles": { "pre": tiles.pre, "post": tiles.post, "head": tiles.head },
-        "keep": { "graph": keep.graph, "on_host": keep.on_host },
+        "keep": {
+            "graph": keep.graph,
+            "inputs_every": keep.inputs_every,
+            "attention": keep.attention.to_json(),
+            "inputs_on": keep.inputs_on.name(),
+            "attention_on": keep.attention_on.name(),
+        },
+        "attention": { "head_groups": attention.head_groups, "query_tile": attention.query_tile },
         "steps": {
             "epochs": steps.epochs,
             "train_iters": steps.train_iters,
@@ -64,9 +85,11 @@ pub(super) fn plan(plan: &Plan) -> Value {
                 "kind": row.kind.name(),
                 "device_bytes": row.device_bytes,
                 "host_bytes": row.host_bytes,
+                "disk_bytes": row.disk_bytes,
             })).collect::<Vec<_>>(),
             "device_bytes": memory.device_bytes(),
             "host_bytes": memory.host_bytes(),
+            "disk_bytes": memory.disk_bytes(),
             "kept_attention_bytes": memory.kept_attention_bytes,
         },
         "recipe": recipe,

@@ -5,10 +5,10 @@
 
 use sterna_hf::{DType, ModelConfig};
 
-use crate::recipe::Recipe;
+use crate::recipe::{KeepAttention, Place, Recipe};
 
 use super::{
-    BatchPlan, HeadSplit, KeepPlan, TileLengths, ZeroPlan,
+    AttentionPlan, BatchPlan, HeadSplit, KeepPlan, TileLengths, ZeroPlan,
     tiles::{post_values, pre_values},
 };
 
@@ -25,8 +25,12 @@ pub enum MemoryKind {
     UnitGradients,
     /// fp32 masters and moments.
     Optimizer,
-    /// What forwards keep for backwards.
+    /// Block inputs, and everything else with `disable_activation_checkpoint`, that forwards keep for backwards.
     KeptActivations,
+    /// Attention outputs and log-sum-exps that forwards keep for backwards.
+    KeptAttention,
+    /// What is restored of the blocks between two kept inputs.
+    Segment,
     /// The tensors of one block's attention over the whole sequence.
     Attention,
     /// Input, output and gradients of the residual stream.
@@ -45,6 +49,8 @@ impl MemoryKind {
             Self::UnitGradients => "gradients of a unit",
             Self::Optimizer => "optimizer state",
             Self::KeptActivations => "kept activations",
+            Self::KeptAttention => "kept attention outputs",
+            Self::Segment => "restored activations",
             Self::Attention => "attention of a block",
             Self::ResidualStream => "residual stream",
             Self::TileScratch => "tile scratch",
@@ -61,6 +67,8 @@ pub struct MemoryRow {
     pub device_bytes: u64,
     /// Bytes on the host.
     pub host_bytes: u64,
+    /// Bytes on disk.
+    pub disk_bytes: u64,
 }
 
 /// Bytes of one rank with the longest batch: the first of its group, which has the most heads.
@@ -68,8 +76,8 @@ pub struct MemoryRow {
 pub struct Memory {
     /// One row a kind; kinds without bytes are left out.
     pub rows: Vec<MemoryRow>,
-    /// What keeping the attention outputs of all blocks takes as well. The engine does so when there is room, and its backward
-    /// then runs no attention forward.
+    /// What keeping the attention output of one more block takes, where that is decided by the memory that is free
+    /// ([`KeepAttention::Auto`]); 0 where the recipe has decided.
     pub kept_attention_bytes: u64,
 }
 
@@ -84,6 +92,12 @@ impl Memory {
         self.rows.iter().map(|row| row.host_bytes).sum()
     }
 
+    /// Bytes on disk in all.
+    pub fn disk_bytes(&self) -> u64 {
+        self.rows.iter().map(|row| row.disk_bytes).sum()
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one for each part of a plan that takes memory")]
     pub(super) fn new(
         recipe: &Recipe,
         model: &ModelConfig,
@@ -92,6 +106,7 @@ impl Memory {
         batch: BatchPlan,
         tiles: TileLengths,
         keep: KeepPlan,
+        attention: AttentionPlan,
     ) -> Self {
         let dtype = recipe.model.dtype;
         let mut memory = Self { rows: Vec::new(), kept_attention_bytes: 0 };
@@ -103,6 +118,7 @@ impl Memory {
                 batch,
                 size: dtype.size(),
                 sp_size: recipe.sequence_parallel_size,
+                attention,
             },
             keep,
             tiles,
@@ -110,11 +126,16 @@ impl Memory {
         memory
     }
 
-    fn push(&mut self, kind: MemoryKind, elements: usize, size: usize, on_host: bool) {
+    fn push(&mut self, kind: MemoryKind, elements: usize, size: usize, place: Place) {
         let bytes = elements as u64 * size as u64;
         if bytes > 0 {
-            let (device_bytes, host_bytes) = if on_host { (0, bytes) } else { (bytes, 0) };
-            self.rows.push(MemoryRow { kind, device_bytes, host_bytes });
+            let on = |here: Place| if here == place { bytes } else { 0 };
+            self.rows.push(MemoryRow {
+                kind,
+                device_bytes: on(Place::Device),
+                host_bytes: on(Place::Host),
+                disk_bytes: on(Place::Disk),
+            });
         }
     }
 
@@ -134,42 +155,49 @@ impl Memory {
         let lens: Vec<_> = blocks.collect();
         let two_units = lens.windows(2).map(|pair| pair[0] + pair[1]).max().unwrap_or(0);
         let grad = zero.grad_accum_dtype.size();
-        self.push(MemoryKind::Weights, len(zero.shards_params), dtype.size(), zero.offload_param);
+        let on_host_if = |is_moved| if is_moved { Place::Host } else { Place::Device };
+        let params_on = on_host_if(zero.offload_param);
+        self.push(MemoryKind::Weights, len(zero.shards_params), dtype.size(), params_on);
         if zero.shards_params || zero.offload_param {
-            self.push(MemoryKind::GatheredWeights, two_units, dtype.size(), false);
+            self.push(MemoryKind::GatheredWeights, two_units, dtype.size(), Place::Device);
         }
-        self.push(MemoryKind::Gradients, len(zero.shards_gradients), grad, zero.offload_optimizer);
-        if zero.shards_gradients || zero.offload_optimizer {
-            self.push(MemoryKind::UnitGradients, two_units, grad, false);
+        let grads_on = on_host_if(zero.optimizer_on != Place::Device);
+        self.push(MemoryKind::Gradients, len(zero.shards_gradients), grad, grads_on);
+        if zero.shards_gradients || grads_on == Place::Host {
+            self.push(MemoryKind::UnitGradients, two_units, grad, Place::Device);
         }
         // An fp32 model on the same side is its own master.
-        let has_masters = dtype != DType::F32 || zero.offload_param != zero.offload_optimizer;
-        let copies = if has_masters { 3 } else { 2 };
-        self.push(
-            MemoryKind::Optimizer,
-            copies * len(zero.shards_optimizer),
-            DType::F32.size(),
-            zero.offload_optimizer,
-        );
+        let master =
+            if dtype == DType::F32 && params_on == grads_on { 0 } else { DType::F32.size() };
+        let bytes = master + 2 * zero.moments_dtype.size();
+        self.push(MemoryKind::Optimizer, len(zero.shards_optimizer), bytes, zero.optimizer_on);
     }
 
     /// What grows with the length of the sequence.
     fn activations(&mut self, a: &Activations<'_>, keep: KeepPlan, tiles: TileLengths) {
-        let bytes = a.model.num_hidden_layers * a.kept_bytes(keep);
-        self.push(MemoryKind::KeptActivations, bytes, 1, keep.on_host);
-        if !keep.graph {
-            self.kept_attention_bytes =
-                (a.model.num_hidden_layers * a.attention_output_bytes()) as u64;
-        }
-        self.push(MemoryKind::Attention, a.attention_bytes(), 1, false);
+        let num_layers = a.model.num_hidden_layers;
+        let kept = num_layers.div_ceil(keep.inputs_every) * a.kept_bytes(keep);
+        self.push(MemoryKind::KeptActivations, kept, 1, keep.inputs_on);
+        let of_attention = a.attention_output_bytes();
+        let num_attention = match keep.attention {
+            _ if keep.graph => 0,
+            KeepAttention::All => num_layers,
+            KeepAttention::Blocks(number) => number.min(num_layers),
+            KeepAttention::Auto => {
+                self.kept_attention_bytes = of_attention as u64;
+                0
+            }
+        };
+        let kept = num_attention * of_attention;
+        self.push(MemoryKind::KeptAttention, kept, 1, keep.attention_on);
+        // Restored inputs of a segment, and the attention outputs that restoring them computes.
+        let of_block = a.batch.local_tokens * a.model.hidden_size * a.size + of_attention;
+        self.push(MemoryKind::Segment, (keep.inputs_every - 1) * of_block, 1, Place::Device);
+        self.push(MemoryKind::Attention, a.attention_bytes(), 1, Place::Device);
         // In the backward of a block: its input, the gradients of its output and input, and attention's output.
-        self.push(
-            MemoryKind::ResidualStream,
-            a.batch.local_tokens * (3 * a.model.hidden_size + a.q_width()),
-            a.size,
-            false,
-        );
-        self.push(MemoryKind::TileScratch, a.tile_values(tiles), a.size, false);
+        let values = a.batch.local_tokens * (3 * a.model.hidden_size + a.q_width());
+        self.push(MemoryKind::ResidualStream, values, a.size, Place::Device);
+        self.push(MemoryKind::TileScratch, a.tile_values(tiles), a.size, Place::Device);
     }
 }
 
@@ -182,6 +210,7 @@ struct Activations<'a> {
     /// Bytes of a value.
     size: usize,
     sp_size: usize,
+    attention: AttentionPlan,
 }
 
 impl Activations<'_> {
@@ -221,14 +250,26 @@ impl Activations<'_> {
         self.batch.local_tokens * self.q_width() * self.size + lse
     }
 
-    /// q, k, v, o, the gradient of each; under sequence parallelism, first what is sent and what arrives.
+    /// q, k, v, o, the gradient of each, of the heads that run at once; under sequence parallelism, first what is sent and what
+    /// arrives.
     fn attention_bytes(&self) -> usize {
-        let (q, kv) = (self.heads.q.len(), self.heads.kv.len());
+        let num_groups = self.attention.head_groups;
+        let group_size = self.model.num_attention_heads / self.model.num_key_value_heads;
+        let q = self.heads.q.len().div_ceil(num_groups);
+        // A run of query heads may begin inside one kv head's group and end inside another's.
+        let kv = if num_groups == 1 {
+            self.heads.kv.len()
+        } else {
+            ((q - 1).div_ceil(group_size) + 1).min(self.heads.kv.len())
+        };
         let computing = 4 * q + 4 * kv;
-        let travelling = if self.sp_size > 1 { 2 * (3 * q + 2 * kv) } else { 0 };
+        let travelling = if self.sp_size > 1 { 2 * (2 * q + 2 * kv) } else { 0 };
         let values = self.all_tokens() * computing.max(travelling) * self.model.head_dim;
         // The log-sum-exp, and the row sums of o * d_o.
-        values * self.size + 2 * self.all_tokens() * q * DType::F32.size()
+        let of_group = values * self.size + 2 * self.all_tokens() * q * DType::F32.size();
+        // The gradients of all heads' outputs wait for their group.
+        let waiting = if num_groups == 1 { 0 } else { self.batch.local_tokens * self.q_width() };
+        of_group + waiting * self.size
     }
 
     /// The largest of the three segments: its tile, and the weight gradient that a tile adds.

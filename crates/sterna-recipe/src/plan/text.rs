@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use super::{HeadSplit, Plan, check::grouped};
+use crate::recipe::{KeepAttention, Place};
+
+use super::{AttentionPlan, HeadSplit, Plan, check::grouped};
 
 /// Columns that notes are wrapped at.
 const WIDTH: usize = 100;
@@ -16,6 +18,7 @@ impl fmt::Display for Plan {
             ("zero", self.zero_line()),
             ("batch", self.batch_line()),
             ("tiles", self.tiles_line()),
+            ("attn", self.attention_line()),
             ("kept", self.keep_line()),
             ("steps", self.steps_line()),
         ] {
@@ -146,13 +149,43 @@ impl Plan {
     }
 
     fn keep_line(&self) -> String {
-        let what = if self.keep.graph {
-            "every intermediate value of a block; nothing is computed again"
-        } else {
-            "the input of each block, and the output of its attention when there is room"
+        let keep = self.keep;
+        let place = |place: Place| match place {
+            Place::Device => "",
+            Place::Host => " on the host",
+            Place::Disk => " on disk",
         };
-        let place = if self.keep.on_host { "; on the host" } else { "" };
-        format!("{what}{place}")
+        if keep.graph {
+            let what = "every intermediate value of a block; nothing is computed again";
+            return format!("{what}{}", place(keep.inputs_on));
+        }
+        let inputs = match keep.inputs_every {
+            1 => "the input of each block".to_owned(),
+            every => format!("the input of every {every}th block"),
+        };
+        let attention = match keep.attention {
+            KeepAttention::Auto => "the output of attention where there is room".to_owned(),
+            KeepAttention::All => "the output of attention".to_owned(),
+            KeepAttention::Blocks(0) => {
+                return format!("{inputs}{}; attention is computed again", place(keep.inputs_on));
+            }
+            KeepAttention::Blocks(number) => {
+                format!("the output of attention of {}", plural(number, "block"))
+            }
+        };
+        format!("{inputs}{}, {attention}{}", place(keep.inputs_on), place(keep.attention_on))
+    }
+
+    fn attention_line(&self) -> String {
+        let AttentionPlan { head_groups, query_tile } = self.attention;
+        let mut parts = Vec::new();
+        if head_groups > 1 {
+            parts.push(format!("in {head_groups} groups of heads, one after the other"));
+        }
+        if query_tile > 0 {
+            parts.push(format!("{} queries and keys at once", grouped(query_tile)));
+        }
+        if parts.is_empty() { "all heads and tokens at once".to_owned() } else { parts.join(", ") }
     }
 
     fn steps_line(&self) -> String {
@@ -183,19 +216,27 @@ impl Plan {
     }
 
     fn memory_table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<28}{:>16}{:>18}", "memory of a rank", "device", "host")?;
-        for row in &self.memory.rows {
-            let (device, host) = (bytes(row.device_bytes), bytes(row.host_bytes));
-            writeln!(f, "  {:<26}{device:>16}{host:>18}", row.kind.name())?;
+        let memory = &self.memory;
+        let has_disk = memory.disk_bytes() > 0;
+        let mut line = |name: &str, device: &str, host: &str, disk: &str| {
+            write!(f, "{name:<28}{device:>16}{host:>18}")?;
+            if has_disk { writeln!(f, "{disk:>18}") } else { writeln!(f) }
+        };
+        line("memory of a rank", "device", "host", "disk")?;
+        for row in &memory.rows {
+            let name = format!("  {}", row.kind.name());
+            line(&name, &bytes(row.device_bytes), &bytes(row.host_bytes), &bytes(row.disk_bytes))?;
         }
-        let (device, host) = (bytes(self.memory.device_bytes()), bytes(self.memory.host_bytes()));
-        writeln!(f, "  {:<26}{device:>16}{host:>18}", "in all")?;
-        let kept = self.memory.kept_attention_bytes;
+        let (device, host, disk) =
+            (memory.device_bytes(), memory.host_bytes(), memory.disk_bytes());
+        line("  in all", &bytes(device), &bytes(host), &bytes(disk))?;
+        let kept = memory.kept_attention_bytes * self.model.num_hidden_layers as u64;
         if kept == 0 {
             return Ok(());
         }
-        let (device, host) = if self.keep.on_host { (0, kept) } else { (kept, 0) };
-        writeln!(f, "  {:<26}{:>16}{:>18}", "+ attention outputs", bytes(device), bytes(host))
+        let on = |place| bytes(if self.keep.attention_on == place { kept } else { 0 });
+        let (device, host, disk) = (on(Place::Device), on(Place::Host), on(Place::Disk));
+        line("  + attention outputs", &device, &host, &disk)
     }
 }
 

@@ -4,10 +4,6 @@ use sterna_hf::ModelConfig;
 
 use crate::recipe::Recipe;
 
-/// What the intermediate values of one tile may take. A tile of fp32 logits in the reference has 1 GiB, so that with 2-byte
-/// logits, which become their own gradient in place, as many tokens fit here.
-const TILE_BYTES: usize = 512 << 20;
-
 /// Tile lengths are multiples of this, which kernels like.
 const TILE_STEP: usize = 64;
 
@@ -26,7 +22,8 @@ impl TileLengths {
     /// The tile lengths of a recipe; a segment that is not tiled has one tile of `local_tokens`.
     pub(super) fn new(recipe: &Recipe, model: &ModelConfig, local_tokens: usize) -> Self {
         let size = recipe.model.dtype.size();
-        let tile = |bytes_per_token| tile_len(bytes_per_token).min(local_tokens.max(1));
+        let budget = recipe.memory.tile_bytes;
+        let tile = |bytes_per_token| tile_len(budget, bytes_per_token).min(local_tokens.max(1));
         let is_tiled = recipe.tiled_mlp_compute;
         Self {
             pre: if is_tiled { tile(pre_values(model) * size) } else { local_tokens },
@@ -36,8 +33,9 @@ impl TileLengths {
     }
 }
 
-fn tile_len(bytes_per_token: usize) -> usize {
-    (TILE_BYTES / bytes_per_token / TILE_STEP * TILE_STEP).max(TILE_STEP)
+/// The longest tile within `budget` bytes, and no less than one step.
+fn tile_len(budget: usize, bytes_per_token: usize) -> usize {
+    (budget / bytes_per_token / TILE_STEP * TILE_STEP).max(TILE_STEP)
 }
 
 /// Values of one token at the peak of `pre`'s backward: the norm, and q, k, v with their gradients.

@@ -51,7 +51,6 @@ pub(super) fn resolve(
     }
     DeepSpeedOptions {
         zero_stage,
-        offload_optimizer: offload_optimizer(zero, reader),
         offload_param,
         gradient_clipping: or(
             deepspeed.and_then(|file| file.gradient_clipping.as_ref()),
@@ -90,7 +89,7 @@ fn zero_stage(zero: Option<&At<ZeroFile>>, reader: &mut Reader) -> ZeroStage {
     }
 }
 
-/// Whether a state moves to the host; a disk is refused.
+/// Whether the weights rest on the host; a disk is refused.
 fn is_on_host(device: Option<&At<OffloadDevice>>, reader: &mut Reader) -> bool {
     match device.map(|at| (at, at.value)) {
         None | Some((_, OffloadDevice::None)) => false,
@@ -100,16 +99,11 @@ fn is_on_host(device: Option<&At<OffloadDevice>>, reader: &mut Reader) -> bool {
                 &at.path,
                 at.span,
                 "= `nvme`".to_owned(),
-                "states are kept on the device or with `cpu` on the host",
+                "weights rest on the device or with `cpu` on the host",
             );
             false
         }
     }
-}
-
-fn offload_optimizer(zero: Option<&ZeroFile>, reader: &mut Reader) -> bool {
-    let section = zero.and_then(|zero| zero.offload_optimizer.as_ref()?.value.as_ref());
-    section.is_some_and(|section| is_on_host(section.device.as_ref(), reader))
 }
 
 fn offload_param(zero: Option<&ZeroFile>, stage: ZeroStage, reader: &mut Reader) -> bool {

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use sterna_recipe::{
-    AttnImplementation, CheckpointKind, DType, LabelMask, LossAverage, Override, Packing, Ramp,
-    Recipe, RolePath, Sampling, Schedule, ZeroStage, load, parse,
+    AttnImplementation, CheckpointKind, DType, LabelMask, LossAverage, Override, Packing, Place,
+    Ramp, Recipe, RolePath, Sampling, Schedule, ZeroStage, load, parse,
 };
 
 fn fixture(name: &str) -> std::path::PathBuf {
@@ -27,7 +27,8 @@ fn a_published_recipe_means_what_it_says() {
     assert_eq!(recipe.model.dtype, DType::BF16);
     assert_eq!(recipe.deepspeed.zero_stage, ZeroStage::Three);
     assert_eq!(recipe.deepspeed.reduce_dtype, DType::BF16);
-    assert!(recipe.deepspeed.offload_optimizer && !recipe.deepspeed.offload_param);
+    assert_eq!(recipe.memory.optimizer_on, Place::Host);
+    assert!(!recipe.deepspeed.offload_param);
     assert!((recipe.deepspeed.gradient_clipping - 1.0).abs() < f64::EPSILON);
     assert!((recipe.optimizer.learning_rate - 1e-5).abs() < f64::EPSILON);
     assert_eq!(recipe.scheduler.schedule, Schedule::Linear);
@@ -148,6 +149,20 @@ fn defaults_are_the_references() {
           "grad_accum_dtype": "float32"
         }
       },
+      "memory": {
+        "keep_inputs_every": 1,
+        "keep_attention": "auto",
+        "inputs_on": "device",
+        "attention_on": "device",
+        "attention_head_groups": 1,
+        "attention_query_tile": 0,
+        "tile_bytes": 134217728,
+        "optimizer_on": "device",
+        "moments_dtype": "float32",
+        "disk_dir": null,
+        "timeline_dir": null,
+        "timeline_steps": 3
+      },
       "logger": {
         "output_dir": null,
         "level": null,
@@ -162,7 +177,7 @@ fn defaults_are_the_references() {
       "sequence_parallel_size": 1,
       "loss_average": "micro_batch",
       "activation_checkpoint_cpu_offload": false,
-      "tiled_mlp_compute": false,
+      "tiled_mlp_compute": true,
       "epochs": 1,
       "train_iters": 0,
       "exit_iteration": 0,
@@ -331,7 +346,8 @@ fn what_is_off_is_accepted() {
         "deepspeed.bfloat16={enabled: true, bf16_optimizer_states: false}",
         "deepspeed.train_micro_batch_size_per_gpu=auto",
     ]);
-    assert!(!recipe.deepspeed.offload_optimizer && !recipe.deepspeed.offload_param);
+    assert_eq!(recipe.memory.optimizer_on, Place::Device);
+    assert!(!recipe.deepspeed.offload_param);
     let noted: Vec<_> = recipe.notes.iter().map(|note| note.key_path.as_str()).collect();
     assert_eq!(noted, ["wandb.project", "arctic_moe"]);
 }

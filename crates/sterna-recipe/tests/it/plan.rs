@@ -60,30 +60,30 @@ fn all_published_recipes_are_accepted() {
             .unwrap();
     }
     insta::assert_snapshot!(table, @r"
-    run-h100-sp1-llama-8b-baseline                             36096      20.9     134.6
-    run-h100-sp1-llama-8b                                     500224      40.1     256.7
-    run-h100-sp1-qwen3-32b                                    230144      35.1     689.7
-    run-h100-sp16-llama-70b                                    75008      34.0     157.3
-    run-h100-sp16-llama-8b                                    500000      52.5     129.5
-    run-h100-sp16-qwen3-32b                                   250000      50.6     183.1
-    run-h100-sp32-llama-70b                                   125000      40.2     185.4
-    run-h100-sp32-llama-8b-baseline                             1128       6.3       3.7
-    run-h100-sp32-llama-8b                                    484376      58.0     122.0
-    run-h100-sp32-qwen3-32b                                   218752      47.4     148.8
-    run-h100-sp64-llama-70b                                   156252      48.7     207.2
-    run-h100-sp64-qwen3-32b                                   234376      56.2     150.7
-    run-h100-sp8-llama-70b                                     25024      64.2     131.4
-    run-h100-sp8-llama-8b-no-mlp-no-act-offload               137504      71.7      15.0
-    run-h100-sp8-llama-8b-no-ulysses-no-liger-no-extras         4000       8.8      15.0
-    run-h100-sp8-llama-8b-no-ulysses-yes-liger-no-extras       20000      15.7      15.0
-    run-h100-sp8-llama-8b-yes-act-offload                     300000      76.0      88.2
-    run-h100-sp8-llama-8b-yes-mlp                             150016      56.8      15.0
-    run-h100-sp8-llama-8b                                     475008      47.5     130.9
-    run-h100-sp8-qwen3-32b                                    193760      44.5     179.3
-    run-h200-sp1-llama-8b-baseline                             65024      34.3     134.6
-    run-h200-sp1-llama-8b-liger-offload-tiled-mlp            1200128      88.3     427.6
-    run-h200-sp1-llama-8b-liger-offload                       650240     145.8     293.4
-    run-h200-sp1-llama-8b-liger                               300032     142.8     134.6
+    run-h100-sp1-llama-8b-baseline                             36096      16.6     134.6
+    run-h100-sp1-llama-8b                                     500224      39.7     256.7
+    run-h100-sp1-qwen3-32b                                    230144      34.6     689.7
+    run-h100-sp16-llama-70b                                    75008      31.3     157.3
+    run-h100-sp16-llama-8b                                    500000      44.5     129.5
+    run-h100-sp16-qwen3-32b                                   250000      42.6     183.1
+    run-h100-sp32-llama-70b                                   125000      36.0     185.4
+    run-h100-sp32-llama-8b-baseline                             1128       6.1       3.7
+    run-h100-sp32-llama-8b                                    484376      50.2     122.0
+    run-h100-sp32-qwen3-32b                                   218752      40.3     148.8
+    run-h100-sp64-llama-70b                                   156252      43.5     207.2
+    run-h100-sp64-qwen3-32b                                   234376      48.6     150.7
+    run-h100-sp8-llama-70b                                     25024      63.0     131.4
+    run-h100-sp8-llama-8b-no-mlp-no-act-offload               137504      50.2      15.0
+    run-h100-sp8-llama-8b-no-ulysses-no-liger-no-extras         4000       8.4      15.0
+    run-h100-sp8-llama-8b-no-ulysses-yes-liger-no-extras       20000      13.4      15.0
+    run-h100-sp8-llama-8b-yes-act-offload                     300000      27.8      88.2
+    run-h100-sp8-llama-8b-yes-mlp                             150016      54.1      15.0
+    run-h100-sp8-llama-8b                                     475008      39.9     130.9
+    run-h100-sp8-qwen3-32b                                    193760      38.2     179.3
+    run-h200-sp1-llama-8b-baseline                             65024      25.6     134.6
+    run-h200-sp1-llama-8b-liger-offload-tiled-mlp            1200128      88.0     427.6
+    run-h200-sp1-llama-8b-liger-offload                       650240      50.1     293.4
+    run-h200-sp1-llama-8b-liger                               300032      99.2     134.6
     ");
 }
 
@@ -96,8 +96,9 @@ fn a_plan_reads_well() {
     heads  32 query, 8 kv, 128 wide; each rank has 1 query and 1 kv
     zero   stage 3: weights, gradients, optimizer state sharded over 32 ranks; gradients add up in float32 and travel in bfloat16
     batch  1 row of up to 15_500_000 tokens padded to 15_500_032, 484_376 on each rank; 1 micro-batch a step, up to 15_500_000 tokens
-    tiles  projections 13_056 tokens, MLP 3_328 tokens, loss 2_048 tokens
-    kept   the input of each block, and the output of its attention when there is room; on the host
+    tiles  projections 3_264 tokens, MLP 832 tokens, loss 512 tokens
+    attn   all heads and tokens at once
+    kept   the input of each block on the host, the output of attention where there is room on the host
     steps  1 epoch, of data repeated to at least 300 optimizer steps, stopped after 300 optimizer steps
 
     units                  count      parameters    shard elements
@@ -112,10 +113,10 @@ fn a_plan_reads_well() {
       gradients of a unit               2.77 GiB                 -
       optimizer state                          -          2.80 GiB
       kept activations                         -        118.26 GiB
-      attention of a block             37.07 GiB                 -
+      attention of a block             29.68 GiB                 -
       residual stream                  14.78 GiB                 -
-      tile scratch                      1.50 GiB                 -
-      in all                           57.97 GiB        122.00 GiB
+      tile scratch                      1.11 GiB                 -
+      in all                           50.19 GiB        122.00 GiB
       + attention outputs                      -        120.10 GiB
 
     notes
@@ -156,7 +157,8 @@ fn a_small_plan_reads_well() {
     zero   stage 3: weights, gradients, optimizer state sharded over 3 ranks; gradients add up in float32 and travel in float32
     batch  1 row of up to 2_048 tokens padded to 2_049, 683 on each rank; 1 micro-batch a step, up to 2_048 tokens
     tiles  projections whole, MLP whole, loss whole
-    kept   the input of each block, and the output of its attention when there is room
+    attn   all heads and tokens at once
+    kept   the input of each block, the output of attention where there is room
     steps  10 optimizer steps
 
     units                  count      parameters    shard elements
@@ -171,7 +173,7 @@ fn a_small_plan_reads_well() {
       gradients of a unit             121.50 MiB                 -
       optimizer state                 513.13 MiB                 -
       kept activations                 22.51 MiB                 -
-      attention of a block              5.55 MiB                 -
+      attention of a block              4.05 MiB                 -
       residual stream                   3.00 MiB                 -
       tile scratch                    119.53 MiB                 -
       in all                            1.08 GiB                 -
