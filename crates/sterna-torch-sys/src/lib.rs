@@ -14,6 +14,7 @@ mod autograd;
 mod bridge;
 pub mod c10d;
 mod error;
+pub mod file;
 mod optimizer;
 mod tensor;
 

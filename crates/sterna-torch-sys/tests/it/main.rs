@@ -4,4 +4,5 @@
 
 mod autograd;
 mod c10d;
+mod file;
 mod optimizer;

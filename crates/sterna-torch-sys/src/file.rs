@@ -1,0 +1,114 @@
+//! Tensors to and from a file, without a copy in between.
+
+use std::{
+    fs::File,
+    io::{Error, ErrorKind, Result},
+    os::fd::AsRawFd,
+};
+
+use tch::{Device, Tensor};
+
+/// Writes the elements of `tensor` to `file` from byte `offset` on, in the order in which they lie in memory.
+///
+/// # Errors
+///
+/// [`ErrorKind::InvalidInput`] unless [`is_dense`]; the system's error if the disk is full or fails.
+pub fn write_tensor_at(file: &File, tensor: &Tensor, offset: u64) -> Result<()> {
+    let (start, num_bytes) = extent_of(tensor)?;
+    in_full(num_bytes, ErrorKind::WriteZero, |done| {
+        // SAFETY: bytes `done..num_bytes` from `start` on lie in the tensor's storage (`extent_of`), which `tensor` keeps
+        // alive during the call. The kernel reads them through a raw pointer, so no Rust reference claims that other
+        // handles of the same tensor leave them alone.
+        unsafe {
+            libc::pwrite64(
+                file.as_raw_fd(),
+                start.add(done).cast(),
+                num_bytes - done,
+                position(offset, done)?,
+            )
+        }
+        .try_into()
+        .map_err(|_| Error::last_os_error())
+    })
+}
+
+/// Fills `tensor` with what `file` has from byte `offset` on, in the order in which its elements lie in memory.
+///
+/// # Errors
+///
+/// [`ErrorKind::InvalidInput`] unless [`is_dense`]; [`ErrorKind::UnexpectedEof`] if the file ends before; the system's
+/// error if the disk fails. The tensor then has some of the bytes.
+pub fn read_tensor_at(file: &File, tensor: &mut Tensor, offset: u64) -> Result<()> {
+    let (start, num_bytes) = extent_of(tensor)?;
+    in_full(num_bytes, ErrorKind::UnexpectedEof, |done| {
+        // SAFETY: as in `write_tensor_at`, and every bit pattern is a value of every dtype but bool, which libtorch reads
+        // as a byte.
+        unsafe {
+            libc::pread64(
+                file.as_raw_fd(),
+                start.add(done).cast(),
+                num_bytes - done,
+                position(offset, done)?,
+            )
+        }
+        .try_into()
+        .map_err(|_| Error::last_os_error())
+    })
+}
+
+/// Whether `tensor` is on the CPU and its elements fill one piece of memory without gaps or overlaps, in any order of
+/// its dimensions.
+pub fn is_dense(tensor: &Tensor) -> bool {
+    if tensor.device() != Device::Cpu {
+        return false;
+    }
+    let mut dims: Vec<(i64, i64)> = tensor.stride().into_iter().zip(tensor.size()).collect();
+    if dims.iter().any(|&(_, size)| size == 0) {
+        return true;
+    }
+    dims.retain(|&(_, size)| size > 1);
+    dims.sort_unstable();
+    let mut numel = 1;
+    dims.into_iter().all(|(stride, size)| {
+        let follows = stride == numel;
+        numel *= size;
+        follows
+    })
+}
+
+/// The first byte of a dense tensor, and how many there are.
+fn extent_of(tensor: &Tensor) -> Result<(*mut u8, usize)> {
+    if !is_dense(tensor) {
+        let (size, stride, device) = (tensor.size(), tensor.stride(), tensor.device());
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!(
+                "a tensor of shape {size:?} with strides {stride:?} on {device:?} was to be moved to or from a file, \
+                 and it must be on the CPU and without gaps"
+            ),
+        ));
+    }
+    Ok((tensor.data_ptr().cast(), tensor.numel() * tensor.kind().elt_size_in_bytes()))
+}
+
+/// Calls `some(bytes done)`, which moves some more of `num_bytes`, until all are done.
+fn in_full(
+    num_bytes: usize,
+    at_end: ErrorKind,
+    mut some: impl FnMut(usize) -> Result<usize>,
+) -> Result<()> {
+    let mut done = 0;
+    while done < num_bytes {
+        match some(done) {
+            Ok(0) => return Err(at_end.into()),
+            Ok(moved) => done += moved,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn position(offset: u64, done: usize) -> Result<i64> {
+    i64::try_from(offset + done as u64).map_err(|_| ErrorKind::InvalidInput.into())
+}
