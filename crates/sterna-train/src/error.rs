@@ -1,7 +1,6 @@
 //! What can end a training run.
 
-use std::any::Any;
-use std::path::PathBuf;
+use std::{any::Any, io, path::PathBuf, sync::Arc};
 
 use sterna_comm::CommError;
 use sterna_data::Error as DataError;
@@ -38,7 +37,42 @@ pub enum TrainError {
         /// The file or folder.
         path: PathBuf,
         /// The system's reason.
-        source: std::io::Error,
+        source: io::Error,
+    },
+    /// A scratch file cannot be made.
+    #[error("cannot make a scratch file in `{}`", dir.display())]
+    ScratchFolder {
+        /// The folder that the recipe names.
+        dir: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A disk has less room than what is to be moved there.
+    #[error(
+        "the disk of `{}` has `{free_bytes}` bytes free, and a rank's scratch file needs `{needed_bytes}`",
+        dir.display()
+    )]
+    ScratchSpace {
+        /// The folder that the recipe names.
+        dir: PathBuf,
+        /// What was free.
+        free_bytes: u64,
+        /// What one rank needs.
+        needed_bytes: u64,
+    },
+    /// A tensor could not be moved to or from a scratch file.
+    #[error("cannot {action} `{bytes}` bytes at offset `{offset}` of the scratch file in `{}`", dir.display())]
+    Disk {
+        /// `write`, `read`, or `reserve`.
+        action: &'static str,
+        /// The folder that the file was made in.
+        dir: PathBuf,
+        /// First byte.
+        offset: u64,
+        /// How many.
+        bytes: u64,
+        /// The system's reason. Shared, because each later call fails with it.
+        source: Arc<io::Error>,
     },
     /// The data gives fewer micro-batches than one optimizer step takes.
     #[error(
@@ -110,6 +144,18 @@ impl TrainError {
             Self::Torch(error) => error.hint(),
             Self::Plan(_) => None,
             Self::Io { .. } => Some("check the folder's permissions and the space left on its disk".to_owned()),
+            Self::ScratchFolder { .. } => Some(
+                "`memory.disk_dir` must be a folder that exists on every host and can be written".to_owned(),
+            ),
+            Self::ScratchSpace { .. } => Some(
+                "free space, set `memory.disk_dir` to a folder on a larger disk, or keep less on disk; each rank of a \
+                 host needs as much"
+                    .to_owned(),
+            ),
+            Self::Disk { .. } => Some(
+                "look for a full or failing disk in the system's log, or set `memory.disk_dir` to another one"
+                    .to_owned(),
+            ),
             Self::NoSteps { .. } => Some(
                 "set `min_iterations` to repeat the data, or lower `gradient_accumulation_steps`, or use fewer ranks"
                     .to_owned(),

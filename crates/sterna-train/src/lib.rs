@@ -1,10 +1,11 @@
 //! Everything that has state across steps: ZeRO, offload, optimizer, schedule, step, metrics, export.
 //!
 //! [`train`] is the whole run of one rank. In reading order: [`trainer`] (the loop), [`engine`] (one micro-batch),
-//! [`zero`] (who holds which part of the model), [`optim`] (schedule and clipping), [`export`].
+//! [`zero`] (who holds which part of the model), [`disk`] (what does not fit in memory), [`optim`] (schedule and clipping), [`export`].
 
 pub mod trainer;
 
+pub mod disk;
 pub mod engine;
 pub mod export;
 pub mod flops;

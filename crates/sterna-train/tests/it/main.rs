@@ -1,6 +1,7 @@
 //! Integration tests of the trainer.
 
 mod conformance;
+mod disk;
 mod equivalence;
 mod plan;
 mod schedule;
