@@ -14,7 +14,7 @@ use sterna_comm::{Comm, RankEnv};
 use sterna_hf::ModelConfig;
 use sterna_model::head::{self, HeadGrads, HeadParams};
 use sterna_model::{
-    BlockContext, BlockGrads, BlockParams, Documents, HeadSplit, Keep, block, embed, init, rotary,
+    BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Keep, block, embed, init, rotary,
 };
 use sterna_ops::attention::{self, AttentionSpec};
 use sterna_ops::{cross_entropy, linear, rms_norm, rope, swiglu};
@@ -139,7 +139,7 @@ impl Bench {
 
     fn block(&self) {
         let comm = Comm::init(&RankEnv::single(), 1, Duration::from_secs(30)).unwrap();
-        let heads = HeadSplit::of_all_ranks(9, 3, 1).unwrap();
+        let groups = HeadGroup::of_all_ranks(9, 3, 1, 1).unwrap();
         let rope = self.rope();
         let tensors: Vec<Tensor> = self.config.parameters().layers[0]
             .iter()
@@ -159,7 +159,7 @@ impl Bench {
                 config: &self.config,
                 layer_idx: 0,
                 sp: comm.sp(),
-                heads: &heads,
+                groups: &groups,
                 documents: &self.documents,
                 rope: &rope,
                 num_rows: 1,

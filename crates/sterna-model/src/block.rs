@@ -2,17 +2,20 @@
 //!
 //! ```text
 //! forward                                          backward
-//!   for tile:   q, k, v = pre(x)                     for tile:   recompute post; d_y -> d_x, d_o, weight grads +=
-//!   all-to-all  q, k, v -> [s, n/p, h], ..           for tile:   recompute q, k, v
-//!   attention   o, lse                               all-to-all  q, k, v, d_o, o
-//!   all-to-all  o -> [s/p, n, h]                     attention   d_q, d_k, d_v
-//!   for tile:   y = post(x, o)                       all-to-all  back
-//!                                                    for tile:   d_q, d_k, d_v -> d_x +=, weight grads +=
+//!   for group of heads:                              for tile:   recompute post; d_y -> d_x, d_o, weight grads +=
+//!     for tile:   q, k, v = pre(x)                   for group of heads:
+//!     all-to-all  q, k, v -> [s, n/p, h], ..           all-to-all  d_o, o
+//!     attention   o, lse                               for tile:   recompute q, k, v
+//!     all-to-all  o -> [s/p, n, h]                     all-to-all  q, k, v
+//!   for tile:     y = post(x, o)                       attention   d_q, d_k, d_v
+//!                                                      all-to-all  back
+//!                                                      for tile:   d_q, d_k, d_v -> d_x +=, weight grads +=
 //! ```
 //!
 //! No autograd graph is built: a block is six ops, each with its backward in `sterna-ops`, and calling those directly makes the
 //! backward recompute only what a gradient reads. The output projection of the MLP is never recomputed, and the second visit to
-//! `pre` repeats a norm instead of three matrix products. What is kept from the forward is a policy ([`Keep`]).
+//! `pre` repeats a norm instead of three matrix products. What is kept from the forward is a policy ([`Keep`]). Heads run all at
+//! once or in groups ([`HeadGroup`]): the tensors of attention exist for one group at a time.
 
 mod post;
 mod pre;
@@ -29,7 +32,7 @@ use tch::Tensor;
 use self::post::PostSaved;
 use self::pre::PreSaved;
 use crate::error::{ModelError, check_shape};
-use crate::heads::HeadSplit;
+use crate::heads::HeadGroup;
 use crate::parallel::ulysses::{Exchange, HeadToSeq, Heads, SeqToHead};
 use crate::params::{BlockGrads, BlockParams};
 
@@ -42,8 +45,8 @@ pub struct BlockContext<'a> {
     pub layer_idx: usize,
     /// The sequence-parallel group.
     pub sp: &'a Group,
-    /// The heads of each of its ranks ([`HeadSplit::of_all_ranks`]).
-    pub heads: &'a [HeadSplit],
+    /// The heads that run one after the other, and which rank has which ([`HeadGroup::of_all_ranks`]).
+    pub groups: &'a [HeadGroup],
     /// The documents of the whole micro-batch, all its rows one after the other: `b * s` tokens.
     pub documents: &'a Documents,
     /// The angles of this rank's `b * s/p` tokens ([`crate::rotary::table`]).
@@ -73,7 +76,7 @@ pub struct Kept {
     /// The result of attention, if kept.
     pub attention: Option<KeptAttention>,
     /// Everything else, if kept.
-    graph: Option<Graph>,
+    pub graph: Option<Graph>,
 }
 
 /// The result of attention.
@@ -87,10 +90,16 @@ pub struct KeptAttention {
 
 /// Every other intermediate value.
 #[derive(Debug)]
-struct Graph {
+pub struct Graph {
+    groups: Vec<GroupSaved>,
+    post: VecDeque<PostSaved>,
+}
+
+/// Every other intermediate value of a group of heads, up to attention.
+#[derive(Debug)]
+struct GroupSaved {
     pre: VecDeque<PreSaved>,
     attended: Attended,
-    post: VecDeque<PostSaved>,
 }
 
 /// The inputs and the output of attention on this rank: its heads of all tokens.
@@ -121,11 +130,12 @@ impl Attended {
 ///
 /// # Communication
 ///
-/// Two all-to-alls over the sp axis. Collective: every rank of the axis must call it, in the same order.
+/// Two all-to-alls over the sp axis for each group of heads. Collective: every rank of the axis must call it, in the same order.
 ///
 /// # Memory
 ///
-/// Beside input and output: `q`, `k`, `v` and `o` of the rank, twice while they travel, and one tile of intermediate values.
+/// Beside input and output: `q`, `k`, `v` and `o` of a group of heads, twice while they travel, the output of all groups, and one
+/// tile of intermediate values.
 ///
 /// # Errors
 ///
@@ -136,34 +146,38 @@ pub fn forward(
     x: &Tensor,
     keep: Keep,
 ) -> Result<(Tensor, Kept), ModelError> {
-    let exchange = ctx.exchange(x)?;
-    let num_tokens = x.size()[0];
-    let (projected, pre_saved) = project(ctx, params, x, keep.graph)?;
-    let (attended, lse) = attend(ctx, projected);
-    // Attention inputs are dead unless everything is kept; what follows needs the room.
-    let (o, attended) = if keep.graph {
-        (attended.o.shallow_clone(), Some(attended))
-    } else {
-        (attended.into_output(), None)
-    };
-    let o = HeadToSeq::trade(exchange, vec![(Heads::Query, o)])?.tile(0, &(0..num_tokens));
-    let y = x.empty_like();
-    let mut post_saved = VecDeque::new();
-    for tile in tiles(num_tokens, ctx.post_tile_len) {
-        let (start, len) = (tile.start, tile.end - tile.start);
-        let saved =
-            post::recompute(ctx, params, &x.narrow(0, start, len), &o.narrow(0, start, len));
-        y.narrow(0, start, len).copy_(&post::finish(params, &saved));
-        if keep.graph {
-            post_saved.push_back(saved);
-        }
-    }
+    ctx.check(x)?;
+    let (attention, groups) = attention_forward(ctx, params, x, keep.graph)?;
+    let (y, post) = post_forward(ctx, params, x, &attention.o, keep.graph);
     let kept = Kept {
         x: x.shallow_clone(),
-        attention: (keep.attention || keep.graph).then_some(KeptAttention { o, lse }),
-        graph: attended.map(|attended| Graph { pre: pre_saved, attended, post: post_saved }),
+        attention: (keep.attention || keep.graph).then_some(attention),
+        graph: keep.graph.then_some(Graph { groups, post }),
     };
     Ok((y, kept))
+}
+
+/// Computes the block again from its input and its attention output, which costs no attention and no communication.
+///
+/// # Shapes
+///
+/// `x` `[b * s/p, d]`; returns the same shape.
+///
+/// # Memory
+///
+/// Beside the output, one tile of intermediate values.
+///
+/// # Errors
+///
+/// [`ModelError::Shape`] or [`ModelError::Length`] if `x` does not fit the context.
+pub fn forward_again(
+    ctx: &BlockContext<'_>,
+    params: &BlockParams,
+    x: &Tensor,
+    attention: &KeptAttention,
+) -> Result<Tensor, ModelError> {
+    ctx.check(x)?;
+    Ok(post_forward(ctx, params, x, &attention.o, false).0)
 }
 
 /// Computes the gradient of the block's input, and adds those of its weights to `grads`.
@@ -176,16 +190,18 @@ pub fn forward(
 ///
 /// # Communication
 ///
-/// Over the sp axis: two all-to-alls, two more if the forward kept nothing but its input.
-/// Collective: every rank of the axis must call it, with the same policy, in the same order.
+/// Over the sp axis, for each group of heads: three all-to-alls, one more if the forward kept nothing but its input, one less if it
+/// kept everything. Collective: every rank of the axis must call it, with the same policy, in the same order.
 ///
 /// # Memory
 ///
-/// `q`, `k`, `v`, `o`, their gradients and one exchange of them; one tile of intermediate values.
+/// `q`, `k`, `v`, `o`, their gradients and one exchange of them, for one group of heads; the gradient of the output of the groups
+/// still to come; one tile of intermediate values.
 ///
 /// # Numerics
 ///
 /// Activation gradients have the dtype of `x`. A weight gradient is rounded to it once per tile and summed in that of `grads`.
+/// With several groups, each adds its share of the input's gradient to it.
 ///
 /// # Errors
 ///
@@ -198,34 +214,25 @@ pub fn backward(
     d_y: &Tensor,
 ) -> Result<Tensor, ModelError> {
     let Kept { x, attention, graph } = kept;
-    let exchange = ctx.exchange(&x)?;
+    ctx.check(&x)?;
     check_shape("d_y", &d_y.size(), &x.size())?;
     let num_tokens = x.size()[0];
-    let is_one_pre_tile = num_tokens <= ctx.pre_tile_len;
 
-    // The output of attention for this rank's tokens, and what attention read if that is at hand.
-    let (o, lse, attended, mut pre_saved, mut post_saved) = match (attention, graph) {
-        (Some(KeptAttention { o, lse }), Some(Graph { pre, attended, post })) => {
-            (o, lse, Some(attended), pre, post)
-        }
-        (Some(KeptAttention { o, lse }), None) => (o, lse, None, VecDeque::new(), VecDeque::new()),
+    let (attention, groups_saved, mut post_saved) = match (attention, graph) {
+        (Some(attention), Some(Graph { groups, post })) => (attention, groups, post),
+        (Some(attention), None) => (attention, Vec::new(), VecDeque::new()),
+        // What one group reads is at hand afterwards; of several, each is computed again when its turn comes.
         (None, _) => {
-            let (projected, pre_saved) = project(ctx, params, &x, is_one_pre_tile)?;
-            let (attended, lse) = attend(ctx, projected);
-            let traveller = vec![(Heads::Query, attended.o.shallow_clone())];
-            let o = HeadToSeq::trade(exchange, traveller)?.tile(0, &(0..num_tokens));
-            (o, lse, Some(attended), pre_saved, VecDeque::new())
+            let (attention, groups) = attention_forward(ctx, params, &x, ctx.groups.len() == 1)?;
+            (attention, groups, VecDeque::new())
         }
     };
+    let KeptAttention { o, lse } = attention;
 
-    // What attention does not have yet travels together: the gradient of its output, and what it read.
-    let mut outgoing = match attended {
-        Some(_) => SeqToHead::new(exchange, &[Heads::Query]),
-        None => SeqToHead::new(
-            exchange,
-            &[Heads::Query, Heads::Query, Heads::Query, Heads::KeyValue, Heads::KeyValue],
-        ),
-    };
+    // To attention travels the gradient of its output, and the output itself unless it is there.
+    let parts = if groups_saved.is_empty() { &[Heads::Query; 2][..] } else { &[Heads::Query] };
+    let mut outgoing: Vec<SeqToHead<'_>> =
+        ctx.groups.iter().map(|group| SeqToHead::new(ctx.exchange(group, &x), parts)).collect();
     let d_x = x.empty_like();
     for tile in tiles(num_tokens, ctx.post_tile_len) {
         let (start, len) = (tile.start, tile.end - tile.start);
@@ -237,106 +244,158 @@ pub fn backward(
         let (d_x_tile, d_o) =
             post::backward(ctx, params, grads, saved, &o, &d_y.narrow(0, start, len));
         d_x.narrow(0, start, len).copy_(&d_x_tile);
-        outgoing.put(0, start, &d_o);
+        for (group, outgoing) in ctx.groups.iter().zip(&mut outgoing) {
+            outgoing.put(0, start, &group.queries_of(&d_o));
+        }
     }
-    let (d_o, attended) = if let Some(attended) = attended {
-        // `o` of this rank's tokens has done its work; attention has its own.
-        drop(o);
-        (take_one(outgoing.trade()?), attended)
-    } else {
-        outgoing.put(1, 0, &o);
-        drop(o);
-        pre_saved = put_projections(ctx, params, &x, &mut outgoing, 2, is_one_pre_tile);
-        let [d_o, o, q, k, v] = take(outgoing.trade()?);
-        (d_o, Attended { q, k, v, o })
-    };
+    if groups_saved.is_empty() {
+        for (group, outgoing) in ctx.groups.iter().zip(&mut outgoing) {
+            outgoing.put(1, 0, &group.queries_of(&o));
+        }
+    }
+    // Attention has its own of each group.
+    drop(o);
 
-    let Attended { q, k, v, o } = attended;
-    let (d_q, d_k, d_v) =
-        attention::backward(&d_o, &q, &k, &v, &o, &lse, &ctx.attention_spec(), ctx.documents);
-    // The largest tensors of the block: gone before their gradients travel.
-    drop((d_o, q, k, v, o, lse));
-    let travellers = vec![(Heads::Query, d_q), (Heads::KeyValue, d_k), (Heads::KeyValue, d_v)];
-    let returned = HeadToSeq::trade(exchange, travellers)?;
-
-    for tile in tiles(num_tokens, ctx.pre_tile_len) {
-        let (start, len) = (tile.start, tile.end - tile.start);
-        let x = x.narrow(0, start, len);
-        let saved = match pre_saved.pop_front() {
-            Some(saved) => saved,
-            None => pre::recompute(ctx, params, &x),
+    let mut groups_saved = groups_saved.into_iter();
+    let mut first_head = 0;
+    for (group, outgoing) in ctx.groups.iter().zip(outgoing) {
+        let mut arrived = outgoing.trade()?.into_iter();
+        let d_o = arrived.next().expect("the gradient of the output has been put in");
+        let (attended, mut pre_saved) = match (groups_saved.next(), arrived.next()) {
+            (Some(GroupSaved { attended, pre }), _) => (attended, pre),
+            (None, Some(o)) => {
+                let save = num_tokens <= ctx.pre_tile_len;
+                let ([q, k, v], pre_saved) = project(ctx, group, params, &x, save)?;
+                (Attended { q, k, v, o }, pre_saved)
+            }
+            (None, None) => unreachable!("the output has been put in where nothing was saved"),
         };
-        let d_projections = [0, 1, 2].map(|part_idx| returned.tile(part_idx, &tile));
-        let d_x_tile = pre::backward(
-            ctx,
-            params,
-            grads,
-            &x,
-            &saved,
-            &ctx.rope.narrow(start, len),
-            d_projections,
-        );
-        // The residual around attention has written its share already.
-        let _ = d_x.narrow(0, start, len).g_add_(&d_x_tile);
+        let num_heads = attended.q.size()[1];
+        let lse = lse.narrow(0, first_head, num_heads);
+        first_head += num_heads;
+        let (d_q, d_k, d_v) = attend_backward(ctx, group, attended, &lse, d_o);
+        let travellers = vec![(Heads::Query, d_q), (Heads::KeyValue, d_k), (Heads::KeyValue, d_v)];
+        let returned = HeadToSeq::trade(ctx.exchange(group, &x), travellers)?;
+
+        for tile in tiles(num_tokens, ctx.pre_tile_len) {
+            let (start, len) = (tile.start, tile.end - tile.start);
+            let x = x.narrow(0, start, len);
+            let saved = match pre_saved.pop_front() {
+                Some(saved) => saved,
+                None => pre::recompute(ctx, group, params, &x),
+            };
+            let d_projections = [0, 1, 2].map(|part_idx| returned.tile(part_idx, &tile));
+            let rope = ctx.rope.narrow(start, len);
+            let d_x_tile =
+                pre::backward(ctx, group, params, grads, &x, &saved, &rope, d_projections);
+            // The residual around attention and the groups before this one have written their share already.
+            let _ = d_x.narrow(0, start, len).g_add_(&d_x_tile);
+        }
     }
     Ok(d_x)
 }
 
-/// `q`, `k` and `v` of this rank's heads, and what the backward of `pre` will read, if wanted.
+/// Attention of all groups of heads, and what a backward will read of each if wanted.
+fn attention_forward(
+    ctx: &BlockContext<'_>,
+    params: &BlockParams,
+    x: &Tensor,
+    save: bool,
+) -> Result<(KeptAttention, Vec<GroupSaved>), ModelError> {
+    let num_tokens = x.size()[0];
+    let (mut outputs, mut lses, mut saved) = (Vec::new(), Vec::new(), Vec::new());
+    for group in ctx.groups {
+        let (projected, pre) = project(ctx, group, params, x, save)?;
+        let (attended, lse) = attend(ctx, group, projected);
+        lses.push(lse);
+        // Attention inputs are dead unless everything is kept; what follows needs the room.
+        let o = if save {
+            let o = attended.o.shallow_clone();
+            saved.push(GroupSaved { pre, attended });
+            o
+        } else {
+            attended.into_output()
+        };
+        let returned = HeadToSeq::trade(ctx.exchange(group, x), vec![(Heads::Query, o)])?;
+        outputs.push(returned.tile(0, &(0..num_tokens)));
+    }
+    let o = HeadGroup::join(ctx.groups, outputs);
+    let lse = if lses.len() == 1 { lses.remove(0) } else { Tensor::cat(&lses, 0) };
+    Ok((KeptAttention { o, lse }, saved))
+}
+
+/// From the attention output to the output of the block, and what a backward will read, if wanted.
+fn post_forward(
+    ctx: &BlockContext<'_>,
+    params: &BlockParams,
+    x: &Tensor,
+    o: &Tensor,
+    save: bool,
+) -> (Tensor, VecDeque<PostSaved>) {
+    let y = x.empty_like();
+    let mut all_saved = VecDeque::new();
+    for tile in tiles(x.size()[0], ctx.post_tile_len) {
+        let (start, len) = (tile.start, tile.end - tile.start);
+        let saved =
+            post::recompute(ctx, params, &x.narrow(0, start, len), &o.narrow(0, start, len));
+        y.narrow(0, start, len).copy_(&post::finish(params, &saved));
+        if save {
+            all_saved.push_back(saved);
+        }
+    }
+    (y, all_saved)
+}
+
+/// `q`, `k` and `v` of this rank's heads of a group, and what the backward of `pre` will read, if wanted.
 fn project(
     ctx: &BlockContext<'_>,
+    group: &HeadGroup,
     params: &BlockParams,
     x: &Tensor,
     save: bool,
 ) -> Result<([Tensor; 3], VecDeque<PreSaved>), ModelError> {
-    let mut outgoing =
-        SeqToHead::new(ctx.exchange(x)?, &[Heads::Query, Heads::KeyValue, Heads::KeyValue]);
-    let saved = put_projections(ctx, params, x, &mut outgoing, 0, save);
-    Ok((take(outgoing.trade()?), saved))
-}
-
-/// Computes `q`, `k` and `v` tile by tile into an exchange, as its parts `first_part..`.
-fn put_projections(
-    ctx: &BlockContext<'_>,
-    params: &BlockParams,
-    x: &Tensor,
-    outgoing: &mut SeqToHead<'_>,
-    first_part: usize,
-    save: bool,
-) -> VecDeque<PreSaved> {
+    let parts = [Heads::Query, Heads::KeyValue, Heads::KeyValue];
+    let mut outgoing = SeqToHead::new(ctx.exchange(group, x), &parts);
     let mut all_saved = VecDeque::new();
     for tile in tiles(x.size()[0], ctx.pre_tile_len) {
         let (start, len) = (tile.start, tile.end - tile.start);
-        let saved = pre::recompute(ctx, params, &x.narrow(0, start, len));
-        let projections = pre::finish(ctx, params, &saved, &ctx.rope.narrow(start, len));
+        let saved = pre::recompute(ctx, group, params, &x.narrow(0, start, len));
+        let rope = ctx.rope.narrow(start, len);
+        let projections = pre::finish(ctx, group, params, &saved, &rope);
         for (part_idx, projection) in projections.iter().enumerate() {
-            outgoing.put(first_part + part_idx, start, projection);
+            outgoing.put(part_idx, start, projection);
         }
         if save {
             all_saved.push_back(saved);
         }
     }
-    all_saved
+    let projected = outgoing.trade()?.try_into();
+    Ok((projected.expect("an exchange returns as many tensors as were put in"), all_saved))
 }
 
-/// Attention on this rank's heads; returns its inputs and output, and the log-sum-exp.
-fn attend(ctx: &BlockContext<'_>, [q, k, v]: [Tensor; 3]) -> (Attended, Tensor) {
-    let (o, lse) = attention::forward(&q, &k, &v, &ctx.attention_spec(), ctx.documents);
+/// Attention on this rank's heads of a group; returns its inputs and output, and the log-sum-exp.
+fn attend(ctx: &BlockContext<'_>, group: &HeadGroup, [q, k, v]: [Tensor; 3]) -> (Attended, Tensor) {
+    let (o, lse) = attention::forward(&q, &k, &v, &ctx.attention_spec(group), ctx.documents);
     (Attended { q, k, v, o }, lse)
 }
 
-fn take<const N: usize>(tensors: Vec<Tensor>) -> [Tensor; N] {
-    tensors.try_into().expect("an exchange returns as many tensors as were put in")
-}
-
-fn take_one(tensors: Vec<Tensor>) -> Tensor {
-    let [tensor] = take(tensors);
-    tensor
+/// The gradients of `q`, `k` and `v`. Takes what it reads: the largest tensors of the block are gone before their gradients travel.
+fn attend_backward(
+    ctx: &BlockContext<'_>,
+    group: &HeadGroup,
+    Attended { q, k, v, o }: Attended,
+    lse: &Tensor,
+    d_o: Tensor,
+) -> (Tensor, Tensor, Tensor) {
+    let gradients =
+        attention::backward(&d_o, &q, &k, &v, &o, lse, &ctx.attention_spec(group), ctx.documents);
+    drop(d_o);
+    gradients
 }
 
 impl<'a> BlockContext<'a> {
-    /// The exchange around this block's attention, after checking that everything is as long as `x` says.
-    fn exchange(&self, x: &Tensor) -> Result<Exchange<'a>, ModelError> {
+    /// Checks that everything is as long as `x` says.
+    fn check(&self, x: &Tensor) -> Result<(), ModelError> {
         let num_tokens = self.rope.len();
         check_shape("x", &x.size(), &[num_tokens, self.config.hidden_size as i64])?;
         let sp_size = self.sp.size();
@@ -347,28 +406,30 @@ impl<'a> BlockContext<'a> {
                 Err(ModelError::Length { name, found, required })
             }
         };
-        check_length("heads", self.heads.len(), sp_size)?;
-        check_length(
-            "documents",
-            self.documents.num_tokens() as usize,
-            num_tokens as usize * sp_size,
-        )?;
-        Ok(Exchange {
+        for group in self.groups {
+            check_length("heads", group.splits().len(), sp_size)?;
+        }
+        let (found, required) = (self.documents.num_tokens(), num_tokens * sp_size as i64);
+        check_length("documents", found as usize, required as usize)
+    }
+
+    /// The exchange around the attention of a group of heads.
+    fn exchange(&self, group: &'a HeadGroup, x: &Tensor) -> Exchange<'a> {
+        Exchange {
             group: self.sp,
-            heads: self.heads,
+            heads: group.splits(),
             num_rows: self.num_rows,
-            shard_len: num_tokens / self.num_rows,
+            shard_len: x.size()[0] / self.num_rows,
             head_dim: self.config.head_dim as i64,
             kind: x.kind(),
             device: x.device(),
-        })
+        }
     }
 
-    fn attention_spec(&self) -> AttentionSpec {
-        let ModelConfig { num_attention_heads, num_key_value_heads, head_dim, .. } = *self.config;
+    fn attention_spec(&self, group: &HeadGroup) -> AttentionSpec {
         AttentionSpec {
-            kv_of_q: self.heads[self.sp.rank()].kv_of_q(num_attention_heads / num_key_value_heads),
-            scale: 1.0 / (head_dim as f64).sqrt(),
+            kv_of_q: group.kv_of_q(self.sp.rank()).to_vec(),
+            scale: 1.0 / (self.config.head_dim as f64).sqrt(),
             sliding_window: self.config.sliding_window[self.layer_idx].map(|window| window as i64),
         }
     }

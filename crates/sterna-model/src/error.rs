@@ -19,6 +19,16 @@ pub enum ModelError {
         /// Query heads of the model.
         num_attention_heads: usize,
     },
+    /// There are more groups of heads than query heads of the rank that has the fewest.
+    #[error(
+        "attention_head_groups `{num_groups}` is larger than the `{num_heads}` query heads of a rank"
+    )]
+    MoreGroupsThanHeads {
+        /// Groups asked for.
+        num_groups: usize,
+        /// Query heads of that rank.
+        num_heads: usize,
+    },
     /// A block was given another number of tensors than it has.
     #[error("a block was given `{found}` tensors, and has `{required}`")]
     ParamCount {
@@ -71,6 +81,9 @@ impl ModelError {
             Self::MoreRanksThanHeads { num_attention_heads, .. } => Some(format!(
                 "set `sequence_parallel_size` to at most {num_attention_heads}, and use the other ranks for data parallelism"
             )),
+            Self::MoreGroupsThanHeads { num_heads, .. } => {
+                Some(format!("set `memory.attention_head_groups` to at most {num_heads}"))
+            }
             Self::OutOfVocabulary { .. } => {
                 Some("the tokenizer has ids that the model's embedding has no row for: use the tokenizer of this model".to_owned())
             }

@@ -84,7 +84,21 @@ impl BlockGrads {
     }
 }
 
+impl Linear<Tensor> {
+    /// The part that computes outputs `start..start + len`, sharing memory.
+    pub(crate) fn rows(&self, start: i64, len: i64) -> Linear<Tensor> {
+        let narrow = |x: &Tensor| x.narrow(0, start, len);
+        Linear { weight: narrow(&self.weight), bias: self.bias.as_ref().map(narrow) }
+    }
+}
+
 impl Linear<Option<Tensor>> {
+    /// The gradients of the part that computes outputs `start..start + len`, sharing memory.
+    pub(crate) fn rows(&self, start: i64, len: i64) -> Linear<Option<Tensor>> {
+        let narrow = |x: &Option<Tensor>| x.as_ref().map(|x| x.narrow(0, start, len));
+        Linear { weight: narrow(&self.weight), bias: self.bias.as_ref().map(narrow) }
+    }
+
     /// Adds the gradients of weight and bias, `d_y` `[s, out]` and `x` `[s, in]`.
     pub(crate) fn accumulate(&mut self, d_y: &Tensor, x: &Tensor) {
         let bias = self.bias.as_mut().and_then(Option::as_mut);

@@ -1,11 +1,13 @@
 //! One micro-batch, forward and backward: where units are gathered and reduced, and what is kept in between.
 
+use std::{ops::Range, rc::Rc};
+
 use sterna_comm::Comm;
 use sterna_data::MicroBatch;
 use sterna_hf::ModelConfig;
 use sterna_model::{
-    BlockContext, BlockGrads, BlockParams, Documents, HeadSplit, Keep, Kept, KeptAttention,
-    RopeTable, block, embed,
+    BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Keep, Kept, RopeTable, block,
+    embed,
     head::{self, HeadGrads, HeadParams},
     rotary,
 };
@@ -13,7 +15,9 @@ use sterna_recipe::{Place, Plan, Recipe, TileLengths};
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use crate::{
+    disk::DiskScratch,
     error::TrainError,
+    kept::{KeepPolicy, KeptBlock, Shelf},
     load::kind_of,
     zero::{Gradients, Sharding, StatePlacement, UnitLayout, Zero},
 };
@@ -22,30 +26,41 @@ use crate::{
 const EMBED: usize = 0;
 
 /// How the engine computes, as the recipe asks.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct EngineOptions {
     /// Dtype of weights and activations.
     pub kind: Kind,
     /// Where it computes.
     pub device: Device,
-    /// What a block keeps from its forward.
-    pub keep: Keep,
-    /// Where that is kept: the host with `activation_checkpoint_cpu_offload`. On a CPU this is a move within host memory.
-    pub keep_device: Device,
+    /// What blocks keep from their forward, and where.
+    pub keep: KeepPolicy,
     /// At most how many tokens go through each segment at once.
     pub tiles: TileLengths,
+    /// Groups of heads whose attention runs one after the other.
+    pub num_head_groups: usize,
 }
 
 impl EngineOptions {
-    /// What `plan` says, on `device`. `keep_attention` is the trainer's choice.
-    pub fn new(plan: &Plan, device: Device, keep_attention: bool) -> Self {
-        let graph = plan.keep.graph;
+    /// What `plan` says, on `device`. `num_attention`, of how many blocks the attention output is kept, is the trainer's choice
+    /// where the recipe leaves it open; `disk` is the file for what lives on disk.
+    pub fn new(
+        plan: &Plan,
+        device: Device,
+        num_attention: usize,
+        disk: Option<&Rc<DiskScratch>>,
+    ) -> Self {
         Self {
             kind: kind_of(plan.model.dtype),
             device,
-            keep: Keep { attention: keep_attention || graph, graph },
-            keep_device: if plan.keep.inputs_on == Place::Host { Device::Cpu } else { device },
+            keep: KeepPolicy {
+                graph: plan.keep.graph,
+                inputs_every: plan.keep.inputs_every,
+                num_attention,
+                inputs_on: Shelf::new(plan.keep.inputs_on, device, disk),
+                attention_on: Shelf::new(plan.keep.attention_on, device, disk),
+            },
             tiles: plan.tiles,
+            num_head_groups: plan.attention.head_groups,
         }
     }
 }
@@ -54,7 +69,7 @@ impl EngineOptions {
 pub struct Engine<'a> {
     comm: &'a Comm,
     config: &'a ModelConfig,
-    heads: Vec<HeadSplit>,
+    head_groups: Vec<HeadGroup>,
     options: EngineOptions,
     /// The weights, gradients and optimizer states of all units: the embedding, each block, the norm with the head.
     pub zero: Zero,
@@ -74,17 +89,18 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     ///
-    /// [`TrainError::Model`] if there are more sequence-parallel ranks than query heads.
+    /// [`TrainError::Model`] if there are more sequence-parallel ranks, or groups of a rank's heads, than query heads.
     pub fn new(
         comm: &'a Comm,
         config: &'a ModelConfig,
         recipe: &Recipe,
         options: EngineOptions,
     ) -> Result<Self, TrainError> {
-        let heads = HeadSplit::of_all_ranks(
+        let head_groups = HeadGroup::of_all_ranks(
             config.num_attention_heads,
             config.num_key_value_heads,
             comm.mesh.sp_size,
+            options.num_head_groups,
         )?;
         let parameters = config.parameters();
         let head = [parameters.norm].into_iter().chain(parameters.lm_head).collect();
@@ -105,7 +121,7 @@ impl<'a> Engine<'a> {
                 optimizer_device: host_if(recipe.memory.optimizer_on != Place::Device),
             },
         );
-        Ok(Self { comm, config, heads, options, zero })
+        Ok(Self { comm, config, head_groups, options, zero })
     }
 
     /// Dtype of weights and activations.
@@ -131,54 +147,102 @@ impl<'a> Engine<'a> {
     ///
     /// # Memory
     ///
-    /// What each block keeps, one block's working set, two gathered units, one unit's gradient.
+    /// What each block keeps, one segment's restored inputs and attention outputs, one block's working set, two gathered units, one
+    /// unit's gradient.
     ///
     /// # Errors
     ///
-    /// [`TrainError::Model`] or [`TrainError::Comm`] if a peer failed.
+    /// [`TrainError::Model`] or [`TrainError::Comm`] if a peer failed; [`TrainError::Disk`] if what was kept there is lost.
     pub fn forward_backward(&mut self, batch: &MicroBatch, scale: f64) -> Result<f64, TrainError> {
         let _no_grad = no_grad_guard();
         let shard = self.shard(batch);
 
-        // Forward: keep what the policy says of each block, in the order in which backward will not need it.
+        // Forward: keep what the policy says of each block.
         let mut x = self.embed(&shard)?;
         let mut kept = Vec::with_capacity(self.num_layers());
         for layer_idx in 0..self.num_layers() {
             let params = self.block_params(layer_idx)?;
             self.zero.prefetch(self.comm.world(), layer_idx + 2)?;
+            let keep = Keep {
+                attention: self.options.keep.keeps_attention(layer_idx),
+                graph: self.options.keep.graph,
+            };
             let (y, of_block) =
-                block::forward(&self.context(&shard, layer_idx), &params, &x, self.options.keep)?;
-            kept.push(moved(of_block, self.options.keep_device));
+                block::forward(&self.context(&shard, layer_idx), &params, &x, keep)?;
             x = y;
+            kept.push(self.options.keep.put(layer_idx, of_block)?);
         }
 
-        let (loss, mut dx) = self.loss_and_backward(&shard, x, scale)?;
+        let segments: Vec<usize> = self.options.keep.segments(self.num_layers()).collect();
+        let last_segment = *segments.last().expect("a model has blocks");
+        self.options.keep.prefetch(&mut kept[last_segment])?;
+        let (loss, mut dx) = self.loss_and_backward(&shard, x, last_segment, scale)?;
 
-        // Backward: dx = (assigned), weight gradients += (accumulated over tiles, micro-batches and ranks).
-        for (layer_idx, of_block) in kept.into_iter().enumerate().rev() {
-            let params = self.block_params(layer_idx)?;
-            // The unit before block i is unit i: the block before it, or the embedding.
-            if layer_idx > 0 {
-                self.zero.prefetch(self.comm.world(), layer_idx)?;
+        // Backward, segment by segment: dx = (assigned), weight gradients += (over tiles, micro-batches and ranks).
+        let mut end = self.num_layers();
+        for (segment_idx, &start) in segments.iter().enumerate().rev() {
+            let mut restored = self.restore(&shard, &mut kept, start..end)?;
+            let before = segment_idx.checked_sub(1).map(|before| segments[before]);
+            for layer_idx in (start..end).rev() {
+                let params = self.block_params(layer_idx)?;
+                let next = if layer_idx > start { Some(layer_idx - 1) } else { before };
+                self.prefetch_block(&mut kept, next)?;
+                let gradients = self.zero.gradients(layer_idx + 1);
+                let mut grads = BlockGrads::new(self.config, optional(&gradients))?;
+                let of_block = restored.pop().expect("every block of a segment is restored");
+                let context = self.context(&shard, layer_idx);
+                dx = block::backward(&context, &params, &mut grads, of_block, &dx)?;
+                drop((params, grads));
+                self.zero.reduce(self.comm.world(), gradients)?;
             }
-            let gradients = self.zero.gradients(layer_idx + 1);
-            let mut grads = BlockGrads::new(self.config, optional(&gradients))?;
-            let context = self.context(&shard, layer_idx);
-            dx = block::backward(
-                &context,
-                &params,
-                &mut grads,
-                moved(of_block, self.options.device),
-                &dx,
-            )?;
-            drop((params, grads));
-            self.zero.reduce(self.comm.world(), gradients)?;
+            end = start;
         }
 
         let mut gradients = self.zero.gradients(EMBED);
         embed::backward(self.config, &mut gradients.views[0], &shard.input_ids, &dx)?;
         self.zero.reduce(self.comm.world(), gradients)?;
         Ok(loss * scale)
+    }
+
+    /// What the backwards of `blocks`, one segment, read: what they kept, and the inputs that only the first kept, by running the
+    /// segment again. An attention output that running it again computes is kept until its block's backward.
+    fn restore(
+        &mut self,
+        shard: &Shard,
+        kept: &mut [KeptBlock],
+        blocks: Range<usize>,
+    ) -> Result<Vec<Kept>, TrainError> {
+        let device = self.options.device;
+        let keep = Keep { attention: true, graph: false };
+        let mut restored = Vec::with_capacity(blocks.len());
+        let mut x = self.options.keep.take_input(&mut kept[blocks.start], device)?;
+        for layer_idx in blocks.start..blocks.end - 1 {
+            let params = self.block_params(layer_idx)?;
+            self.prefetch_block(kept, Some(layer_idx + 1))?;
+            let of_block = self.options.keep.take(&mut kept[layer_idx], x, device)?;
+            let context = self.context(shard, layer_idx);
+            let (y, of_block) = match &of_block.attention {
+                Some(attention) => {
+                    (block::forward_again(&context, &params, &of_block.x, attention)?, of_block)
+                }
+                None => block::forward(&context, &params, &of_block.x, keep)?,
+            };
+            x = y;
+            restored.push(of_block);
+        }
+        restored.push(self.options.keep.take(&mut kept[blocks.end - 1], x, device)?);
+        Ok(restored)
+    }
+
+    /// Starts bringing the block that comes next: its weights, and what it has kept.
+    fn prefetch_block(
+        &mut self,
+        kept: &mut [KeptBlock],
+        layer_idx: Option<usize>,
+    ) -> Result<(), TrainError> {
+        let Some(layer_idx) = layer_idx else { return Ok(()) };
+        self.zero.prefetch(self.comm.world(), layer_idx + 1)?;
+        self.options.keep.prefetch(&mut kept[layer_idx])
     }
 
     /// Forward of one micro-batch: this rank's part of the summed loss.
@@ -241,7 +305,7 @@ impl<'a> Engine<'a> {
             config: self.config,
             layer_idx,
             sp: self.comm.sp(),
-            heads: &self.heads,
+            groups: &self.head_groups,
             documents: &shard.documents,
             rope: &shard.rope,
             num_rows: shard.num_rows,
@@ -272,16 +336,17 @@ impl<'a> Engine<'a> {
         Ok(HeadParams { norm: params.remove(0), lm_head })
     }
 
-    /// The loss of the last block's output and its gradient. Reduces the head's gradients; with a tied head, the
+    /// The loss of the last block's output and its gradient; `next_layer_idx` is the block that comes next. Reduces the head's gradients; with a tied head, the
     /// embedding's are reduced here and again at the end of backward, and add up.
     fn loss_and_backward(
         &mut self,
         shard: &Shard,
         x: Tensor,
+        next_layer_idx: usize,
         scale: f64,
     ) -> Result<(f64, Tensor), TrainError> {
         let params = self.head_params()?;
-        self.zero.prefetch(self.comm.world(), self.num_layers())?;
+        self.zero.prefetch(self.comm.world(), next_layer_idx + 1)?;
         let of_head = self.zero.gradients(self.head_unit());
         let of_embed = (of_head.views.len() == 1).then(|| self.zero.gradients(EMBED));
         let lm_head = match &of_embed {
@@ -321,14 +386,4 @@ fn longest_position(batch: &MicroBatch) -> usize {
 /// The views of a unit's gradients, all of them wanted.
 fn optional(gradients: &Gradients) -> Vec<Option<Tensor>> {
     gradients.views.iter().map(|view| Some(view.shallow_clone())).collect()
-}
-
-/// What a block kept, at another place. On the same device nothing is copied.
-fn moved(mut kept: Kept, device: Device) -> Kept {
-    kept.x = kept.x.to_device(device);
-    kept.attention = kept.attention.map(|KeptAttention { o, lse }| KeptAttention {
-        o: o.to_device(device),
-        lse: lse.to_device(device),
-    });
-    kept
 }

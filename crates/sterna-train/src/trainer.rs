@@ -5,17 +5,19 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    rc::Rc,
     time::{Duration, Instant},
 };
 
 use sterna_comm::{Comm, RankEnv};
 use sterna_data::{Collator, DataMesh, Dataset, Datasets, MicroBatch, MicroBatches, PrepareReport};
 use sterna_hf::{ModelConfig, Tokenizer, WeightFiles, export::check_destination, hub};
-use sterna_recipe::{CheckpointOptions, LossAverage, PadTo, Plan, Recipe};
+use sterna_recipe::{CheckpointOptions, KeepAttention, LossAverage, PadTo, Place, Plan, Recipe};
 use sterna_torch_sys::AdamW;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
+    disk::DiskScratch,
     engine::{Engine, EngineOptions},
     error::TrainError,
     export::export,
@@ -216,9 +218,10 @@ impl<'a> Trainer<'a> {
             gradient_accumulation_steps: recipe.gradient_accumulation_steps,
         })?;
         check_agreement(recipe, comm, &assets.config, &datasets.train, num_steps)?;
-        let keep_attention =
-            can_keep_attention(recipe, comm, &assets.config, env, &datasets.train)?;
-        let options = EngineOptions::new(plan, device, keep_attention);
+        let of_data = plan_of_data(recipe, &assets.config, mesh.world_size, &datasets.train)?;
+        let disk = scratch(recipe, &of_data)?;
+        let num_attention = num_attention_kept(&of_data, comm, env)?;
+        let options = EngineOptions::new(plan, device, num_attention, disk.as_ref());
         let mut engine = Engine::new(comm, &assets.config, recipe, options)?;
         let source = match &assets.weights {
             Some(files) => WeightSource::Files(files),
@@ -554,33 +557,68 @@ fn num_steps(recipe: &Recipe, micro_batches_per_epoch: usize) -> Option<u64> {
     (num_steps > 0).then_some(num_steps as u64)
 }
 
-/// Whether the ranks of this machine can keep every block's attention output beside everything else, so that backward
-/// needs no second attention forward (design decision D5). All ranks decide the same; only time and memory depend on it.
-///
-/// # Communication
-///
-/// One all-reduce. Collective.
-fn can_keep_attention(
+/// The plan of the longest batch that the data really has: most data stays far below `max_length`.
+fn plan_of_data(
     recipe: &Recipe,
-    comm: &Comm,
     config: &ModelConfig,
-    env: &RankEnv,
+    world_size: usize,
     dataset: &Dataset,
-) -> Result<bool, TrainError> {
-    // The plan of the longest batch that the data really has: most data stays far below `max_length`.
+) -> Result<Plan, TrainError> {
     let mut recipe = recipe.clone();
     if recipe.data.pad_to == PadTo::DivLength {
         recipe.data.max_length = (0..dataset.len()).map(|index| dataset.sample_len(index)).max();
     }
-    let memory = Plan::new(&recipe, config, env.world_size).map_err(TrainError::Plan)?.memory;
-    // On a CPU, device and host are the same memory.
-    let needed = memory.device_bytes()
-        + memory.host_bytes()
-        + memory.kept_attention_bytes * config.num_hidden_layers as u64;
-    let left = HostMemory::now().available() / env.local_world_size as u64;
-    let is_short = max(comm.world(), f64::from(u8::from(needed > left)))? > 0.0;
-    tracing::info!(needed, left, keep = !is_short, "bytes of a rank with attention outputs kept");
-    Ok(!is_short)
+    Plan::new(&recipe, config, world_size).map_err(TrainError::Plan)
+}
+
+/// Of how many blocks the ranks of this machine can keep the attention output beside everything else, so that their backward needs
+/// no second attention forward (design decision D5). All ranks decide the same; only time and memory depend on it.
+///
+/// # Communication
+///
+/// One all-reduce where memory decides. Collective.
+fn num_attention_kept(plan: &Plan, comm: &Comm, env: &RankEnv) -> Result<usize, TrainError> {
+    let num_layers = plan.model.num_hidden_layers;
+    match plan.keep.attention {
+        KeepAttention::All => Ok(num_layers),
+        KeepAttention::Blocks(number) => Ok(number.min(num_layers)),
+        // What lives on disk is limited by the space that was reserved there.
+        KeepAttention::Auto if plan.keep.attention_on == Place::Disk => Ok(num_layers),
+        KeepAttention::Auto => {
+            let memory = &plan.memory;
+            // On a CPU, device and host are the same memory.
+            let needed = memory.device_bytes() + memory.host_bytes();
+            let left = HostMemory::now().available() / env.local_world_size as u64;
+            let fitting = left.saturating_sub(needed) / memory.kept_attention_bytes.max(1);
+            // The smallest of all ranks'.
+            let fewest = -max(comm.world(), -(fitting.min(num_layers as u64) as f64))?;
+            tracing::info!(
+                needed,
+                left,
+                fewest,
+                num_layers,
+                "blocks whose attention output is kept"
+            );
+            Ok(fewest as usize)
+        }
+    }
+}
+
+/// The file for what this rank keeps on disk, with its space reserved, if anything lives there.
+fn scratch(recipe: &Recipe, plan: &Plan) -> Result<Option<Rc<DiskScratch>>, TrainError> {
+    let Some(dir) = &recipe.memory.disk_dir else { return Ok(None) };
+    let is_auto = plan.keep.attention == KeepAttention::Auto;
+    let attention = if is_auto && plan.keep.attention_on == Place::Disk {
+        plan.memory.kept_attention_bytes * plan.model.num_hidden_layers as u64
+    } else {
+        0
+    };
+    let needed_bytes = plan.memory.disk_bytes() + attention;
+    if needed_bytes == 0 {
+        return Ok(None);
+    }
+    std::fs::create_dir_all(dir).map_err(|source| TrainError::Io { path: dir.clone(), source })?;
+    Ok(Some(Rc::new(DiskScratch::create(dir, needed_bytes)?)))
 }
 
 /// Makes sure that all ranks read the same things: another data file on one host would otherwise train on a mixture of
@@ -614,6 +652,8 @@ fn check_agreement(
         ),
         (recipe.micro_batch_size, recipe.gradient_accumulation_steps, recipe.overfit_first_batch),
         (recipe.tiled_mlp_compute, recipe.model.disable_activation_checkpoint, recipe.seed),
+        (&recipe.memory.keep_attention, recipe.memory.keep_inputs_every, recipe.memory.tile_bytes),
+        (recipe.memory.attention_head_groups, recipe.memory.moments_dtype),
         (recipe.eval_interval, recipe.eval_on_start, exports, num_steps),
     );
     (env!("CARGO_PKG_VERSION"), format!("{keys:?}"), format!("{:?}", config.raw)).hash(&mut hasher);

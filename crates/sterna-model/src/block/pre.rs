@@ -5,6 +5,7 @@ use sterna_ops::{linear, rms_norm};
 use tch::Tensor;
 
 use super::BlockContext;
+use crate::heads::{HeadGroup, Run};
 use crate::params::{BlockGrads, BlockParams, Linear};
 
 /// What the backward of a tile reads.
@@ -28,18 +29,24 @@ struct Unnormed {
 ///
 /// Where queries and keys have no norm of their own, that is one norm: rotary and projections are linear, so that their backward
 /// does not need their input. A second pass over a tile therefore costs no matrix product.
-pub(super) fn recompute(ctx: &BlockContext<'_>, params: &BlockParams, x: &Tensor) -> PreSaved {
+pub(super) fn recompute(
+    ctx: &BlockContext<'_>,
+    group: &HeadGroup,
+    params: &BlockParams,
+    x: &Tensor,
+) -> PreSaved {
     let h = rms_norm::forward(x, &params.input_layernorm, ctx.config.rms_norm_eps);
     let unnormed = ctx.config.qk_norm.then(|| Unnormed {
-        q: project(ctx, &params.q_proj, &h),
-        k: project(ctx, &params.k_proj, &h),
+        q: project(ctx, &params.q_proj, group.q(), &h),
+        k: project(ctx, &params.k_proj, group.kv(), &h),
     });
     PreSaved { h, unnormed }
 }
 
-/// `q` `[tile, n, h]`, `k` and `v` `[tile, k, h]` of a tile.
+/// `q` `[tile, n, h]`, `k` and `v` `[tile, k, h]` of a tile, with the heads of the group.
 pub(super) fn finish(
     ctx: &BlockContext<'_>,
+    group: &HeadGroup,
     params: &BlockParams,
     saved: &PreSaved,
     rope_table: &RopeTable,
@@ -51,15 +58,23 @@ pub(super) fn finish(
             rms_norm::forward(&unnormed.q, q_norm, eps),
             rms_norm::forward(&unnormed.k, k_norm, eps),
         ),
-        _ => (project(ctx, &params.q_proj, h), project(ctx, &params.k_proj, h)),
+        _ => (
+            project(ctx, &params.q_proj, group.q(), h),
+            project(ctx, &params.k_proj, group.kv(), h),
+        ),
     };
-    let v = project(ctx, &params.v_proj, h);
+    let v = project(ctx, &params.v_proj, group.kv(), h);
     [rope::forward(&q, rope_table), rope::forward(&k, rope_table), v]
 }
 
-/// The gradient of `x` `[tile, d]` from those of `q`, `k`, `v`; weight gradients `+=`.
+/// The share of the group's heads in the gradient of `x` `[tile, d]`, from those of `q`, `k`, `v`; weight gradients `+=`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the gradients of the result and everything the forward read"
+)]
 pub(super) fn backward(
     ctx: &BlockContext<'_>,
+    group: &HeadGroup,
     params: &BlockParams,
     grads: &mut BlockGrads,
     x: &Tensor,
@@ -88,25 +103,48 @@ pub(super) fn backward(
         );
     }
     // dL/dh = d_q * Wq + d_k * Wk + d_v * Wv.
-    let mut d_h = project_backward(&params.q_proj, &mut grads.q_proj, h, &d_q);
-    let _ = d_h.g_add_(&project_backward(&params.k_proj, &mut grads.k_proj, h, &d_k));
-    let _ = d_h.g_add_(&project_backward(&params.v_proj, &mut grads.v_proj, h, &d_v));
+    let mut d_h = project_backward(&params.q_proj, &mut grads.q_proj, group.q(), h, &d_q);
+    let d_h_k = project_backward(&params.k_proj, &mut grads.k_proj, group.kv(), h, &d_k);
+    let _ = d_h.g_add_(&d_h_k);
+    let d_h_v = project_backward(&params.v_proj, &mut grads.v_proj, group.kv(), h, &d_v);
+    let _ = d_h.g_add_(&d_h_v);
     rms_norm::backward(&d_h, x, &params.input_layernorm, eps, grads.input_layernorm.as_mut())
 }
 
-/// A projection, split into heads.
-fn project(ctx: &BlockContext<'_>, proj: &Linear<Tensor>, h: &Tensor) -> Tensor {
-    let y = linear::forward(h, &proj.weight, proj.bias.as_ref());
-    y.unflatten(1, [-1, ctx.config.head_dim as i64])
+/// The projection to the heads of `runs`, `[tile, heads, h]`.
+fn project(ctx: &BlockContext<'_>, proj: &Linear<Tensor>, runs: &[Run], h: &Tensor) -> Tensor {
+    let head_dim = ctx.config.head_dim as i64;
+    let of_run = |run: &Run| {
+        let rows = proj.rows(run.start * head_dim, run.len() * head_dim);
+        linear::forward(h, &rows.weight, rows.bias.as_ref())
+    };
+    let y = match runs {
+        [run] => of_run(run),
+        _ => Tensor::cat(&runs.iter().map(of_run).collect::<Vec<_>>(), 1),
+    };
+    y.unflatten(1, [-1, head_dim])
 }
 
 fn project_backward(
     proj: &Linear<Tensor>,
     grads: &mut Linear<Option<Tensor>>,
+    runs: &[Run],
     h: &Tensor,
     d_y: &Tensor,
 ) -> Tensor {
-    let d_y = d_y.flatten(1, 2);
-    grads.accumulate(&d_y, h);
-    linear::backward_input(&d_y, &proj.weight)
+    let head_dim = d_y.size()[2];
+    let mut offset = 0;
+    let mut of_run = |run: &Run| {
+        let d_y = d_y.narrow(1, offset, run.len()).flatten(1, 2);
+        offset += run.len();
+        let (start, len) = (run.start * head_dim, run.len() * head_dim);
+        grads.rows(start, len).accumulate(&d_y, h);
+        linear::backward_input(&d_y, &proj.rows(start, len).weight)
+    };
+    let (first, others) = runs.split_first().expect("a group has heads");
+    let mut d_h = of_run(first);
+    for run in others {
+        let _ = d_h.g_add_(&of_run(run));
+    }
+    d_h
 }

@@ -54,6 +54,26 @@ fn tiles_change_nothing_but_the_order_of_sums() {
     }
 }
 
+#[test]
+fn groups_of_heads_change_nothing_but_the_order_of_sums() {
+    for name in MODELS {
+        let tiny = Tiny::fixture(name);
+        let expected = tiny.run(&alone(), &tiny.batch, double());
+        for num_groups in 2..=tiny.config.num_attention_heads {
+            for keep in [How::PLAIN.keep, KEEP_ATTENTION, KEEP_ALL] {
+                let how = How { num_groups, tile_len: 7, keep, ..double() };
+                let grouped = tiny.run(&alone(), &tiny.batch, how);
+                assert_same(
+                    &format!("{name}, {num_groups} groups, {keep:?}"),
+                    &grouped,
+                    &expected,
+                    F64,
+                );
+            }
+        }
+    }
+}
+
 /// Every model on `world_size` ranks, against one rank.
 fn ranks_change_nothing(world_size: usize) {
     spawn_ranks(world_size, |_| {
@@ -64,15 +84,20 @@ fn ranks_change_nothing(world_size: usize) {
                 continue;
             }
             let expected = tiny.run(&alone, &tiny.batch, double());
-            for (tile_len, keep) in [
-                (1 << 20, How::PLAIN.keep),
-                (5, KEEP_ATTENTION),
-                (3, How::PLAIN.keep),
-                (5, KEEP_ALL),
+            let most_groups = tiny.config.num_attention_heads / world_size;
+            for (tile_len, num_groups, keep) in [
+                (1 << 20, 1, How::PLAIN.keep),
+                (5, 1, KEEP_ATTENTION),
+                (3, 1, How::PLAIN.keep),
+                (5, 1, KEEP_ALL),
+                (5, most_groups, KEEP_ATTENTION),
+                (3, most_groups, How::PLAIN.keep),
+                (1 << 20, most_groups.min(2), KEEP_ALL),
             ] {
-                let split = tiny.run(&comm, &tiny.batch, How { tile_len, keep, ..double() });
+                let how = How { tile_len, num_groups, keep, ..double() };
+                let split = tiny.run(&comm, &tiny.batch, how);
                 assert_same(
-                    &format!("{name}, tiles of {tile_len}, {keep:?}"),
+                    &format!("{name}, tiles of {tile_len}, {num_groups} groups, {keep:?}"),
                     &split,
                     &expected,
                     F64,

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::json;
 use sterna_hf::ModelConfig;
 use sterna_model::{
-    BlockContext, BlockGrads, BlockParams, Documents, HeadSplit, Keep, block, rotary,
+    BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Keep, block, rotary,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -30,15 +30,16 @@ fn config(overrides: &serde_json::Value) -> ModelConfig {
 fn check(config: &ModelConfig) {
     tch::manual_seed(7);
     let comm = alone();
-    let heads =
-        HeadSplit::of_all_ranks(config.num_attention_heads, config.num_key_value_heads, 1).unwrap();
+    let groups =
+        HeadGroup::of_all_ranks(config.num_attention_heads, config.num_key_value_heads, 1, 1)
+            .unwrap();
     let documents = Documents::new(vec![0..4, 4..7]);
     let rope = rotary::table(config, &[0, 1, 2, 3, 0, 1, 2], 4, Kind::Double, Device::Cpu);
     let ctx = BlockContext {
         config,
         layer_idx: 0,
         sp: comm.sp(),
-        heads: &heads,
+        groups: &groups,
         documents: &documents,
         rope: &rope,
         num_rows: 1,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::json;
 use sterna_hf::ModelConfig;
-use sterna_model::{BlockContext, BlockParams, Documents, HeadSplit, Keep, block, embed, rotary};
+use sterna_model::{BlockContext, BlockParams, Documents, HeadGroup, Keep, block, embed, rotary};
 use sterna_testkit::spawn_ranks;
 use tch::{Device, Kind, Tensor};
 
@@ -61,7 +61,7 @@ fn the_inputs_of_attention_are_gone_when_the_block_writes_its_output() {
     spawn_ranks(1, |_| {
         let (config, num_tokens) = (config(1024), 1 << 14);
         let comm = alone();
-        let heads = HeadSplit::of_all_ranks(4, 4, 1).unwrap();
+        let groups = HeadGroup::of_all_ranks(4, 4, 1, 1).unwrap();
         let tensors: Vec<Tensor> = config.parameters().layers[0]
             .iter()
             .map(|spec| {
@@ -80,7 +80,7 @@ fn the_inputs_of_attention_are_gone_when_the_block_writes_its_output() {
                 config: &config,
                 layer_idx: 0,
                 sp: comm.sp(),
-                heads: &heads,
+                groups: &groups,
                 documents: &documents,
                 rope: &rope,
                 num_rows: 1,

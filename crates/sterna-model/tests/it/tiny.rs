@@ -10,7 +10,7 @@ use sterna_comm::{Comm, RankEnv, ReduceOp};
 use sterna_hf::{ModelConfig, ParamSpec};
 use sterna_model::head::{self, HeadGrads, HeadParams, LossSum};
 use sterna_model::{
-    BlockContext, BlockGrads, BlockParams, Documents, HeadSplit, Keep, block, embed, rotary,
+    BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Keep, block, embed, rotary,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -41,13 +41,18 @@ pub(crate) struct Batch {
 pub(crate) struct How {
     pub(crate) kind: Kind,
     pub(crate) tile_len: i64,
+    pub(crate) num_groups: usize,
     pub(crate) keep: Keep,
 }
 
 impl How {
-    /// One tile, only the inputs of blocks kept.
-    pub(crate) const PLAIN: How =
-        How { kind: Kind::Float, tile_len: 1 << 20, keep: Keep { attention: false, graph: false } };
+    /// One tile, all heads at once, only the inputs of blocks kept.
+    pub(crate) const PLAIN: How = How {
+        kind: Kind::Float,
+        tile_len: 1 << 20,
+        num_groups: 1,
+        keep: Keep { attention: false, graph: false },
+    };
 }
 
 /// What came out, the same on every rank.
@@ -155,13 +160,14 @@ impl Tiny {
 
     /// Computes logits, loss and every gradient.
     pub(crate) fn run(&self, comm: &Comm, batch: &Batch, how: How) -> Outcome {
-        let How { kind, tile_len, keep } = how;
+        let How { kind, tile_len, num_groups, keep } = how;
         let config = &self.config;
         let sp = comm.sp();
-        let heads = HeadSplit::of_all_ranks(
+        let groups = HeadGroup::of_all_ranks(
             config.num_attention_heads,
             config.num_key_value_heads,
             sp.size(),
+            num_groups,
         )
         .unwrap();
         let shard = batch.shard(sp.size(), sp.rank());
@@ -174,7 +180,7 @@ impl Tiny {
             config,
             layer_idx,
             sp,
-            heads: &heads,
+            groups: &groups,
             documents: &documents,
             rope: &rope,
             num_rows: batch.num_rows as i64,

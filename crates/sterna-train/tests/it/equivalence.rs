@@ -12,7 +12,12 @@ use crate::tiny;
 
 /// Every figure of a run that must not depend on how it is split: loss and gradient norm of each step (AdamW forgives
 /// a gradient of the wrong scale, its norm does not), and the loss of each evaluation.
-fn figures(folder: &Path, env: &RankEnv, name: &str, changes: &[(&str, Value)]) -> Vec<f64> {
+pub(crate) fn figures(
+    folder: &Path,
+    env: &RankEnv,
+    name: &str,
+    changes: &[(&str, Value)],
+) -> Vec<f64> {
     let mut recipe = tiny::recipe(folder);
     for (pointer, value) in changes {
         set(&mut recipe, pointer, value.clone());
@@ -34,7 +39,7 @@ fn set(recipe: &mut Value, path: &str, value: Value) {
     *place = value;
 }
 
-fn assert_same(name: &str, actual: &[f64], expected: &[f64]) {
+pub(crate) fn assert_same(name: &str, actual: &[f64], expected: &[f64]) {
     assert_eq!(actual.len(), expected.len(), "{name}");
     for (idx, (actual, expected)) in actual.iter().zip(expected).enumerate() {
         // fp32 sums in another order; the requirement is 1e-5 relative.
@@ -44,7 +49,11 @@ fn assert_same(name: &str, actual: &[f64], expected: &[f64]) {
 }
 
 /// One plain process against `world_size` ranks with each of `variants`. Every variant joins its ranks anew.
-fn check(world_size: usize, plain: &[(&str, Value)], variants: &[(&str, &[(&str, Value)])]) {
+pub(crate) fn check(
+    world_size: usize,
+    plain: &[(&str, Value)],
+    variants: &[(&str, &[(&str, Value)])],
+) {
     for (name, changes) in variants {
         spawn_ranks(world_size, |rank: &TestRank| {
             let env = RankEnv::from_env().expect("the environment of a rank");

@@ -4,6 +4,7 @@ mod conformance;
 mod disk;
 mod equivalence;
 mod plan;
+mod policies;
 mod schedule;
 mod tiles;
 mod tiny;

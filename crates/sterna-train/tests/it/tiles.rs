@@ -28,22 +28,23 @@ fn tiles_change_neither_loss_nor_gradient() {
     let plan = Plan::new(&recipe, &config, 1).expect("a plan");
     let files = WeightFiles::open(&model).expect("weights");
 
-    let run = |tiles: TileLengths, keep_attention: bool| {
+    let run = |tiles: TileLengths, num_attention: usize| {
         let options =
-            EngineOptions { tiles, ..EngineOptions::new(&plan, Device::Cpu, keep_attention) };
+            EngineOptions { tiles, ..EngineOptions::new(&plan, Device::Cpu, num_attention, None) };
         let mut engine = Engine::new(&comm, &config, &recipe, options).expect("an engine");
         engine.zero.load(&WeightSource::Files(&files)).expect("weights");
         let loss = engine.forward_backward(&batch, 0.125).expect("computed");
         engine.zero.finish_gradients(comm.world()).expect("one rank");
         (loss, engine.zero.gradient_norm(comm.world()).expect("one rank"))
     };
-    let whole = run(plan.tiles, true);
-    for (tiles, keep_attention) in [
-        (TileLengths { pre: 7, post: 5, head: 3 }, true),
-        (TileLengths { pre: 7, post: 96, head: 96 }, false),
-        (TileLengths { pre: 96, post: 1, head: 1 }, false),
+    let all = config.num_hidden_layers;
+    let whole = run(plan.tiles, all);
+    for (tiles, num_attention) in [
+        (TileLengths { pre: 7, post: 5, head: 3 }, all),
+        (TileLengths { pre: 7, post: 96, head: 96 }, 0),
+        (TileLengths { pre: 96, post: 1, head: 1 }, 1),
     ] {
-        let tiled = run(tiles, keep_attention);
+        let tiled = run(tiles, num_attention);
         assert!(
             (tiled.0 / whole.0 - 1.0).abs() < 1e-6,
             "{tiles:?}: loss {tiled:?} against {whole:?}"

@@ -18,6 +18,8 @@ pub(crate) fn recipe(folder: &Path) -> Value {
         // As the smallest real models: the head is the embedding, and padding is a row without gradient.
         config["tie_word_embeddings"] = json!(true);
         config["pad_token_id"] = json!(2);
+        // Segments of two blocks, and one of one.
+        config["num_hidden_layers"] = json!(5);
         tiny_model(&model, &config, 7);
         write_tokenizer(&model);
         write_chats(&folder.join("chats.jsonl"));
