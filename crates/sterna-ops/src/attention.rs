@@ -22,7 +22,6 @@ use tch::Tensor;
 
 use self::calls::{BandMask, calls};
 pub use self::streamed::{KeysValues, Streamed};
-
 use crate::accumulate_kind;
 
 /// How the heads and positions of one attention relate.

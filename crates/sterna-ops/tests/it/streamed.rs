@@ -36,6 +36,9 @@ fn narrow(x: &Tensor, tokens: &Range<i64>) -> Tensor {
     x.narrow(0, tokens.start, tokens.end - tokens.start)
 }
 
+/// A tile of queries and the chunks that were fetched for it.
+type Fetched = (Range<i64>, Vec<Range<i64>>);
+
 struct Case {
     spec: AttentionSpec,
     documents: Documents,
@@ -61,7 +64,7 @@ impl Case {
     }
 
     /// `o`, `lse`, `d_q`, `d_k` and `d_v`, all at once and streamed, and the chunks that were fetched for each tile.
-    fn run(&self) -> ([Tensor; 5], [Tensor; 5], Vec<(Range<i64>, Vec<Range<i64>>)>) {
+    fn run(&self) -> ([Tensor; 5], [Tensor; 5], Vec<Fetched>) {
         let s = self.documents.num_tokens();
         let (n, h) = (self.spec.kv_of_q.len() as i64, 8);
         let num_kv = self.spec.kv_of_q.last().map_or(0, |kv| *kv as i64 + 1);
