@@ -5,4 +5,5 @@ mod attention;
 mod cross_entropy;
 mod grad;
 mod oracle;
+mod streamed;
 mod tiled;
