@@ -163,6 +163,7 @@ impl Bench {
                 documents: &self.documents,
                 rope: &rope,
                 num_rows: 1,
+                streaming: None,
                 pre_tile_len: tile_len,
                 post_tile_len: tile_len,
             };

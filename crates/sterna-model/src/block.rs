@@ -17,6 +17,7 @@
 //! `pre` repeats a norm instead of three matrix products. What is kept from the forward is a policy ([`Keep`]). Heads run all at
 //! once or in groups ([`HeadGroup`]): the tensors of attention exist for one group at a time.
 
+mod attend;
 mod post;
 mod pre;
 
@@ -24,11 +25,13 @@ use std::collections::VecDeque;
 
 use sterna_comm::Group;
 use sterna_hf::ModelConfig;
-use sterna_ops::attention::{self, AttentionSpec, Documents};
+use sterna_ops::attention::{AttentionSpec, Documents};
 use sterna_ops::rope::RopeTable;
 use sterna_ops::tile::tiles;
 use tch::Tensor;
 
+use self::attend::Attended;
+pub use self::attend::{Stash, Streaming};
 use self::post::PostSaved;
 use self::pre::PreSaved;
 use crate::error::{ModelError, check_shape};
@@ -53,6 +56,8 @@ pub struct BlockContext<'a> {
     pub rope: &'a RopeTable,
     /// `b`, rows of the micro-batch.
     pub num_rows: i64,
+    /// Tiles of queries that attend one after the other to keys and values that wait elsewhere; `None` is all at once.
+    pub streaming: Option<Streaming<'a>>,
     /// At most how many tokens go through norm and projections at once.
     pub pre_tile_len: i64,
     /// At most how many tokens go through output projection and MLP at once.
@@ -100,26 +105,6 @@ pub struct Graph {
 struct GroupSaved {
     pre: VecDeque<PreSaved>,
     attended: Attended,
-}
-
-/// The inputs and the output of attention on this rank: its heads of all tokens.
-#[derive(Debug)]
-struct Attended {
-    /// `[b * s, own q heads, h]`.
-    q: Tensor,
-    /// `[b * s, own kv heads, h]`.
-    k: Tensor,
-    /// `[b * s, own kv heads, h]`.
-    v: Tensor,
-    /// `[b * s, own q heads, h]`.
-    o: Tensor,
-}
-
-impl Attended {
-    /// The output alone. Takes the whole, because moving one field out of a binding would leave the others alive until its end.
-    fn into_output(self) -> Tensor {
-        self.o
-    }
 }
 
 /// Computes the block.
@@ -265,15 +250,15 @@ pub fn backward(
             (Some(GroupSaved { attended, pre }), _) => (attended, pre),
             (None, Some(o)) => {
                 let save = num_tokens <= ctx.pre_tile_len;
-                let ([q, k, v], pre_saved) = project(ctx, group, params, &x, save)?;
-                (Attended { q, k, v, o }, pre_saved)
+                let (projected, pre_saved) = project(ctx, group, params, &x, save)?;
+                (Attended::new(ctx, projected, o)?, pre_saved)
             }
             (None, None) => unreachable!("the output has been put in where nothing was saved"),
         };
-        let num_heads = attended.q.size()[1];
+        let num_heads = attended.num_heads();
         let lse = lse.narrow(0, first_head, num_heads);
         first_head += num_heads;
-        let (d_q, d_k, d_v) = attend_backward(ctx, group, attended, &lse, d_o);
+        let (d_q, d_k, d_v) = attend::backward(ctx, group, attended, &lse, d_o)?;
         let travellers = vec![(Heads::Query, d_q), (Heads::KeyValue, d_k), (Heads::KeyValue, d_v)];
         let returned = HeadToSeq::trade(ctx.exchange(group, &x), travellers)?;
 
@@ -306,11 +291,11 @@ fn attention_forward(
     let (mut outputs, mut lses, mut saved) = (Vec::new(), Vec::new(), Vec::new());
     for group in ctx.groups {
         let (projected, pre) = project(ctx, group, params, x, save)?;
-        let (attended, lse) = attend(ctx, group, projected);
+        let (attended, lse) = attend::forward(ctx, group, projected)?;
         lses.push(lse);
         // Attention inputs are dead unless everything is kept; what follows needs the room.
         let o = if save {
-            let o = attended.o.shallow_clone();
+            let o = attended.output();
             saved.push(GroupSaved { pre, attended });
             o
         } else {
@@ -371,26 +356,6 @@ fn project(
     }
     let projected = outgoing.trade()?.try_into();
     Ok((projected.expect("an exchange returns as many tensors as were put in"), all_saved))
-}
-
-/// Attention on this rank's heads of a group; returns its inputs and output, and the log-sum-exp.
-fn attend(ctx: &BlockContext<'_>, group: &HeadGroup, [q, k, v]: [Tensor; 3]) -> (Attended, Tensor) {
-    let (o, lse) = attention::forward(&q, &k, &v, &ctx.attention_spec(group), ctx.documents);
-    (Attended { q, k, v, o }, lse)
-}
-
-/// The gradients of `q`, `k` and `v`. Takes what it reads: the largest tensors of the block are gone before their gradients travel.
-fn attend_backward(
-    ctx: &BlockContext<'_>,
-    group: &HeadGroup,
-    Attended { q, k, v, o }: Attended,
-    lse: &Tensor,
-    d_o: Tensor,
-) -> (Tensor, Tensor, Tensor) {
-    let gradients =
-        attention::backward(&d_o, &q, &k, &v, &o, lse, &ctx.attention_spec(group), ctx.documents);
-    drop(d_o);
-    gradients
 }
 
 impl<'a> BlockContext<'a> {

@@ -57,6 +57,9 @@ pub enum ModelError {
         /// The number of tokens.
         required: usize,
     },
+    /// Keys and values could not be put away or brought back.
+    #[error("the keys and values of a block could not be moved")]
+    Stash(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A token id or label is not in the vocabulary.
     #[error(
         "`{name}` at position `{position}` of the shard is `{found}`, and must be at least 0 and below vocab_size `{vocab_size}`"
@@ -87,7 +90,10 @@ impl ModelError {
             Self::OutOfVocabulary { .. } => {
                 Some("the tokenizer has ids that the model's embedding has no row for: use the tokenizer of this model".to_owned())
             }
-            Self::ParamCount { .. } | Self::Shape { .. } | Self::Length { .. } => None,
+            Self::ParamCount { .. }
+            | Self::Shape { .. }
+            | Self::Length { .. }
+            | Self::Stash(_) => None,
         }
     }
 }

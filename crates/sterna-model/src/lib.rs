@@ -24,8 +24,12 @@ pub mod head;
 
 mod error;
 
-pub use block::{BlockContext, Graph, Keep, Kept, KeptAttention};
+pub use block::{BlockContext, Graph, Keep, Kept, KeptAttention, Stash, Streaming};
 pub use error::ModelError;
 pub use heads::{HeadGroup, HeadSplit};
 pub use params::{BlockGrads, BlockParams};
-pub use sterna_ops::{attention::Documents, cross_entropy::IGNORE_INDEX, rope::RopeTable};
+pub use sterna_ops::{
+    attention::{Documents, KeysValues},
+    cross_entropy::IGNORE_INDEX,
+    rope::RopeTable,
+};

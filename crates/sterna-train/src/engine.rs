@@ -6,8 +6,8 @@ use sterna_comm::Comm;
 use sterna_data::MicroBatch;
 use sterna_hf::ModelConfig;
 use sterna_model::{
-    BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Keep, Kept, RopeTable, block,
-    embed,
+    BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Keep, Kept, RopeTable, Streaming,
+    block, embed,
     head::{self, HeadGrads, HeadParams},
     rotary,
 };
@@ -38,6 +38,8 @@ pub struct EngineOptions {
     pub tiles: TileLengths,
     /// Groups of heads whose attention runs one after the other.
     pub num_head_groups: usize,
+    /// At most how many queries attend at once, to as many keys, which wait where attention outputs are kept; 0 is all at once.
+    pub query_tile_len: usize,
 }
 
 impl EngineOptions {
@@ -61,6 +63,7 @@ impl EngineOptions {
             },
             tiles: plan.tiles,
             num_head_groups: plan.attention.head_groups,
+            query_tile_len: plan.attention.query_tile,
         }
     }
 }
@@ -309,6 +312,10 @@ impl<'a> Engine<'a> {
             documents: &shard.documents,
             rope: &shard.rope,
             num_rows: shard.num_rows,
+            streaming: (self.options.query_tile_len > 0).then_some(Streaming {
+                tile_len: self.options.query_tile_len as i64,
+                stash: &self.options.keep.attention_on,
+            }),
             pre_tile_len: self.options.tiles.pre as i64,
             post_tile_len: self.options.tiles.post as i64,
         }

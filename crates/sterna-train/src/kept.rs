@@ -1,5 +1,7 @@
 //! What blocks keep between their forward and their backward, and where it waits.
 
+mod stash;
+
 use std::rc::Rc;
 
 use sterna_model::{Graph, Kept, KeptAttention};

@@ -74,6 +74,27 @@ fn groups_of_heads_change_nothing_but_the_order_of_sums() {
     }
 }
 
+#[test]
+fn tiles_of_queries_change_nothing_but_the_order_of_sums() {
+    for name in MODELS {
+        let tiny = Tiny::fixture(name);
+        let expected = tiny.run(&alone(), &tiny.batch, double());
+        for query_tile_len in [1, 5, 8, 24] {
+            for (num_groups, keep) in [(1, How::PLAIN.keep), (2, KEEP_ATTENTION), (1, KEEP_ALL)] {
+                let query_tile_len = Some(query_tile_len);
+                let how = How { query_tile_len, num_groups, keep, ..double() };
+                let streamed = tiny.run(&alone(), &tiny.batch, how);
+                assert_same(
+                    &format!("{name}, {query_tile_len:?} queries, {num_groups} groups, {keep:?}"),
+                    &streamed,
+                    &expected,
+                    F64,
+                );
+            }
+        }
+    }
+}
+
 /// Every model on `world_size` ranks, against one rank.
 fn ranks_change_nothing(world_size: usize) {
     spawn_ranks(world_size, |_| {
@@ -85,16 +106,16 @@ fn ranks_change_nothing(world_size: usize) {
             }
             let expected = tiny.run(&alone, &tiny.batch, double());
             let most_groups = tiny.config.num_attention_heads / world_size;
-            for (tile_len, num_groups, keep) in [
-                (1 << 20, 1, How::PLAIN.keep),
-                (5, 1, KEEP_ATTENTION),
-                (3, 1, How::PLAIN.keep),
-                (5, 1, KEEP_ALL),
-                (5, most_groups, KEEP_ATTENTION),
-                (3, most_groups, How::PLAIN.keep),
-                (1 << 20, most_groups.min(2), KEEP_ALL),
+            for (tile_len, num_groups, query_tile_len, keep) in [
+                (1 << 20, 1, None, How::PLAIN.keep),
+                (5, 1, None, KEEP_ATTENTION),
+                (3, 1, Some(7), How::PLAIN.keep),
+                (5, 1, None, KEEP_ALL),
+                (5, most_groups, Some(5), KEEP_ATTENTION),
+                (3, most_groups, None, How::PLAIN.keep),
+                (1 << 20, most_groups.min(2), Some(9), KEEP_ALL),
             ] {
-                let how = How { tile_len, num_groups, keep, ..double() };
+                let how = How { tile_len, num_groups, query_tile_len, keep, ..double() };
                 let split = tiny.run(&comm, &tiny.batch, how);
                 assert_same(
                     &format!("{name}, tiles of {tile_len}, {num_groups} groups, {keep:?}"),

@@ -43,6 +43,7 @@ fn check(config: &ModelConfig) {
         documents: &documents,
         rope: &rope,
         num_rows: 1,
+        streaming: None,
         pre_tile_len: 3,
         post_tile_len: 4,
     };

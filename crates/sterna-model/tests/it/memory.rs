@@ -84,6 +84,7 @@ fn the_inputs_of_attention_are_gone_when_the_block_writes_its_output() {
                 documents: &documents,
                 rope: &rope,
                 num_rows: 1,
+                streaming: None,
                 pre_tile_len: 256,
                 post_tile_len: 256,
             };

@@ -10,7 +10,8 @@ use sterna_comm::{Comm, RankEnv, ReduceOp};
 use sterna_hf::{ModelConfig, ParamSpec};
 use sterna_model::head::{self, HeadGrads, HeadParams, LossSum};
 use sterna_model::{
-    BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Keep, block, embed, rotary,
+    BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Keep, KeysValues, ModelError,
+    Stash, Streaming, block, embed, rotary,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -36,12 +37,42 @@ pub(crate) struct Batch {
     pub(crate) num_rows: usize,
 }
 
+/// Keeps keys and values as they are and hands out copies of runs of them.
+pub(crate) struct Chunks;
+
+struct Waiting([Tensor; 2]);
+
+impl Stash for Chunks {
+    fn put(
+        &self,
+        k: Tensor,
+        v: Tensor,
+    ) -> Result<Box<dyn KeysValues<Error = ModelError>>, ModelError> {
+        Ok(Box::new(Waiting([k, v])))
+    }
+}
+
+impl KeysValues for Waiting {
+    type Error = ModelError;
+
+    fn fetch(&mut self, tokens: &Range<i64>) -> Result<(Tensor, Tensor), ModelError> {
+        let [k, v] =
+            self.0.each_ref().map(|x| x.narrow(0, tokens.start, tokens.end - tokens.start).copy());
+        Ok((k, v))
+    }
+
+    fn prefetch(&mut self, _: &Range<i64>) -> Result<(), ModelError> {
+        Ok(())
+    }
+}
+
 /// How to compute it.
 #[derive(Clone, Copy)]
 pub(crate) struct How {
     pub(crate) kind: Kind,
     pub(crate) tile_len: i64,
     pub(crate) num_groups: usize,
+    pub(crate) query_tile_len: Option<i64>,
     pub(crate) keep: Keep,
 }
 
@@ -51,6 +82,7 @@ impl How {
         kind: Kind::Float,
         tile_len: 1 << 20,
         num_groups: 1,
+        query_tile_len: None,
         keep: Keep { attention: false, graph: false },
     };
 }
@@ -160,7 +192,7 @@ impl Tiny {
 
     /// Computes logits, loss and every gradient.
     pub(crate) fn run(&self, comm: &Comm, batch: &Batch, how: How) -> Outcome {
-        let How { kind, tile_len, num_groups, keep } = how;
+        let How { kind, tile_len, num_groups, keep, .. } = how;
         let config = &self.config;
         let sp = comm.sp();
         let groups = HeadGroup::of_all_ranks(
@@ -184,6 +216,7 @@ impl Tiny {
             documents: &documents,
             rope: &rope,
             num_rows: batch.num_rows as i64,
+            streaming: how.query_tile_len.map(|tile_len| Streaming { tile_len, stash: &Chunks }),
             pre_tile_len: tile_len,
             post_tile_len: tile_len,
         };

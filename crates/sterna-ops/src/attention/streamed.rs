@@ -75,7 +75,7 @@ impl Streamed<'_> {
     /// # Panics
     ///
     /// If the shapes, the tokens, the documents and the head map do not fit each other.
-    pub fn forward<S: KeysValues>(
+    pub fn forward<S: KeysValues + ?Sized>(
         &self,
         q: &Tensor,
         tokens: &Range<i64>,
@@ -126,7 +126,7 @@ impl Streamed<'_> {
         clippy::too_many_arguments,
         reason = "the gradient of the output, what the forward read and returned, and where gradients go"
     )]
-    pub fn backward<S: KeysValues>(
+    pub fn backward<S: KeysValues + ?Sized>(
         &self,
         d_o: &Tensor,
         q: &Tensor,
@@ -155,7 +155,7 @@ impl Streamed<'_> {
     }
 
     /// Fetches all keys and values that some query of the tile sees, in order.
-    fn for_each_chunk<S: KeysValues>(
+    fn for_each_chunk<S: KeysValues + ?Sized>(
         &self,
         q: &Tensor,
         tokens: &Range<i64>,

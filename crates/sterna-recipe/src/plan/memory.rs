@@ -33,6 +33,8 @@ pub enum MemoryKind {
     Segment,
     /// The tensors of one block's attention over the whole sequence.
     Attention,
+    /// Keys and values that tiles of queries read.
+    StreamedKeysValues,
     /// Input, output and gradients of the residual stream.
     ResidualStream,
     /// Intermediate values of one tile, and one weight gradient.
@@ -52,6 +54,7 @@ impl MemoryKind {
             Self::KeptAttention => "kept attention outputs",
             Self::Segment => "restored activations",
             Self::Attention => "attention of a block",
+            Self::StreamedKeysValues => "streamed keys and values",
             Self::ResidualStream => "residual stream",
             Self::TileScratch => "tile scratch",
         }
@@ -194,6 +197,7 @@ impl Memory {
         let of_block = a.batch.local_tokens * a.model.hidden_size * a.size + of_attention;
         self.push(MemoryKind::Segment, (keep.inputs_every - 1) * of_block, 1, Place::Device);
         self.push(MemoryKind::Attention, a.attention_bytes(), 1, Place::Device);
+        self.push(MemoryKind::StreamedKeysValues, a.streamed_bytes(), 1, keep.attention_on);
         // In the backward of a block: its input, the gradients of its output and input, and attention's output.
         let values = a.batch.local_tokens * (3 * a.model.hidden_size + a.q_width());
         self.push(MemoryKind::ResidualStream, values, a.size, Place::Device);
@@ -250,26 +254,49 @@ impl Activations<'_> {
         self.batch.local_tokens * self.q_width() * self.size + lse
     }
 
+    /// Query and kv heads of this rank that run at once.
+    fn heads_at_once(&self) -> (usize, usize) {
+        let num_groups = self.attention.head_groups;
+        let group_size = self.model.num_attention_heads / self.model.num_key_value_heads;
+        if num_groups == 1 {
+            return (self.heads.q.len(), self.heads.kv.len());
+        }
+        let q = self.heads.q.len().div_ceil(num_groups);
+        // A run of query heads may begin inside one kv head's group and end inside another's.
+        (q, ((q - 1).div_ceil(group_size) + 1).min(self.heads.kv.len()))
+    }
+
+    /// Keys and values that wait for tiles of queries.
+    fn streamed_bytes(&self) -> usize {
+        match self.attention.query_tile {
+            0 => 0,
+            _ => 2 * self.all_tokens() * self.heads_at_once().1 * self.model.head_dim * self.size,
+        }
+    }
+
     /// q, k, v, o, the gradient of each, of the heads that run at once; under sequence parallelism, first what is sent and what
     /// arrives.
     fn attention_bytes(&self) -> usize {
-        let num_groups = self.attention.head_groups;
-        let group_size = self.model.num_attention_heads / self.model.num_key_value_heads;
-        let q = self.heads.q.len().div_ceil(num_groups);
-        // A run of query heads may begin inside one kv head's group and end inside another's.
-        let kv = if num_groups == 1 {
-            self.heads.kv.len()
+        let (q, kv) = self.heads_at_once();
+        let head = self.model.head_dim * self.size;
+        let (tokens, tile) = (self.all_tokens(), self.attention.query_tile);
+        let of_group = if tile == 0 {
+            tokens * (4 * q + 4 * kv) * head
         } else {
-            ((q - 1).div_ceil(group_size) + 1).min(self.heads.kv.len())
+            // Gradients of keys and values add up in single precision, and are rounded when all tiles are done; the chunk in use
+            // and the next one.
+            let sums = 2 * tokens * kv * self.model.head_dim * (DType::F32.size() + self.size);
+            tokens * 4 * q * head + sums + 4 * tile.min(tokens) * kv * head
         };
-        let computing = 4 * q + 4 * kv;
-        let travelling = if self.sp_size > 1 { 2 * (2 * q + 2 * kv) } else { 0 };
-        let values = self.all_tokens() * computing.max(travelling) * self.model.head_dim;
+        let travelling = if self.sp_size > 1 { 2 * tokens * (2 * q + 2 * kv) * head } else { 0 };
         // The log-sum-exp, and the row sums of o * d_o.
-        let of_group = values * self.size + 2 * self.all_tokens() * q * DType::F32.size();
+        let row_sums = 2 * tokens * q * DType::F32.size();
         // The gradients of all heads' outputs wait for their group.
-        let waiting = if num_groups == 1 { 0 } else { self.batch.local_tokens * self.q_width() };
-        of_group + waiting * self.size
+        let waiting = match self.attention.head_groups {
+            1 => 0,
+            _ => self.batch.local_tokens * self.q_width() * self.size,
+        };
+        of_group.max(travelling) + row_sums + waiting
     }
 
     /// The largest of the three segments: its tile, and the weight gradient that a tile adds.

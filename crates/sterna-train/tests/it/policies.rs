@@ -32,6 +32,9 @@ fn policies_change_nothing() {
         json!({"attention_head_groups": 2}),
         json!({"attention_head_groups": 4, "keep_attention": false}),
         json!({"attention_head_groups": 3, "keep_inputs_every": 2, "keep_attention": 1}),
+        json!({"attention_query_tile": 7}),
+        json!({"attention_query_tile": 32, "attention_head_groups": 2, "keep_attention": false}),
+        json!({"attention_query_tile": 20, "attention_on": "disk", "disk_dir": folder.path().join("scratch")}),
         json!({"tile_bytes": 1}),
     ] {
         let name = memory.to_string();
@@ -54,7 +57,7 @@ fn policies_change_nothing_on_two_ranks() {
     let variants = [
         split(json!({"keep_inputs_every": 2, "keep_attention": false, "attention_head_groups": 2})),
         split(
-            json!({"keep_inputs_every": 3, "inputs_on": "disk", "attention_on": "disk", "disk_dir": scratch.path()}),
+            json!({"keep_inputs_every": 3, "inputs_on": "disk", "attention_on": "disk", "attention_query_tile": 16, "disk_dir": scratch.path()}),
         ),
     ];
     check(

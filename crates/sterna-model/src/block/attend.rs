@@ -1,0 +1,181 @@
+//! Attention of a group of heads, on what it reads at once or on tiles of queries with keys and values streamed to them.
+
+use std::fmt;
+use std::ops::Range;
+
+use sterna_ops::accumulate_kind;
+use sterna_ops::attention::{self, AttentionSpec, KeysValues, Streamed};
+use sterna_ops::tile::tiles;
+use tch::Tensor;
+
+use super::BlockContext;
+use crate::error::ModelError;
+use crate::heads::HeadGroup;
+
+/// Where keys and values wait while tiles of queries attend to them.
+pub trait Stash {
+    /// Puts away `k` and `v` `[b * s, own kv heads, h]`, to be read in runs of tokens until the result is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Stash`] if there is no room or an earlier transfer failed.
+    fn put(
+        &self,
+        k: Tensor,
+        v: Tensor,
+    ) -> Result<Box<dyn KeysValues<Error = ModelError>>, ModelError>;
+}
+
+/// How queries attend in tiles.
+#[derive(Clone, Copy)]
+pub struct Streaming<'a> {
+    /// At most so many queries attend at once, to as many keys at once.
+    pub tile_len: i64,
+    /// Where keys and values wait.
+    pub stash: &'a dyn Stash,
+}
+
+/// The inputs and the output of attention on this rank: its heads of all tokens.
+pub(super) struct Attended {
+    /// `[b * s, own q heads, h]`.
+    q: Tensor,
+    kv: KeysAndValues,
+    /// `[b * s, own q heads, h]`.
+    o: Tensor,
+}
+
+enum KeysAndValues {
+    /// `k` and `v`, `[b * s, own kv heads, h]`.
+    Here([Tensor; 2]),
+    /// Somewhere else, with their shape.
+    Stashed(Box<dyn KeysValues<Error = ModelError>>, Vec<i64>),
+}
+
+impl fmt::Debug for Attended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attended").field("q", &self.q).field("o", &self.o).finish_non_exhaustive()
+    }
+}
+
+impl Attended {
+    /// What attention read and what it gave, when the latter has been kept.
+    pub(super) fn new(
+        ctx: &BlockContext<'_>,
+        [q, k, v]: [Tensor; 3],
+        o: Tensor,
+    ) -> Result<Attended, ModelError> {
+        Ok(Attended { q, kv: KeysAndValues::new(ctx, k, v)?, o })
+    }
+
+    /// Query heads of this rank.
+    pub(super) fn num_heads(&self) -> i64 {
+        self.q.size()[1]
+    }
+
+    /// The output, shared.
+    pub(super) fn output(&self) -> Tensor {
+        self.o.shallow_clone()
+    }
+
+    /// The output alone. Takes the whole, because moving one field out of a binding would leave the others alive until its end.
+    pub(super) fn into_output(self) -> Tensor {
+        self.o
+    }
+}
+
+impl KeysAndValues {
+    fn new(ctx: &BlockContext<'_>, k: Tensor, v: Tensor) -> Result<KeysAndValues, ModelError> {
+        match ctx.streaming {
+            None => Ok(KeysAndValues::Here([k, v])),
+            Some(streaming) => {
+                let size = k.size();
+                Ok(KeysAndValues::Stashed(streaming.stash.put(k, v)?, size))
+            }
+        }
+    }
+}
+
+/// Attention on this rank's heads of a group; returns its inputs and output, and the log-sum-exp.
+pub(super) fn forward(
+    ctx: &BlockContext<'_>,
+    group: &HeadGroup,
+    [q, k, v]: [Tensor; 3],
+) -> Result<(Attended, Tensor), ModelError> {
+    let spec = ctx.attention_spec(group);
+    let mut kv = KeysAndValues::new(ctx, k, v)?;
+    let (o, lse) = match (&mut kv, ctx.streaming) {
+        (KeysAndValues::Stashed(kv, _), Some(streaming)) => {
+            let size = q.size();
+            let o = Tensor::empty(&size, (q.kind(), q.device()));
+            let lse = Tensor::empty([size[1], size[0]], (accumulate_kind(q.kind()), q.device()));
+            let streamed = streamed(ctx, &spec, streaming);
+            for tile in tiles(size[0], streaming.tile_len) {
+                let (o_tile, lse_tile) = streamed.forward(&of(&q, 0, &tile), &tile, &mut **kv)?;
+                of(&o, 0, &tile).copy_(&o_tile);
+                of(&lse, 1, &tile).copy_(&lse_tile);
+            }
+            (o, lse)
+        }
+        (KeysAndValues::Here([k, v]), _) => attention::forward(&q, k, v, &spec, ctx.documents),
+        (KeysAndValues::Stashed(..), None) => unreachable!("only streaming puts them away"),
+    };
+    Ok((Attended { q, kv, o }, lse))
+}
+
+/// The gradients of `q`, `k` and `v`. Takes what it reads: the largest tensors of the block are gone before their gradients travel.
+pub(super) fn backward(
+    ctx: &BlockContext<'_>,
+    group: &HeadGroup,
+    attended: Attended,
+    lse: &Tensor,
+    d_o: Tensor,
+) -> Result<(Tensor, Tensor, Tensor), ModelError> {
+    let Attended { q, kv, o } = attended;
+    let spec = ctx.attention_spec(group);
+    let gradients = match (kv, ctx.streaming) {
+        (KeysAndValues::Here([k, v]), _) => {
+            attention::backward(&d_o, &q, &k, &v, &o, lse, &spec, ctx.documents)
+        }
+        (KeysAndValues::Stashed(mut kv, kv_size), Some(streaming)) => {
+            let d_q = Tensor::empty(q.size(), (q.kind(), q.device()));
+            let d_k = Tensor::zeros(kv_size, (accumulate_kind(q.kind()), q.device()));
+            let d_v = d_k.zeros_like();
+            let streamed = streamed(ctx, &spec, streaming);
+            // From the last tile to the first, so that what was read last is read again first.
+            for tile in tiles(q.size()[0], streaming.tile_len).rev() {
+                let add = |chunk: &Range<i64>, d_k_share: Tensor, d_v_share: Tensor| {
+                    let _ = of(&d_k, 0, chunk).g_add_(&d_k_share);
+                    let _ = of(&d_v, 0, chunk).g_add_(&d_v_share);
+                    Ok(())
+                };
+                let d_q_tile = streamed.backward(
+                    &of(&d_o, 0, &tile),
+                    &of(&q, 0, &tile),
+                    &of(&o, 0, &tile),
+                    &of(lse, 1, &tile),
+                    &tile,
+                    &mut *kv,
+                    add,
+                )?;
+                of(&d_q, 0, &tile).copy_(&d_q_tile);
+            }
+            (d_q, d_k.to_kind(q.kind()), d_v.to_kind(q.kind()))
+        }
+        (KeysAndValues::Stashed(..), None) => unreachable!("only streaming puts them away"),
+    };
+    drop(d_o);
+    Ok(gradients)
+}
+
+fn streamed<'s>(
+    ctx: &BlockContext<'s>,
+    spec: &'s AttentionSpec,
+    streaming: Streaming<'_>,
+) -> Streamed<'s> {
+    Streamed { spec, documents: ctx.documents, key_chunk_len: streaming.tile_len }
+}
+
+/// A run of tokens along dimension `dim`.
+fn of(x: &Tensor, dim: i64, tokens: &Range<i64>) -> Tensor {
+    x.narrow(dim, tokens.start, tokens.end - tokens.start)
+}

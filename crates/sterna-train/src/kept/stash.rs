@@ -1,0 +1,119 @@
+//! Keys and values that wait on a shelf while tiles of queries attend to them.
+
+use std::ops::Range;
+
+use sterna_model::{KeysValues, ModelError, Stash};
+use tch::{Device, Kind, Tensor};
+
+use super::Shelf;
+use crate::{
+    disk::{Region, SliceRead},
+    error::TrainError,
+};
+
+impl Stash for Shelf {
+    fn put(
+        &self,
+        k: Tensor,
+        v: Tensor,
+    ) -> Result<Box<dyn KeysValues<Error = ModelError>>, ModelError> {
+        let device = k.device();
+        match self {
+            Self::Memory(place) => {
+                Ok(Box::new(InMemory { kv: [k, v].map(|x| x.to_device(*place)), device }))
+            }
+            Self::Disk(disk) => {
+                let (size, kind) = (k.size(), k.kind());
+                let token_bytes = (size[1] * size[2]) as u64 * kind.elt_size_in_bytes() as u64;
+                let bytes = size[0] as u64 * token_bytes;
+                let write = |x: Tensor| -> Result<Region, TrainError> {
+                    let region = disk.region(bytes)?;
+                    region.write_at(0, x.to_device(Device::Cpu).contiguous())?;
+                    Ok(region)
+                };
+                let kv = [write(k).map_err(stash_error)?, write(v).map_err(stash_error)?];
+                Ok(Box::new(OnDisk {
+                    kv,
+                    ahead: None,
+                    heads: [size[1], size[2]],
+                    token_bytes,
+                    kind,
+                    device,
+                }))
+            }
+        }
+    }
+}
+
+fn stash_error(error: TrainError) -> ModelError {
+    ModelError::Stash(Box::new(error))
+}
+
+/// In the memory of the device that computes, or of the host.
+struct InMemory {
+    kv: [Tensor; 2],
+    /// Where attention runs.
+    device: Device,
+}
+
+impl KeysValues for InMemory {
+    type Error = ModelError;
+
+    fn fetch(&mut self, tokens: &Range<i64>) -> Result<(Tensor, Tensor), ModelError> {
+        let [k, v] = self
+            .kv
+            .each_ref()
+            .map(|x| x.narrow(0, tokens.start, tokens.end - tokens.start).to_device(self.device));
+        Ok((k, v))
+    }
+
+    fn prefetch(&mut self, _: &Range<i64>) -> Result<(), ModelError> {
+        Ok(())
+    }
+}
+
+/// In a file.
+struct OnDisk {
+    kv: [Region; 2],
+    /// What is being read.
+    ahead: Option<(Range<i64>, [SliceRead; 2])>,
+    /// Heads and head size.
+    heads: [i64; 2],
+    token_bytes: u64,
+    kind: Kind,
+    /// Where attention runs.
+    device: Device,
+}
+
+impl OnDisk {
+    fn start(&self, tokens: &Range<i64>) -> Result<[SliceRead; 2], TrainError> {
+        let read = |region: &Region| {
+            let size = [tokens.end - tokens.start, self.heads[0], self.heads[1]];
+            let slice = Tensor::empty(size, (self.kind, Device::Cpu));
+            region.read_at(tokens.start as u64 * self.token_bytes, slice)
+        };
+        let [k, v] = &self.kv;
+        Ok([read(k)?, read(v)?])
+    }
+}
+
+impl KeysValues for OnDisk {
+    type Error = ModelError;
+
+    fn fetch(&mut self, tokens: &Range<i64>) -> Result<(Tensor, Tensor), ModelError> {
+        let reads = match self.ahead.take() {
+            Some((ahead, reads)) if ahead == *tokens => reads,
+            _ => self.start(tokens).map_err(stash_error)?,
+        };
+        let [k, v] = reads.map(SliceRead::wait);
+        let to_device = |x: Result<Tensor, TrainError>| {
+            x.map(|x| x.to_device(self.device)).map_err(stash_error)
+        };
+        Ok((to_device(k)?, to_device(v)?))
+    }
+
+    fn prefetch(&mut self, tokens: &Range<i64>) -> Result<(), ModelError> {
+        self.ahead = Some((tokens.clone(), self.start(tokens).map_err(stash_error)?));
+        Ok(())
+    }
+}
