@@ -9,8 +9,13 @@ use std::path::PathBuf;
 #[path = "rpath/build.rs"]
 mod rpath;
 
-const SOURCES: &[&str] =
-    &["cpp/autograd.cc", "cpp/optimizer.cc", "cpp/process_group.cc", "cpp/store.cc"];
+const SOURCES: &[&str] = &[
+    "cpp/autograd.cc",
+    "cpp/memory.cc",
+    "cpp/optimizer.cc",
+    "cpp/process_group.cc",
+    "cpp/store.cc",
+];
 
 fn main() {
     let lib = PathBuf::from(

@@ -1,5 +1,7 @@
 //! The signatures that both languages agree on. Nothing else in the workspace crosses into C++.
 
+use crate::memory::{allocate, refusal, release};
+
 #[cxx::bridge(namespace = "sterna")]
 pub(crate) mod ffi {
     /// A borrowed tensor, so that a list of them can cross.
@@ -29,8 +31,17 @@ pub(crate) mod ffi {
         eps: f64,
     }
 
+    extern "Rust" {
+        #[cxx_name = "allocate_block"]
+        fn allocate(len: usize) -> *mut u8;
+        #[cxx_name = "release_block"]
+        unsafe fn release(data: *mut u8);
+        fn refusal(len: usize) -> String;
+    }
+
     unsafe extern "C++" {
         include!("autograd.h");
+        include!("memory.h");
         include!("optimizer.h");
         include!("process_group.h");
         include!("store.h");
@@ -44,6 +55,9 @@ pub(crate) mod ffi {
             inputs: &[TensorRef],
             retain_graph: bool,
         ) -> Result<Vec<OptionalTensor>>;
+
+        fn install_cpu_allocator();
+        fn rust_block(tensor: &Tensor) -> *const u8;
 
         fn fused_adamw_(
             param: &Tensor,

@@ -1,4 +1,4 @@
-//! The C++ boundary: c10d, vector-Jacobian products, and the libtorch kernels tch lacks.
+//! The C++ boundary: c10d, vector-Jacobian products, the libtorch kernels tch lacks, and the memory of tensors.
 //!
 //! All unsafe code of the workspace lives here; every public function is safe and takes [`tch::Tensor`]s.
 //! The C++ under `cpp/` translates and decides nothing. An exception becomes an [`Error`] with a kind, so that a full
@@ -15,6 +15,7 @@ mod bridge;
 pub mod c10d;
 mod error;
 pub mod file;
+pub mod memory;
 mod optimizer;
 mod tensor;
 

@@ -13,7 +13,7 @@ use sterna_comm::{Comm, RankEnv};
 use sterna_data::{Collator, DataMesh, Dataset, Datasets, MicroBatch, MicroBatches, PrepareReport};
 use sterna_hf::{ModelConfig, Tokenizer, WeightFiles, export::check_destination, hub};
 use sterna_recipe::{CheckpointOptions, KeepAttention, LossAverage, PadTo, Place, Plan, Recipe};
-use sterna_torch_sys::AdamW;
+use sterna_torch_sys::{AdamW, memory as tensor_memory};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -100,6 +100,8 @@ pub fn train(
             return Err(TrainError::DeviceUnavailable { device: "cuda".to_owned() });
         }
     };
+    // Before the first tensor: those that exist already would not be counted.
+    tensor_memory::install();
     let config = model_config(recipe)?;
     let plan = Plan::new(recipe, &config, env.world_size).map_err(TrainError::Plan)?;
     let comm = Comm::init(env, recipe.sequence_parallel_size, options.collective_timeout)?;

@@ -5,4 +5,5 @@
 mod autograd;
 mod c10d;
 mod file;
+mod memory;
 mod optimizer;

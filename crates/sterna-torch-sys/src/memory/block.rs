@@ -1,0 +1,165 @@
+//! One block of a tensor: a header, then the data.
+
+use std::{
+    alloc::{self, Layout},
+    ptr::{self, NonNull},
+};
+
+use super::MemoryKind;
+
+/// libtorch requires 64 (`c10::gAlignment`), a cache line; the header takes one.
+const ALIGNMENT: usize = 64;
+
+/// A mapping's length is a multiple of this. It is more than a page, so that tiles that differ by a row are the same to
+/// the cache; what a tensor does not write is not resident.
+const GRANULE: usize = 64 << 10;
+
+/// A header lies directly in front of the data, so that a pointer to the data is all that a block is known by.
+#[repr(C, align(64))]
+struct Header {
+    /// What the tensor asked for, bytes.
+    len: usize,
+    /// Length of the block's own mapping, header included; 0 for a block of the heap.
+    mapped_len: usize,
+    kind: MemoryKind,
+}
+
+/// A tensor's memory.
+pub(super) struct Block(NonNull<Header>);
+
+impl Block {
+    /// Takes memory from the heap. `None` if there is none.
+    pub(super) fn from_heap(len: usize, kind: MemoryKind) -> Option<Self> {
+        // SAFETY: the layout has a size: it contains the header.
+        let start = NonNull::new(unsafe { alloc::alloc(heap_layout(len)?) })?;
+        Some(Self::write(start.cast(), Header { len, mapped_len: 0, kind }))
+    }
+
+    /// Takes over a mapping that is at least [`Block::mapped_len_for`] `len` long.
+    pub(super) fn from_mapping(mapping: Mapping, len: usize, kind: MemoryKind) -> Self {
+        let mapped_len = mapping.len;
+        let start = mapping.into_start();
+        Self::write(start.cast(), Header { len, mapped_len, kind })
+    }
+
+    fn write(start: NonNull<Header>, header: Header) -> Self {
+        // SAFETY: both constructors give memory of their own, aligned to 64 bytes, with room for a header.
+        unsafe { start.write(header) };
+        Self(start)
+    }
+
+    /// How long a mapping must be for `len` bytes of data; `None` if no address space is that large.
+    pub(super) fn mapped_len_for(len: usize) -> Option<usize> {
+        len.checked_add(size_of::<Header>())?.checked_next_multiple_of(GRANULE)
+    }
+
+    /// The block whose data starts at `data`.
+    ///
+    /// # Safety
+    ///
+    /// `data` comes from [`Block::into_data`]. Of two blocks made from one pointer, only one may be released.
+    pub(super) unsafe fn from_data(data: NonNull<u8>) -> Self {
+        // SAFETY: `into_data` has added as much.
+        Self(unsafe { data.cast::<Header>().sub(1) })
+    }
+
+    /// Its data, uninitialised. Whoever has the pointer owns the block.
+    pub(super) fn into_data(self) -> NonNull<u8> {
+        // SAFETY: every block is longer than its header, or as long if it has no data.
+        unsafe { self.0.add(1).cast() }
+    }
+
+    fn header(&self) -> &Header {
+        // SAFETY: `write` has initialised it; it is changed only through `&mut self`.
+        unsafe { self.0.as_ref() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.header().len
+    }
+
+    pub(super) fn kind(&self) -> MemoryKind {
+        self.header().kind
+    }
+
+    pub(super) fn set_kind(&mut self, kind: MemoryKind) {
+        // SAFETY: as for `header`.
+        unsafe { self.0.as_mut().kind = kind };
+    }
+
+    /// Frees a block of the heap; returns the mapping of any other.
+    pub(super) fn release(self) -> Option<Mapping> {
+        let Header { len, mapped_len, .. } = *self.header();
+        let start = self.0.cast::<u8>();
+        if mapped_len > 0 {
+            return Some(Mapping { start, len: mapped_len });
+        }
+        let layout = heap_layout(len).expect("the layout of an allocated block");
+        // SAFETY: `from_heap` has allocated it with this layout, and `self` was its only owner.
+        unsafe { alloc::dealloc(start.as_ptr(), layout) };
+        None
+    }
+}
+
+fn heap_layout(len: usize) -> Option<Layout> {
+    Layout::from_size_align(len.checked_add(size_of::<Header>())?, ALIGNMENT).ok()
+}
+
+/// Anonymous memory that nothing else shares, given back to the system when dropped.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a mapping belongs to the process, and `Mapping` is its only owner.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes, a multiple of the page size. `None` if the system refuses.
+    pub(super) fn new(len: usize) -> Option<Self> {
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: without MAP_FIXED no existing mapping is touched.
+        let start = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return None;
+        }
+        Some(Self { start: NonNull::new(start.cast())?, len })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Its start. Whoever has the pointer, and the length, owns the mapping.
+    fn into_start(self) -> NonNull<u8> {
+        let start = self.start;
+        std::mem::forget(self);
+        start
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is this mapping's, and `self` was its only owner.
+        if unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) } != 0 {
+            // The process has as many mappings as it may, and cannot split one: the pages at least go back.
+            // SAFETY: as above; nobody reads the contents any more.
+            let _ =
+                unsafe { libc::madvise(self.start.as_ptr().cast(), self.len, libc::MADV_DONTNEED) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_address_space_is_no_memory() {
+        assert_eq!(Block::mapped_len_for(usize::MAX - 8), None);
+        assert!(Mapping::new(1 << 60).is_none());
+        assert!(Block::from_heap(usize::MAX - 8, MemoryKind::Other).is_none());
+    }
+}
