@@ -125,10 +125,14 @@ fn run(
     device: Device,
     observer: &mut dyn Observer,
 ) -> Result<TrainSummary, TrainError> {
-    let assets = Assets::resolve(recipe, config)?;
+    let (assets, weights) = Assets::resolve(recipe, config)?;
     let max_length = assets.config.max_position_embeddings;
     let datasets = sterna_data::prepare(recipe, max_length, &assets.tokenizer, env.world_size)?;
-    Trainer::new(recipe, env, comm, &assets, &datasets, plan, device)?.run(plan, observer)
+    let mut trainer =
+        Trainer::new(recipe, env, comm, &assets, &datasets, plan, device, weights.as_ref())?;
+    // The pages of a mapped file count as memory of this process for as long as it is mapped.
+    drop(weights);
+    trainer.run(plan, observer)
 }
 
 /// The config of the recipe's model, with the recipe's changes.
@@ -144,12 +148,14 @@ struct Assets {
     tokenizer: Tokenizer,
     tokenizer_dir: PathBuf,
     model_dir: PathBuf,
-    /// `None` when the weights are drawn at random.
-    weights: Option<WeightFiles>,
 }
 
 impl Assets {
-    fn resolve(recipe: &Recipe, config: ModelConfig) -> Result<Self, TrainError> {
+    /// Finds and opens them; no weights when they are drawn at random.
+    fn resolve(
+        recipe: &Recipe,
+        config: ModelConfig,
+    ) -> Result<(Self, Option<WeightFiles>), TrainError> {
         let model = &recipe.model;
         let config_dir = hub::resolve_model_config(&model.name_or_path)?;
         let has_config_only =
@@ -165,7 +171,7 @@ impl Assets {
             weights.check(&config.parameters())?;
             Some(weights)
         };
-        Ok(Self { config, tokenizer, tokenizer_dir, model_dir, weights })
+        Ok((Self { config, tokenizer, tokenizer_dir, model_dir }, weights))
     }
 }
 
@@ -195,6 +201,7 @@ struct StepReport {
 }
 
 impl<'a> Trainer<'a> {
+    #[expect(clippy::too_many_arguments, reason = "what a run is made of, each needed once")]
     fn new(
         recipe: &'a Recipe,
         env: &RankEnv,
@@ -203,6 +210,7 @@ impl<'a> Trainer<'a> {
         datasets: &'a Datasets,
         plan: &Plan,
         device: Device,
+        weights: Option<&WeightFiles>,
     ) -> Result<Self, TrainError> {
         let mesh = &comm.mesh;
         let data_mesh =
@@ -225,7 +233,7 @@ impl<'a> Trainer<'a> {
         let num_attention = num_attention_kept(&of_data, comm, env)?;
         let options = EngineOptions::new(plan, device, num_attention, disk.as_ref());
         let mut engine = Engine::new(comm, &assets.config, recipe, options)?;
-        let source = match &assets.weights {
+        let source = match weights {
             Some(files) => WeightSource::Files(files),
             None => WeightSource::Random { config: &assets.config, seed: recipe.seed },
         };
@@ -250,7 +258,11 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    fn run(mut self, plan: &Plan, observer: &mut dyn Observer) -> Result<TrainSummary, TrainError> {
+    fn run(
+        &mut self,
+        plan: &Plan,
+        observer: &mut dyn Observer,
+    ) -> Result<TrainSummary, TrainError> {
         let is_writer = self.comm.mesh.rank == 0;
         let mut file = (is_writer && self.recipe.train_log_metrics)
             .then(|| MetricsFile::open(&self.recipe.train_log_metrics_path))

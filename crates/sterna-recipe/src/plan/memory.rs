@@ -35,7 +35,7 @@ pub enum MemoryKind {
     Attention,
     /// Keys and values that tiles of queries read.
     StreamedKeysValues,
-    /// Input, output and gradients of the residual stream.
+    /// Gradients of the residual stream, and what of a block's inputs is not kept on the device.
     ResidualStream,
     /// Intermediate values of one tile, and one weight gradient.
     TileScratch,
@@ -196,10 +196,16 @@ impl Memory {
         // Restored inputs of a segment, and the attention outputs that restoring them computes.
         let of_block = a.batch.local_tokens * a.model.hidden_size * a.size + of_attention;
         self.push(MemoryKind::Segment, (keep.inputs_every - 1) * of_block, 1, Place::Device);
-        self.push(MemoryKind::Attention, a.attention_bytes(), 1, Place::Device);
-        self.push(MemoryKind::StreamedKeysValues, a.streamed_bytes(), 1, keep.attention_on);
-        // In the backward of a block: its input, the gradients of its output and input, and attention's output.
-        let values = a.batch.local_tokens * (3 * a.model.hidden_size + a.q_width());
+        let (q, kv) = a.heads_at_once();
+        self.push(MemoryKind::Attention, a.attention_bytes(q, kv), 1, Place::Device);
+        self.push(MemoryKind::StreamedKeysValues, a.streamed_bytes(kv), 1, keep.attention_on);
+        // The gradients of a block's output and input, and its rotary angles; what is kept elsewhere has come back to be read.
+        let fetched = |width: usize, place: Place| if place == Place::Device { 0 } else { width };
+        let values = 2 * a.model.hidden_size
+            + fetched(a.model.hidden_size, keep.inputs_on)
+            + if num_attention > 0 { fetched(a.q_width(), keep.attention_on) } else { 0 }
+            + 2 * a.model.head_dim;
+        let values = a.batch.local_tokens * values;
         self.push(MemoryKind::ResidualStream, values, a.size, Place::Device);
         self.push(MemoryKind::TileScratch, a.tile_values(tiles), a.size, Place::Device);
     }
@@ -266,18 +272,17 @@ impl Activations<'_> {
         (q, ((q - 1).div_ceil(group_size) + 1).min(self.heads.kv.len()))
     }
 
-    /// Keys and values that wait for tiles of queries.
-    fn streamed_bytes(&self) -> usize {
+    /// Keys and values of `kv` heads that wait for tiles of queries.
+    fn streamed_bytes(&self, kv: usize) -> usize {
         match self.attention.query_tile {
             0 => 0,
-            _ => 2 * self.all_tokens() * self.heads_at_once().1 * self.model.head_dim * self.size,
+            _ => 2 * self.all_tokens() * kv * self.model.head_dim * self.size,
         }
     }
 
-    /// q, k, v, o, the gradient of each, of the heads that run at once; under sequence parallelism, first what is sent and what
-    /// arrives.
-    fn attention_bytes(&self) -> usize {
-        let (q, kv) = self.heads_at_once();
+    /// q, k, v, o, the gradient of each, of `q` and `kv` heads that run at once; under sequence parallelism, first what is sent and
+    /// what arrives. (Where `o` is kept on the device it is counted there as well.)
+    fn attention_bytes(&self, q: usize, kv: usize) -> usize {
         let head = self.model.head_dim * self.size;
         let (tokens, tile) = (self.all_tokens(), self.attention.query_tile);
         let of_group = if tile == 0 {
