@@ -41,7 +41,7 @@ pub(crate) fn recipe(folder: &Path) -> Value {
             "pack_samples": true,
             "train_eval_split": [0.8, 0.2],
         },
-        "optimizer": {"type": "cpu_adam", "lr": 1e-2},
+        "optimizer": {"type": "cpu_adam", "lr": 3e-3},
         "scheduler": {"name": "constant"},
         "deepspeed": {"zero_optimization": {"stage": 0}},
         "train_log_iter_interval": 0,
