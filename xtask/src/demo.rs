@@ -77,7 +77,7 @@ What to type next:",
 }
 
 /// Builds the release binary and returns its path.
-fn build(root: &Path) -> Result<std::path::PathBuf> {
+pub(crate) fn build(root: &Path) -> Result<std::path::PathBuf> {
     stage::run(stage::cargo(root).args(["build", "--release", "--locked", "--package", "sterna"]))?;
     let metadata = stage::output(stage::cargo(root).args([
         "metadata",

@@ -9,6 +9,7 @@
     reason = "a command-line tool talks to its terminal"
 )]
 
+mod bench;
 mod demo;
 mod inputs;
 mod libtorch;
@@ -32,6 +33,8 @@ Tasks:
   test [FILTER]...  Format, tidy, lints, docs and all tests, cheapest first; this is what CI runs.
                     With arguments, only the tests that match: they go to `cargo nextest run`
                     (or to `cargo test`, where nextest is not installed)
+  bench KIND        Measure peak memory (`memory`) or time (`step`) over lengths, ranks and policies, beside
+                    the reference if you like; `cargo xtask bench --help` tells more
   tidy              The rules of this repository that no compiler checks: crate edges, written architecture,
                     TODOs, fixtures
   libtorch          Put libtorch (CPU) where the build looks for it, .libtorch/
@@ -60,12 +63,13 @@ fn run(args: &[String]) -> Result<()> {
         None => ("help", args),
         Some((task, rest)) => (task.as_str(), rest),
     };
-    if task != "test" && !rest.is_empty() {
+    if !matches!(task, "test" | "bench") && !rest.is_empty() {
         bail!("`{task}` takes no arguments, found `{}`", rest.join(" "));
     }
     match task {
         "demo" => demo::run(&root),
         "test" => test::run(&root, rest),
+        "bench" => bench::run(&root, rest),
         "tidy" => tidy::run(&root),
         "libtorch" => libtorch::install(&root).map(drop),
         "inputs" => inputs::fetch(&root).map(drop),

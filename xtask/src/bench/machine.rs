@@ -1,0 +1,59 @@
+//! The facts of a machine that a time means nothing without.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::process::field;
+
+/// Facts about the machine and the checkout; what cannot be found out is null.
+pub(super) fn facts(root: &Path) -> Value {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    json!({
+        "date": said(Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"])),
+        "cpu": cpu_model(&cpuinfo),
+        "cores": cores(),
+        "has_amx": cpuinfo.contains(" amx_tile"),
+        "memory_bytes": field(&meminfo, "MemTotal"),
+        "kernel": said(Command::new("uname").arg("-sr")),
+        "commit": said(Command::new("git").current_dir(root).args(["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])),
+        "load_before": load(),
+    })
+}
+
+/// Cores that this process may use.
+pub(super) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, Into::into)
+}
+
+/// Processes that wanted to run in the last minute, on average.
+pub(super) fn load() -> Option<f64> {
+    fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
+}
+
+fn cpu_model(cpuinfo: &str) -> Option<&str> {
+    let line = cpuinfo.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim())
+}
+
+/// What a command writes, if it succeeds.
+fn said(command: &mut Command) -> Option<String> {
+    let output = command.output().ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_model_of_the_first_core_is_found() {
+        let text =
+            "processor\t: 0\nmodel name\t: Some CPU @ 2GHz\nprocessor\t: 1\nmodel name\t: Other\n";
+        assert_eq!(cpu_model(text), Some("Some CPU @ 2GHz"));
+        assert_eq!(cpu_model(""), None);
+    }
+}
