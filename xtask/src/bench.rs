@@ -32,6 +32,9 @@ use crate::{demo, inputs, libtorch, stage};
 /// Where results go, from the workspace root, a folder for each name.
 const RESULTS: &str = ".sterna/bench";
 
+/// Where tokens are counted, in the folder of results.
+const COUNT: &str = "data/count";
+
 /// Runs the bench that `args` describe.
 ///
 /// # Errors
@@ -45,7 +48,7 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
     };
     let bench = Bench::prepare(root, options)?;
     let cases = bench.measure()?;
-    println!("\n{}", table::table(&cases));
+    println!("\n{}", table::tables(&bench.options, &cases));
     println!("Results are in {}/", bench.folder.display());
     let failed: Vec<String> = cases
         .iter()
@@ -96,6 +99,7 @@ impl<'a> Bench<'a> {
                 demo::build(root)
             })?
         };
+        machine["sterna"] = json!(machine::said(Command::new(&sterna).arg("--version")));
         let inputs = stage::stage("model and chats", || inputs::fetch(root))?;
         let reference = if options.reference_lengths.is_empty() {
             None
@@ -126,16 +130,18 @@ impl<'a> Bench<'a> {
     fn measure(&self) -> Result<Vec<Case>> {
         let mut cases = case::all(&self.options);
         let count = cases.len() * self.options.rounds;
+        let mut done = 0;
         println!("==> {count} runs, each in a fresh process");
         for round in 0..self.options.rounds {
             for i in 0..cases.len() {
+                done += 1;
                 // What lacked memory once will again.
                 if cases[i].trouble().is_some() {
                     continue;
                 }
                 let run = self.run(&mut cases[i], round)?;
                 cases[i].runs.push(run);
-                println!("    {}", progress(&cases[i]));
+                println!("    {done}/{count} {}", progress(&cases[i]));
                 self.write(&cases)?;
             }
         }
@@ -202,7 +208,9 @@ impl<'a> Bench<'a> {
                 Input::Packed => chats::packed(&self.chats, case.length, rows),
                 Input::Single => {
                     let count = |chat: &Vec<Value>| self.count_tokens(chat, case.length);
-                    chats::single(&self.chats, case.length, rows, count)?
+                    let rows = chats::single(&self.chats, case.length, rows, count)?;
+                    fs::remove_dir_all(self.root.join(&self.folder).join(COUNT)).ok();
+                    rows
                 }
             };
             chats::write(&here, &rows)?;
@@ -217,7 +225,7 @@ impl<'a> Bench<'a> {
 
     /// Tokens of one chat with the model's template, as `sterna data` counts them.
     fn count_tokens(&self, chat: &Vec<Value>, length: usize) -> Result<usize> {
-        let folder = self.folder.join("data/count");
+        let folder = self.folder.join(COUNT);
         let here = self.root.join(&folder);
         chats::write(&here.join("chats"), std::slice::from_ref(chat))?;
         let recipe = folder.join("recipe.yaml");

@@ -131,9 +131,15 @@ impl Case {
         mean(self.done()?.iter().flat_map(|run| &run.steps).skip(1).map(|step| step.tokens))
     }
 
-    /// Tokens of a step with padding: what memory depends on.
+    /// The same; the reference does not count, but its data are ours.
+    pub(super) fn tokens_in(&self, all: &[Self]) -> Option<f64> {
+        let same = |other: &&Self| other.input == self.input && other.length == self.length;
+        self.tokens().or_else(|| all.iter().filter(same).find_map(Self::tokens))
+    }
+
+    /// Tokens of the longest step with padding: what the peak depends on.
     pub(super) fn padded(&self) -> Option<f64> {
-        mean(self.done()?.iter().flat_map(|run| &run.steps).map(|step| Some(step.padded)))
+        self.done()?.iter().flat_map(|run| &run.steps).map(|step| step.padded).reduce(f64::max)
     }
 
     /// Losses of the first run's steps; they are the same in every run.
@@ -200,7 +206,7 @@ impl Case {
             "sp": self.ranks,
             "policy": self.policy.as_ref().map(|policy| &policy.name),
             "trouble": self.trouble(),
-            "tokens": self.tokens(),
+            "tokens": self.tokens_in(all),
             "padded_tokens": self.padded(),
             "peak_bytes": self.peak(),
             "bytes_per_token": growth,

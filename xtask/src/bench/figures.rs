@@ -20,17 +20,7 @@ pub(super) fn memory(options: &Options, cases: &[Case]) -> Figure {
 
 /// Tokens a second over length.
 pub(super) fn speed(options: &Options, cases: &[Case]) -> Figure {
-    let speed = |case: &Case| {
-        let tokens = case.tokens().or_else(|| {
-            let same = |other: &&Case| {
-                other.input == case.input
-                    && other.length == case.length
-                    && other.system == System::Sterna
-            };
-            cases.iter().filter(same).find_map(Case::tokens)
-        });
-        Some(tokens? / case.step_seconds()?.0)
-    };
+    let speed = |case: &Case| Some(case.tokens_in(cases)? / case.step_seconds()?.0);
     let note = |line: &[&Case]| {
         let last = line.iter().rev().find(|case| case.peak().is_some());
         let times = last.filter(|case| case.system == System::Sterna).and_then(|case| {
@@ -81,7 +71,7 @@ fn panels(
                 points: done.map(|case| (case.length, value(case))).collect(),
             });
         }
-        let title = (options.inputs.len() > 1).then(|| input.name().to_owned());
+        let title = (options.inputs.len() > 1).then(|| input.title().to_owned());
         panels.push(Panel { title, unit, lines });
     }
     panels

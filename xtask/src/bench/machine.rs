@@ -40,7 +40,7 @@ fn cpu_model(cpuinfo: &str) -> Option<&str> {
 }
 
 /// What a command writes, if it succeeds.
-fn said(command: &mut Command) -> Option<String> {
+pub(super) fn said(command: &mut Command) -> Option<String> {
     let output = command.output().ok().filter(|output| output.status.success())?;
     Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
 }

@@ -64,6 +64,13 @@ impl Input {
             Self::Single => "single",
         }
     }
+
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::Packed => "Many chats in a sequence",
+            Self::Single => "One chat as long as the sequence",
+        }
+    }
 }
 
 /// The command line, with defaults filled in.

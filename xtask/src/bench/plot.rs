@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use super::table::thousands;
 
-/// A figure: panels side by side under one title.
+/// A figure: panels one above the other under one title.
 pub(super) struct Figure {
     pub(super) title: String,
     pub(super) subtitle: String,
@@ -32,12 +32,17 @@ pub(super) struct Line {
     pub(super) points: Vec<(usize, Option<f64>)>,
 }
 
-const PANEL_WIDTH: f64 = 760.0;
-const HEIGHT: f64 = 440.0;
+const WIDTH: f64 = 780.0;
+/// Title and subtitle.
+const HEAD: f64 = 68.0;
+/// A panel, and in it the area of the lines.
+const HEIGHT: f64 = 370.0;
+const TOP: f64 = 34.0;
+const PLOT: f64 = 270.0;
 const LEFT: f64 = 64.0;
-const RIGHT: f64 = 190.0;
-const TOP: f64 = 92.0;
-const BOTTOM: f64 = 58.0;
+const RIGHT: f64 = 210.0;
+/// Between the last length and the end of the axis.
+const RIGHT_MARGIN: f64 = 8.0;
 /// Height of a label with its note.
 const LABEL: f64 = 34.0;
 
@@ -49,11 +54,11 @@ const REFERENCE: &str = "#6b7280";
 impl Figure {
     /// The file's text.
     pub(super) fn to_svg(&self) -> String {
-        let width = PANEL_WIDTH * self.panels.len() as f64;
+        let height = HEAD + HEIGHT * self.panels.len() as f64;
         let mut svg = format!(
             "\
-<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{HEIGHT}\" viewBox=\"0 0 {width} {HEIGHT}\" font-family=\"Helvetica, Arial, 'DejaVu Sans', sans-serif\">
-<rect width=\"{width}\" height=\"{HEIGHT}\" fill=\"#ffffff\"/>
+<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"Helvetica, Arial, 'DejaVu Sans', sans-serif\">
+<rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#ffffff\"/>
 <text x=\"24\" y=\"32\" font-size=\"19\" font-weight=\"bold\" fill=\"#111827\">{}</text>
 <text x=\"24\" y=\"54\" font-size=\"13\" fill=\"#4b5563\">{}</text>
 ",
@@ -61,7 +66,9 @@ impl Figure {
             escaped(&self.subtitle)
         );
         for (i, panel) in self.panels.iter().enumerate() {
-            panel.draw(PANEL_WIDTH * i as f64, &mut svg);
+            let _ = writeln!(svg, "<g transform=\"translate(0 {})\">", HEAD + HEIGHT * i as f64);
+            panel.draw(&mut svg);
+            svg += "</g>\n";
         }
         svg += "</svg>\n";
         svg
@@ -69,8 +76,8 @@ impl Figure {
 }
 
 impl Panel {
-    fn draw(&self, left: f64, svg: &mut String) {
-        let axes = Axes::new(left, &self.lines);
+    fn draw(&self, svg: &mut String) {
+        let axes = Axes::new(&self.lines);
         axes.draw(self, svg);
         let mut labels = Vec::new();
         let mut colors = COLORS.iter().cycle();
@@ -80,28 +87,26 @@ impl Panel {
             } else {
                 colors.next().copied().unwrap_or(REFERENCE)
             };
-            if let Some(at) = line.draw(&axes, color, svg) {
-                labels.push((at, line, color));
+            match line.draw(&axes, color, svg) {
+                // A line that ends early has room for its label there.
+                Some((x, y)) if x < axes.right - RIGHT_MARGIN - 1.0 => {
+                    line.draw_label((x + 10.0, y - 14.0), color, svg);
+                }
+                Some(at) => labels.push((at, line, color)),
+                None => {}
             }
         }
         let wanted: Vec<f64> = labels.iter().map(|((_, y), ..)| *y).collect();
-        let placed = spread(&wanted, LABEL, TOP + LABEL / 2.0, HEIGHT - BOTTOM);
+        let placed = spread(&wanted, LABEL, TOP + LABEL / 2.0, TOP + PLOT);
         for (((x, y), line, color), placed) in labels.into_iter().zip(placed) {
             let text = axes.right + 16.0;
-            let _ = write!(
+            let _ = writeln!(
                 svg,
-                "\
-<path d=\"M{:.1} {y:.1}L{:.1} {placed:.1}\" stroke=\"{color}\" stroke-width=\"1\" stroke-opacity=\"0.5\" fill=\"none\"/>
-<text x=\"{text:.1}\" y=\"{:.1}\" font-size=\"13\" font-weight=\"bold\" fill=\"{color}\">{}</text>
-<text x=\"{text:.1}\" y=\"{:.1}\" font-size=\"11.5\" fill=\"#4b5563\">{}</text>
-",
+                "<path d=\"M{:.1} {y:.1}L{:.1} {placed:.1}\" stroke=\"{color}\" stroke-width=\"1\" stroke-opacity=\"0.5\" fill=\"none\"/>",
                 x + 5.0,
                 text - 3.0,
-                placed - 1.0,
-                escaped(&line.label),
-                placed + 13.0,
-                escaped(&line.note)
             );
+            line.draw_label((text, placed), color, svg);
         }
     }
 }
@@ -137,6 +142,21 @@ impl Line {
         }
         points.last().copied()
     }
+
+    /// Writes the label and its note, one above and one below `y`.
+    fn draw_label(&self, (x, y): (f64, f64), color: &str, svg: &mut String) {
+        let _ = write!(
+            svg,
+            "\
+<text x=\"{x:.1}\" y=\"{:.1}\" font-size=\"13\" font-weight=\"bold\" fill=\"{color}\">{}</text>
+<text x=\"{x:.1}\" y=\"{:.1}\" font-size=\"11.5\" fill=\"#4b5563\">{}</text>
+",
+            y - 1.0,
+            escaped(&self.label),
+            y + 13.0,
+            escaped(&self.note)
+        );
+    }
 }
 
 /// Where values are on the page.
@@ -150,7 +170,7 @@ struct Axes {
 }
 
 impl Axes {
-    fn new(left: f64, lines: &[Line]) -> Self {
+    fn new(lines: &[Line]) -> Self {
         let mut lengths: Vec<usize> =
             lines.iter().flat_map(|line| &line.points).map(|(length, _)| *length).collect();
         lengths.sort_unstable();
@@ -159,13 +179,13 @@ impl Axes {
         let highest = values.fold(0.0, f64::max);
         let tick = nice_tick(highest);
         let ticks = ((highest / tick).ceil() as usize).max(1);
-        Self { left: left + LEFT, right: left + PANEL_WIDTH - RIGHT, lengths, tick, ticks }
+        Self { left: LEFT, right: WIDTH - RIGHT, lengths, tick, ticks }
     }
 
     fn x(&self, length: usize) -> f64 {
         let first = (*self.lengths.first().unwrap_or(&1) as f64).log2();
         let last = (*self.lengths.last().unwrap_or(&1) as f64).log2();
-        let (left, right) = (self.left + 30.0, self.right - 8.0);
+        let (left, right) = (self.left + 30.0, self.right - RIGHT_MARGIN);
         if last <= first {
             return f64::midpoint(left, right);
         }
@@ -173,8 +193,7 @@ impl Axes {
     }
 
     fn y(&self, value: f64) -> f64 {
-        let bottom = HEIGHT - BOTTOM;
-        bottom - (bottom - TOP) * value / (self.tick * self.ticks as f64)
+        TOP + PLOT - PLOT * value / (self.tick * self.ticks as f64)
     }
 
     fn draw(&self, panel: &Panel, svg: &mut String) {
@@ -194,7 +213,7 @@ impl Axes {
                 tick_label(value, self.tick)
             );
         }
-        let bottom = HEIGHT - BOTTOM;
+        let bottom = TOP + PLOT;
         for &length in &self.lengths {
             let x = self.x(length);
             let _ = write!(
@@ -213,17 +232,21 @@ impl Axes {
             f64::midpoint(*left, *right),
             bottom + 42.0
         );
-        let unit = match &panel.title {
-            Some(title) => format!("{}: {title}", panel.unit),
-            None => panel.unit.to_owned(),
-        };
         let _ = writeln!(
             svg,
-            "<text x=\"{:.1}\" y=\"{}\" font-size=\"12\" fill=\"#4b5563\">{}</text>",
-            left - 40.0,
+            "<text x=\"24\" y=\"{}\" font-size=\"12\" fill=\"#4b5563\">{}</text>",
             TOP - 14.0,
-            escaped(&unit)
+            escaped(panel.unit)
         );
+        if let Some(title) = &panel.title {
+            let _ = writeln!(
+                svg,
+                "<text x=\"{:.1}\" y=\"{}\" font-size=\"14\" font-weight=\"bold\" text-anchor=\"middle\" fill=\"#111827\">{}</text>",
+                f64::midpoint(*left, *right),
+                TOP - 14.0,
+                escaped(title)
+            );
+        }
     }
 }
 
@@ -279,6 +302,10 @@ mod tests {
         Line { label: label.to_owned(), note, is_reference, points: points.to_vec() }
     }
 
+    fn is_at(found: f64, expected: f64) -> bool {
+        (found - expected).abs() < 1e-9
+    }
+
     #[test]
     fn ticks_are_round_and_few() {
         for highest in [0.03, 0.9, 1.0, 4.9, 7.5, 15.4, 480.0, 1010.0] {
@@ -286,7 +313,7 @@ mod tests {
             let count = highest / tick;
             assert!((2.5..7.6).contains(&count), "{highest}: {tick}");
         }
-        assert_eq!([nice_tick(15.4), nice_tick(480.0)], [5.0, 100.0]);
+        assert!(is_at(nice_tick(15.4), 5.0) && is_at(nice_tick(480.0), 100.0));
         assert_eq!(tick_label(0.25, 0.05), "0.25");
         assert_eq!(tick_label(1500.0, 500.0), "1,500");
     }
@@ -301,11 +328,11 @@ mod tests {
     #[test]
     fn lengths_double_at_equal_distances_and_values_start_at_zero() {
         let lines = [line("a", false, &[(512, Some(1.0)), (1024, Some(2.0)), (2048, None)])];
-        let axes = Axes::new(0.0, &lines);
+        let axes = Axes::new(&lines);
         let steps = [axes.x(1024) - axes.x(512), axes.x(2048) - axes.x(1024)];
-        assert!((steps[0] - steps[1]).abs() < 1e-9 && steps[0] > 100.0);
-        let ends = [axes.y(0.0), axes.y(axes.tick * axes.ticks as f64)];
-        assert_eq!(ends, [HEIGHT - BOTTOM, TOP]);
+        assert!(is_at(steps[0], steps[1]) && steps[0] > 100.0);
+        assert!(is_at(axes.y(0.0), TOP + PLOT));
+        assert!(is_at(axes.y(axes.tick * axes.ticks as f64), TOP));
     }
 
     #[test]
@@ -327,12 +354,12 @@ mod tests {
             })
             .collect();
         insta::assert_snapshot!(shapes.join("\n"), @r##"
-        <circle cx="94.0" cy="146.4" r="4" fill="#6b7280" stroke="#ffffff" stroke-width="1.2"/>
-        <text x="562.0" y="86.0" font-size="12" text-anchor="middle" fill="#6b7280">× out of memory</text>
-        <path d="M94.0 247.9L562.0 204.4" stroke="#0072b2" stroke-width="2.5" fill="none" stroke-linejoin="round"/>
-        <circle cx="94.0" cy="247.9" r="4" fill="#0072b2" stroke="#ffffff" stroke-width="1.2"/>
-        <circle cx="562.0" cy="204.4" r="4" fill="#0072b2" stroke="#ffffff" stroke-width="1.2"/>
-        <text x="586.0" y="203.4" font-size="13" font-weight="bold" fill="#0072b2">a &lt; b</text>
+        <circle cx="94.0" cy="84.6" r="4" fill="#6b7280" stroke="#ffffff" stroke-width="1.2"/>
+        <text x="562.0" y="28.0" font-size="12" text-anchor="middle" fill="#6b7280">× out of memory</text>
+        <path d="M94.0 179.1L562.0 138.6" stroke="#0072b2" stroke-width="2.5" fill="none" stroke-linejoin="round"/>
+        <circle cx="94.0" cy="179.1" r="4" fill="#0072b2" stroke="#ffffff" stroke-width="1.2"/>
+        <circle cx="562.0" cy="138.6" r="4" fill="#0072b2" stroke="#ffffff" stroke-width="1.2"/>
+        <text x="586.0" y="137.6" font-size="13" font-weight="bold" fill="#0072b2">a &lt; b</text>
         "##);
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use super::case::{Case, System};
-use super::options::{Input, Options};
+use super::options::Options;
 
 /// The whole document.
 pub(super) fn markdown(
@@ -16,25 +16,12 @@ pub(super) fn markdown(
 ) -> String {
     let mut text = format!("# {}\n\n", options.name);
     text += "SmolLM2-135M-Instruct, bf16, AdamW, full fine-tuning; one sequence of real chats a step, on the CPU.\n";
-    for &input in &options.inputs {
-        let of_input: Vec<Case> =
-            cases.iter().filter(|case| case.input == input).cloned().collect();
-        text += match input {
-            Input::Packed => {
-                "\n## Many chats in a sequence\n\nAttention never crosses from one chat to another, in both systems.\n\n"
-            }
-            Input::Single => "\n## One chat as long as the sequence\n\n",
-        };
-        text += &table(&of_input);
-    }
-    text += "\n## How to read it\n\n";
-    text += "- peak: resident memory of a rank process as the kernel reports it (`VmHWM`), of the highest rank, libraries and start-up included. GB are 10^9 bytes, KB 10^3.\n";
-    text += "- a token more: by how much the peak grows from the next shorter length, for each token of the sequence. In brackets what `sterna check` predicts for the same two lengths.\n";
-    text += "- step: seconds of forward, backward and optimizer; the fastest and the median of the measured steps, the first step of a run left out.\n";
-    text += "- tokens/s: tokens of data, without padding, over the fastest step.\n";
-    text += "- loss: of the first step, before any update, and of the last. The same data and weights give the same loss up to the rounding of bf16; that they agree shows that the systems do the same work.\n";
+    text += "\n";
+    text += &tables(options, cases);
+    text += "## How to read it\n\n";
+    text += READING;
     if !options.reference_lengths.is_empty() {
-        text += "- x of reference: the reference's figure over ours, fastest step and peak.\n";
+        text += READING_REFERENCE;
     }
     text += "\nPolicies:\n\n";
     for policy in &options.policies {
@@ -52,13 +39,38 @@ pub(super) fn markdown(
     text
 }
 
+/// One table for each input, under its title.
+pub(super) fn tables(options: &Options, cases: &[Case]) -> String {
+    let mut text = String::new();
+    for &input in &options.inputs {
+        let of_input: Vec<Case> =
+            cases.iter().filter(|case| case.input == input).cloned().collect();
+        let _ = write!(text, "## {}\n\n{}\n", input.title(), table(&of_input));
+    }
+    text
+}
+
+const READING: &str = "\
+- length: the longest sequence that the recipe allows; tokens: those of data in a measured step, on average.
+- peak: resident memory of a rank process as the kernel reports it (`VmHWM`), of the highest rank; libraries and start-up are in it. GB are 10^9 bytes, KB 10^3.
+- one more token: by how much the peak grows from the next shorter length, for each token of the sequence. In brackets what `sterna check` predicts.
+- step: seconds of forward, backward and optimizer; the fastest and the median of the measured steps, the first step of each run left out.
+- tokens/s: tokens of data over the fastest step.
+- loss: of the first step, before any update, and of the last.
+";
+
+const READING_REFERENCE: &str = "\
+- reference / ours: its fastest step over ours, and its peak over that of our highest rank. It runs in one process, whatever our ranks.
+- Both systems get the same weights, data and order of data, so the losses are equal up to the rounding of bf16: that is the check that they do the same work. Attention never crosses from one chat to another: the reference gives sdpa a mask of the whole sequence squared, made from the position ids.
+";
+
 const HEAD: &str = "\
-| tokens | system | policy | peak, GB | a token more, KB | step, s | tokens/s | loss, first / last | x of reference: time | memory |
-|---:|---|---|---:|---:|---:|---:|---:|---:|---:|
+| length | tokens | system | policy | peak, GB | one more token, KB | step, s | tokens/s | loss, first / last | reference / ours: time | memory |
+|---:|---:|---|---|---:|---:|---:|---:|---:|---:|---:|
 ";
 
 /// One table; `cases` are of one input.
-pub(super) fn table(cases: &[Case]) -> String {
+fn table(cases: &[Case]) -> String {
     let mut text = HEAD.to_owned();
     for case in cases {
         text += &row(case, cases);
@@ -72,17 +84,15 @@ fn row(case: &Case, all: &[Case]) -> String {
         (System::Sterna, 1) => ("Sterna".to_owned(), policy_name(case)),
         (System::Sterna, ranks) => (format!("Sterna, sp {ranks}"), policy_name(case)),
     };
-    let mut row = format!("| {} | {system} | {policy} | ", thousands(case.length));
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let tokens = case.tokens_in(all);
+    let counted = or_dash(tokens.map(|tokens| thousands(tokens.round() as usize)));
+    let mut row = format!("| {} | {counted} | {system} | {policy} | ", thousands(case.length));
     if let Some(trouble) = case.trouble() {
         // A bar would end the cell.
         let _ = writeln!(row, "{} | | | | | | |", trouble.replace('|', "/"));
         return row;
     }
-    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-    let tokens = case.tokens().or_else(|| {
-        let same = |other: &&Case| other.length == case.length && other.system == System::Sterna;
-        all.iter().filter(same).find_map(Case::tokens)
-    });
     let (growth, predicted) = case.growth(all);
     let mut growth = or_dash(growth.map(|bytes| format!("{:.1}", bytes / 1e3)));
     if let Some(bytes) = predicted {
@@ -124,7 +134,7 @@ fn facts(options: &Options, machine: &Value, versions: &Value) -> String {
     let memory = machine["memory_bytes"].as_f64().unwrap_or(0.0) / 1e9;
     let amx = if machine["has_amx"].as_bool() == Some(true) { ", with AMX" } else { "" };
     let mut text = format!(
-        "- {}, {} cores{amx}, {memory:.1} GB of memory, {}; commit {}; {}\n- {} CPU threads, {} rounds, {} measured steps a run after 1 warm-up; load average before the first run: {}\n",
+        "- {}, {} cores{amx}, {memory:.1} GB of memory, {}; commit {}; {}\n- CPU threads: {}; rounds: {}; measured steps of a run: {}, after 1 warm-up; load average before: {}\n- {}{}\n",
         said(&machine["cpu"]),
         machine["cores"],
         said(&machine["kernel"]),
@@ -134,15 +144,17 @@ fn facts(options: &Options, machine: &Value, versions: &Value) -> String {
         options.rounds,
         options.steps,
         machine["load_before"],
+        said(&machine["sterna"]),
+        if options.binary.is_some() {
+            ", a binary given with `--binary`"
+        } else {
+            ", built from the commit"
+        },
     );
     if let Some(versions) = versions.as_object() {
         let versions: Vec<String> =
             versions.iter().map(|(name, version)| format!("{name} {}", said(version))).collect();
-        let _ = writeln!(
-            text,
-            "- reference: {}; one process, sdpa attention with the mask that transformers makes of the position ids",
-            versions.join(", ")
-        );
+        let _ = writeln!(text, "- {}", versions.join(", "));
     }
     text
 }
@@ -180,10 +192,10 @@ mod tests {
         assert_eq!(
             rows,
             [
-                "| 4,096 | reference | - | 6.50 | - | 32.00 / 32.00 | 128 | 2.5990 / 2.5320 | - | - |",
-                "| 4,096 | Sterna | default | 3.70 | - | 8.00 / 9.00 | 510 | 2.5990 / 2.5100 | 4.00 | 1.76 |",
-                "| 16,384 | reference | - | out of memory | | | | | | |",
-                "| 16,384 | Sterna | default | 4.90 | 97.7 (50.0) | 35.00 / 35.00 | 468 | 2.5990 / 2.5350 | - | - |",
+                "| 4,096 | 4,080 | reference | - | 6.50 | - | 32.00 / 32.00 | 128 | 2.5990 / 2.5320 | - | - |",
+                "| 4,096 | 4,080 | Sterna | default | 3.70 | - | 8.00 / 9.00 | 510 | 2.5990 / 2.5100 | 4.00 | 1.76 |",
+                "| 16,384 | 16,368 | reference | - | out of memory | | | | | | |",
+                "| 16,384 | 16,368 | Sterna | default | 4.90 | 97.7 (50.0) | 35.00 / 35.00 | 468 | 2.5990 / 2.5350 | - | - |",
             ]
         );
         let columns = |line: &str| line.matches('|').count();
