@@ -107,10 +107,9 @@ pub(super) fn watch(command: &mut Command, ranks: Ranks, log: &Path) -> Result<W
 }
 
 /// The kernel's out-of-memory killer sends SIGKILL, which our launcher names; allocators of libtorch, C++ and Python say it in words.
-const OUT_OF_MEMORY: [&str; 6] = [
-    "SIGKILL",
+const OUT_OF_MEMORY: [&str; 5] = [
+    "ended by signal 9",
     "can't allocate memory",
-    "not enough memory",
     "Cannot allocate memory",
     "std::bad_alloc",
     "MemoryError",
