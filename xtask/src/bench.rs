@@ -54,7 +54,10 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
         .iter()
         .filter_map(|case| Some((case, case.trouble()?)))
         .filter(|(_, trouble)| trouble != "out of memory")
-        .map(|(case, trouble)| format!("{}: {trouble}", case.folder()))
+        .map(|(case, trouble)| {
+            let log = bench.folder.join("runs").join(case.folder()).join("log.txt");
+            format!("{}: {trouble}; see {}", case.folder(), log.display())
+        })
         .collect();
     if !failed.is_empty() {
         bail!(

@@ -125,9 +125,11 @@ fn ended(status: ExitStatus, said: &str) -> End {
     if status.signal() == Some(9) || OUT_OF_MEMORY.iter().any(|word| said.contains(word)) {
         return End::OutOfMemory;
     }
-    let last = said.lines().rev().map(str::trim).find(|line| !line.is_empty());
-    // Progress bars rewrite their line.
-    let last = last.and_then(|line| line.rsplit('\r').next()).unwrap_or("it said nothing");
+    // Ours say `error: ...` and then where; Python says at the end what it was. Progress bars rewrite their line.
+    let lines = said.lines().map(|line| line.rsplit('\r').next().unwrap_or(line).trim());
+    let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
+    let named = lines.iter().find(|line| line.starts_with("error:") || line.contains("] error:"));
+    let last = named.or(lines.last()).copied().unwrap_or("it said nothing");
     End::Failed(format!("{status}: {last}"))
 }
 
@@ -222,10 +224,21 @@ mod tests {
         assert_eq!(shell("kill -KILL $$", Ranks::Itself).end, End::OutOfMemory);
         let script = "echo \"DefaultCPUAllocator: can't allocate memory\" >&2; exit 1";
         assert_eq!(shell(script, Ranks::Itself).end, End::OutOfMemory);
+    }
+
+    #[test]
+    fn a_failure_is_told_in_the_words_of_the_program() {
+        let words = |script: &str| shell(script, Ranks::Itself).end;
+        let failed = |words: &str| End::Failed(format!("exit status: 2: {words}"));
         assert_eq!(
-            shell("echo no such model; echo; exit 2", Ranks::Itself).end,
-            End::Failed("exit status: 2: no such model".to_owned())
+            words("echo Traceback; echo ValueError: x; echo; exit 2"),
+            failed("ValueError: x")
         );
+        assert_eq!(
+            words("echo error: unknown key; echo 1 error; exit 2"),
+            failed("error: unknown key")
+        );
+        assert_eq!(words("exit 2"), failed("it said nothing"));
     }
 
     #[test]
