@@ -55,8 +55,8 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
         .filter_map(|case| Some((case, case.trouble()?)))
         .filter(|(_, trouble)| trouble != "out of memory")
         .map(|(case, trouble)| {
-            let log = bench.folder.join("runs").join(case.folder()).join("log.txt");
-            format!("{}: {trouble}; see {}", case.folder(), log.display())
+            let runs = bench.folder.join("runs").join(case.folder());
+            format!("{}: {trouble}; its log is in {}/", case.folder(), runs.display())
         })
         .collect();
     if !failed.is_empty() {
