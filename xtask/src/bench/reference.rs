@@ -186,13 +186,17 @@ impl Reference {
         Ok(command)
     }
 
-    /// Writes the chats of `folder` beside it as Arrow, and returns that folder.
+    /// Writes the chats of `folder` beside it as Arrow, if they are not there, and returns that folder.
     ///
     /// # Errors
     ///
     /// When the script fails.
     pub(super) fn to_arrow(&self, folder: &Path) -> Result<PathBuf> {
         let arrow = folder.with_extension("arrow");
+        // Written last.
+        if arrow.join("state.json").is_file() {
+            return Ok(arrow);
+        }
         let mut script = self.python(1);
         script.args(["-c", TO_ARROW]).arg(folder.join("train.jsonl")).arg(&arrow);
         let output = script.output()?;
