@@ -8,12 +8,12 @@ use super::plot::{Figure, Line, Panel};
 pub(super) fn memory(options: &Options, cases: &[Case]) -> Figure {
     let note = |line: &[&Case]| {
         let grows = line.iter().rev().find_map(|case| case.growth(cases).0);
-        grows.map_or_else(String::new, |bytes| format!("{:.0} KB for each token more", bytes / 1e3))
+        grows.map_or_else(String::new, |bytes| format!("+{:.0} KB a token", bytes / 1e3))
     };
     let value = |case: &Case| Some(case.peak()? as f64 / 1e9);
     Figure {
         title: "Peak memory of a training step".to_owned(),
-        subtitle: subtitle("resident memory of a process, everything included"),
+        subtitle: subtitle("resident memory of a process"),
         panels: panels(options, cases, "GB", value, note),
     }
 }

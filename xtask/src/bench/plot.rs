@@ -134,7 +134,9 @@ impl Line {
         }
         let lost = self.points.iter().filter(|(_, value)| value.is_none());
         for (length, _) in lost.clone() {
-            let (x, y) = (axes.x(*length), TOP - 6.0);
+            // Half of the words stay inside.
+            let x = axes.x(*length).clamp(axes.left + 48.0, axes.right - 48.0);
+            let y = TOP + 14.0;
             let _ = writeln!(
                 svg,
                 "<text x=\"{x:.1}\" y=\"{y:.1}\" font-size=\"12\" text-anchor=\"middle\" fill=\"{color}\">\u{d7} out of memory</text>"
@@ -355,7 +357,7 @@ mod tests {
             .collect();
         insta::assert_snapshot!(shapes.join("\n"), @r##"
         <circle cx="94.0" cy="84.6" r="4" fill="#6b7280" stroke="#ffffff" stroke-width="1.2"/>
-        <text x="562.0" y="28.0" font-size="12" text-anchor="middle" fill="#6b7280">× out of memory</text>
+        <text x="522.0" y="48.0" font-size="12" text-anchor="middle" fill="#6b7280">× out of memory</text>
         <path d="M94.0 179.1L562.0 138.6" stroke="#0072b2" stroke-width="2.5" fill="none" stroke-linejoin="round"/>
         <circle cx="94.0" cy="179.1" r="4" fill="#0072b2" stroke="#ffffff" stroke-width="1.2"/>
         <circle cx="562.0" cy="138.6" r="4" fill="#0072b2" stroke="#ffffff" stroke-width="1.2"/>
