@@ -135,6 +135,10 @@ impl<'a> Bench<'a> {
         let count = cases.len() * self.options.rounds;
         let mut done = 0;
         println!("==> {count} runs, each in a fresh process");
+        let cores = machine::cores();
+        if let Some(load) = machine::load().filter(|load| *load > 0.5 * cores as f64) {
+            println!("    the load average is {load} on {cores} cores: do not believe the times");
+        }
         for round in 0..self.options.rounds {
             for i in 0..cases.len() {
                 done += 1;
