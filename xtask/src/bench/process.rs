@@ -60,6 +60,11 @@ pub(super) struct Watched {
 ///
 /// When it cannot be started, or the log cannot be written; that the command fails is not an error.
 pub(super) fn watch(command: &mut Command, ranks: Ranks, log: &Path) -> Result<Watched> {
+    watch_above(LEAST_AVAILABLE, command, ranks, log)
+}
+
+/// The same, with the bytes that must stay available.
+fn watch_above(least: u64, command: &mut Command, ranks: Ranks, log: &Path) -> Result<Watched> {
     let file = File::create(log).with_context(|| format!("cannot write `{}`", log.display()))?;
     let program = command.get_program().to_owned();
     let start = Instant::now();
@@ -83,9 +88,9 @@ pub(super) fn watch(command: &mut Command, ranks: Ranks, log: &Path) -> Result<W
             for (pid, parent) in &alive {
                 found.entry(*pid).or_insert((Peak::default(), *parent));
             }
-            if available().is_some_and(|bytes| bytes < LEAST_AVAILABLE) {
+            if available().is_some_and(|bytes| bytes < least) {
                 was_stopped = true;
-                kill(alive.iter().map(|(pid, _)| *pid));
+                kill_with_children(root);
             }
         }
         period += 1;
@@ -186,11 +191,20 @@ pub(super) fn field(text: &str, name: &str) -> Option<u64> {
     Some(kilobytes * 1024)
 }
 
-/// Ends processes at once.
-fn kill(pids: impl Iterator<Item = u32>) {
+/// Ends `root` and all processes below it at once.
+fn kill_with_children(root: u32) {
+    // First held, so that it starts none that we do not see.
+    signal("STOP", &[root]);
+    let all: Vec<u32> = descendants(root).into_iter().map(|(pid, _)| pid).collect();
+    signal("KILL", &all);
+}
+
+/// Sends a signal, by the shell: the standard library knows only the one that ends a child.
+fn signal(name: &str, pids: &[u32]) {
     let mut shell = Command::new("sh");
-    shell.args(["-c", "kill -KILL \"$@\" 2>/dev/null", "sh"]).args(pids.map(|pid| pid.to_string()));
-    // Whoever of them is gone already needs no killing.
+    shell.args(["-c", "kill -s \"$@\" 2>/dev/null", "sh", name]);
+    shell.args(pids.iter().map(u32::to_string));
+    // One that has ended already needs no signal.
     drop(shell.status());
 }
 
@@ -224,6 +238,20 @@ mod tests {
         assert_eq!(shell("kill -KILL $$", Ranks::Itself).end, End::OutOfMemory);
         let script = "echo \"DefaultCPUAllocator: can't allocate memory\" >&2; exit 1";
         assert_eq!(shell(script, Ranks::Itself).end, End::OutOfMemory);
+    }
+
+    #[test]
+    fn a_command_and_its_children_are_ended_before_the_machine_lacks_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let late = dir.path().join("late");
+        let script = format!("(sleep 2; touch {}) & wait", late.display());
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]);
+        let watched =
+            watch_above(u64::MAX, &mut command, Ranks::Children, &dir.path().join("log")).unwrap();
+        assert_eq!(watched.end, End::OutOfMemory);
+        sleep(Duration::from_millis(2500));
+        assert!(!late.exists(), "the child went on");
     }
 
     #[test]
