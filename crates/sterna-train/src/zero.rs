@@ -17,6 +17,7 @@
 
 mod flat;
 mod layout;
+mod optimizer;
 mod units;
 
 use sterna_recipe::ZeroStage;

@@ -1,6 +1,6 @@
 //! All units of a model on one rank: gather, reduce, clip, step.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range, path::PathBuf};
 
 use sterna_comm::{Group, ReduceOp, Work};
 use sterna_ops::tile::tiles;
@@ -8,13 +8,14 @@ use sterna_torch_sys::AdamW;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use super::{
-    Sharding, UnitLayout,
+    FlatLayout, Sharding, UnitLayout,
     flat::{Flat, FlatOptions},
+    optimizer::{Loading, OptimizerState, RunBuffers, Update},
 };
-use crate::{error::TrainError, load::WeightSource, scalars::sum};
+use crate::{disk::DiskScratch, error::TrainError, load::WeightSource, scalars::sum};
 
 /// Where the states of all units live and in which dtypes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct StatePlacement {
     /// Dtype of the weights that the model computes with.
     pub param_kind: Kind,
@@ -26,8 +27,14 @@ pub struct StatePlacement {
     pub compute_device: Device,
     /// Where the weights rest between uses (`offload_param`).
     pub param_device: Device,
-    /// Where gradients, masters and moments live (`offload_optimizer`).
+    /// Where gradients live, and masters and moments unless they are on disk (`memory.optimizer_on`).
     pub optimizer_device: Device,
+    /// The folder of the scratch file that masters and moments live in, if they are on disk.
+    pub optimizer_disk: Option<PathBuf>,
+    /// Dtype of the moments: fp32 or bf16.
+    pub moments_kind: Kind,
+    /// Of the stochastic rounding of bf16 moments.
+    pub seed: u64,
 }
 
 /// The states of every unit on this rank.
@@ -35,7 +42,8 @@ pub struct StatePlacement {
 /// # Memory
 ///
 /// For a model of `P` parameters on `w` ranks, with a 2-byte dtype: weights `2 P`, gradients `4 P`, masters and moments
-/// `12 P` bytes, each divided by `w` where [`Sharding`] says so. With an fp32 model the masters are the weights.
+/// `12 P` bytes (`8 P` with bf16 moments), each divided by `w` where [`Sharding`] says so. With an fp32 model the masters are
+/// the weights. On disk, masters and moments cost two runs of a million elements while they are stepped.
 /// A gathered unit costs its size in the model's dtype while in use, and once more while the next one is prefetched.
 /// Sharded gradients cost one unit being filled and, while it travels, the one before it twice: sent and received.
 pub struct Zero {
@@ -69,6 +77,13 @@ struct Reducing {
     work: Work,
 }
 
+/// A run of elements of the part of a flat buffer that this rank steps.
+struct RunId {
+    unit_idx: usize,
+    flat_idx: usize,
+    range: Range<i64>,
+}
+
 /// Gradient buffers of one unit, to be accumulated into (`+=`) and given back to [`Zero::reduce`].
 #[derive(Debug)]
 pub struct Gradients {
@@ -79,13 +94,17 @@ pub struct Gradients {
 }
 
 impl Zero {
-    /// Allocates the states of `units` (zeroed) for this rank of `world`.
+    /// Allocates the states of `units` (zeroed) for this rank of `world`. What is on disk is valid from [`Zero::load`] on.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::ScratchFolder`] or [`TrainError::ScratchSpace`] if the optimizer cannot live where it is asked to.
     pub fn new(
         world: &Group,
         units: Vec<UnitLayout>,
         sharding: Sharding,
         placement: StatePlacement,
-    ) -> Self {
+    ) -> Result<Self, TrainError> {
         let options = FlatOptions {
             sharding,
             rank: world.rank(),
@@ -93,23 +112,30 @@ impl Zero {
             grad_kind: placement.grad_kind,
             param_device: placement.param_device,
             optimizer_device: placement.optimizer_device,
+            moments_kind: placement.moments_kind,
         };
-        let units = units
-            .into_iter()
-            .map(|layout| Unit {
-                flats: layout.flats.iter().map(|flat| Flat::new(flat.clone(), &options)).collect(),
-                layout,
-            })
-            .collect();
-        let world_size = world.size();
-        Self {
-            units,
+        let bytes = |flat: &FlatLayout| {
+            OptimizerState::bytes(options.optimizer_len(flat), options.state_format())
+        };
+        let needed_bytes = units.iter().flat_map(|layout| &layout.flats).map(bytes).sum();
+        let disk = placement
+            .optimizer_disk
+            .as_ref()
+            .map(|dir| DiskScratch::create(dir, needed_bytes))
+            .transpose()?;
+        let unit = |layout: UnitLayout| {
+            let flats = layout.flats.iter();
+            let flats = flats.map(|flat| Flat::new(flat.clone(), &options, disk.as_ref()));
+            Ok(Unit { flats: flats.collect::<Result<_, TrainError>>()?, layout })
+        };
+        Ok(Self {
+            units: units.into_iter().map(unit).collect::<Result<_, TrainError>>()?,
             options,
             placement,
-            world_size,
+            world_size: world.size(),
             gathering: HashMap::new(),
             reducing: Vec::new(),
-        }
+        })
     }
 
     /// Number of units.
@@ -126,7 +152,7 @@ impl Zero {
     ///
     /// # Errors
     ///
-    /// Those of `source`.
+    /// Those of `source`; [`TrainError::Disk`] if masters cannot be written to disk.
     pub fn load(&mut self, source: &WeightSource<'_>) -> Result<(), TrainError> {
         let _no_grad = no_grad_guard();
         for unit in &mut self.units {
@@ -137,7 +163,7 @@ impl Zero {
                     let len = overlap.param_range.len() as i64;
                     flat.param.narrow(0, overlap.region_offset as i64, len).copy_(&values);
                 }
-                flat.reset_master(&self.options);
+                flat.reset_optimizer(&self.options)?;
             }
         }
         Ok(())
@@ -323,9 +349,17 @@ impl Zero {
     ///
     /// `adamw` holds the learning rate of this step; `step` counts from 1; gradients are multiplied by `grad_scale` first and are zero afterwards.
     ///
+    /// # Communication
+    ///
+    /// Where optimizer states are sharded and weights are not, one all-gather over the world for each flat buffer. Collective.
+    ///
+    /// # Memory
+    ///
+    /// A few slices. What is on disk is read ahead and written behind while the slices in between are stepped.
+    ///
     /// # Errors
     ///
-    /// [`TrainError::Comm`] if a peer failed; [`TrainError::Torch`] if the kernel refuses.
+    /// [`TrainError::Comm`] if a peer failed; [`TrainError::Disk`] if the disk did; [`TrainError::Torch`] if the kernel refuses.
     pub fn step(
         &mut self,
         world: &Group,
@@ -334,15 +368,43 @@ impl Zero {
         grad_scale: f64,
     ) -> Result<(), TrainError> {
         let _no_grad = no_grad_guard();
-        for flat in self.units.iter_mut().flat_map(|unit| &mut unit.flats) {
-            flat.step(&self.options, adamw, step, grad_scale)?;
-            if self.options.sharding.optimizer && !self.options.sharding.params {
+        let update = Update { adamw, step, grad_scale, seed: self.placement.seed };
+        let runs = self.runs();
+        let mut buffers = RunBuffers::default();
+        let mut ahead = None;
+        for (i, RunId { unit_idx, flat_idx, range }) in runs.iter().enumerate() {
+            let loading = match ahead.take() {
+                Some(loading) => loading,
+                None => self.load_run(&runs[i], &mut buffers)?,
+            };
+            ahead = runs.get(i + 1).map(|next| self.load_run(next, &mut buffers)).transpose()?;
+            let flat = &mut self.units[*unit_idx].flats[*flat_idx];
+            let buffer_id = 2 * *unit_idx as u64 + *flat_idx as u64;
+            flat.step(&self.options, range, loading, buffer_id, &update)?;
+            let is_last = range.end == self.options.optimizer_len(&flat.layout);
+            if is_last && self.options.sharding.optimizer && !self.options.sharding.params {
                 // The input is this rank's own slice of the output.
                 let own = flat.own_param(&self.options);
                 world.all_gather_into_tensor(&flat.param, &own)?.wait()?;
             }
         }
         Ok(())
+    }
+
+    /// What is stepped at once, in order.
+    fn runs(&self) -> Vec<RunId> {
+        let mut runs = Vec::new();
+        for (unit_idx, unit) in self.units.iter().enumerate() {
+            for (flat_idx, flat) in unit.flats.iter().enumerate() {
+                let of_flat = flat.state.runs().into_iter();
+                runs.extend(of_flat.map(|range| RunId { unit_idx, flat_idx, range }));
+            }
+        }
+        runs
+    }
+
+    fn load_run(&self, run: &RunId, buffers: &mut RunBuffers) -> Result<Loading, TrainError> {
+        self.units[run.unit_idx].flats[run.flat_idx].state.load(&run.range, buffers)
     }
 }
 
