@@ -18,6 +18,7 @@
 mod flat;
 mod layout;
 mod optimizer;
+mod reduce;
 mod units;
 
 use sterna_recipe::ZeroStage;

@@ -22,8 +22,9 @@ use crate::{
     error::TrainError,
 };
 
-/// Elements stepped at once.
-const SLICE_LEN: i64 = 1 << 16;
+/// Elements stepped at once: 4.5 MB of states, weights and gradients, which the last-level cache holds. Shorter slices pay for
+/// more calls, longer ones for memory (measured in docs/LOG.md).
+const SLICE_LEN: i64 = 1 << 18;
 
 /// Elements read from disk at once, a multiple of [`SLICE_LEN`].
 const RUN_LEN: i64 = 1 << 20;
@@ -263,7 +264,7 @@ impl Run {
 
 /// Ranges of `piece_len` that cover `0..len`, and a shorter last one. Not even ones: the kernel's vectors then start at the
 /// same elements however a buffer is cut, and so does its rest, which is rounded differently.
-fn pieces(len: i64, piece_len: i64) -> impl Iterator<Item = Range<i64>> {
+pub(super) fn pieces(len: i64, piece_len: i64) -> impl Iterator<Item = Range<i64>> {
     (0..len).step_by(piece_len.max(1) as usize).map(move |start| start..len.min(start + piece_len))
 }
 

@@ -11,6 +11,7 @@ use super::{
     FlatLayout, Sharding, UnitLayout,
     flat::{Flat, FlatOptions},
     optimizer::{Loading, OptimizerState, RunBuffers, Update},
+    reduce::{PIECE_LEN, all_reduce_in_pieces, reduce_scatter_in_pieces},
 };
 use crate::{disk::DiskScratch, error::TrainError, load::WeightSource, scalars::sum};
 
@@ -45,12 +46,15 @@ pub struct StatePlacement {
 /// `12 P` bytes (`8 P` with bf16 moments), each divided by `w` where [`Sharding`] says so. With an fp32 model the masters are
 /// the weights. On disk, masters and moments cost two runs of a million elements while they are stepped.
 /// A gathered unit costs its size in the model's dtype while in use, and once more while the next one is prefetched.
-/// Sharded gradients cost one unit being filled and, while it travels, the one before it twice: sent and received.
+/// Sharded gradients cost one unit being filled and, while it travels, the one before it twice, sent and received, in the dtype
+/// that travels; units larger than a block only once.
 pub struct Zero {
     units: Vec<Unit>,
     options: FlatOptions,
     placement: StatePlacement,
     world_size: usize,
+    /// Elements of the largest flat buffer of the usual unit, a block: the median over units.
+    usual_len: usize,
     gathering: HashMap<usize, Vec<Gathering>>,
     reducing: Vec<Reducing>,
 }
@@ -123,6 +127,10 @@ impl Zero {
             .as_ref()
             .map(|dir| DiskScratch::create(dir, needed_bytes))
             .transpose()?;
+        let largest = |layout: &UnitLayout| layout.flats.iter().map(|flat| flat.len).max();
+        let mut lens: Vec<_> = units.iter().filter_map(largest).collect();
+        lens.sort_unstable();
+        let usual_len = lens.get(lens.len() / 2).copied().unwrap_or(0);
         let unit = |layout: UnitLayout| {
             let flats = layout.flats.iter();
             let flats = flats.map(|flat| Flat::new(flat.clone(), &options, disk.as_ref()));
@@ -133,6 +141,7 @@ impl Zero {
             options,
             placement,
             world_size: world.size(),
+            usual_len,
             gathering: HashMap::new(),
             reducing: Vec::new(),
         })
@@ -256,7 +265,8 @@ impl Zero {
     /// # Communication
     ///
     /// With sharded gradients, one reduce-scatter (sum) over the world for each flat buffer, which runs beside the
-    /// backward of the next unit. Collective.
+    /// backward of the next unit. A buffer larger than a block's, the embedding's or the head's, is reduced before this returns, in
+    /// pieces: as long as it travelled, it would exist three times. Collective.
     ///
     /// # Errors
     ///
@@ -269,7 +279,21 @@ impl Zero {
         for (flat_idx, whole) in flats.into_iter().enumerate() {
             let flat = &mut self.units[unit_idx].flats[flat_idx];
             if self.options.sharding.gradients {
-                let whole = whole.to_kind(self.placement.reduce_kind);
+                let reduce_kind = self.placement.reduce_kind;
+                if flat.layout.len > self.usual_len {
+                    reduce_scatter_in_pieces(
+                        world,
+                        &whole,
+                        reduce_kind,
+                        PIECE_LEN,
+                        |start, sum| {
+                            let mut own = flat.grad.narrow(0, start, sum.size()[0]);
+                            let _ = own.g_add_(&sum.to_device(own.device()));
+                        },
+                    )?;
+                    continue;
+                }
+                let whole = whole.to_kind(reduce_kind);
                 let shard =
                     Tensor::empty(flat.layout.shard_len as i64, (whole.kind(), whole.device()));
                 let work = world.reduce_scatter_tensor(&shard, &whole, ReduceOp::Sum)?;
@@ -295,7 +319,7 @@ impl Zero {
     ///
     /// # Communication
     ///
-    /// Stage 0: one all-reduce for each flat buffer; stage 1: one reduce-scatter. Collective.
+    /// Stage 0: all-reduces over the pieces of each flat buffer; stage 1: reduce-scatters. Collective.
     ///
     /// # Errors
     ///
@@ -307,18 +331,20 @@ impl Zero {
             return Ok(());
         }
         for flat in self.units.iter_mut().flat_map(|unit| &mut unit.flats) {
-            let whole = flat.grad.to_kind(self.placement.reduce_kind);
-            let mut own = flat.own_grad(&self.options);
+            let reduce_kind = self.placement.reduce_kind;
             if self.options.sharding.optimizer {
-                let shard =
-                    Tensor::empty(flat.layout.shard_len as i64, (whole.kind(), whole.device()));
-                world.reduce_scatter_tensor(&shard, &whole, ReduceOp::Sum)?.wait()?;
-                own.copy_(&shard);
+                let own = flat.own_grad(&self.options);
+                reduce_scatter_in_pieces(
+                    world,
+                    &flat.grad,
+                    reduce_kind,
+                    PIECE_LEN,
+                    |start, sum| {
+                        own.narrow(0, start, sum.size()[0]).copy_(sum);
+                    },
+                )?;
             } else {
-                world.all_reduce_(&whole, ReduceOp::Sum)?;
-                if whole.data_ptr() != own.data_ptr() {
-                    own.copy_(&whole);
-                }
+                all_reduce_in_pieces(world, &flat.grad, reduce_kind, PIECE_LEN)?;
             }
         }
         Ok(())
