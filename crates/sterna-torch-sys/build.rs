@@ -14,6 +14,7 @@ const SOURCES: &[&str] = &[
     "cpp/memory.cc",
     "cpp/optimizer.cc",
     "cpp/process_group.cc",
+    "cpp/rounding.cc",
     "cpp/store.cc",
 ];
 
@@ -26,6 +27,8 @@ fn main() {
 
     cxx_build::bridge("src/bridge.rs")
         .std("c++17")
+        // As libtorch: what is computed per element is as fast in a debug build.
+        .opt_level(3)
         .files(SOURCES)
         .include("cpp")
         .flag("-Wall")

@@ -44,6 +44,7 @@ pub(crate) mod ffi {
         include!("memory.h");
         include!("optimizer.h");
         include!("process_group.h");
+        include!("rounding.h");
         include!("store.h");
 
         #[namespace = "at"]
@@ -66,6 +67,13 @@ pub(crate) mod ffi {
             exp_avg_sq: &Tensor,
             step: i64,
             adamw: &AdamW,
+        ) -> Result<()>;
+
+        fn round_stochastically(
+            source: &Tensor,
+            target: &Tensor,
+            key: u64,
+            position: u64,
         ) -> Result<()>;
 
         type Store;

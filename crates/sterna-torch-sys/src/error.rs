@@ -1,5 +1,7 @@
 //! What can go wrong inside libtorch, told apart by what a caller would do about it.
 
+use tch::Tensor;
+
 /// A failure inside libtorch. The messages are libtorch's own, without its C++ stack.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -21,15 +23,15 @@ pub enum Error {
         /// libtorch's text.
         message: String,
     },
-    /// A tensor is not like the parameter it belongs to. The optimizer's kernel checks nothing itself.
-    #[error(
-        "`{operand}` is {found}, must be fp32, contiguous, and of the shape and on the device of `param`"
-    )]
+    /// A tensor is not what a kernel reads, which checks nothing itself.
+    #[error("`{operand}` is {found}, must be {required}")]
     Operand {
         /// The argument.
         operand: &'static str,
         /// Its shape, dtype and device.
         found: String,
+        /// What it has to be.
+        required: &'static str,
     },
     /// Anything else libtorch refuses: mostly shapes, dtypes or devices that do not fit together.
     #[error("libtorch: {message}")]
@@ -40,6 +42,13 @@ pub enum Error {
 }
 
 impl Error {
+    pub(crate) fn operand(operand: &'static str, tensor: &Tensor, required: &'static str) -> Self {
+        let gaps = if tensor.is_contiguous() { "" } else { ", not contiguous" };
+        let (size, kind, device) = (tensor.size(), tensor.kind(), tensor.device());
+        let found = format!("{size:?} {kind:?}{gaps} on {device:?}");
+        Self::Operand { operand, found, required }
+    }
+
     /// What the reader can do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {

@@ -17,8 +17,10 @@ mod error;
 pub mod file;
 pub mod memory;
 mod optimizer;
+mod rounding;
 mod tensor;
 
 pub use autograd::vjp;
 pub use error::Error;
 pub use optimizer::{AdamW, fused_adamw_};
+pub use rounding::round_stochastically;

@@ -68,7 +68,9 @@ fn check(operand: &'static str, tensor: &Tensor, param: &Tensor) -> Result<(), E
     {
         return Ok(());
     }
-    let gaps = if tensor.is_contiguous() { "" } else { ", not contiguous" };
-    let found = format!("{:?} {:?}{gaps} on {:?}", tensor.size(), tensor.kind(), tensor.device());
-    Err(Error::Operand { operand, found })
+    Err(Error::operand(
+        operand,
+        tensor,
+        "fp32, contiguous, and of the shape and on the device of `param`",
+    ))
 }

@@ -92,7 +92,8 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     ///
-    /// [`TrainError::Model`] if there are more sequence-parallel ranks, or groups of a rank's heads, than query heads.
+    /// [`TrainError::Model`] if there are more sequence-parallel ranks, or groups of a rank's heads, than query heads; those of
+    /// [`Zero::new`].
     pub fn new(
         comm: &'a Comm,
         config: &'a ModelConfig,
@@ -122,8 +123,15 @@ impl<'a> Engine<'a> {
                 compute_device: options.device,
                 param_device: host_if(deepspeed.offload_param),
                 optimizer_device: host_if(recipe.memory.optimizer_on != Place::Device),
+                optimizer_disk: recipe
+                    .memory
+                    .disk_dir
+                    .clone()
+                    .filter(|_| recipe.memory.optimizer_on == Place::Disk),
+                moments_kind: kind_of(recipe.memory.moments_dtype),
+                seed: recipe.seed,
             },
-        );
+        )?;
         Ok(Self { comm, config, head_groups, options, zero })
     }
 

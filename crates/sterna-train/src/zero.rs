@@ -17,6 +17,8 @@
 
 mod flat;
 mod layout;
+mod optimizer;
+mod reduce;
 mod units;
 
 use sterna_recipe::ZeroStage;

@@ -7,3 +7,4 @@ mod c10d;
 mod file;
 mod memory;
 mod optimizer;
+mod rounding;

@@ -1,12 +1,14 @@
-//! One flat buffer's state on one rank: weights, fp32 masters, gradients, moments.
+//! One flat buffer's state on one rank: weights, gradients, what the optimizer keeps.
 
 use std::ops::Range;
 
-use sterna_torch_sys::{AdamW, fused_adamw_};
 use tch::{Device, Kind, Tensor};
 
-use super::{FlatLayout, Sharding};
-use crate::error::TrainError;
+use super::{
+    FlatLayout, Sharding,
+    optimizer::{Loading, OptimizerState, StateFormat, Stepped, Update},
+};
+use crate::{disk::DiskScratch, error::TrainError};
 
 /// One flat buffer of one unit, as far as this rank holds it.
 #[derive(Debug)]
@@ -14,15 +16,10 @@ pub(super) struct Flat {
     pub(super) layout: FlatLayout,
     /// The weights in the model's dtype: `[shard_len]` if sharded, else `[len]`.
     pub(super) param: Tensor,
-    /// The fp32 weights that the optimizer steps: `[shard_len]` if sharded, else `[len]`. With an fp32 model it is a
-    /// view of `param`, so that there is no second copy.
-    pub(super) master: Tensor,
     /// Accumulated gradients of the step: `[shard_len]` if sharded, else `[len]`.
     pub(super) grad: Tensor,
-    /// First moment, fp32, as long as `master`.
-    exp_avg: Tensor,
-    /// Second moment, fp32, as long as `master`.
-    exp_avg_sq: Tensor,
+    /// Masters and moments of what this rank steps.
+    pub(super) state: OptimizerState,
 }
 
 /// Where a flat buffer's states live and in which dtype.
@@ -33,36 +30,46 @@ pub(super) struct FlatOptions {
     pub(super) param_kind: Kind,
     pub(super) grad_kind: Kind,
     pub(super) param_device: Device,
+    /// Of the gradients, and of masters and moments unless those are on disk.
     pub(super) optimizer_device: Device,
+    pub(super) moments_kind: Kind,
+}
+
+impl FlatOptions {
+    /// What the optimizer keeps for an element.
+    pub(super) fn state_format(&self) -> StateFormat {
+        let can_alias =
+            self.param_kind == Kind::Float && self.param_device == self.optimizer_device;
+        StateFormat { has_master: !can_alias, moments_kind: self.moments_kind }
+    }
+
+    /// Elements of `layout` that this rank steps.
+    pub(super) fn optimizer_len(&self, layout: &FlatLayout) -> i64 {
+        if self.sharding.optimizer { layout.shard_len as i64 } else { layout.len as i64 }
+    }
 }
 
 impl Flat {
-    /// Zeroed state for `layout`. Weights are written with [`Flat::param_region`], then [`Flat::reset_master`].
-    pub(super) fn new(layout: FlatLayout, options: &FlatOptions) -> Self {
+    /// Zeroed state for `layout`. Weights are written with [`Flat::param_region`], then [`Flat::reset_optimizer`].
+    pub(super) fn new(
+        layout: FlatLayout,
+        options: &FlatOptions,
+        disk: Option<&DiskScratch>,
+    ) -> Result<Self, TrainError> {
         let local_len =
             |is_sharded: bool| if is_sharded { layout.shard_len } else { layout.len } as i64;
         let sharding = options.sharding;
-        let param =
-            Tensor::zeros(local_len(sharding.params), (options.param_kind, options.param_device));
-        let optimizer_len = local_len(sharding.optimizer);
-        let optimizer_state =
-            || Tensor::zeros(optimizer_len, (Kind::Float, options.optimizer_device));
-        let mut flat = Self {
-            param: param.shallow_clone(),
-            master: param,
-            grad: Tensor::zeros(
-                local_len(sharding.gradients),
-                (options.grad_kind, options.optimizer_device),
-            ),
-            exp_avg: optimizer_state(),
-            exp_avg_sq: optimizer_state(),
+        let zeros = |is_sharded, kind, device| Tensor::zeros(local_len(is_sharded), (kind, device));
+        let (len, format) = (options.optimizer_len(&layout), options.state_format());
+        Ok(Self {
+            param: zeros(sharding.params, options.param_kind, options.param_device),
+            grad: zeros(sharding.gradients, options.grad_kind, options.optimizer_device),
+            state: match disk {
+                Some(disk) => OptimizerState::on_disk(len, format, disk)?,
+                None => OptimizerState::in_memory(len, format, options.optimizer_device),
+            },
             layout,
-        };
-        let own_param = flat.own_param(options);
-        let can_alias =
-            options.param_kind == Kind::Float && options.param_device == options.optimizer_device;
-        flat.master = if can_alias { own_param } else { optimizer_state() };
-        flat
+        })
     }
 
     /// The elements of the whole buffer that `param` holds.
@@ -80,10 +87,10 @@ impl Flat {
         }
     }
 
-    /// Sets the fp32 masters from the weights.
-    pub(super) fn reset_master(&mut self, options: &FlatOptions) {
+    /// Sets the fp32 masters from the weights, and the moments to zero.
+    pub(super) fn reset_optimizer(&mut self, options: &FlatOptions) -> Result<(), TrainError> {
         let own_param = self.own_param(options);
-        self.master.copy_(&own_param);
+        self.state.reset(&own_param)
     }
 
     /// The part of `grad` that this rank's optimizer uses, a view.
@@ -96,27 +103,33 @@ impl Flat {
         }
     }
 
-    /// One `AdamW` step of this rank's part, then the weights from the masters, then zero gradients.
-    ///
-    /// `step` counts from 1. Gradients are multiplied by `grad_scale` first.
+    /// Run `range` of this rank's part: one `AdamW` step of the states being loaded, then the weights from the masters, then
+    /// zero gradients.
     pub(super) fn step(
         &mut self,
         options: &FlatOptions,
-        adamw: &AdamW,
-        step: u64,
-        grad_scale: f64,
+        range: &Range<i64>,
+        loading: Loading,
+        buffer_id: u64,
+        update: &Update<'_>,
     ) -> Result<(), TrainError> {
-        let mut grad = self.own_grad(options);
-        if grad_scale < 1.0 {
-            let _ = grad.g_mul_scalar_(grad_scale);
+        let of = |x: &Tensor| x.narrow(0, range.start, range.end - range.start);
+        let shard_start =
+            if options.sharding.optimizer { self.layout.shard(options.rank).start } else { 0 };
+        let stepped = Stepped {
+            param: of(&self.own_param(options)),
+            grad: of(&self.own_grad(options)),
+            weight_decay: if self.layout.is_decayed { update.adamw.weight_decay } else { 0.0 },
+            buffer_id,
+            first: shard_start as u64 + range.start as u64,
+        };
+        self.state.step(range, loading, &stepped, update)?;
+        if range.end == options.optimizer_len(&self.layout)
+            && stepped.grad.numel() < self.grad.numel()
+        {
+            // What other ranks stepped.
+            let _ = self.grad.zero_();
         }
-        let grad = grad.to_kind(Kind::Float);
-        let weight_decay = if self.layout.is_decayed { adamw.weight_decay } else { 0.0 };
-        let adamw = AdamW { weight_decay, ..*adamw };
-        fused_adamw_(&self.master, &grad, &self.exp_avg, &self.exp_avg_sq, step as i64, &adamw)?;
-        // With an fp32 model the masters are the weights and this copies a tensor onto itself.
-        self.own_param(options).copy_(&self.master);
-        let _ = self.grad.zero_();
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! All units of a model on one rank: gather, reduce, clip, step.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range, path::PathBuf};
 
 use sterna_comm::{Group, ReduceOp, Work};
 use sterna_ops::tile::tiles;
@@ -8,13 +8,15 @@ use sterna_torch_sys::AdamW;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use super::{
-    Sharding, UnitLayout,
+    FlatLayout, Sharding, UnitLayout,
     flat::{Flat, FlatOptions},
+    optimizer::{Loading, OptimizerState, RunBuffers, Update},
+    reduce::{PIECE_LEN, all_reduce_in_pieces, reduce_scatter_in_pieces},
 };
-use crate::{error::TrainError, load::WeightSource, scalars::sum};
+use crate::{disk::DiskScratch, error::TrainError, load::WeightSource, scalars::sum};
 
 /// Where the states of all units live and in which dtypes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct StatePlacement {
     /// Dtype of the weights that the model computes with.
     pub param_kind: Kind,
@@ -26,8 +28,14 @@ pub struct StatePlacement {
     pub compute_device: Device,
     /// Where the weights rest between uses (`offload_param`).
     pub param_device: Device,
-    /// Where gradients, masters and moments live (`offload_optimizer`).
+    /// Where gradients live, and masters and moments unless they are on disk (`memory.optimizer_on`).
     pub optimizer_device: Device,
+    /// The folder of the scratch file that masters and moments live in, if they are on disk.
+    pub optimizer_disk: Option<PathBuf>,
+    /// Dtype of the moments: fp32 or bf16.
+    pub moments_kind: Kind,
+    /// Of the stochastic rounding of bf16 moments.
+    pub seed: u64,
 }
 
 /// The states of every unit on this rank.
@@ -35,14 +43,18 @@ pub struct StatePlacement {
 /// # Memory
 ///
 /// For a model of `P` parameters on `w` ranks, with a 2-byte dtype: weights `2 P`, gradients `4 P`, masters and moments
-/// `12 P` bytes, each divided by `w` where [`Sharding`] says so. With an fp32 model the masters are the weights.
+/// `12 P` bytes (`8 P` with bf16 moments), each divided by `w` where [`Sharding`] says so. With an fp32 model the masters are
+/// the weights. On disk, masters and moments cost two runs of a million elements while they are stepped.
 /// A gathered unit costs its size in the model's dtype while in use, and once more while the next one is prefetched.
-/// Sharded gradients cost one unit being filled and, while it travels, the one before it twice: sent and received.
+/// Sharded gradients cost one unit being filled and, while it travels, the one before it twice, sent and received, in the dtype
+/// that travels; units larger than a block only once.
 pub struct Zero {
     units: Vec<Unit>,
     options: FlatOptions,
     placement: StatePlacement,
     world_size: usize,
+    /// Elements of the largest flat buffer of the usual unit, a block: the median over units.
+    usual_len: usize,
     gathering: HashMap<usize, Vec<Gathering>>,
     reducing: Vec<Reducing>,
 }
@@ -69,6 +81,13 @@ struct Reducing {
     work: Work,
 }
 
+/// A run of elements of the part of a flat buffer that this rank steps.
+struct RunId {
+    unit_idx: usize,
+    flat_idx: usize,
+    range: Range<i64>,
+}
+
 /// Gradient buffers of one unit, to be accumulated into (`+=`) and given back to [`Zero::reduce`].
 #[derive(Debug)]
 pub struct Gradients {
@@ -79,13 +98,17 @@ pub struct Gradients {
 }
 
 impl Zero {
-    /// Allocates the states of `units` (zeroed) for this rank of `world`.
+    /// Allocates the states of `units` (zeroed) for this rank of `world`. What is on disk is valid from [`Zero::load`] on.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::ScratchFolder`] or [`TrainError::ScratchSpace`] if the optimizer cannot live where it is asked to.
     pub fn new(
         world: &Group,
         units: Vec<UnitLayout>,
         sharding: Sharding,
         placement: StatePlacement,
-    ) -> Self {
+    ) -> Result<Self, TrainError> {
         let options = FlatOptions {
             sharding,
             rank: world.rank(),
@@ -93,23 +116,35 @@ impl Zero {
             grad_kind: placement.grad_kind,
             param_device: placement.param_device,
             optimizer_device: placement.optimizer_device,
+            moments_kind: placement.moments_kind,
         };
-        let units = units
-            .into_iter()
-            .map(|layout| Unit {
-                flats: layout.flats.iter().map(|flat| Flat::new(flat.clone(), &options)).collect(),
-                layout,
-            })
-            .collect();
-        let world_size = world.size();
-        Self {
-            units,
+        let bytes = |flat: &FlatLayout| {
+            OptimizerState::bytes(options.optimizer_len(flat), options.state_format())
+        };
+        let needed_bytes = units.iter().flat_map(|layout| &layout.flats).map(bytes).sum();
+        let disk = placement
+            .optimizer_disk
+            .as_ref()
+            .map(|dir| DiskScratch::create(dir, needed_bytes))
+            .transpose()?;
+        let largest = |layout: &UnitLayout| layout.flats.iter().map(|flat| flat.len).max();
+        let mut lens: Vec<_> = units.iter().filter_map(largest).collect();
+        lens.sort_unstable();
+        let usual_len = lens.get(lens.len() / 2).copied().unwrap_or(0);
+        let unit = |layout: UnitLayout| {
+            let flats = layout.flats.iter();
+            let flats = flats.map(|flat| Flat::new(flat.clone(), &options, disk.as_ref()));
+            Ok(Unit { flats: flats.collect::<Result<_, TrainError>>()?, layout })
+        };
+        Ok(Self {
+            units: units.into_iter().map(unit).collect::<Result<_, TrainError>>()?,
             options,
             placement,
-            world_size,
+            world_size: world.size(),
+            usual_len,
             gathering: HashMap::new(),
             reducing: Vec::new(),
-        }
+        })
     }
 
     /// Number of units.
@@ -126,7 +161,7 @@ impl Zero {
     ///
     /// # Errors
     ///
-    /// Those of `source`.
+    /// Those of `source`; [`TrainError::Disk`] if masters cannot be written to disk.
     pub fn load(&mut self, source: &WeightSource<'_>) -> Result<(), TrainError> {
         let _no_grad = no_grad_guard();
         for unit in &mut self.units {
@@ -137,7 +172,7 @@ impl Zero {
                     let len = overlap.param_range.len() as i64;
                     flat.param.narrow(0, overlap.region_offset as i64, len).copy_(&values);
                 }
-                flat.reset_master(&self.options);
+                flat.reset_optimizer(&self.options)?;
             }
         }
         Ok(())
@@ -230,7 +265,8 @@ impl Zero {
     /// # Communication
     ///
     /// With sharded gradients, one reduce-scatter (sum) over the world for each flat buffer, which runs beside the
-    /// backward of the next unit. Collective.
+    /// backward of the next unit. A buffer larger than a block's, the embedding's or the head's, is reduced before this returns, in
+    /// pieces: as long as it travelled, it would exist three times. Collective.
     ///
     /// # Errors
     ///
@@ -243,7 +279,21 @@ impl Zero {
         for (flat_idx, whole) in flats.into_iter().enumerate() {
             let flat = &mut self.units[unit_idx].flats[flat_idx];
             if self.options.sharding.gradients {
-                let whole = whole.to_kind(self.placement.reduce_kind);
+                let reduce_kind = self.placement.reduce_kind;
+                if flat.layout.len > self.usual_len {
+                    reduce_scatter_in_pieces(
+                        world,
+                        &whole,
+                        reduce_kind,
+                        PIECE_LEN,
+                        |start, sum| {
+                            let mut own = flat.grad.narrow(0, start, sum.size()[0]);
+                            let _ = own.g_add_(&sum.to_device(own.device()));
+                        },
+                    )?;
+                    continue;
+                }
+                let whole = whole.to_kind(reduce_kind);
                 let shard =
                     Tensor::empty(flat.layout.shard_len as i64, (whole.kind(), whole.device()));
                 let work = world.reduce_scatter_tensor(&shard, &whole, ReduceOp::Sum)?;
@@ -269,7 +319,7 @@ impl Zero {
     ///
     /// # Communication
     ///
-    /// Stage 0: one all-reduce for each flat buffer; stage 1: one reduce-scatter. Collective.
+    /// Stage 0: all-reduces over the pieces of each flat buffer; stage 1: reduce-scatters. Collective.
     ///
     /// # Errors
     ///
@@ -281,18 +331,20 @@ impl Zero {
             return Ok(());
         }
         for flat in self.units.iter_mut().flat_map(|unit| &mut unit.flats) {
-            let whole = flat.grad.to_kind(self.placement.reduce_kind);
-            let mut own = flat.own_grad(&self.options);
+            let reduce_kind = self.placement.reduce_kind;
             if self.options.sharding.optimizer {
-                let shard =
-                    Tensor::empty(flat.layout.shard_len as i64, (whole.kind(), whole.device()));
-                world.reduce_scatter_tensor(&shard, &whole, ReduceOp::Sum)?.wait()?;
-                own.copy_(&shard);
+                let own = flat.own_grad(&self.options);
+                reduce_scatter_in_pieces(
+                    world,
+                    &flat.grad,
+                    reduce_kind,
+                    PIECE_LEN,
+                    |start, sum| {
+                        own.narrow(0, start, sum.size()[0]).copy_(sum);
+                    },
+                )?;
             } else {
-                world.all_reduce_(&whole, ReduceOp::Sum)?;
-                if whole.data_ptr() != own.data_ptr() {
-                    own.copy_(&whole);
-                }
+                all_reduce_in_pieces(world, &flat.grad, reduce_kind, PIECE_LEN)?;
             }
         }
         Ok(())
@@ -323,9 +375,17 @@ impl Zero {
     ///
     /// `adamw` holds the learning rate of this step; `step` counts from 1; gradients are multiplied by `grad_scale` first and are zero afterwards.
     ///
+    /// # Communication
+    ///
+    /// Where optimizer states are sharded and weights are not, one all-gather over the world for each flat buffer. Collective.
+    ///
+    /// # Memory
+    ///
+    /// A few slices. What is on disk is read ahead and written behind while the slices in between are stepped.
+    ///
     /// # Errors
     ///
-    /// [`TrainError::Comm`] if a peer failed; [`TrainError::Torch`] if the kernel refuses.
+    /// [`TrainError::Comm`] if a peer failed; [`TrainError::Disk`] if the disk did; [`TrainError::Torch`] if the kernel refuses.
     pub fn step(
         &mut self,
         world: &Group,
@@ -334,15 +394,43 @@ impl Zero {
         grad_scale: f64,
     ) -> Result<(), TrainError> {
         let _no_grad = no_grad_guard();
-        for flat in self.units.iter_mut().flat_map(|unit| &mut unit.flats) {
-            flat.step(&self.options, adamw, step, grad_scale)?;
-            if self.options.sharding.optimizer && !self.options.sharding.params {
+        let update = Update { adamw, step, grad_scale, seed: self.placement.seed };
+        let runs = self.runs();
+        let mut buffers = RunBuffers::default();
+        let mut ahead = None;
+        for (i, RunId { unit_idx, flat_idx, range }) in runs.iter().enumerate() {
+            let loading = match ahead.take() {
+                Some(loading) => loading,
+                None => self.load_run(&runs[i], &mut buffers)?,
+            };
+            ahead = runs.get(i + 1).map(|next| self.load_run(next, &mut buffers)).transpose()?;
+            let flat = &mut self.units[*unit_idx].flats[*flat_idx];
+            let buffer_id = 2 * *unit_idx as u64 + *flat_idx as u64;
+            flat.step(&self.options, range, loading, buffer_id, &update)?;
+            let is_last = range.end == self.options.optimizer_len(&flat.layout);
+            if is_last && self.options.sharding.optimizer && !self.options.sharding.params {
                 // The input is this rank's own slice of the output.
                 let own = flat.own_param(&self.options);
                 world.all_gather_into_tensor(&flat.param, &own)?.wait()?;
             }
         }
         Ok(())
+    }
+
+    /// What is stepped at once, in order.
+    fn runs(&self) -> Vec<RunId> {
+        let mut runs = Vec::new();
+        for (unit_idx, unit) in self.units.iter().enumerate() {
+            for (flat_idx, flat) in unit.flats.iter().enumerate() {
+                let of_flat = flat.state.runs().into_iter();
+                runs.extend(of_flat.map(|range| RunId { unit_idx, flat_idx, range }));
+            }
+        }
+        runs
+    }
+
+    fn load_run(&self, run: &RunId, buffers: &mut RunBuffers) -> Result<Loading, TrainError> {
+        self.units[run.unit_idx].flats[run.flat_idx].state.load(&run.range, buffers)
     }
 }
 

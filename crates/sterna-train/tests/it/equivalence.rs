@@ -84,6 +84,19 @@ fn places_change_nothing_in_one_process() {
         // A place changes no sum: bit for bit.
         assert_eq!(figures(folder.path(), &env, name, &[changes]), plain, "{name}");
     }
+    for dtype in ["fp32", "bf16"] {
+        let dtype = ("model.dtype", json!(dtype));
+        let figures = |name: &str, memory: Value| {
+            figures(folder.path(), &env, name, &[dtype.clone(), ("memory", memory)])
+        };
+        let dir = folder.path();
+        for moments in ["fp32", "bf16"] {
+            let in_memory = figures("moments", json!({"moments_dtype": moments}));
+            let on_disk =
+                json!({"moments_dtype": moments, "optimizer_on": "disk", "disk_dir": dir});
+            assert_eq!(figures("on disk", on_disk), in_memory, "{dtype:?} {moments}");
+        }
+    }
     let graph = figures(
         folder.path(),
         &env,

@@ -3,6 +3,7 @@
 mod conformance;
 mod disk;
 mod equivalence;
+mod optimizer;
 mod plan;
 mod policies;
 mod schedule;
