@@ -29,7 +29,20 @@ pub(crate) mod ffi {
         eps: f64,
     }
 
+    /// Which keys a query of a call sees: key `j` if `0 <= i + keys_before - j < window`.
+    struct VisibleKeys {
+        keys_before: i64,
+        window: i64,
+    }
+
+    /// The gradients of keys and values, for each query head that reads them.
+    struct KeyGradients {
+        d_k: UniquePtr<Tensor>,
+        d_v: UniquePtr<Tensor>,
+    }
+
     unsafe extern "C++" {
+        include!("attention.h");
         include!("autograd.h");
         include!("optimizer.h");
         include!("process_group.h");
@@ -44,6 +57,28 @@ pub(crate) mod ffi {
             inputs: &[TensorRef],
             retain_graph: bool,
         ) -> Result<Vec<OptionalTensor>>;
+
+        fn has_attention_kernel() -> bool;
+        fn attention_forward(
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            o: &Tensor,
+            lse: &Tensor,
+            visible: &VisibleKeys,
+            scale: f64,
+        ) -> Result<()>;
+        fn attention_backward(
+            d_o: &Tensor,
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            o: &Tensor,
+            lse: &Tensor,
+            d_q: &Tensor,
+            visible: &VisibleKeys,
+            scale: f64,
+        ) -> Result<KeyGradients>;
 
         fn fused_adamw_(
             param: &Tensor,
