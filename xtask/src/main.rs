@@ -32,6 +32,7 @@ Tasks:
   test [FILTER]...  Format, tidy, lints, docs and all tests, cheapest first; this is what CI runs.
                     With arguments, only the tests that match: they go to `cargo nextest run`
                     (or to `cargo test`, where nextest is not installed)
+  test --large      The tests with tensors of more than 2^31 elements: 9 GB of memory, some minutes
   tidy              The rules of this repository that no compiler checks: crate edges, written architecture,
                     TODOs, fixtures
   libtorch          Put libtorch (CPU) where the build looks for it, .libtorch/
