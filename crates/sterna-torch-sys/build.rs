@@ -10,6 +10,7 @@ use std::path::PathBuf;
 mod rpath;
 
 const SOURCES: &[&str] = &[
+    "cpp/attention.cc",
     "cpp/autograd.cc",
     "cpp/memory.cc",
     "cpp/optimizer.cc",
@@ -25,9 +26,10 @@ fn main() {
     );
     let include = lib.parent().expect("libtorch's lib folder has a parent").join("include");
 
-    cxx_build::bridge("src/bridge.rs")
+    let mut build = cxx_build::bridge("src/bridge.rs");
+    build
         .std("c++17")
-        // As libtorch: what is computed per element is as fast in a debug build.
+        // As libtorch, in debug builds too: what is computed per element would be a hundred times slower.
         .opt_level(3)
         .files(SOURCES)
         .include("cpp")
@@ -39,8 +41,14 @@ fn main() {
         .flag(format!("-isystem{}", include.join("torch/csrc/api/include").display()))
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         // c10d's headers are empty without it.
-        .define("USE_C10D_GLOO", None)
-        .compile("sterna_torch");
+        .define("USE_C10D_GLOO", None);
+    // libtorch's thread pool is OpenMP's, and there must be one of it: the library that lies beside libtorch.
+    if std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
+        build.flag("-fopenmp");
+        println!("cargo::rustc-link-search=native={}", lib.display());
+        println!("cargo::rustc-link-lib=dylib:+verbatim=libgomp.so.1");
+    }
+    build.compile("sterna_torch");
 
     for file in ["cpp", "src/bridge.rs", "build.rs"] {
         println!("cargo::rerun-if-changed={file}");

@@ -33,6 +33,7 @@ Tasks:
   test [FILTER]...  Format, tidy, lints, docs and all tests, cheapest first; this is what CI runs.
                     With arguments, only the tests that match: they go to `cargo nextest run`
                     (or to `cargo test`, where nextest is not installed)
+  test --large      The tests with tensors of more than 2^31 elements: 9 GB of memory, some minutes
   bench KIND        Measure peak memory (`memory`) or time (`step`) over lengths, ranks and policies, beside
                     the reference if you like; `cargo xtask bench --help` tells more
   tidy              The rules of this repository that no compiler checks: crate edges, written architecture,

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::{inputs, libtorch, stage, tidy};
 
-/// Runs all checks, or only the tests that `filter` selects.
+/// Runs all checks, or only the tests that a filter selects, or with `--large` those that are too large for every day.
 ///
 /// Two builds in all: clippy and rustdoc share the metadata of the dependencies, tests and doctests share the compiled
 /// ones. Both are the dev profile, whose dependencies are optimised a little: a release build would cost CI more than
@@ -17,8 +17,16 @@ use crate::{inputs, libtorch, stage, tidy};
 /// # Errors
 ///
 /// The first stage that fails.
-pub(crate) fn run(root: &Path, filter: &[String]) -> Result<()> {
+pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
     let start = Instant::now();
+    let (large, filter): (Vec<&String>, Vec<&String>) =
+        args.iter().partition(|arg| *arg == "--large");
+    if !large.is_empty() {
+        if !filter.is_empty() {
+            bail!("`--large` selects the tests itself and takes no filter");
+        }
+        return run_large(root);
+    }
     let only_tests = !filter.is_empty();
     if !only_tests {
         stage::stage("format", || {
@@ -63,17 +71,27 @@ pub(crate) fn run(root: &Path, filter: &[String]) -> Result<()> {
     };
     stage::stage("tests", || {
         if has_nextest(root) {
-            return stage::run(tests(&["nextest", "run"]).args(filter));
+            return stage::run(tests(&["nextest", "run"]).args(&filter));
         }
         // No benchmarks, and one test at a time: there are no groups to keep multi-rank tests apart.
         let mut command = tests(&["test", "--lib", "--bins", "--tests"]);
-        stage::run(command.env("RUST_TEST_THREADS", "1").args(filter))
+        stage::run(command.env("RUST_TEST_THREADS", "1").args(&filter))
     })?;
     if !only_tests {
         stage::stage("doctests", || stage::run(&mut tests(&["test", "--doc", "--quiet"])))?;
     }
     println!("all passed in {}", stage::seconds(start.elapsed()));
     Ok(())
+}
+
+/// Runs the tests whose names contain `large` and which are ignored elsewhere, one at a time: tensors of more than 2^31 elements.
+fn run_large(root: &Path) -> Result<()> {
+    libtorch::install(root)?;
+    stage::stage("large tests", || {
+        let mut command = stage::cargo(root);
+        command.args(["test", "-p", "sterna-model", "--test", "it", "--locked", "--", "large"]);
+        stage::run(command.args(["--ignored", "--test-threads", "1"]))
+    })
 }
 
 /// cargo-nextest is faster and isolates each test in a process; `cargo test` does where it is not installed.

@@ -1,26 +1,24 @@
 //! Causal attention over packed documents, forward and backward from `(o, lse)`.
 //!
 //! A packed sequence holds several documents; a token attends to the tokens of its own document before it, and to itself. Each
-//! document is one call of libtorch's flash attention, so it costs its own length squared and no mask of the whole sequence ever
-//! exists. A sliding window becomes query tiles against a band of keys. The backward works from the output and the log-sum-exp of
-//! the scores, which are all that has to be kept.
+//! document is a kernel call of its own, so it costs its own length squared and no mask of the whole sequence ever exists. The
+//! backward works from the output and the log-sum-exp of the scores, which are all that has to be kept. [`Streamed`] does the same
+//! for one tile of queries, with keys and values that arrive in chunks.
 //!
-//! Many short documents stay cheap: 35 of 117 tokens take 18 ms forward and 78 ms backward on one core (9 heads on 3, bf16), one of
-//! 4,096 takes 256 and 374. Batching documents of equal length into one call was measured and changes nothing (19 and 79 ms): the
-//! kernel's cost is per head and block, not per call.
-//!
-//! Query heads that share a kv head read it through a view with a stride of zero: keys and values are never repeated in memory.
-//! Their gradients come back repeated, though, and a call's results exist twice until they are in place. That is small for a short
-//! document; a long one is one call for each kv head, so that only one head's results exist twice.
+//! Query heads that share a kv head read it as it is: keys and values are never repeated in memory. Their gradients come back
+//! repeated, though, and are summed in place. That is small for a short document; a long one is one call for each kv head, so that
+//! only one head's are repeated at a time.
 
 mod calls;
+mod kernel;
 mod streamed;
 
 use std::ops::Range;
 
 use tch::Tensor;
 
-use self::calls::{BandMask, calls};
+use self::calls::calls;
+use self::kernel::Runner;
 pub use self::streamed::{KeysValues, Streamed};
 use crate::accumulate_kind;
 
@@ -89,7 +87,8 @@ impl Documents {
 ///
 /// # Numerics
 ///
-/// Scores and sums are single precision (double for double); `lse` is in that precision, `o` in the dtype of `q`.
+/// Scores and sums are single precision (double for double); `lse` is in that precision, `o` in the dtype of `q`. With a half
+/// precision, probabilities are rounded to it before they multiply the values.
 ///
 /// # Panics
 ///
@@ -97,7 +96,8 @@ impl Documents {
 ///
 /// # Source
 ///
-/// `aten::_scaled_dot_product_flash_attention_for_cpu`.
+/// Dao 2023, <https://arxiv.org/abs/2307.08691>. Kernels: `aten::_scaled_dot_product_flash_attention_for_cpu`, and
+/// [`sterna_torch_sys::attention`] for bf16 on processors with bf16 dot products of 512 bits.
 pub fn forward(
     q: &Tensor,
     k: &Tensor,
@@ -108,12 +108,10 @@ pub fn forward(
     let size = check(q, k, v, spec, documents);
     let o = Tensor::empty(&size, (q.kind(), q.device()));
     let lse = Tensor::empty([size[1], size[0]], (accumulate_kind(q.kind()), q.device()));
-    let mask = BandMask::new(spec, documents, q);
+    let runner = Runner::new(spec, documents, q);
     let all = 0..documents.num_tokens();
-    for call in calls(spec, documents, &all, &all) {
-        let (o_call, lse_call) = call.forward(q, k, v, spec, mask.as_ref());
-        call.queries(&o).copy_(&o_call);
-        call.log_sums(&lse).copy_(&lse_call);
+    for call in calls(runner.kernel, spec, documents, &all, &all) {
+        runner.forward(&call, [q, k, v], call.queries(&o), call.log_sums(&lse));
     }
     (o, lse)
 }
@@ -134,7 +132,8 @@ pub fn forward(
 /// # Numerics
 ///
 /// Gradients of a kv head are summed over the query heads that read it, and over the query tiles of a sliding window, in single
-/// precision (double for double).
+/// precision (double for double). Within a call and a query head libtorch's kernel sums in the dtype of `q`, ours in single
+/// precision.
 ///
 /// # Panics
 ///
@@ -154,21 +153,16 @@ pub fn backward(
     documents: &Documents,
 ) -> (Tensor, Tensor, Tensor) {
     let size = check(q, k, v, spec, documents);
-    let d_q = Tensor::empty(&size, (q.kind(), q.device()));
-    // Zeros: with a window, several tiles add to a key; without, a kv head that no local query head reads has none.
+    let d_q = Tensor::zeros(&size, (q.kind(), q.device()));
+    let runner = Runner::new(spec, documents, q);
+    let all = 0..documents.num_tokens();
+    let calls = calls(runner.kernel, spec, documents, &all, &all);
+    // With libtorch's kernel and a window, several tiles add to a key.
     let kind = if spec.sliding_window.is_some() { accumulate_kind(k.kind()) } else { k.kind() };
     let d_k = Tensor::zeros(k.size(), (kind, k.device()));
     let d_v = Tensor::zeros(v.size(), (kind, v.device()));
-    let mask = BandMask::new(spec, documents, q);
-    let all = 0..documents.num_tokens();
-    for call in calls(spec, documents, &all, &all) {
-        let (d_q_call, d_k_call, d_v_call) =
-            call.backward([d_o, q, k, v, o, lse], spec, mask.as_ref());
-        call.queries(&d_q).copy_(&d_q_call);
-        drop(d_q_call);
-        call.add_to_keys(&d_k, &d_k_call);
-        drop(d_k_call);
-        call.add_to_keys(&d_v, &d_v_call);
+    for call in &calls {
+        runner.backward(call, [d_o, q, k, v, o, lse], [&d_q, &d_k, &d_v]);
     }
     (d_q, d_k.to_kind(k.kind()), d_v.to_kind(v.kind()))
 }

@@ -31,6 +31,18 @@ pub(crate) mod ffi {
         eps: f64,
     }
 
+    /// Which keys a query of a call sees: key `j` if `0 <= i + keys_before - j < window`.
+    struct VisibleKeys {
+        keys_before: i64,
+        window: i64,
+    }
+
+    /// The gradients of keys and values, for each query head that reads them.
+    struct KeyGradients {
+        d_k: UniquePtr<Tensor>,
+        d_v: UniquePtr<Tensor>,
+    }
+
     extern "Rust" {
         #[cxx_name = "allocate_block"]
         fn allocate(len: usize) -> *mut u8;
@@ -40,6 +52,7 @@ pub(crate) mod ffi {
     }
 
     unsafe extern "C++" {
+        include!("attention.h");
         include!("autograd.h");
         include!("memory.h");
         include!("optimizer.h");
@@ -59,6 +72,28 @@ pub(crate) mod ffi {
 
         fn install_cpu_allocator();
         fn rust_block(tensor: &Tensor) -> *const u8;
+
+        fn has_attention_kernel() -> bool;
+        fn attention_forward(
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            o: &Tensor,
+            lse: &Tensor,
+            visible: &VisibleKeys,
+            scale: f64,
+        ) -> Result<()>;
+        fn attention_backward(
+            d_o: &Tensor,
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            o: &Tensor,
+            lse: &Tensor,
+            d_q: &Tensor,
+            visible: &VisibleKeys,
+            scale: f64,
+        ) -> Result<KeyGradients>;
 
         fn fused_adamw_(
             param: &Tensor,

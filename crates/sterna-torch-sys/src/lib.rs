@@ -1,7 +1,7 @@
 //! The C++ boundary: c10d, vector-Jacobian products, the libtorch kernels tch lacks, and the memory of tensors.
 //!
 //! All unsafe code of the workspace lives here; every public function is safe and takes [`tch::Tensor`]s.
-//! The C++ under `cpp/` translates and decides nothing. An exception becomes an [`Error`] with a kind, so that a full
+//! The C++ under `cpp/` translates and decides nothing; one file computes, [`attention`]'s kernel. An exception becomes an [`Error`] with a kind, so that a full
 //! device, a late peer and a lost peer can be told apart.
 //!
 //! # Linking
@@ -9,8 +9,13 @@
 //! libtorch is found by `LIBTORCH` (torch-sys's rule). A package with executables, tests included, names `rpath/build.rs` of
 //! this folder as its build script, so that they find libtorch at run time.
 
+pub mod attention;
 mod autograd;
 #[expect(unreachable_pub, reason = "cxx gives every generated item the visibility `pub`")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "an attention's backward reads what the forward read and wrote"
+)]
 mod bridge;
 pub mod c10d;
 mod error;

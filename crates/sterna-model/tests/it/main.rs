@@ -5,6 +5,7 @@ mod equivalence;
 mod golden;
 mod gradient;
 mod initial;
+mod large;
 mod leak;
 mod memory;
 mod params;

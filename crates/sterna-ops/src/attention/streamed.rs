@@ -13,7 +13,8 @@ use std::ops::Range;
 
 use tch::Tensor;
 
-use super::calls::{BandMask, Call, calls};
+use super::calls::{Call, calls};
+use super::kernel::Runner;
 use super::{AttentionSpec, Documents, check_heads};
 use crate::accumulate_kind;
 use crate::tile::tiles;
@@ -85,10 +86,13 @@ impl Streamed<'_> {
         let options = (accumulate_kind(q.kind()), q.device());
         let o = Tensor::zeros(&size, options);
         let lse = Tensor::full([size[1], size[0]], f64::NEG_INFINITY, options);
-        let mask = BandMask::new(self.spec, self.documents, q);
+        let runner = Runner::new(self.spec, self.documents, q);
         self.for_each_chunk(q, tokens, kv, |chunk, k, v| {
-            for call in calls(self.spec, self.documents, tokens, chunk) {
-                let share = call.forward(q, k, v, self.spec, mask.as_ref());
+            for call in calls(runner.kernel, self.spec, self.documents, tokens, chunk) {
+                let o_share = call.queries(q).empty_like();
+                let lse_share = call.log_sums(&lse).empty_like();
+                let share = (o_share.shallow_clone(), lse_share.shallow_clone());
+                runner.forward(&call, [q, k, v], o_share, lse_share);
                 merge(&call, &o, &lse, share);
             }
             Ok(())
@@ -139,15 +143,12 @@ impl Streamed<'_> {
         let size = self.check(q, tokens);
         let kind = accumulate_kind(q.kind());
         let d_q = Tensor::zeros(&size, (kind, q.device()));
-        let mask = BandMask::new(self.spec, self.documents, q);
+        let runner = Runner::new(self.spec, self.documents, q);
         self.for_each_chunk(q, tokens, kv, |chunk, k, v| {
             let d_k = Tensor::zeros(k.size(), (kind, k.device()));
             let d_v = d_k.zeros_like();
-            for call in calls(self.spec, self.documents, tokens, chunk) {
-                let share = call.backward([d_o, q, k, v, o, lse], self.spec, mask.as_ref());
-                let _ = call.queries(&d_q).g_add_(&share.0);
-                call.add_to_keys(&d_k, &share.1);
-                call.add_to_keys(&d_v, &share.2);
+            for call in calls(runner.kernel, self.spec, self.documents, tokens, chunk) {
+                runner.backward(&call, [d_o, q, k, v, o, lse], [&d_q, &d_k, &d_v]);
             }
             add(chunk, d_k, d_v)
         })?;

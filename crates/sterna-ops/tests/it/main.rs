@@ -4,6 +4,7 @@
 mod attention;
 mod cross_entropy;
 mod grad;
+mod half;
 mod oracle;
 mod streamed;
 mod tiled;

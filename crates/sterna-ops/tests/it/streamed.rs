@@ -45,6 +45,7 @@ struct Case {
     query_tile_len: i64,
     key_chunk_len: i64,
     kind: Kind,
+    head_dim: i64,
 }
 
 impl Case {
@@ -60,13 +61,14 @@ impl Case {
             query_tile_len: tile,
             key_chunk_len: chunk,
             kind: Kind::Double,
+            head_dim: 8,
         }
     }
 
     /// `o`, `lse`, `d_q`, `d_k` and `d_v`, all at once and streamed, and the chunks that were fetched for each tile.
     fn run(&self) -> ([Tensor; 5], [Tensor; 5], Vec<Fetched>) {
         let s = self.documents.num_tokens();
-        let (n, h) = (self.spec.kv_of_q.len() as i64, 8);
+        let (n, h) = (self.spec.kv_of_q.len() as i64, self.head_dim);
         let num_kv = self.spec.kv_of_q.last().map_or(0, |kv| *kv as i64 + 1);
         // Every dtype has the same values.
         let input = |shape: &[i64], seed| {
@@ -162,9 +164,11 @@ fn windows_across_tiles_and_chunks() {
 /// One kernel call for each document, as unstreamed.
 #[test]
 fn a_chunk_that_covers_whole_documents_gives_the_same_bits() {
-    for kind in [Kind::Double, Kind::Float, Kind::BFloat16] {
+    for (kind, head_dim) in
+        [(Kind::Double, 8), (Kind::Float, 8), (Kind::BFloat16, 8), (Kind::BFloat16, 64)]
+    {
         let lengths = [25, 15, 40, 39, 1];
-        let case = Case { kind, ..Case::new(&[0, 0, 1], &lengths, None, 40, 40) };
+        let case = Case { kind, head_dim, ..Case::new(&[0, 0, 1], &lengths, None, 40, 40) };
         let (whole, tiled, _) = case.run();
         for (name, (tiled, whole)) in ["o", "lse", "d_q"].iter().zip(tiled.iter().zip(&whole)) {
             assert_close(name, tiled, whole, 0.0);
@@ -179,23 +183,23 @@ fn a_chunk_that_covers_whole_documents_gives_the_same_bits() {
 #[test]
 fn shares_in_half_precision_cost_at_most_one_more_rounding() {
     let lengths = [300, 500];
-    let case = |kind| Case { kind, ..Case::new(&[0, 0, 1], &lengths, None, 128, 100) };
-    case(Kind::Float).check(2e-5);
-    let (exact, ..) = case(Kind::Double).run();
-    let (whole, tiled, _) = case(Kind::BFloat16).run();
-    for (name_idx, name) in ["o", "lse", "d_q", "d_k", "d_v"].iter().enumerate() {
-        let error = |x: &Tensor| {
-            (x.to_kind(Kind::Double) - &exact[name_idx])
-                .square()
-                .mean(None::<Kind>)
-                .double_value(&[])
-                .sqrt()
-        };
-        let (tiled, whole) = (error(&tiled[name_idx]), error(&whole[name_idx]));
-        assert!(
-            tiled <= whole * 2.0_f64.sqrt(),
-            "{name}: rms error {tiled:e} streamed, {whole:e} at once"
-        );
+    Case { kind: Kind::Float, ..Case::new(&[0, 0, 1], &lengths, None, 128, 100) }.check(2e-5);
+    for (head_dim, window) in [(8, None), (64, None), (64, Some(70))] {
+        let case =
+            |kind| Case { kind, head_dim, ..Case::new(&[0, 0, 1], &lengths, window, 128, 100) };
+        let (exact, ..) = case(Kind::Double).run();
+        let (whole, tiled, _) = case(Kind::BFloat16).run();
+        for (name_idx, name) in ["o", "lse", "d_q", "d_k", "d_v"].iter().enumerate() {
+            let error = |x: &Tensor| {
+                let difference = x.to_kind(Kind::Double) - &exact[name_idx];
+                difference.square().mean(None::<Kind>).double_value(&[]).sqrt()
+            };
+            let (tiled, whole) = (error(&tiled[name_idx]), error(&whole[name_idx]));
+            assert!(
+                tiled <= whole * 2.0_f64.sqrt(),
+                "{name}: rms error {tiled:e} streamed, {whole:e} at once"
+            );
+        }
     }
 }
 
