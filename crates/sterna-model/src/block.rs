@@ -28,6 +28,7 @@ use sterna_hf::ModelConfig;
 use sterna_ops::attention::{AttentionSpec, Documents};
 use sterna_ops::rope::RopeTable;
 use sterna_ops::tile::tiles;
+use sterna_torch_sys::memory::{self, MemoryKind};
 use tch::Tensor;
 
 use self::attend::Attended;
@@ -38,6 +39,7 @@ use crate::error::{ModelError, check_shape};
 use crate::heads::HeadGroup;
 use crate::parallel::ulysses::{Exchange, HeadToSeq, Heads, SeqToHead};
 use crate::params::{BlockGrads, BlockParams};
+use crate::stage::Stage;
 
 /// What a block needs to know beside its weights and activations.
 #[derive(Clone, Copy)]
@@ -100,6 +102,18 @@ pub struct Graph {
     post: VecDeque<PostSaved>,
 }
 
+impl Graph {
+    /// Counts all of it as `kind` from now on.
+    pub fn retag(&self, kind: MemoryKind) {
+        let of_groups = self.groups.iter().flat_map(|GroupSaved { pre, attended }| {
+            pre.iter().flat_map(PreSaved::tensors).chain(attended.tensors())
+        });
+        for tensor in of_groups.chain(self.post.iter().flat_map(PostSaved::tensors)) {
+            memory::retag(tensor, kind);
+        }
+    }
+}
+
 /// Every other intermediate value of a group of heads, up to attention.
 #[derive(Debug)]
 struct GroupSaved {
@@ -132,6 +146,7 @@ pub fn forward(
     keep: Keep,
 ) -> Result<(Tensor, Kept), ModelError> {
     ctx.check(x)?;
+    let _stage = Stage::Block.enter_at(ctx.layer_idx);
     let (attention, groups) = attention_forward(ctx, params, x, keep.graph)?;
     let (y, post) = post_forward(ctx, params, x, &attention.o, keep.graph);
     let kept = Kept {
@@ -162,6 +177,7 @@ pub fn forward_again(
     attention: &KeptAttention,
 ) -> Result<Tensor, ModelError> {
     ctx.check(x)?;
+    let _stage = Stage::BlockAgain.enter_at(ctx.layer_idx);
     Ok(post_forward(ctx, params, x, &attention.o, false).0)
 }
 
@@ -201,6 +217,7 @@ pub fn backward(
     let Kept { x, attention, graph } = kept;
     ctx.check(&x)?;
     check_shape("d_y", &d_y.size(), &x.size())?;
+    let _stage = Stage::BlockBackward.enter_at(ctx.layer_idx);
     let num_tokens = x.size()[0];
 
     let (attention, groups_saved, mut post_saved) = match (attention, graph) {
@@ -221,6 +238,7 @@ pub fn backward(
     let d_x = x.empty_like();
     for tile in tiles(num_tokens, ctx.post_tile_len) {
         let (start, len) = (tile.start, tile.end - tile.start);
+        let _stage = Stage::Post.enter();
         let o = o.narrow(0, start, len);
         let saved = match post_saved.pop_front() {
             Some(saved) => saved,
@@ -264,6 +282,7 @@ pub fn backward(
 
         for tile in tiles(num_tokens, ctx.pre_tile_len) {
             let (start, len) = (tile.start, tile.end - tile.start);
+            let _stage = Stage::Pre.enter();
             let x = x.narrow(0, start, len);
             let saved = match pre_saved.pop_front() {
                 Some(saved) => saved,
@@ -289,6 +308,7 @@ fn attention_forward(
 ) -> Result<(KeptAttention, Vec<GroupSaved>), ModelError> {
     let num_tokens = x.size()[0];
     let (mut outputs, mut lses, mut saved) = (Vec::new(), Vec::new(), Vec::new());
+    let _memory = memory::scope(MemoryKind::Attention);
     for group in ctx.groups {
         let (projected, pre) = project(ctx, group, params, x, save)?;
         let (attended, lse) = attend::forward(ctx, group, projected)?;
@@ -321,6 +341,7 @@ fn post_forward(
     let mut all_saved = VecDeque::new();
     for tile in tiles(x.size()[0], ctx.post_tile_len) {
         let (start, len) = (tile.start, tile.end - tile.start);
+        let _stage = Stage::Post.enter();
         let saved =
             post::recompute(ctx, params, &x.narrow(0, start, len), &o.narrow(0, start, len));
         y.narrow(0, start, len).copy_(&post::finish(params, &saved));
@@ -344,6 +365,7 @@ fn project(
     let mut all_saved = VecDeque::new();
     for tile in tiles(x.size()[0], ctx.pre_tile_len) {
         let (start, len) = (tile.start, tile.end - tile.start);
+        let _stage = Stage::Pre.enter();
         let saved = pre::recompute(ctx, group, params, &x.narrow(0, start, len));
         let rope = ctx.rope.narrow(start, len);
         let projections = pre::finish(ctx, group, params, &saved, &rope);

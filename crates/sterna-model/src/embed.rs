@@ -5,6 +5,7 @@ use sterna_ops::tile::tiles;
 use tch::Tensor;
 
 use crate::error::{ModelError, check_shape};
+use crate::stage::Stage;
 
 /// The embedding rows of a rank's tokens.
 ///
@@ -26,6 +27,7 @@ pub fn forward(
         &[config.vocab_size as i64, config.hidden_size as i64],
     )?;
     check_vocabulary("input_ids", input_ids.iter().copied().enumerate(), config)?;
+    let _stage = Stage::Embed.enter();
     Ok(weight.index_select(0, &Tensor::from_slice(input_ids).to_device(weight.device())))
 }
 
@@ -62,6 +64,7 @@ pub fn backward(
     )?;
     check_shape("d_x", &d_x.size(), &[input_ids.len() as i64, d])?;
     check_vocabulary("input_ids", input_ids.iter().copied().enumerate(), config)?;
+    let _stage = Stage::Embed.enter();
     let pad = config.pad_token_id.map(i64::from);
     for tile in tiles(input_ids.len() as i64, ((1 << 20) / d.max(1)).max(1)) {
         // Rows of padding are left out rather than multiplied by zero, which would keep a NaN.

@@ -12,6 +12,7 @@ use tch::{Kind, Tensor};
 use crate::IGNORE_INDEX;
 use crate::embed::check_vocabulary;
 use crate::error::{ModelError, check_shape};
+use crate::stage::Stage;
 
 /// The weights of the head.
 #[derive(Debug)]
@@ -70,6 +71,7 @@ pub fn loss(
     shift_labels: &[i64],
     tile_len: i64,
 ) -> Result<LossSum, ModelError> {
+    let _stage = Stage::Loss.enter();
     let labelled = Labelled::new(config, params, x, shift_labels)?;
     let mut loss_sum = Tensor::zeros([], (Kind::Double, x.device()));
     for tile in tiles(labelled.len(), tile_len) {
@@ -114,6 +116,7 @@ pub fn loss_and_backward(
     let labelled = Labelled::new(config, params, x, shift_labels)?;
     let mut loss_sum = Tensor::zeros([], (Kind::Double, x.device()));
     let mut d_x = x.zeros_like();
+    let _stage = Stage::Loss.enter();
     for tile in tiles(labelled.len(), tile_len) {
         let (rows, x, labels) = labelled.tile(x, tile.start, tile.end - tile.start);
         let h = rms_norm::forward(&x, &params.norm, eps);

@@ -22,6 +22,8 @@ pub mod parallel;
 
 pub mod head;
 
+pub mod stage;
+
 mod error;
 
 pub use block::{BlockContext, Graph, Keep, Kept, KeptAttention, Stash, Streaming};

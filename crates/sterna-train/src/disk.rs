@@ -19,6 +19,7 @@ use nix::{
     fcntl::{FallocateFlags, fallocate},
     sys::statvfs::statvfs,
 };
+use sterna_model::stage::num_bytes;
 use sterna_torch_sys::file::is_dense;
 use tch::{Device, Kind, Tensor};
 
@@ -114,7 +115,7 @@ impl DiskScratch {
     pub fn write(&self, tensor: Tensor) -> Result<DiskTensor, TrainError> {
         let tensor = if is_dense(&tensor) { tensor } else { tensor.contiguous() };
         let (size, stride, kind) = (tensor.size(), tensor.stride(), tensor.kind());
-        let extent = self.extent(io::num_bytes(&tensor))?;
+        let extent = self.extent(num_bytes(&tensor))?;
         self.io.write(extent.offset, tensor)?;
         Ok(DiskTensor { extent, size, stride, kind, reading: None })
     }
@@ -160,6 +161,11 @@ impl DiskScratch {
 }
 
 impl DiskTensor {
+    /// Bytes of its elements.
+    pub(crate) fn num_bytes(&self) -> u64 {
+        self.size.iter().product::<i64>() as u64 * self.kind.elt_size_in_bytes() as u64
+    }
+
     fn start_reading(&self) -> Result<Reading, TrainError> {
         let tensor = Tensor::empty_strided(&self.size, &self.stride, (self.kind, Device::Cpu));
         self.extent.io.read(self.extent.offset, tensor)
@@ -197,7 +203,7 @@ impl Region {
     }
 
     fn place(&self, offset: u64, tensor: &Tensor) -> u64 {
-        let bytes = io::num_bytes(tensor);
+        let bytes = num_bytes(tensor);
         assert!(offset + bytes <= self.extent.bytes, "a slice lies in its region");
         self.extent.offset + offset
     }

@@ -19,6 +19,7 @@ use crate::{
     error::TrainError,
     kept::{KeepPolicy, KeptBlock, Shelf},
     load::kind_of,
+    phases::{Phase, Phases},
     zero::{Gradients, Sharding, StatePlacement, UnitLayout, Zero},
 };
 
@@ -76,6 +77,8 @@ pub struct Engine<'a> {
     options: EngineOptions,
     /// The weights, gradients and optimizer states of all units: the embedding, each block, the norm with the head.
     pub zero: Zero,
+    /// The memory that each phase of a step takes.
+    pub phases: Phases,
 }
 
 /// One micro-batch as this rank sees it.
@@ -132,7 +135,7 @@ impl<'a> Engine<'a> {
                 seed: recipe.seed,
             },
         )?;
-        Ok(Self { comm, config, head_groups, options, zero })
+        Ok(Self { comm, config, head_groups, options, zero, phases: Phases::new() })
     }
 
     /// Dtype of weights and activations.
@@ -168,6 +171,7 @@ impl<'a> Engine<'a> {
         let _no_grad = no_grad_guard();
         let shard = self.shard(batch);
 
+        self.phases.begin(Phase::Forward);
         // Forward: keep what the policy says of each block.
         let mut x = self.embed(&shard)?;
         let mut kept = Vec::with_capacity(self.num_layers());
@@ -189,6 +193,7 @@ impl<'a> Engine<'a> {
         self.options.keep.prefetch(&mut kept[last_segment])?;
         let (loss, mut dx) = self.loss_and_backward(&shard, x, last_segment, scale)?;
 
+        self.phases.begin(Phase::Backward);
         // Backward, segment by segment: dx = (assigned), weight gradients += (over tiles, micro-batches and ranks).
         let mut end = self.num_layers();
         for (segment_idx, &start) in segments.iter().enumerate().rev() {

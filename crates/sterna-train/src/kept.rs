@@ -4,8 +4,12 @@ mod stash;
 
 use std::rc::Rc;
 
-use sterna_model::{Graph, Kept, KeptAttention};
+use sterna_model::{
+    Graph, Kept, KeptAttention,
+    stage::{Stage, num_bytes},
+};
 use sterna_recipe::Place;
+use sterna_torch_sys::memory::{self, MemoryKind};
 use tch::{Device, Tensor};
 
 use crate::{
@@ -52,26 +56,45 @@ impl Shelf {
     }
 
     fn put(&self, tensor: Tensor) -> Result<Shelved, TrainError> {
+        memory::retag(&tensor, MemoryKind::KeptActivations);
         match self {
-            Self::Memory(device) => Ok(Shelved::Memory(tensor.to_device(*device))),
-            Self::Disk(disk) => Ok(Shelved::Disk(disk.write(tensor.to_device(Device::Cpu))?)),
+            Self::Memory(device) => Ok(Shelved::Memory(to_device(tensor, *device))),
+            Self::Disk(disk) => {
+                let _stage = Stage::Copy.enter_with(None, num_bytes(&tensor));
+                Ok(Shelved::Disk(disk.write(tensor.to_device(Device::Cpu))?))
+            }
         }
     }
 
     fn prefetch(&self, shelved: &mut Shelved) -> Result<(), TrainError> {
         match (self, shelved) {
-            (Self::Disk(disk), Shelved::Disk(tensor)) => disk.prefetch(tensor),
+            (Self::Disk(disk), Shelved::Disk(tensor)) => {
+                let _memory = memory::scope(MemoryKind::KeptActivations);
+                disk.prefetch(tensor)
+            }
             _ => Ok(()),
         }
     }
 
     fn take(&self, shelved: Shelved, device: Device) -> Result<Tensor, TrainError> {
         match (self, shelved) {
-            (Self::Disk(disk), Shelved::Disk(tensor)) => Ok(disk.read(tensor)?.to_device(device)),
-            (_, Shelved::Memory(tensor)) => Ok(tensor.to_device(device)),
+            (Self::Disk(disk), Shelved::Disk(tensor)) => {
+                let _stage = Stage::Copy.enter_with(None, tensor.num_bytes());
+                Ok(disk.read(tensor)?.to_device(device))
+            }
+            (_, Shelved::Memory(tensor)) => Ok(to_device(tensor, device)),
             (Self::Memory(_), Shelved::Disk(_)) => unreachable!("a tensor is on its own shelf"),
         }
     }
+}
+
+/// The tensor on `device`; itself if it is there.
+fn to_device(tensor: Tensor, device: Device) -> Tensor {
+    if tensor.device() == device {
+        return tensor;
+    }
+    let _stage = Stage::Copy.enter_with(None, num_bytes(&tensor));
+    tensor.to_device(device)
 }
 
 /// A tensor on a [`Shelf`].
@@ -113,7 +136,7 @@ impl KeepPolicy {
                     Ok::<_, TrainError>([self.attention_on.put(o)?, self.attention_on.put(lse)?])
                 })
                 .transpose()?,
-            graph,
+            graph: graph.inspect(|graph| graph.retag(MemoryKind::KeptActivations)),
         })
     }
 
@@ -146,6 +169,7 @@ impl KeepPolicy {
         x: Tensor,
         device: Device,
     ) -> Result<Kept, TrainError> {
+        memory::retag(&x, MemoryKind::KeptActivations);
         let attention = kept.attention.take().map(|[o, lse]| {
             Ok::<_, TrainError>(KeptAttention {
                 o: self.attention_on.take(o, device)?,

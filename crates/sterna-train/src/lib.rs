@@ -14,6 +14,8 @@ pub mod load;
 pub mod memory;
 pub mod metrics;
 pub mod optim;
+pub mod phases;
+pub mod timeline;
 pub mod zero;
 
 mod error;
@@ -22,4 +24,6 @@ mod scalars;
 pub use error::TrainError;
 pub use memory::HostMemory;
 pub use metrics::{EvalMetrics, IterationMetrics};
+pub use phases::{Phase, PhaseMemory, StepMemory};
+pub use timeline::TimelineLayer;
 pub use trainer::{DeviceChoice, Observer, TrainOptions, TrainSummary, train};

@@ -1,6 +1,12 @@
 //! What the operating system says of this process's memory.
 
-use std::fs;
+use std::{
+    fs,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+/// The largest resident set before the last [`reset_peak`], bytes.
+static PEAK_BEFORE: AtomicU64 = AtomicU64::new(0);
 
 /// Resident memory of this process and of the machine, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,7 +29,7 @@ impl HostMemory {
         let node_total = kib_field(&meminfo, "MemTotal:");
         Self {
             process: kib_field(&status, "VmRSS:"),
-            process_peak: kib_field(&status, "VmHWM:"),
+            process_peak: kib_field(&status, "VmHWM:").max(PEAK_BEFORE.load(Relaxed)),
             node: node_total.saturating_sub(kib_field(&meminfo, "MemAvailable:")),
             node_total,
         }
@@ -35,6 +41,36 @@ impl HostMemory {
         let of_node = self.node_total - self.node;
         control_group_left().map_or(of_node, |left| left.min(of_node))
     }
+}
+
+/// Resident memory of this process by what is behind it, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Resident {
+    /// Nothing: heaps, stacks, tensors (`RssAnon`).
+    pub(crate) anonymous: u64,
+    /// A file or shared memory (`RssFile`, `RssShmem`).
+    pub(crate) of_files: u64,
+    /// The largest of all together since [`reset_peak`] (`VmHWM`).
+    pub(crate) peak: u64,
+}
+
+impl Resident {
+    pub(crate) fn now() -> Self {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        Self {
+            anonymous: kib_field(&status, "RssAnon:"),
+            of_files: kib_field(&status, "RssFile:") + kib_field(&status, "RssShmem:"),
+            peak: kib_field(&status, "VmHWM:"),
+        }
+    }
+}
+
+/// Starts looking for the largest resident set anew; [`HostMemory::process_peak`] stays that of the whole run. Where the
+/// system does not let a process do that, [`Resident::peak`] stays that of the whole run too.
+pub(crate) fn reset_peak() {
+    PEAK_BEFORE.fetch_max(Resident::now().peak, Relaxed);
+    // "5" resets the peak: proc(5).
+    let _refused = fs::write("/proc/self/clear_refs", "5");
 }
 
 /// What this process's control group may still take, in bytes; `None` without a limit. Version 2 hierarchy.
@@ -66,6 +102,16 @@ mod tests {
         assert_eq!(kib_field(text, "VmRSS:"), 2048 * 1024);
         assert_eq!(kib_field(text, "VmHWM:"), 4096 * 1024);
         assert_eq!(kib_field(text, "VmSwap:"), 0);
+    }
+
+    #[test]
+    fn a_peak_is_forgotten_but_for_the_run() {
+        let len = 64 << 20;
+        drop(std::hint::black_box(vec![1_u8; len]));
+        let before = HostMemory::now().process_peak;
+        reset_peak();
+        assert!(Resident::now().peak < before - (len / 2) as u64);
+        assert!(HostMemory::now().process_peak >= before);
     }
 
     #[test]

@@ -8,9 +8,9 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
-use crate::{error::TrainError, memory::HostMemory};
+use crate::{error::TrainError, memory::HostMemory, phases::StepMemory};
 
-/// The figures of one optimizer step, the same on every rank but for `memory`.
+/// The figures of one optimizer step, the same on every rank but for `memory` and `phases`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct IterationMetrics {
     /// Pass over the data, from 0.
@@ -48,6 +48,8 @@ pub struct IterationMetrics {
     pub peak_memory: u64,
     /// This rank's host memory.
     pub memory: HostMemory,
+    /// What this rank's memory held, by phase and kind.
+    pub phases: StepMemory,
 }
 
 impl IterationMetrics {
@@ -62,6 +64,7 @@ impl IterationMetrics {
             "iter_time": self.iter_time,
             "loss": self.loss,
             "lr": self.lr,
+            "memory": self.phases.json(),
             "mfu": self.mfu,
             "num_tokens": self.num_tokens,
             "num_valid_tokens": self.num_valid_tokens,

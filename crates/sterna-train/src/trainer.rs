@@ -12,6 +12,7 @@ use std::{
 use sterna_comm::{Comm, RankEnv};
 use sterna_data::{Collator, DataMesh, Dataset, Datasets, MicroBatch, MicroBatches, PrepareReport};
 use sterna_hf::{ModelConfig, Tokenizer, WeightFiles, export::check_destination, hub};
+use sterna_model::stage::Stage;
 use sterna_recipe::{CheckpointOptions, KeepAttention, LossAverage, PadTo, Place, Plan, Recipe};
 use sterna_torch_sys::{AdamW, memory as tensor_memory};
 use tch::{Device, Kind, Tensor};
@@ -26,6 +27,7 @@ use crate::{
     memory::HostMemory,
     metrics::{EvalMetrics, IterationMetrics, MetricsFile},
     optim::{LrSchedule, clip_scale},
+    phases::Phase,
     scalars::{max, sum},
 };
 
@@ -318,17 +320,21 @@ impl<'a> Trainer<'a> {
     /// One optimizer step, counted from 1.
     fn step(&mut self, step: u64) -> Result<IterationMetrics, TrainError> {
         let started = Instant::now();
+        let _iteration = Stage::Iteration.enter_at(step as usize);
+        let reading = Stage::Data.enter();
         let gas = self.recipe.gradient_accumulation_steps;
         let first = (step as usize - 1) * gas;
         let batches = (first..first + gas)
             .map(|index| self.micro_batch(index))
             .collect::<Result<Vec<_>, _>>()?;
+        drop(reading);
         let step_started = Instant::now();
 
         let mut loss = 0.0;
         for (batch, scale) in batches.iter().zip(self.loss_scales(&batches)?) {
             loss += self.engine.forward_backward(batch, scale)?;
         }
+        self.engine.phases.begin(Phase::Step);
         self.engine.zero.finish_gradients(self.comm.world())?;
         let report = self.report(&batches, loss)?;
         let grad_norm = self.engine.zero.gradient_norm(self.comm.world())?;
@@ -342,6 +348,7 @@ impl<'a> Trainer<'a> {
         let grad_scale = clip_scale(grad_norm, self.recipe.deepspeed.gradient_clipping);
         self.engine.zero.step(self.comm.world(), &adamw, step, grad_scale)?;
 
+        let phases = self.engine.phases.finish();
         let (iter_time, step_time) =
             (started.elapsed().as_secs_f64(), step_started.elapsed().as_secs_f64());
         let memory = HostMemory::now();
@@ -364,6 +371,7 @@ impl<'a> Trainer<'a> {
             mfu: report.model_tflos * 1e12 / (self.matmul_rate * step_time),
             peak_memory: max(self.comm.world(), memory.process_peak as f64)? as u64,
             memory,
+            phases,
         })
     }
 

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use sterna_recipe::{LogLevel, LoggerOptions};
+use sterna_train::timeline::{TIMELINE, TimelineLayer};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt;
@@ -23,7 +24,7 @@ use crate::report::{Exit, Failure};
 /// Target of the lines of a run, which the terminal gets from [`crate::render`].
 pub(crate) const RUN: &str = "sterna::run";
 
-/// Sets up logging for this process.
+/// Sets up logging for this process, and the timeline if the recipe asks for one.
 ///
 /// # Errors
 ///
@@ -32,6 +33,7 @@ pub(crate) fn init(
     logger: &LoggerOptions,
     local_rank: usize,
     screen: &Screen,
+    timeline: Option<TimelineLayer>,
 ) -> Result<(), Failure> {
     let level = match logger.level {
         Some(level) => filter(level),
@@ -55,7 +57,9 @@ pub(crate) fn init(
             .with_writer(Mutex::new(file))
             .with_filter(Targets::new().with_default(level).with_target(RUN, LevelFilter::INFO))
     });
-    let init = tracing_subscriber::registry().with(terminal).with(file).try_init();
+    let timeline = timeline
+        .map(|layer| layer.with_filter(Targets::new().with_target(TIMELINE, LevelFilter::TRACE)));
+    let init = tracing_subscriber::registry().with(terminal).with(file).with(timeline).try_init();
     init.map_err(|err: TryInitError| Failure::from_error(Exit::Failed, &err))
 }
 

@@ -104,7 +104,7 @@ pub(crate) fn base10(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use insta::assert_snapshot;
-    use sterna_train::HostMemory;
+    use sterna_train::{HostMemory, StepMemory};
 
     use super::*;
 
@@ -133,6 +133,7 @@ mod tests {
                 node: 700 << 30,
                 node_total: 1939 << 30,
             },
+            phases: StepMemory::default(),
         };
         // The first 11 fields are from arctic_training's documented output; it has device memory before `CPU mem`.
         assert_snapshot!(iteration_line(&metrics), @"Train iter:  3/30  10% | loss: 1.2345 | iter time: 12.345s | iter tflops: 456.7 | lr: 1.000E-05 | seqlen: 3.80M | step time: 12.300s | step tflops: 457.9 | epoch: 0 | CPU mem: proc 90.00 GB / node 700.00 GB (36.1%) | tok/s: 307.74K | mfu: 50.0% | grad norm: 0.9877 | peak mem: 95.00 GB");

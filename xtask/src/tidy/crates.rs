@@ -19,7 +19,7 @@ const ALLOWED: [(&str, &[&str]); 11] = [
             "sterna-torch-sys",
         ],
     ),
-    ("sterna-model", &["sterna-ops", "sterna-comm", "sterna-hf"]),
+    ("sterna-model", &["sterna-ops", "sterna-comm", "sterna-hf", "sterna-torch-sys"]),
     ("sterna-comm", &["sterna-torch-sys"]),
     ("sterna-ops", &["sterna-torch-sys"]),
     ("sterna-torch-sys", &[]),

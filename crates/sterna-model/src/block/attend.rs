@@ -11,6 +11,7 @@ use tch::Tensor;
 use super::BlockContext;
 use crate::error::ModelError;
 use crate::heads::HeadGroup;
+use crate::stage::Stage;
 
 /// Where keys and values wait while tiles of queries attend to them.
 pub trait Stash {
@@ -67,6 +68,15 @@ impl Attended {
         Ok(Attended { q, kv: KeysAndValues::new(ctx, k, v)?, o })
     }
 
+    /// All tensors that are here.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let kv = match &self.kv {
+            KeysAndValues::Here(kv) => &kv[..],
+            KeysAndValues::Stashed(..) => &[],
+        };
+        [&self.q, &self.o].into_iter().chain(kv)
+    }
+
     /// Query heads of this rank.
     pub(super) fn num_heads(&self) -> i64 {
         self.q.size()[1]
@@ -101,6 +111,7 @@ pub(super) fn forward(
     group: &HeadGroup,
     [q, k, v]: [Tensor; 3],
 ) -> Result<(Attended, Tensor), ModelError> {
+    let _stage = Stage::Attention.enter();
     let spec = ctx.attention_spec(group);
     let mut kv = KeysAndValues::new(ctx, k, v)?;
     let (o, lse) = match (&mut kv, ctx.streaming) {
@@ -130,6 +141,7 @@ pub(super) fn backward(
     lse: &Tensor,
     d_o: Tensor,
 ) -> Result<(Tensor, Tensor, Tensor), ModelError> {
+    let _stage = Stage::Attention.enter();
     let Attended { q, kv, o } = attended;
     let spec = ctx.attention_spec(group);
     let gradients = match (kv, ctx.streaming) {

@@ -21,6 +21,12 @@ pub(super) struct PostSaved {
     a: Tensor,
 }
 
+impl PostSaved {
+    pub(super) fn tensors(&self) -> [&Tensor; 5] {
+        [&self.r, &self.h, &self.gate, &self.up, &self.a]
+    }
+}
+
 /// Computes what the backward reads, from `x` `[tile, d]` and `o` `[tile, n, h]`.
 pub(super) fn recompute(
     ctx: &BlockContext<'_>,

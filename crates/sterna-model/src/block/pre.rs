@@ -25,6 +25,13 @@ struct Unnormed {
     k: Tensor,
 }
 
+impl PreSaved {
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let unnormed = self.unnormed.iter().flat_map(|Unnormed { q, k }| [q, k]);
+        [&self.h].into_iter().chain(unnormed)
+    }
+}
+
 /// Computes what the backward reads, `x` `[tile, d]`.
 ///
 /// Where queries and keys have no norm of their own, that is one norm: rotary and projections are linear, so that their backward

@@ -15,10 +15,12 @@ use std::ops::Range;
 
 use sterna_comm::Group;
 use sterna_ops::accumulate_kind;
+use sterna_torch_sys::memory::{self, MemoryKind};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::ModelError;
 use crate::heads::HeadSplit;
+use crate::stage::{Stage, num_bytes};
 
 /// Who takes part in the exchange, and the shape of what travels.
 #[derive(Clone, Copy)]
@@ -135,6 +137,7 @@ impl<'a> SeqToHead<'a> {
             Collected::Local(parts.iter().map(|_| None).collect())
         } else {
             let splits = exchange.token_splits(parts);
+            let _memory = memory::scope(MemoryKind::Communication);
             let flat = exchange.empty(&[splits.iter().sum()]);
             let views = flat
                 .split_with_sizes(&splits[..], 0)
@@ -163,10 +166,12 @@ impl<'a> SeqToHead<'a> {
         match &mut self.collected {
             // What one tile covers is passed on as it is.
             Collected::Local(tensors) if len == self.exchange.num_tokens() => {
+                memory::retag(x, MemoryKind::Attention);
                 tensors[part_idx] = Some(x.shallow_clone());
             }
             Collected::Local(tensors) => {
                 let (exchange, width) = (&self.exchange, x.size()[1]);
+                let _memory = memory::scope(MemoryKind::Attention);
                 tensors[part_idx]
                     .get_or_insert_with(|| {
                         exchange.empty(&[exchange.num_tokens(), width, exchange.head_dim])
@@ -220,6 +225,7 @@ impl<'a> SeqToHead<'a> {
                 flat
             }
         };
+        let _stage = Stage::AllToAll.enter_with(None, num_bytes(&flat));
         let (in_splits, out_splits) = (exchange.token_splits(&parts), exchange.head_splits(&parts));
         let received = exchange.empty(&[out_splits.iter().sum()]);
         exchange.group.all_to_all_single(&received, &flat, &out_splits, &in_splits)?.wait()?;
@@ -227,6 +233,7 @@ impl<'a> SeqToHead<'a> {
         drop(flat);
         let own = exchange.own_heads();
         let joined = exchange.join_tokens(&received, Exchange::width(&parts, own));
+        memory::retag(&joined, MemoryKind::Attention);
         let counts: Vec<i64> = parts.iter().map(|part| part.count(own)).collect();
         Ok(joined.split_with_sizes(&counts[..], 1))
     }
@@ -275,6 +282,8 @@ impl<'a> HeadToSeq<'a> {
         if exchange.heads.len() == 1 {
             return Ok(HeadToSeq { exchange, parts, returned: Returned::Local(tensors) });
         }
+        let num_bytes = tensors.iter().map(num_bytes).sum();
+        let _stage = Stage::AllToAll.enter_with(None, num_bytes);
         let own = exchange.own_heads();
         let parted: Vec<Tensor> = parts
             .iter()

@@ -9,6 +9,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use sterna_model::stage::{Stage, num_bytes};
 use sterna_torch_sys::file::{read_tensor_at, write_tensor_at};
 use tch::Tensor;
 
@@ -195,8 +196,9 @@ impl Shared {
             match job {
                 Job::Write { offset, tensor } => {
                     let bytes = num_bytes(&tensor);
+                    let stage = Stage::Copy.enter_with(None, bytes);
                     let result = write_tensor_at(&self.file, &tensor, offset);
-                    drop(tensor);
+                    drop((tensor, stage));
                     let mut state = self.state();
                     state.num_writes -= 1;
                     if let Err(source) = result {
@@ -205,6 +207,7 @@ impl Shared {
                     self.written.notify_one();
                 }
                 Job::Read { offset, mut tensor, reader } => {
+                    let _stage = Stage::Copy.enter_with(None, num_bytes(&tensor));
                     match read_tensor_at(&self.file, &mut tensor, offset) {
                         // Nobody waits for a tensor that was dropped.
                         Ok(()) => drop(reader.send(tensor)),
@@ -238,9 +241,4 @@ impl State {
         self.jobs.clear();
         self.num_writes = 0;
     }
-}
-
-/// Bytes of the elements of `tensor`.
-pub(super) fn num_bytes(tensor: &Tensor) -> u64 {
-    (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
 }

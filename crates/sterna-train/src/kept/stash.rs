@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use sterna_model::{KeysValues, ModelError, Stash};
+use sterna_model::{KeysValues, ModelError, Stash, stage::Stage};
 use tch::{Device, Kind, Tensor};
 
 use super::Shelf;
@@ -101,6 +101,8 @@ impl KeysValues for OnDisk {
     type Error = ModelError;
 
     fn fetch(&mut self, tokens: &Range<i64>) -> Result<(Tensor, Tensor), ModelError> {
+        let num_bytes = 2 * (tokens.end - tokens.start) as u64 * self.token_bytes;
+        let _stage = Stage::Copy.enter_with(None, num_bytes);
         let reads = match self.ahead.take() {
             Some((ahead, reads)) if ahead == *tokens => reads,
             _ => self.start(tokens).map_err(stash_error)?,

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use sterna_torch_sys::memory::{self, MemoryKind};
 use tch::{Device, Kind, Tensor};
 
 use super::{
@@ -61,9 +62,14 @@ impl Flat {
         let sharding = options.sharding;
         let zeros = |is_sharded, kind, device| Tensor::zeros(local_len(is_sharded), (kind, device));
         let (len, format) = (options.optimizer_len(&layout), options.state_format());
+        let param = zeros(sharding.params, options.param_kind, options.param_device);
+        memory::retag(&param, MemoryKind::Weights);
+        let grad = zeros(sharding.gradients, options.grad_kind, options.optimizer_device);
+        memory::retag(&grad, MemoryKind::Gradients);
+        let _memory = memory::scope(MemoryKind::Optimizer);
         Ok(Self {
-            param: zeros(sharding.params, options.param_kind, options.param_device),
-            grad: zeros(sharding.gradients, options.grad_kind, options.optimizer_device),
+            param,
+            grad,
             state: match disk {
                 Some(disk) => OptimizerState::on_disk(len, format, disk)?,
                 None => OptimizerState::in_memory(len, format, options.optimizer_device),

@@ -3,8 +3,12 @@
 use std::{collections::HashMap, ops::Range, path::PathBuf};
 
 use sterna_comm::{Group, ReduceOp, Work};
+use sterna_model::stage::{Stage, num_bytes};
 use sterna_ops::tile::tiles;
-use sterna_torch_sys::AdamW;
+use sterna_torch_sys::{
+    AdamW,
+    memory::{self, MemoryKind},
+};
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use super::{
@@ -189,10 +193,18 @@ impl Zero {
     /// [`TrainError::Comm`] if the collective cannot start.
     pub fn prefetch(&mut self, world: &Group, unit_idx: usize) -> Result<(), TrainError> {
         if !self.gathering.contains_key(&unit_idx) {
+            let _stage = Stage::Gather.enter_with(Some(unit_idx), self.num_bytes(unit_idx));
             let gathering = self.start_gathering(world, unit_idx)?;
             self.gathering.insert(unit_idx, gathering);
         }
         Ok(())
+    }
+
+    /// Bytes of a unit's weights when they are whole.
+    fn num_bytes(&self, unit_idx: usize) -> u64 {
+        let flats = self.units[unit_idx].flats.iter();
+        let len: usize = flats.map(|flat| flat.layout.len).sum();
+        (len * self.placement.param_kind.elt_size_in_bytes()) as u64
     }
 
     fn start_gathering(
@@ -223,6 +235,7 @@ impl Zero {
     ///
     /// [`TrainError::Comm`] if a peer failed.
     pub fn gather(&mut self, world: &Group, unit_idx: usize) -> Result<Vec<Tensor>, TrainError> {
+        let _stage = Stage::Gather.enter_with(Some(unit_idx), self.num_bytes(unit_idx));
         let gathering = match self.gathering.remove(&unit_idx) {
             Some(under_way) => under_way,
             None => self.start_gathering(world, unit_idx)?,
@@ -243,6 +256,7 @@ impl Zero {
     /// the unit's size that [`Zero::reduce`] frees.
     pub fn gradients(&self, unit_idx: usize) -> Gradients {
         let unit = &self.units[unit_idx];
+        let _memory = memory::scope(MemoryKind::Gradients);
         let flats: Vec<_> = unit
             .flats
             .iter()
@@ -272,6 +286,8 @@ impl Zero {
     ///
     /// [`TrainError::Comm`] if a peer failed.
     pub fn reduce(&mut self, world: &Group, gradients: Gradients) -> Result<(), TrainError> {
+        let num_bytes = gradients.flats.iter().map(num_bytes).sum();
+        let _stage = Stage::Reduce.enter_with(Some(gradients.unit_idx), num_bytes);
         // At most one unit is on its way: its buffer would otherwise add to the peak.
         self.finish_reducing()?;
         let Gradients { unit_idx, flats, views } = gradients;
@@ -326,6 +342,7 @@ impl Zero {
     /// [`TrainError::Comm`] if a peer failed.
     pub fn finish_gradients(&mut self, world: &Group) -> Result<(), TrainError> {
         let _no_grad = no_grad_guard();
+        let _stage = Stage::Reduce.enter();
         self.finish_reducing()?;
         if self.world_size == 1 || self.options.sharding.gradients {
             return Ok(());

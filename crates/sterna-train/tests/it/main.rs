@@ -8,4 +8,5 @@ mod plan;
 mod policies;
 mod schedule;
 mod tiles;
+mod timeline;
 mod tiny;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sterna_comm::{CommError, RankEnv, env_vars as comm_vars};
 use sterna_recipe::{Plan, Recipe};
-use sterna_train::{TrainError, TrainOptions};
+use sterna_train::{TimelineLayer, TrainError, TrainOptions};
 
 use super::{data, load, model_config, wrong_recipe};
 use crate::cli::{Arctic, DeviceChoice, Mode, Train};
@@ -102,7 +102,7 @@ fn run_rank(args: &Train, recipe: &Recipe, env: &RankEnv) -> Result<(), Failure>
         DeviceChoice::Cuda => sterna_train::DeviceChoice::Cuda,
     };
     let mut narrator = Narrator::new(recipe, env);
-    logging::init(&recipe.logger, env.local_rank, narrator.screen())?;
+    logging::init(&recipe.logger, env.local_rank, narrator.screen(), timeline(recipe, env)?)?;
     let collective_timeout = collective_timeout()?;
     let options = TrainOptions { device, collective_timeout };
     // A failed tensor operation arrives as a panic, which becomes the error of the run: that is what is shown, once.
@@ -122,6 +122,14 @@ fn run_rank(args: &Train, recipe: &Recipe, env: &RankEnv) -> Result<(), Failure>
             Err(failure)
         }
     }
+}
+
+/// The timeline of this rank, if the recipe asks for one.
+fn timeline(recipe: &Recipe, env: &RankEnv) -> Result<Option<TimelineLayer>, Failure> {
+    let Some(dir) = &recipe.memory.timeline_dir else { return Ok(None) };
+    TimelineLayer::create(dir, env.rank, recipe.memory.timeline_steps)
+        .map(Some)
+        .map_err(|err| train_failure(&err, false))
 }
 
 /// How long a collective waits for its slowest rank: what [`env_vars::COLLECTIVE_TIMEOUT`] says.
