@@ -22,12 +22,9 @@ use crate::{
     error::TrainError,
 };
 
-/// Elements stepped at once: 4.5 MB of states, weights and gradients, which the last-level cache holds. Shorter slices pay for
-/// more calls, longer ones for memory (measured in docs/LOG.md).
-const SLICE_LEN: i64 = 1 << 18;
-
-/// Elements read from disk at once, a multiple of [`SLICE_LEN`].
-const RUN_LEN: i64 = 1 << 20;
+/// Elements stepped at once, and read from disk at once: 18 MB of states, weights and gradients, which a last-level cache
+/// holds. Shorter slices wait more often for the slowest thread, longer ones for memory (measured in docs/LOG.md).
+const SLICE_LEN: i64 = 1 << 20;
 
 /// One update of all buffers of a rank.
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +58,7 @@ pub(super) struct OptimizerState {
 #[derive(Debug)]
 enum Place {
     Memory(Run),
-    /// Run after run of [`RUN_LEN`] elements, each with its masters, first and second moments.
+    /// Run after run of [`SLICE_LEN`] elements, each with its masters, first and second moments.
     Disk(Region),
 }
 
@@ -161,7 +158,7 @@ impl OptimizerState {
     pub(super) fn runs(&self) -> Vec<Range<i64>> {
         match self.place {
             Place::Memory(_) => pieces(self.len, self.len).collect(),
-            Place::Disk(_) => pieces(self.len, RUN_LEN).collect(),
+            Place::Disk(_) => pieces(self.len, SLICE_LEN).collect(),
         }
     }
 
@@ -175,7 +172,7 @@ impl OptimizerState {
             Place::Memory(_) => Ok(None),
             Place::Disk(region) => {
                 let bytes = self.format.bytes();
-                let buffer = buffers.next(RUN_LEN * bytes);
+                let buffer = buffers.next(SLICE_LEN * bytes);
                 let buffer = buffer.narrow(0, 0, (range.end - range.start) * bytes);
                 Ok(Some(region.read_at((range.start * bytes) as u64, buffer)?))
             }
@@ -436,7 +433,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let disk = DiskScratch::create(folder.path(), 0).unwrap();
         // Three runs, the last one short and no multiple of a vector.
-        let start = normal(2 * RUN_LEN + SLICE_LEN + 7, 3);
+        let start = normal(2 * SLICE_LEN + 7, 3);
         for (param_kind, moments_kind) in [
             (Kind::Float, Kind::Float),
             (Kind::Float, Kind::BFloat16),
