@@ -44,7 +44,7 @@ pub struct StatePlacement {
 ///
 /// For a model of `P` parameters on `w` ranks, with a 2-byte dtype: weights `2 P`, gradients `4 P`, masters and moments
 /// `12 P` bytes (`8 P` with bf16 moments), each divided by `w` where [`Sharding`] says so. With an fp32 model the masters are
-/// the weights. On disk, masters and moments cost two runs of a million elements while they are stepped.
+/// the weights. On disk, masters and moments cost two slices of a million elements while they are stepped.
 /// A gathered unit costs its size in the model's dtype while in use, and once more while the next one is prefetched.
 /// Sharded gradients cost one unit being filled and, while it travels, the one before it twice, sent and received, in the dtype
 /// that travels; units larger than a block only once.
