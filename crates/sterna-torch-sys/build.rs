@@ -44,6 +44,13 @@ fn main() {
         .define("USE_C10D_GLOO", None);
     // libtorch's thread pool is OpenMP's, and there must be one of it: the library that lies beside libtorch.
     if std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
+        let openmp = lib.join("libgomp.so.1");
+        assert!(
+            openmp.exists(),
+            "`{}` is missing, and a second OpenMP library beside libtorch's would fight it for threads: \
+             use the libtorch of `cargo xtask libtorch`",
+            openmp.display()
+        );
         build.flag("-fopenmp");
         println!("cargo::rustc-link-search=native={}", lib.display());
         println!("cargo::rustc-link-lib=dylib:+verbatim=libgomp.so.1");

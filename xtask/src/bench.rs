@@ -353,7 +353,7 @@ fn progress(case: &Case) -> String {
     let wall = stage::seconds(run.watched.wall);
     match &run.watched.end {
         End::Done => {
-            let peak = run.watched.peaks.iter().map(|peak| peak.resident).max().unwrap_or(0);
+            let peak = run.peak().unwrap_or(0);
             let seconds = case.step_seconds().map_or(0.0, |(min, _)| min);
             format!("{name}: {seconds:.2} s a step, {:.2} GB at most ({wall})", peak as f64 / 1e9)
         }

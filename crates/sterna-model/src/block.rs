@@ -147,7 +147,8 @@ pub fn forward(
 ) -> Result<(Tensor, Kept), ModelError> {
     ctx.check(x)?;
     let _stage = Stage::Block.enter_at(ctx.layer_idx);
-    let (attention, groups) = attention_forward(ctx, params, x, keep.graph)?;
+    let save = if keep.graph { Save::All } else { Save::Nothing };
+    let (attention, groups) = attention_forward(ctx, params, x, save)?;
     let (y, post) = post_forward(ctx, params, x, &attention.o, keep.graph);
     let kept = Kept {
         x: x.shallow_clone(),
@@ -225,7 +226,8 @@ pub fn backward(
         (Some(attention), None) => (attention, Vec::new(), VecDeque::new()),
         // What one group reads is at hand afterwards; of several, each is computed again when its turn comes.
         (None, _) => {
-            let (attention, groups) = attention_forward(ctx, params, &x, ctx.groups.len() == 1)?;
+            let save = if ctx.groups.len() == 1 { Save::Attended } else { Save::Nothing };
+            let (attention, groups) = attention_forward(ctx, params, &x, save)?;
             (attention, groups, VecDeque::new())
         }
     };
@@ -262,17 +264,15 @@ pub fn backward(
     let mut groups_saved = groups_saved.into_iter();
     let mut first_head = 0;
     for (group, outgoing) in ctx.groups.iter().zip(outgoing) {
-        let mut arrived = outgoing.trade()?.into_iter();
-        let d_o = arrived.next().expect("the gradient of the output has been put in");
-        let (attended, mut pre_saved) = match (groups_saved.next(), arrived.next()) {
-            (Some(GroupSaved { attended, pre }), _) => (attended, pre),
-            (None, Some(o)) => {
-                let save = num_tokens <= ctx.pre_tile_len;
-                let (projected, pre_saved) = project(ctx, group, params, &x, save)?;
-                (Attended::new(ctx, projected, o)?, pre_saved)
-            }
-            (None, None) => unreachable!("the output has been put in where nothing was saved"),
+        let mut arrived = outgoing.trade()?;
+        let (attended, mut pre_saved) = if let Some(saved) = groups_saved.next() {
+            (saved.attended, saved.pre)
+        } else {
+            let save = num_tokens <= ctx.pre_tile_len;
+            let (projected, pre_saved) = project(ctx, group, params, &x, save)?;
+            (Attended::new(ctx, projected, arrived.remove(1))?, pre_saved)
         };
+        let d_o = arrived.remove(0);
         let num_heads = attended.num_heads();
         let lse = lse.narrow(0, first_head, num_heads);
         first_head += num_heads;
@@ -299,27 +299,41 @@ pub fn backward(
     Ok(d_x)
 }
 
+/// What the attention of a group of heads leaves for its backward.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Save {
+    Nothing,
+    /// What attention read and gave, and of `pre` what fits one tile.
+    Attended,
+    All,
+}
+
 /// Attention of all groups of heads, and what a backward will read of each if wanted.
 fn attention_forward(
     ctx: &BlockContext<'_>,
     params: &BlockParams,
     x: &Tensor,
-    save: bool,
+    save: Save,
 ) -> Result<(KeptAttention, Vec<GroupSaved>), ModelError> {
     let num_tokens = x.size()[0];
     let (mut outputs, mut lses, mut saved) = (Vec::new(), Vec::new(), Vec::new());
     let _memory = memory::scope(MemoryKind::Attention);
     for group in ctx.groups {
-        let (projected, pre) = project(ctx, group, params, x, save)?;
+        let saves_pre = match save {
+            Save::Nothing => false,
+            Save::Attended => num_tokens <= ctx.pre_tile_len,
+            Save::All => true,
+        };
+        let (projected, pre) = project(ctx, group, params, x, saves_pre)?;
         let (attended, lse) = attend::forward(ctx, group, projected)?;
         lses.push(lse);
         // Attention inputs are dead unless everything is kept; what follows needs the room.
-        let o = if save {
+        let o = if save == Save::Nothing {
+            attended.into_output()
+        } else {
             let o = attended.output();
             saved.push(GroupSaved { pre, attended });
             o
-        } else {
-            attended.into_output()
         };
         let returned = HeadToSeq::trade(ctx.exchange(group, x), vec![(Heads::Query, o)])?;
         outputs.push(returned.tile(0, &(0..num_tokens)));

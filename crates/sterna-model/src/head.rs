@@ -93,7 +93,7 @@ pub fn loss(
 ///
 /// # Memory
 ///
-/// One tile of logits `[tile_len, v]` in the dtype of `x`, and one weight gradient in that dtype.
+/// One tile of logits `[tile_len, v]` in the dtype of `x`, rounded up to 64 rows, and one weight gradient in that dtype.
 ///
 /// # Numerics
 ///
@@ -128,10 +128,16 @@ pub fn loss_and_backward(
         // The largest tensor of the whole head; the norm's backward does not need it.
         drop(d_logits);
         let d_x_tile = rms_norm::backward(&d_h, &x, &params.norm, eps, grads.norm.as_mut());
-        let _ = d_x.index_copy_(0, &rows, &d_x_tile);
+        let _ = d_x.index_copy_(0, &rows, &d_x_tile.narrow(0, 0, rows.size()[0]));
     }
     Ok((labelled.sum(&loss_sum), d_x))
 }
+
+/// Rows of a tile are a multiple of this.
+///
+/// Every step has another number of labelled tokens, and every shape of a matrix product is another program that oneDNN compiles and
+/// keeps, at about 1.4 MB each: resident memory would grow for hundreds of steps.
+const ROW_STEP: u64 = 64;
 
 /// The tokens that have a label.
 struct Labelled {
@@ -168,11 +174,15 @@ impl Labelled {
         self.rows.size()[0]
     }
 
-    /// Positions, activations and labels of `len` of them.
+    /// Positions of `len` of them; activations and labels of these, filled up with rows without a label to a multiple of
+    /// [`ROW_STEP`].
     fn tile(&self, x: &Tensor, start: i64, len: i64) -> (Tensor, Tensor, Tensor) {
         let rows = self.rows.narrow(0, start, len);
-        let x = x.index_select(0, &rows);
-        (rows, x, self.labels.narrow(0, start, len))
+        let num_more = (len as u64).next_multiple_of(ROW_STEP) as i64 - len;
+        let x = x.index_select(0, &rows).constant_pad_nd([0, 0, 0, num_more]);
+        let labels = self.labels.narrow(0, start, len);
+        let labels = labels.pad([0, num_more], "constant", Some(IGNORE_INDEX as f64));
+        (rows, x, labels)
     }
 
     fn sum(&self, loss_sum: &Tensor) -> LossSum {

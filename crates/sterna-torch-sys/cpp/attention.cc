@@ -452,12 +452,27 @@ void check(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const 
   }
 }
 
+// Whether libtorch computes the products: it may have been built without them, or been told by the environment
+// (ONEDNN_MAX_CPU_ISA) to use fewer instructions than the processor has, and then throws.
+bool has_products() {
+  constexpr int64_t n = STEP;
+  const std::vector<bf16> ones(n * n, bf16(1.0F));
+  std::vector<float> product(n * n);
+  try {
+    multiply(n, n, n, ones.data(), n, ones.data(), n, product.data(), n, false);
+    at::native::cpublas::brgemm_release();
+  } catch (const c10::Error&) {
+    return false;
+  }
+  return std::all_of(product.begin(), product.end(), [](float x) { return x == static_cast<float>(n); });
+}
+
 }  // namespace
 
 bool has_attention_kernel() {
   static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                          __builtin_cpu_supports("avx512bf16");
+                          __builtin_cpu_supports("avx512bf16") && has_products();
   return has;
 }
 
@@ -474,7 +489,9 @@ void attention_forward(const at::Tensor& q, const at::Tensor& k, const at::Tenso
   at::parallel_for(0, num_kv * group * num_query_blocks, 1, [&](int64_t begin, int64_t end) {
     ForwardScratch scratch(h);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t head = i / num_query_blocks, query = i % num_query_blocks * QUERIES;
+      // A later block sees more keys, and each thread gets a run of blocks: first and last take turns, so that runs cost the same.
+      const int64_t head = i / num_query_blocks, turn = i % num_query_blocks;
+      const int64_t query = (turn % 2 == 0 ? turn / 2 : num_query_blocks - 1 - turn / 2) * QUERIES;
       const int64_t kv = head / group, member = head % group;
       const int64_t len = std::min(QUERIES, num_queries - query), padded = round_up(len, STEP);
       pack_transposed(scratch.q.data(), rows_of(q, kv, member, query), len, round_up(len, PANEL), h);
@@ -516,10 +533,12 @@ KeyGradients attention_backward(const at::Tensor& d_o, const at::Tensor& q, cons
   const auto options = k.options().dtype(at::kFloat);
   const int64_t padded_keys = round_up(num_keys, STEP);
   const at::Tensor d_k = at::empty({num_kv, group, padded_keys, h}, options), d_v = at::empty_like(d_k);
+  // [query blocks, h, QUERIES] for each thread
+  const int64_t num_sums = round_up(num_queries, QUERIES) * h;
+  const at::Tensor all_d_q_sums = at::empty({at::get_num_threads(), num_sums}, options);
   at::parallel_for(0, num_kv * group, 1, [&](int64_t begin, int64_t end) {
     BackwardScratch scratch(h);
-    // [query blocks, h, QUERIES]
-    std::vector<float> d_q_sums(round_up(num_queries, QUERIES) * h);
+    float* const d_q_sums = all_d_q_sums.data_ptr<float>() + at::get_thread_num() * num_sums;
     for (int64_t head = begin; head < end; ++head) {
       const int64_t kv = head / group, member = head % group;
       float* d_k_head = d_k.data_ptr<float>() + head * padded_keys * h;
@@ -527,7 +546,7 @@ KeyGradients attention_backward(const at::Tensor& d_o, const at::Tensor& q, cons
       std::fill_n(d_k_head, padded_keys * h, 0.0F);
       std::fill_n(d_v_head, padded_keys * h, 0.0F);
       const float* lse_head = lse.data_ptr<float>() + kv * lse.stride(0) + member * lse.stride(1);
-      std::fill(d_q_sums.begin(), d_q_sums.end(), 0.0F);
+      std::fill_n(d_q_sums, num_sums, 0.0F);
       for (int64_t span = 0; span < blocks.num_blocks; span += SPAN) {
         for (int64_t query = 0; query < num_queries; query += QUERIES) {
           const int64_t len = std::min(QUERIES, num_queries - query), padded = round_up(len, STEP);
@@ -537,7 +556,7 @@ KeyGradients attention_backward(const at::Tensor& d_o, const at::Tensor& q, cons
           prepare_queries(scratch, rows_of(q, kv, member, query), rows_of(d_o, kv, member, query),
                           rows_of(o, kv, member, query), lse_head + query * lse.stride(2), lse.stride(2), len, padded, h, width,
                           static_cast<float>(scale));
-          float* d_q_sum = d_q_sums.data() + query * h;
+          float* d_q_sum = d_q_sums + query * h;
           for (int64_t block = first; block < last; ++block) {
             const int64_t key = block * KEYS, key_len = std::min(KEYS, num_keys - key), rows = round_up(key_len, STEP);
             const Visibility seen(visible, query, len, key, key_len, rows);
@@ -556,7 +575,7 @@ KeyGradients attention_backward(const at::Tensor& d_o, const at::Tensor& q, cons
         }
       }
       for (int64_t query = 0; query < num_queries; query += QUERIES) {
-        finish_backward(d_q_sums.data() + query * h, std::min(QUERIES, num_queries - query), h, d_q, kv, member, query);
+        finish_backward(d_q_sums + query * h, std::min(QUERIES, num_queries - query), h, d_q, kv, member, query);
       }
     }
     at::native::cpublas::brgemm_release();

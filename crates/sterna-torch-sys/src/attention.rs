@@ -72,7 +72,8 @@ pub fn forward(
 ///
 /// # Memory
 ///
-/// Keys twice and values once more, and under 1 MB for each thread.
+/// Keys twice and values once more; gradients of keys and values in single precision for each query head; for each thread under
+/// 1 MB and one head's gradient of queries in single precision.
 ///
 /// # Numerics
 ///

@@ -219,10 +219,15 @@ fn map(len: usize, kind: MemoryKind) -> Option<Block> {
     let (found, too_many) = lock().cache.take(mapped_len);
     drop(too_many);
     let mapping = found.or_else(|| Mapping::new(mapped_len)).or_else(|| {
-        let all = lock().cache.give_up(mapped_len);
+        // Unmapped, the blocks that wait leave room for this one.
+        let all = lock().cache.give_up();
         drop(all);
-        None
-    })?;
+        Mapping::new(mapped_len)
+    });
+    let Some(mapping) = mapping else {
+        lock().cache.not_taken(mapped_len);
+        return None;
+    };
     Some(Block::from_mapping(mapping, len, kind))
 }
 

@@ -188,30 +188,30 @@ impl<'a> Engine<'a> {
             kept.push(self.options.keep.put(layer_idx, of_block)?);
         }
 
-        let segments: Vec<usize> = self.options.keep.segments(self.num_layers()).collect();
-        let last_segment = *segments.last().expect("a model has blocks");
-        self.options.keep.prefetch(&mut kept[last_segment])?;
-        let (loss, mut dx) = self.loss_and_backward(&shard, x, last_segment, scale)?;
+        let segments: Vec<Range<usize>> =
+            self.options.keep.segments(self.num_layers()).rev().collect();
+        self.options.keep.prefetch(&mut kept[segments[0].start])?;
+        let (loss, mut dx) = self.loss_and_backward(&shard, x, segments[0].start, scale)?;
 
         self.phases.begin(Phase::Backward);
         // Backward, segment by segment: dx = (assigned), weight gradients += (over tiles, micro-batches and ranks).
-        let mut end = self.num_layers();
-        for (segment_idx, &start) in segments.iter().enumerate().rev() {
-            let mut restored = self.restore(&shard, &mut kept, start..end)?;
-            let before = segment_idx.checked_sub(1).map(|before| segments[before]);
-            for layer_idx in (start..end).rev() {
+        for (segment_idx, segment) in segments.iter().enumerate() {
+            let restored = self.restore(&shard, &mut kept, segment.clone())?;
+            for (layer_idx, of_block) in segment.clone().zip(restored).rev() {
                 let params = self.block_params(layer_idx)?;
-                let next = if layer_idx > start { Some(layer_idx - 1) } else { before };
+                let next = if layer_idx > segment.start {
+                    Some(layer_idx - 1)
+                } else {
+                    segments.get(segment_idx + 1).map(|segment| segment.start)
+                };
                 self.prefetch_block(&mut kept, next)?;
                 let gradients = self.zero.gradients(layer_idx + 1);
                 let mut grads = BlockGrads::new(self.config, optional(&gradients))?;
-                let of_block = restored.pop().expect("every block of a segment is restored");
                 let context = self.context(&shard, layer_idx);
                 dx = block::backward(&context, &params, &mut grads, of_block, &dx)?;
                 drop((params, grads));
                 self.zero.reduce(self.comm.world(), gradients)?;
             }
-            end = start;
         }
 
         let mut gradients = self.zero.gradients(EMBED);

@@ -2,7 +2,7 @@
 
 mod stash;
 
-use std::rc::Rc;
+use std::{ops::Range, rc::Rc};
 
 use sterna_model::{
     Graph, Kept, KeptAttention,
@@ -120,9 +120,13 @@ impl KeepPolicy {
         self.graph || layer_idx < self.num_attention
     }
 
-    /// The first blocks of all segments, in order: those whose input is kept.
-    pub(crate) fn segments(&self, num_layers: usize) -> impl DoubleEndedIterator<Item = usize> {
-        (0..num_layers).step_by(self.inputs_every)
+    /// Runs of blocks of which the first has kept its input, in order.
+    pub(crate) fn segments(
+        &self,
+        num_layers: usize,
+    ) -> impl DoubleEndedIterator<Item = Range<usize>> {
+        let every = self.inputs_every;
+        (0..num_layers).step_by(every).map(move |start| start..(start + every).min(num_layers))
     }
 
     /// Puts away what the policy keeps of block `layer_idx`, and drops the rest.

@@ -39,8 +39,11 @@ use tracing_subscriber::{
 
 use crate::error::TrainError;
 
-/// Events are written when there are this many bytes of them, and at the end of every step.
+/// Events are written when there are this many bytes of them, and at the end of every phase and step.
 const BUFFER_LEN: usize = 1 << 16;
+
+/// What ends with everything written, so that a step that fails shows how far it came.
+const PHASES: [&str; 2] = ["forward", "backward"];
 
 /// The kernel counts resident memory in these on x86-64.
 const PAGE_LEN: u64 = 4096;
@@ -179,7 +182,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for TimelineLayer {
             state.is_recording = false;
             state.num_steps += 1;
             state.flush();
-        } else if state.buffer.len() >= BUFFER_LEN {
+        } else if state.buffer.len() >= BUFFER_LEN || PHASES.contains(&span.name()) {
             state.flush();
         }
     }

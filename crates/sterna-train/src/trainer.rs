@@ -13,7 +13,10 @@ use sterna_comm::{Comm, RankEnv};
 use sterna_data::{Collator, DataMesh, Dataset, Datasets, MicroBatch, MicroBatches, PrepareReport};
 use sterna_hf::{ModelConfig, Tokenizer, WeightFiles, export::check_destination, hub};
 use sterna_model::stage::Stage;
-use sterna_recipe::{CheckpointOptions, KeepAttention, LossAverage, PadTo, Place, Plan, Recipe};
+use sterna_recipe::{
+    CheckpointOptions, KeepAttention, LossAverage, MemoryKind, MemoryOptions, PadTo, Place, Plan,
+    Recipe,
+};
 use sterna_torch_sys::{AdamW, memory as tensor_memory};
 use tch::{Device, Kind, Tensor};
 
@@ -230,7 +233,7 @@ impl<'a> Trainer<'a> {
             gradient_accumulation_steps: recipe.gradient_accumulation_steps,
         })?;
         check_agreement(recipe, comm, &assets.config, &datasets.train, num_steps)?;
-        let of_data = plan_of_data(recipe, &assets.config, mesh.world_size, &datasets.train)?;
+        let of_data = plan_of_data(recipe, &assets.config, mesh.world_size, datasets)?;
         let disk = scratch(recipe, &of_data)?;
         let num_attention = num_attention_kept(&of_data, comm, env)?;
         let options = EngineOptions::new(plan, device, num_attention, disk.as_ref());
@@ -584,11 +587,14 @@ fn plan_of_data(
     recipe: &Recipe,
     config: &ModelConfig,
     world_size: usize,
-    dataset: &Dataset,
+    datasets: &Datasets,
 ) -> Result<Plan, TrainError> {
     let mut recipe = recipe.clone();
     if recipe.data.pad_to == PadTo::DivLength {
-        recipe.data.max_length = (0..dataset.len()).map(|index| dataset.sample_len(index)).max();
+        let longest =
+            |dataset: &Dataset| (0..dataset.len()).map(|index| dataset.sample_len(index)).max();
+        recipe.data.max_length =
+            longest(&datasets.train).max(datasets.eval.as_ref().and_then(longest));
     }
     Plan::new(&recipe, config, world_size).map_err(TrainError::Plan)
 }
@@ -598,47 +604,59 @@ fn plan_of_data(
 ///
 /// # Communication
 ///
-/// One all-reduce where memory decides. Collective.
+/// One all-reduce. Collective.
 fn num_attention_kept(plan: &Plan, comm: &Comm, env: &RankEnv) -> Result<usize, TrainError> {
     let num_layers = plan.model.num_hidden_layers;
-    match plan.keep.attention {
-        KeepAttention::All => Ok(num_layers),
-        KeepAttention::Blocks(number) => Ok(number.min(num_layers)),
+    let number = match plan.keep.attention {
+        KeepAttention::All => num_layers,
+        KeepAttention::Blocks(number) => number.min(num_layers),
         // What lives on disk is limited by the space that was reserved there.
-        KeepAttention::Auto if plan.keep.attention_on == Place::Disk => Ok(num_layers),
+        KeepAttention::Auto if plan.keep.attention_on == Place::Disk => num_layers,
         KeepAttention::Auto => {
             let memory = &plan.memory;
             // On a CPU, device and host are the same memory.
             let needed = memory.device_bytes() + memory.host_bytes();
             let left = HostMemory::now().available() / env.local_world_size as u64;
-            let fitting = left.saturating_sub(needed) / memory.kept_attention_bytes.max(1);
-            // The smallest of all ranks'.
-            let fewest = -max(comm.world(), -(fitting.min(num_layers as u64) as f64))?;
+            let fitting = num_fitting(left, needed, memory.kept_attention_bytes).min(num_layers);
             tracing::info!(
                 needed,
                 left,
-                fewest,
+                fitting,
                 num_layers,
-                "blocks whose attention output is kept"
+                "blocks that keep their attention output"
             );
-            Ok(fewest as usize)
+            fitting
         }
-    }
+    };
+    // The smallest of all ranks'.
+    Ok(-max(comm.world(), -(number as f64))? as usize)
 }
 
-/// The file for what this rank keeps on disk, with its space reserved, if anything lives there.
+/// How many times `bytes_each` fit beside `needed` into `left`, and a reserve: a plan counts tensors and is a bound from below.
+/// Libraries keep programs and buffers of their own, and an allocator keeps free blocks: up to 1 GiB was seen, or a tenth of what
+/// is needed.
+fn num_fitting(left: u64, needed: u64, bytes_each: u64) -> usize {
+    const LEAST_RESERVE: u64 = 1 << 30;
+    let reserve = (needed / 10).max(LEAST_RESERVE);
+    (left.saturating_sub(needed.saturating_add(reserve)) / bytes_each.max(1)) as usize
+}
+
+/// The file for the activations that this rank keeps on disk, with its space reserved, if any do. The optimizer has its own.
 fn scratch(recipe: &Recipe, plan: &Plan) -> Result<Option<Rc<DiskScratch>>, TrainError> {
-    let Some(dir) = &recipe.memory.disk_dir else { return Ok(None) };
-    let is_auto = plan.keep.attention == KeepAttention::Auto;
-    let attention = if is_auto && plan.keep.attention_on == Place::Disk {
+    let keep = plan.keep;
+    let (Some(dir), true) =
+        (&recipe.memory.disk_dir, [keep.inputs_on, keep.attention_on].contains(&Place::Disk))
+    else {
+        return Ok(None);
+    };
+    let is_auto = keep.attention == KeepAttention::Auto && keep.attention_on == Place::Disk;
+    let attention = if is_auto {
         plan.memory.kept_attention_bytes * plan.model.num_hidden_layers as u64
     } else {
         0
     };
-    let needed_bytes = plan.memory.disk_bytes() + attention;
-    if needed_bytes == 0 {
-        return Ok(None);
-    }
+    let rows = plan.memory.rows.iter().filter(|row| row.kind != MemoryKind::Optimizer);
+    let needed_bytes = rows.map(|row| row.disk_bytes).sum::<u64>() + attention;
     std::fs::create_dir_all(dir).map_err(|source| TrainError::Io { path: dir.clone(), source })?;
     Ok(Some(Rc::new(DiskScratch::create(dir, needed_bytes)?)))
 }
@@ -674,8 +692,8 @@ fn check_agreement(
         ),
         (recipe.micro_batch_size, recipe.gradient_accumulation_steps, recipe.overfit_first_batch),
         (recipe.tiled_mlp_compute, recipe.model.disable_activation_checkpoint, recipe.seed),
-        (&recipe.memory.keep_attention, recipe.memory.keep_inputs_every, recipe.memory.tile_bytes),
-        (recipe.memory.attention_head_groups, recipe.memory.moments_dtype),
+        // Where things wait and how much is computed at once decide which collectives a rank takes part in.
+        MemoryOptions { disk_dir: None, timeline_dir: None, ..recipe.memory.clone() },
         (recipe.eval_interval, recipe.eval_on_start, exports, num_steps),
     );
     (env!("CARGO_PKG_VERSION"), format!("{keys:?}"), format!("{:?}", config.raw)).hash(&mut hasher);
@@ -721,4 +739,20 @@ fn matmul_rate(comm: &Comm, kind: Kind, device: Device) -> Result<f64, TrainErro
     }
     let rate = 2.0 * (SIZE as f64).powi(3) / best;
     Ok(sum(comm.world(), &[rate])?[0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attention_outputs_leave_a_reserve() {
+        const GIB: u64 = 1 << 30;
+        // Of 16 GiB, 10 are needed and 1 is reserved: five blocks of 1 GiB fit.
+        assert_eq!(num_fitting(16 * GIB, 10 * GIB, GIB), 5);
+        assert_eq!(num_fitting(11 * GIB, 10 * GIB, GIB), 0);
+        assert_eq!(num_fitting(GIB, 10 * GIB, GIB), 0);
+        // Of a large run, a tenth is reserved.
+        assert_eq!(num_fitting(200 * GIB, 100 * GIB, GIB), 90);
+    }
 }

@@ -51,6 +51,8 @@ pub(super) struct Step {
     pub(super) padded: f64,
     /// Tokens of data; the reference does not say.
     pub(super) tokens: Option<f64>,
+    /// The largest resident memory that any rank has had so far, in bytes; the reference does not say.
+    pub(super) peak: Option<u64>,
 }
 
 /// Bytes of one rank.
@@ -76,7 +78,7 @@ impl Predicted {
             kinds.push((row["kind"].as_str()?.to_owned(), bytes));
         }
         let automatic = memory["kept_attention_bytes"].as_u64().unwrap_or(0);
-        if automatic > 0 {
+        if automatic > 0 && check["keep"]["attention_on"] != "disk" {
             let blocks = check["model"]["num_hidden_layers"].as_u64()?;
             kinds.push(("kept attention outputs, all blocks".to_owned(), automatic * blocks));
         }
@@ -110,7 +112,7 @@ impl Case {
 
     /// The highest peak of any rank in any run, in bytes; `None` unless all went through.
     pub(super) fn peak(&self) -> Option<u64> {
-        self.done()?.iter().flat_map(|run| &run.watched.peaks).map(|peak| peak.resident).max()
+        self.done()?.iter().filter_map(Run::peak).max()
     }
 
     /// Fastest and median seconds of the measured steps of all runs.
@@ -219,6 +221,15 @@ impl Case {
 }
 
 impl Run {
+    /// The highest peak of any rank, in bytes.
+    ///
+    /// A process that resets its high-water mark from one phase to the next says in its metrics what the kernel told it before
+    /// each reset; what we see from outside may have missed a short peak.
+    pub(super) fn peak(&self) -> Option<u64> {
+        let seen = self.watched.peaks.iter().map(|peak| peak.resident).max();
+        seen.max(self.steps.iter().filter_map(|step| step.peak).max())
+    }
+
     fn to_json(&self) -> Value {
         let steps: Vec<Value> = self
             .steps
@@ -260,6 +271,7 @@ pub(super) fn steps(metrics: &str) -> Vec<Step> {
             whole_seconds: row["iter_time"].as_f64()?,
             padded: row["seqlen"].as_f64()?,
             tokens: row["num_tokens"].as_f64(),
+            peak: row["peak_memory_bytes"].as_u64(),
         })
     };
     metrics.lines().filter_map(step).collect()
@@ -319,6 +331,7 @@ pub(super) mod tests {
             whole_seconds: seconds,
             padded: length as f64,
             tokens: is_ours.then_some(length as f64 - 16.0),
+            peak: None,
         };
         let peak = Peak { resident: peak, anonymous: peak / 2 };
         let watched = Watched { end: End::Done, peaks: vec![peak], wall: Duration::from_mins(1) };

@@ -65,7 +65,8 @@ impl Attended {
         [q, k, v]: [Tensor; 3],
         o: Tensor,
     ) -> Result<Attended, ModelError> {
-        Ok(Attended { q, kv: KeysAndValues::new(ctx, k, v)?, o })
+        let (q, kv) = KeysAndValues::new(ctx, q, k, v)?;
+        Ok(Attended { q, kv, o })
     }
 
     /// All tensors that are here.
@@ -94,12 +95,20 @@ impl Attended {
 }
 
 impl KeysAndValues {
-    fn new(ctx: &BlockContext<'_>, k: Tensor, v: Tensor) -> Result<KeysAndValues, ModelError> {
+    /// Puts keys and values where they wait, and returns the queries with memory of their own: what an exchange returns shares
+    /// one buffer, which would stay for as long as the queries do.
+    fn new(
+        ctx: &BlockContext<'_>,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+    ) -> Result<(Tensor, KeysAndValues), ModelError> {
         match ctx.streaming {
-            None => Ok(KeysAndValues::Here([k, v])),
+            None => Ok((q, KeysAndValues::Here([k, v]))),
             Some(streaming) => {
                 let size = k.size();
-                Ok(KeysAndValues::Stashed(streaming.stash.put(k, v)?, size))
+                let q = q.contiguous();
+                Ok((q, KeysAndValues::Stashed(streaming.stash.put(k, v)?, size)))
             }
         }
     }
@@ -113,7 +122,7 @@ pub(super) fn forward(
 ) -> Result<(Attended, Tensor), ModelError> {
     let _stage = Stage::Attention.enter();
     let spec = ctx.attention_spec(group);
-    let mut kv = KeysAndValues::new(ctx, k, v)?;
+    let (q, mut kv) = KeysAndValues::new(ctx, q, k, v)?;
     let (o, lse) = match (&mut kv, ctx.streaming) {
         (KeysAndValues::Stashed(kv, _), Some(streaming)) => {
             let size = q.size();

@@ -82,7 +82,7 @@ fn tiles_of_queries_change_nothing_but_the_order_of_sums() {
         for query_tile_len in [1, 5, 8, 24] {
             for (num_groups, keep) in [(1, How::PLAIN.keep), (2, KEEP_ATTENTION), (1, KEEP_ALL)] {
                 let query_tile_len = Some(query_tile_len);
-                let how = How { query_tile_len, num_groups, keep, ..double() };
+                let how = How { num_groups, query_tile_len, keep, ..double() };
                 let streamed = tiny.run(&alone(), &tiny.batch, how);
                 assert_same(
                     &format!("{name}, {query_tile_len:?} queries, {num_groups} groups, {keep:?}"),

@@ -104,7 +104,7 @@ fn large_norm_activation_and_rotation() {
 #[test]
 #[ignore = "9 GB and minutes: `cargo xtask test --large`"]
 fn large_exchange() {
-    let comm = Comm::init(&RankEnv::single(), 1, Duration::from_secs(600)).unwrap();
+    let comm = Comm::init(&RankEnv::single(), 1, Duration::from_mins(10)).unwrap();
     let x = hidden_states().view([NUM_TOKENS, NUM_HEADS, HIDDEN / NUM_HEADS]);
     let numel = x.numel() as i64;
     let received = x.empty_like().view(-1);
@@ -205,5 +205,5 @@ fn large_embedding_rows() {
     embed::backward(&config, &mut d_weight, &ids, &d_x).unwrap();
     let expected = d_x.narrow(0, NUM_TOKENS - 63, 63).to_kind(Kind::Float);
     assert!(d_weight.narrow(0, 1, 63) == expected, "the last rows");
-    assert_eq!(d_weight.get(0).abs().max().double_value(&[]), 0.0, "padding");
+    assert!(d_weight.get(0).count_nonzero(None).int64_value(&[]) == 0, "padding");
 }

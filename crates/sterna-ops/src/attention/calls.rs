@@ -8,8 +8,10 @@ use tch::Tensor;
 use super::kernel::Kernel;
 use super::{AttentionSpec, Documents};
 use crate::accumulate_kind;
+use crate::tile::tiles;
 
-/// A call with more keys than this computes one kv head and the query heads that read it.
+/// A call with more keys than this computes few kv heads and the query heads that read them: one, or as many as give each thread
+/// work.
 ///
 /// From here on a head is thousands of the kernel's blocks, so a call for each costs no time, and all heads at once cost room: with
 /// 32 query heads of 128 on 8, one document of 1,048,576 tokens in bf16 has 8 GiB of `o`, held twice in the forward, and 24 GiB of
@@ -38,13 +40,14 @@ pub(super) struct HeadGroup {
 }
 
 impl HeadGroup {
-    /// Each kv head with the query heads that read it.
-    fn kv_heads(&self) -> impl Iterator<Item = HeadGroup> + '_ {
+    /// Runs of kv heads with at least `least_q` query heads that read them, or as many as there are.
+    fn runs(&self, least_q: i64) -> impl Iterator<Item = HeadGroup> + use<> {
         let HeadGroup { q_start, kv_start, num_kv, group_size } = *self;
-        (0..num_kv).map(move |kv| HeadGroup {
-            q_start: q_start + kv * group_size,
-            kv_start: kv_start + kv,
-            num_kv: 1,
+        let most_kv = (least_q as u64).div_ceil(group_size as u64).max(1) as i64;
+        tiles(num_kv, most_kv).map(move |run| HeadGroup {
+            q_start: q_start + run.start * group_size,
+            kv_start: kv_start + run.start,
+            num_kv: run.end - run.start,
             group_size,
         })
     }
@@ -114,7 +117,12 @@ pub(super) fn calls(
     keys: &Range<i64>,
 ) -> Vec<Call> {
     let groups = head_groups(&spec.kv_of_q);
-    let single_heads: Vec<HeadGroup> = groups.iter().flat_map(HeadGroup::kv_heads).collect();
+    let least_q = match kernel {
+        Kernel::Libtorch => 1,
+        // Its backward gives each thread a query head: enough of them that the last round is not a large part.
+        Kernel::Blocked => 2 * i64::from(tch::get_num_threads()),
+    };
+    let few_heads: Vec<HeadGroup> = groups.iter().flat_map(|group| group.runs(least_q)).collect();
     let mut calls = Vec::new();
     for document in documents.within(queries) {
         let window = spec.sliding_window.filter(|window| *window < document.end - document.start);
@@ -126,7 +134,7 @@ pub(super) fn calls(
         };
         let most_keys = blocks.iter().map(|(_, keys)| keys.end - keys.start).max();
         let is_long = most_keys.is_some_and(|num_keys| num_keys > LONG_CALL_LEN);
-        for heads in if is_long { &single_heads } else { &groups } {
+        for heads in if is_long { &few_heads } else { &groups } {
             calls.extend(blocks.iter().map(|(queries_here, keys_here)| Call {
                 heads: heads.clone(),
                 queries: shifted(queries_here, -queries.start),

@@ -93,7 +93,9 @@ fn errors(actual: &Results, exact: &Results) -> [f64; 5] {
 /// The last rounding is the same; sums that libtorch keeps in bf16 are single precision here.
 #[test]
 fn no_result_is_further_from_the_truth_than_libtorchs() {
-    for (lengths, h) in [(33, 64), (117, 64), (128, 32), (700, 64), (300, 128)] {
+    for (lengths, h) in
+        [(33, 64), (117, 64), (128, 32), (700, 64), (300, 128), (1100, 64), (300, 96)]
+    {
         let case = Case::new(&[0, 0, 0, 1, 1, 1], &[lengths], None, h);
         let exact = case.run(Kind::Double);
         let (ours, theirs) =

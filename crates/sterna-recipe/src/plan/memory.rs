@@ -180,7 +180,9 @@ impl Memory {
     fn activations(&mut self, a: &Activations<'_>, keep: KeepPlan, tiles: TileLengths) {
         let num_layers = a.model.num_hidden_layers;
         let kept = num_layers.div_ceil(keep.inputs_every) * a.kept_bytes(keep);
-        self.push(MemoryKind::KeptActivations, kept, 1, keep.inputs_on);
+        // Intermediate values stay where they were computed.
+        let place = if keep.graph { Place::Device } else { keep.inputs_on };
+        self.push(MemoryKind::KeptActivations, kept, 1, place);
         let of_attention = a.attention_output_bytes();
         let num_attention = match keep.attention {
             _ if keep.graph => 0,

@@ -156,8 +156,7 @@ impl Plan {
             Place::Disk => " on disk",
         };
         if keep.graph {
-            let what = "every intermediate value of a block; nothing is computed again";
-            return format!("{what}{}", place(keep.inputs_on));
+            return "every intermediate value of a block; nothing is computed again".to_owned();
         }
         let inputs = match keep.inputs_every {
             1 => "the input of each block".to_owned(),

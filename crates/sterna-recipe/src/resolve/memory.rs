@@ -40,6 +40,12 @@ pub(super) fn resolve(file: &RecipeFile, reader: &mut Reader) -> MemoryOptions {
     };
     check_places(file, memory, &options, kept_on_host, reader);
     check_keep(file, memory, reader);
+    if memory.is_some_and(|m| m.timeline_steps.is_some()) && options.timeline_dir.is_none() {
+        reader.note(
+            "memory.timeline_steps",
+            "`memory.timeline_dir` is not set, so nothing is traced",
+        );
+    }
     options
 }
 
@@ -108,8 +114,13 @@ fn check_places(
             let hint = Some("set `memory.disk_dir` to a folder on a fast local disk");
             conflict(reader, key, found, "a folder for what lives on disk", hint);
         }
-        (None, Some(_)) if memory.is_some_and(|m| m.disk_dir.is_some()) => {
-            reader.note("memory.disk_dir", "nothing lives on disk, so nothing is written there");
+        (None, Some(_)) => {
+            let key = if memory.is_some_and(|m| m.disk_dir.is_some()) {
+                "memory.disk_dir"
+            } else {
+                "deepspeed.zero_optimization.offload_optimizer.nvme_path"
+            };
+            reader.note(key, "nothing lives on disk, so nothing is written there");
         }
         _ => {}
     }
@@ -145,9 +156,19 @@ fn check_keep(file: &RecipeFile, memory: Option<&MemoryFile>, reader: &mut Reade
                 .is_some_and(|at| matches!(at.value, KeepAttention::Blocks(_))),
         ),
     ];
-    for (key, _) in recomputes.into_iter().filter(|(_, is_set)| *is_set) {
-        let found =
-            format!("`{key}` asks for recomputing and `model.disable_activation_checkpoint` is on");
+    let is_on_disk = |at: Option<&At<Place>>| at.is_some_and(|at| at.value == Place::Disk);
+    let moves = [
+        ("memory.inputs_on", is_on_disk(memory.inputs_on.as_ref())),
+        ("memory.attention_on", is_on_disk(memory.attention_on.as_ref())),
+        (
+            "memory.attention_query_tile",
+            memory.attention_query_tile.as_ref().is_some_and(|at| at.value > 0),
+        ),
+    ];
+    let recomputes = recomputes.map(|(key, is_set)| (key, is_set, "asks for recomputing"));
+    let moves = moves.map(|(key, is_set)| (key, is_set, "moves what is kept"));
+    for (key, _, what) in recomputes.into_iter().chain(moves).filter(|(_, is_set, _)| *is_set) {
+        let found = format!("`{key}` {what} and `model.disable_activation_checkpoint` is on");
         let hint = Some("remove `model.disable_activation_checkpoint`");
         conflict(reader, key, found, "one of the two", hint);
     }

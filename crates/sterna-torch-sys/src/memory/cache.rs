@@ -61,11 +61,15 @@ impl Cache {
         self.shrink()
     }
 
-    /// Undoes a [`Cache::take`] of `len` bytes for which the system gave nothing, and hands over all that waits.
-    pub(super) fn give_up(&mut self, len: usize) -> Vec<Mapping> {
-        self.num_in_use -= len;
+    /// All mappings that wait, to be unmapped.
+    pub(super) fn give_up(&mut self) -> Vec<Mapping> {
         self.num_waiting = 0;
         std::mem::take(&mut self.waiting)
+    }
+
+    /// Takes back that `len` bytes are in use: there was no memory for them.
+    pub(super) fn not_taken(&mut self, len: usize) {
+        self.num_in_use -= len;
     }
 
     /// The mappings that have waited longest, until both bounds hold.
@@ -139,7 +143,8 @@ mod tests {
         let block = take(&mut cache, MIB);
         cache.put(block);
         assert!(cache.take(64 * MIB).0.is_none());
-        assert_eq!(cache.give_up(64 * MIB).len(), 0, "taking beyond the peak has emptied it");
+        cache.not_taken(64 * MIB);
+        assert_eq!(cache.give_up().len(), 0, "taking beyond the peak has emptied it");
         assert_eq!((cache.num_in_use, cache.num_waiting), (0, 0));
     }
 }

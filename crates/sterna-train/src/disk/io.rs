@@ -204,7 +204,7 @@ impl Shared {
                     if let Err(source) = result {
                         state.fail("write", offset, bytes, source);
                     }
-                    self.written.notify_one();
+                    self.written.notify_all();
                 }
                 Job::Read { offset, mut tensor, reader } => {
                     let _stage = Stage::Copy.enter_with(None, num_bytes(&tensor));
@@ -214,6 +214,7 @@ impl Shared {
                         // Then the reader is dropped, and whoever waits looks for the failure.
                         Err(source) => {
                             self.state().fail("read", offset, num_bytes(&tensor), source);
+                            self.written.notify_all();
                         }
                     }
                 }

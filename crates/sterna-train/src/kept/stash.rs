@@ -19,9 +19,10 @@ impl Stash for Shelf {
     ) -> Result<Box<dyn KeysValues<Error = ModelError>>, ModelError> {
         let device = k.device();
         match self {
-            Self::Memory(place) => {
-                Ok(Box::new(InMemory { kv: [k, v].map(|x| x.to_device(*place)), device }))
-            }
+            Self::Memory(place) => Ok(Box::new(InMemory {
+                kv: [k, v].map(|x| x.to_device(*place).contiguous()),
+                device,
+            })),
             Self::Disk(disk) => {
                 let (size, kind) = (k.size(), k.kind());
                 let token_bytes = (size[1] * size[2]) as u64 * kind.elt_size_in_bytes() as u64;

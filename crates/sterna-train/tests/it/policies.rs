@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 use sterna_comm::RankEnv;
+use sterna_torch_sys::memory::MemoryKind;
+use sterna_train::{TrainOptions, phases::Phase, train};
 
+use crate::conformance::Recorder;
 use crate::equivalence::{assert_same, check, figures};
 
 #[test]
@@ -21,6 +24,9 @@ fn policies_change_nothing() {
         json!({"keep_inputs_every": 100, "keep_attention": true}),
         json!({"inputs_on": "disk", "disk_dir": folder.path().join("scratch")}),
         json!({"attention_on": "disk", "disk_dir": folder.path().join("scratch")}),
+        // A file, and nothing to put into it.
+        json!({"attention_on": "disk", "keep_attention": false, "disk_dir": folder.path().join("scratch")}),
+        json!({"optimizer_on": "disk", "inputs_on": "disk", "disk_dir": folder.path().join("scratch")}),
         json!({"inputs_on": "disk", "attention_on": "disk", "keep_inputs_every": 2, "keep_attention": 3,
                "disk_dir": folder.path().join("scratch")}),
     ] {
@@ -42,6 +48,43 @@ fn policies_change_nothing() {
     }
     let left: Vec<_> = std::fs::read_dir(folder.path().join("scratch")).expect("made").collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn micro_batches_take_turns_on_disk() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let env = RankEnv::single();
+    let gas = ("gradient_accumulation_steps", json!(3));
+    let plain = figures(folder.path(), &env, "plain", std::slice::from_ref(&gas));
+    let memory = json!({"inputs_on": "disk", "attention_on": "disk", "keep_inputs_every": 2,
+                        "disk_dir": folder.path().join("scratch")});
+    assert_eq!(figures(folder.path(), &env, "disk", &[gas, ("memory", memory)]), plain);
+}
+
+/// Bytes of kept activations and of attention when forward and backward held most, with a policy.
+fn held(memory: Value) -> (u64, u64) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut recipe = crate::tiny::recipe(folder.path());
+    recipe["memory"] = memory;
+    recipe["exit_iteration"] = json!(2);
+    let recipe = crate::tiny::load(folder.path(), "recipe", &recipe);
+    let mut recorder = Recorder::default();
+    train(&recipe, &RankEnv::single(), TrainOptions::default(), &mut recorder).expect("trained");
+    let phases = &recorder.iterations[1].phases;
+    let of = |phase, kind| phases.of(phase).tensors[kind];
+    (of(Phase::Forward, MemoryKind::KeptActivations), of(Phase::Backward, MemoryKind::Attention))
+}
+
+#[test]
+fn policies_hold_less() {
+    let all = held(json!({"keep_attention": true}));
+    let recomputed = held(json!({"keep_attention": false}));
+    let segments = held(json!({"keep_inputs_every": 5, "keep_attention": false}));
+    let grouped = held(json!({"keep_attention": true, "attention_head_groups": 4}));
+    // Five inputs and outputs (with a log-sum-exp), five inputs, one input.
+    assert!(recomputed.0 * 2 < all.0, "{recomputed:?} of {all:?}");
+    assert_eq!(segments.0 * 5, recomputed.0, "{segments:?} of {recomputed:?}");
+    assert!(grouped.1 < all.1, "{grouped:?} of {all:?}");
 }
 
 #[test]
