@@ -16,7 +16,8 @@ fn a_plan_for_people() {
     zero   stage 3: weights, gradients, optimizer state sharded over 2 ranks; gradients add up in float32 and travel in float32
     batch  1 row of up to 256 tokens, 256 on each rank; 2 micro-batches a step, up to 512 tokens
     tiles  projections whole, MLP whole, loss whole
-    kept   the input of each block, and the output of its attention when there is room
+    attn   all heads and tokens at once
+    kept   the input of each block, the output of attention where there is room
     steps  2 optimizer steps
 
     units                  count      parameters    shard elements
@@ -32,9 +33,9 @@ fn a_plan_for_people() {
       optimizer state                 138.25 KiB                 -
       kept activations                 64.00 KiB                 -
       attention of a block            200.00 KiB                 -
-      residual stream                 128.00 KiB                 -
+      residual stream                  80.00 KiB                 -
       tile scratch                    392.00 KiB                 -
-      in all                            1.18 MiB                 -
+      in all                            1.13 MiB                 -
       + attention outputs              72.00 KiB                 -
 
     notes
