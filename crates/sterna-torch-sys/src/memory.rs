@@ -4,7 +4,7 @@
 //! allocated it ([`scope`]), or a later [`retag`]. [`usage`] tells the bytes by kind, now and at the moment when their sum was
 //! largest.
 //!
-//! Blocks of [`LARGE`] bytes and more are mappings of their own, and are kept for the next tensor of their
+//! Blocks of 1 MiB and more are mappings of their own, and are kept for the next tensor of their
 //! size (`cache.rs` says how many). libtorch's own allocator takes the memory of every tensor from glibc, which maps
 //! and unmaps large ones anew each time, and leaves holes between the others. Smaller blocks go to the heap here as well.
 
