@@ -15,5 +15,5 @@ pub(crate) use self::{
         ModelKind, OffloadDevice, OffloadOptimizerFile, OptimizerFile, RecipeFile, SchedulerFile,
         SchedulerKind, SourceFile, SourceKeys, SourceKind, TrainerKind, ZeroFile,
     },
-    values::{CheckpointWord, DtypeWord, Int, OptimizerWord},
+    values::{DtypeWord, Int, OptimizerWord},
 };

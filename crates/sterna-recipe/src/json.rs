@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::recipe::{
-    CheckpointKind, KeepAttention, LabelMask, LogLevel, LossAverage, MemoryOptions, Packing, PadTo,
-    Place, Ramp, Ranks, Recipe, Sampling, Schedule, Source,
+    CheckpointKind, KeepAttention, LabelMask, LogLevel, LossAverage, MemoryOptions,
+    NonFinitePolicy, Packing, PadTo, Place, Ramp, Ranks, Recipe, Sampling, Schedule, Source,
 };
 
 impl Recipe {
@@ -51,16 +51,23 @@ impl Recipe {
                 "file_output_ranks": ranks(&self.logger.file_output_ranks),
             },
             "checkpoint": self.checkpoint.iter().map(|entry| json!({
-                "type": match entry.kind { CheckpointKind::HuggingFace => "huggingface" },
+                "type": match entry.kind { CheckpointKind::HuggingFace => "huggingface", CheckpointKind::Sterna => "sterna" },
                 "output_dir": entry.output_dir,
+                "auto_resume": entry.auto_resume,
                 "save_every_n_steps": entry.save_every_n_steps,
                 "save_every_n_epochs": entry.save_every_n_epochs,
                 "save_end_of_training": entry.save_end_of_training,
+                "keep_last_n": entry.keep_last_n,
             })).collect::<Vec<_>>(),
             "micro_batch_size": self.micro_batch_size,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
             "sequence_parallel_size": self.sequence_parallel_size,
             "loss_average": match self.loss_average { LossAverage::MicroBatch => "micro_batch", LossAverage::Token => "token" },
+            "on_nonfinite": match self.on_nonfinite {
+                NonFinitePolicy::Stop => "stop",
+                NonFinitePolicy::Skip => "skip",
+                NonFinitePolicy::Warn => "warn",
+            },
             "activation_checkpoint_cpu_offload": self.activation_checkpoint_cpu_offload,
             "tiled_mlp_compute": self.tiled_mlp_compute,
             "epochs": self.epochs,

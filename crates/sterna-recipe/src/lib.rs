@@ -43,8 +43,8 @@ pub use plan::{
 pub use recipe::{
     AttnImplementation, CheckpointKind, CheckpointOptions, DataOptions, DeepSpeedOptions,
     KeepAttention, LabelMask, LogLevel, LoggerOptions, LossAverage, MemoryOptions, ModelOptions,
-    OptimizerOptions, Packing, PadTo, Place, Ramp, Ranks, Recipe, RolePath, Sampling, Schedule,
-    SchedulerOptions, Source, TokenizerOptions, ZeroStage,
+    NonFinitePolicy, OptimizerOptions, Packing, PadTo, Place, Ramp, Ranks, Recipe, RolePath,
+    Sampling, Schedule, SchedulerOptions, Source, TokenizerOptions, ZeroStage,
 };
 pub use source::{Origin, RecipeSource, Span};
 pub use sterna_hf::DType;

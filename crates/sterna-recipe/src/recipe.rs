@@ -44,6 +44,8 @@ pub struct Recipe {
     pub sequence_parallel_size: usize,
     /// How the losses of the micro-batches of one step are averaged.
     pub loss_average: LossAverage,
+    /// What happens to a step whose loss or gradient norm is not a finite number.
+    pub on_nonfinite: NonFinitePolicy,
     /// Whether what blocks keep lives on the host unless `memory` says where.
     pub activation_checkpoint_cpu_offload: bool,
     /// Whether the per-token part of a block runs in tiles of at most `memory.tile_bytes`.
@@ -86,6 +88,17 @@ pub enum LossAverage {
     MicroBatch,
     /// The mean over all labelled tokens of the step: every token weighs the same.
     Token,
+}
+
+/// What happens to an optimizer step whose loss or gradient norm is NaN or infinite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NonFinitePolicy {
+    /// The run ends with an error before the optimizer moves.
+    Stop,
+    /// The step's gradients are dropped and the run goes on: weights, moments and their step count stay as they were.
+    Skip,
+    /// The optimizer steps all the same.
+    Warn,
 }
 
 /// `model`.
@@ -558,12 +571,16 @@ pub struct CheckpointOptions {
     pub kind: CheckpointKind,
     /// Where, relative to the working directory.
     pub output_dir: PathBuf,
+    /// Whether a run goes on from the newest good checkpoint in `output_dir`; in one entry at most, never an export's.
+    pub auto_resume: bool,
     /// Optimizer steps between saves; 0 is off.
     pub save_every_n_steps: usize,
     /// Epochs between saves; 0 is off.
     pub save_every_n_epochs: usize,
     /// Whether the end of training is saved.
     pub save_end_of_training: bool,
+    /// How many checkpoints of this entry are kept, the newest; 0 keeps all.
+    pub keep_last_n: usize,
 }
 
 /// What a checkpoint entry writes.
@@ -571,4 +588,6 @@ pub struct CheckpointOptions {
 pub enum CheckpointKind {
     /// `huggingface`: an export, a folder that transformers loads.
     HuggingFace,
+    /// `sterna`: the whole state of training, to go on from. Recipes written for the reference say `deepspeed`.
+    Sterna,
 }

@@ -2,6 +2,7 @@
 //!
 //! Every rule here needs the recipe alone. Those that need the model or the number of ranks are in [`crate::plan`].
 
+mod checkpoint;
 mod data;
 mod deepspeed;
 mod memory;
@@ -15,11 +16,11 @@ use sterna_hf::DType;
 use crate::{
     diagnostic::{Diagnostic, Kind},
     file::{
-        At, CheckpointFile, CheckpointWord, DtypeWord, LoggerFile, ModelFile, ModelKind,
-        OptimizerFile, OptimizerWord, Reader, RecipeFile, TrainerKind,
+        At, DtypeWord, LoggerFile, ModelFile, ModelKind, OptimizerFile, OptimizerWord, Reader,
+        RecipeFile, TrainerKind,
     },
     recipe::{
-        AttnImplementation, CheckpointOptions, LoggerOptions, LossAverage, ModelOptions,
+        AttnImplementation, LoggerOptions, LossAverage, ModelOptions, NonFinitePolicy,
         OptimizerOptions, Ranks, Recipe, TokenizerOptions,
     },
     source::RecipeSource,
@@ -46,7 +47,7 @@ pub(crate) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<Recipe> 
     let deepspeed = deepspeed::resolve(file, dtype, sequence_parallel_size, reader);
     let memory = memory::resolve(file, reader);
     let logger = logger(file.logger.as_ref().map(|at| &at.value));
-    let checkpoint = checkpoints(file.checkpoint.as_ref(), reader);
+    let checkpoint = checkpoint::resolve(file.checkpoint.as_ref(), reader);
     arctic_moe(file, reader);
     if let Some(at) =
         file.wandb.as_ref().and_then(|at| at.value.enable.as_ref()).filter(|at| at.value)
@@ -87,6 +88,7 @@ pub(crate) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<Recipe> 
         gradient_accumulation_steps: or(file.gradient_accumulation_steps.as_ref(), 1),
         sequence_parallel_size,
         loss_average: or(file.loss_average.as_ref(), LossAverage::MicroBatch),
+        on_nonfinite: or(file.on_nonfinite.as_ref(), NonFinitePolicy::Stop),
         activation_checkpoint_cpu_offload: or(
             file.activation_checkpoint_cpu_offload.as_ref(),
             false,
@@ -255,77 +257,6 @@ fn logger(file: Option<&LoggerFile>) -> LoggerOptions {
         ),
         file_output_ranks: or(file.and_then(|file| file.file_output_ranks.as_ref()), Ranks::All),
     }
-}
-
-fn checkpoints(
-    entries: Option<&At<Vec<CheckpointFile>>>,
-    reader: &mut Reader,
-) -> Vec<CheckpointOptions> {
-    let Some(entries) = entries else { return Vec::new() };
-    // A single entry may stand without a list; its keys then have no index.
-    let is_list = reader.is_set(&format!("{}[0]", entries.path));
-    let path = |idx: usize| {
-        if is_list { format!("{}[{idx}]", entries.path) } else { entries.path.clone() }
-    };
-    let resolved = entries
-        .value
-        .iter()
-        .enumerate()
-        .filter_map(|(idx, entry)| checkpoint(&path(idx), entry, reader));
-    resolved.collect()
-}
-
-/// One entry; `None` when it is switched off or wrong.
-fn checkpoint(path: &str, file: &CheckpointFile, reader: &mut Reader) -> Option<CheckpointOptions> {
-    let is_enabled = or(file.enabled.as_ref(), true);
-    if file.output_dir.is_none() {
-        missing(reader, &format!("{path}.output_dir"), path, "a folder to write to");
-    }
-    if !is_enabled {
-        return None;
-    }
-    if let Some(at) = file.auto_resume.as_ref().filter(|at| at.value) {
-        let why = "a run cannot be continued yet: an export has no optimizer state";
-        reader.refuse(&at.path, at.span, "= `true`".to_owned(), why);
-    }
-    let kind = match &file.kind {
-        Some(At { value: CheckpointWord::Supported(kind), .. }) => *kind,
-        typed => {
-            let span =
-                typed.as_ref().map_or_else(|| reader.places.get(path).copied(), |at| Some(at.span));
-            let found = if typed.is_some() {
-                "= `deepspeed`"
-            } else {
-                "is `deepspeed` unless given, which"
-            };
-            // A type that could not be read was reported already.
-            if typed.is_some() || !reader.is_set(&format!("{path}.type")) {
-                reader.error(Diagnostic {
-                    kind: Kind::Unsupported,
-                    key_path: format!("{path}.type"),
-                    span,
-                    found: found.to_owned(),
-                    required: "checkpoints to continue from are not there yet".to_owned(),
-                    hint: Some("`type: huggingface` writes a model that transformers loads; `enabled: false` writes nothing".to_owned()),
-                });
-            }
-            return None;
-        }
-    };
-    let options = CheckpointOptions {
-        kind,
-        output_dir: file.output_dir.as_ref()?.value.clone().into(),
-        save_every_n_steps: or(file.save_every_n_steps.as_ref(), 0),
-        save_every_n_epochs: or(file.save_every_n_epochs.as_ref(), 0),
-        save_end_of_training: or(file.save_end_of_training.as_ref(), false),
-    };
-    if options.save_every_n_steps == 0
-        && options.save_every_n_epochs == 0
-        && !options.save_end_of_training
-    {
-        reader.note(path, "it never saves: set `save_end_of_training`, `save_every_n_steps` or `save_every_n_epochs`");
-    }
-    Some(options)
 }
 
 /// `arctic_moe`: `auto` is on for models with experts, and no model here has them.

@@ -2,8 +2,8 @@
 
 use crate::{
     recipe::{
-        AttnImplementation, KeepAttention, LabelMask, LogLevel, LossAverage, Packing, PadTo, Place,
-        Ramp, Ranks,
+        AttnImplementation, CheckpointKind, KeepAttention, LabelMask, LogLevel, LossAverage,
+        NonFinitePolicy, Packing, PadTo, Place, Ramp, Ranks,
     },
     yaml::{Content, Node, join, scalar::Meaning},
 };
@@ -11,8 +11,8 @@ use crate::{
 use super::{
     reader::{At, Read, Reader, section},
     values::{
-        CacheFsWord, CheckpointWord, DtypeWord, Flag, Fraction, HumanFloat, HumanInt, Int, List,
-        Maybe, OneOrMany, OptimizerWord, Pair, Raw, Real, Text, Tree, Words,
+        CacheFsWord, DtypeWord, Flag, Fraction, HumanFloat, HumanInt, Int, List, Maybe, OneOrMany,
+        OptimizerWord, Pair, Raw, Real, Text, Tree, Words,
     },
 };
 
@@ -75,6 +75,7 @@ section! {
         "gradient_accumulation_steps" => gradient_accumulation_steps: Int<1>,
         "sequence_parallel_size" => sequence_parallel_size: Int<1>,
         "loss_average" => loss_average: LossAverage,
+        "on_nonfinite" => on_nonfinite: NonFinitePolicy,
         "activation_checkpoint_cpu_offload" => activation_checkpoint_cpu_offload: Flag,
         "tiled_mlp_compute" => tiled_mlp_compute: Flag,
         "arctic_moe" => arctic_moe: Raw,
@@ -569,13 +570,14 @@ section! {
 section! {
     /// One entry of `checkpoint`.
     CheckpointFile {
-        "type" => kind: CheckpointWord,
+        "type" => kind: CheckpointKind,
         "output_dir" => output_dir: Text,
         "enabled" => enabled: Flag,
         "auto_resume" => auto_resume: Flag,
         "save_every_n_steps" => save_every_n_steps: HumanInt<0>,
         "save_every_n_epochs" => save_every_n_epochs: HumanInt<0>,
         "save_end_of_training" => save_end_of_training: Flag,
+        "keep_last_n" => keep_last_n: Int<0>,
     }
     inert {}
     refused {}

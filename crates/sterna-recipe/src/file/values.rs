@@ -9,7 +9,7 @@ use crate::{
     human,
     recipe::{
         AttnImplementation, CheckpointKind, KeepAttention, LabelMask, LogLevel, LossAverage,
-        Packing, PadTo, Place, Ramp, Ranks,
+        NonFinitePolicy, Packing, PadTo, Place, Ramp, Ranks,
     },
     yaml::{Content, Node, scalar::Meaning},
 };
@@ -417,6 +417,7 @@ words! {
     LabelMask { "exact" => Self::Exact, "reference" => Self::Reference, }
     Packing { "reference" => Self::Reference, "global" => Self::Global, }
     Place { "device" => Self::Device, "host" => Self::Host, "disk" => Self::Disk, }
+    NonFinitePolicy { "stop" => Self::Stop, "skip" => Self::Skip, "warn" => Self::Warn, }
     LossAverage { "micro_batch" => Self::MicroBatch, "token" => Self::Token, }
     OptimizerWord {
         "fused_adam" => Self::Dense,
@@ -433,7 +434,7 @@ words! {
         "ERROR" => Self::Error,
         "CRITICAL" | "FATAL" => Self::Critical,
     }
-    CheckpointWord { "huggingface" => Self::Supported(CheckpointKind::HuggingFace), "deepspeed" => Self::DeepSpeed, }
+    CheckpointKind { "sterna" | "deepspeed" => Self::Sterna, "huggingface" => Self::HuggingFace, }
 }
 
 /// Which ranks of a cluster see one cache folder; it only has to be a word that the reference knows.
@@ -445,11 +446,4 @@ pub(crate) struct CacheFsWord;
 pub(crate) enum OptimizerWord {
     Dense,
     Moe,
-}
-
-/// A checkpoint engine; DeepSpeed's own format is refused with its reason.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CheckpointWord {
-    Supported(CheckpointKind),
-    DeepSpeed,
 }

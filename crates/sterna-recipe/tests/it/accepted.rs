@@ -176,6 +176,7 @@ fn defaults_are_the_references() {
       "gradient_accumulation_steps": 1,
       "sequence_parallel_size": 1,
       "loss_average": "micro_batch",
+      "on_nonfinite": "stop",
       "activation_checkpoint_cpu_offload": false,
       "tiled_mlp_compute": true,
       "epochs": 1,
