@@ -1,11 +1,11 @@
 //! The small files of a model folder, beside its weights.
 
 /// What the model is and how it generates.
-pub(crate) const MODEL_FILES: [&str; 2] = ["config.json", "generation_config.json"];
+pub const MODEL_FILES: [&str; 2] = ["config.json", "generation_config.json"];
 
 /// What makes up a tokenizer, its chat template included; slow tokenizers' files too, so that a
 /// copy is as good as the original.
-pub(crate) const TOKENIZER_FILES: [&str; 11] = [
+pub const TOKENIZER_FILES: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -4,7 +4,7 @@
 //! and plans can be checked in seconds on a machine without libtorch. [`config`] says what a model is; [`rope`] and
 //! [`parameters`] derive its rotary frequencies and weight shapes.
 
-mod assets;
+pub mod assets;
 pub mod chat_template;
 pub mod config;
 pub mod dtype;

@@ -5,12 +5,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 /// Each crate of ours with those it may depend on; a new edge is a reviewed change of this table (ARCHITECTURE.md).
-const ALLOWED: [(&str, &[&str]); 11] = [
-    ("sterna", &["sterna-train", "sterna-data", "sterna-recipe", "sterna-hf", "sterna-comm"]),
+const ALLOWED: [(&str, &[&str]); 12] = [
+    (
+        "sterna",
+        &[
+            "sterna-train",
+            "sterna-checkpoint",
+            "sterna-data",
+            "sterna-recipe",
+            "sterna-hf",
+            "sterna-comm",
+        ],
+    ),
     (
         "sterna-train",
         &[
             "sterna-model",
+            "sterna-checkpoint",
             "sterna-data",
             "sterna-recipe",
             "sterna-hf",
@@ -24,6 +35,7 @@ const ALLOWED: [(&str, &[&str]); 11] = [
     ("sterna-ops", &["sterna-torch-sys"]),
     ("sterna-torch-sys", &[]),
     ("sterna-data", &["sterna-hf", "sterna-recipe"]),
+    ("sterna-checkpoint", &["sterna-hf"]),
     ("sterna-recipe", &["sterna-hf"]),
     ("sterna-hf", &[]),
     ("sterna-testkit", &[]),
@@ -34,7 +46,8 @@ const ALLOWED: [(&str, &[&str]); 11] = [
 const TESTKIT: &str = "sterna-testkit";
 
 /// Compile and test in seconds, because they never link libtorch.
-const WITHOUT_TORCH: [&str; 3] = ["sterna-recipe", "sterna-hf", "sterna-data"];
+const WITHOUT_TORCH: [&str; 4] =
+    ["sterna-recipe", "sterna-hf", "sterna-data", "sterna-checkpoint"];
 
 const TORCH: [&str; 2] = ["tch", "torch-sys"];
 

@@ -1,0 +1,60 @@
+//! A checkpoint turned into a Hugging Face folder, without a model or a device.
+
+use std::path::Path;
+
+use half::{bf16, f16};
+use sterna_hf::export::MAX_SHARD_BYTES;
+use sterna_hf::{DType, ExportWriter, ParamSpec};
+
+use crate::error::{Error, Result};
+use crate::manifest::{Checkpoint, StateDtype, StateName};
+
+/// Writes the weights of `checkpoint` to `dir` as safetensors in `dtype`, with config and tokenizer: the same bytes that an entry
+/// of `type: huggingface` writes at that step.
+///
+/// Rounding is to the nearest, ties to even, as libtorch rounds.
+///
+/// # Memory
+///
+/// One parameter, twice.
+///
+/// # Errors
+///
+/// [`Error::Hf`] if the folder cannot be written; what reading a damaged checkpoint gives.
+pub fn export(checkpoint: &Checkpoint, dir: &Path, dtype: DType) -> Result<()> {
+    let manifest = &checkpoint.manifest;
+    let places = &manifest.parameters;
+    let tensors: Vec<(ParamSpec, DType)> = places
+        .iter()
+        .map(|place| (ParamSpec { name: place.name.clone(), shape: place.shape.clone() }, dtype))
+        .collect();
+    if let Some(state) = manifest.state(StateName::Master)
+        && state.dtype != StateDtype::F32
+    {
+        return Err(Error::Manifest {
+            path: checkpoint.dir.join(crate::manifest::MANIFEST),
+            reason: format!("masters are stored in {:?}, required: F32", state.dtype),
+        });
+    }
+    let mut writer = ExportWriter::create(dir, &tensors, MAX_SHARD_BYTES)?;
+    for place in places {
+        let flat = &manifest.flats[place.flat].name;
+        let range = place.offset..place.offset + place.numel();
+        let masters = checkpoint.read_state(flat, StateName::Master, range)?;
+        writer.write(&place.name, &rounded(masters, dtype))?;
+    }
+    let assets = checkpoint.assets_dir();
+    writer.copy_assets(&assets, &manifest.model)?;
+    writer.finish()?;
+    Ok(())
+}
+
+/// fp32 values, little-endian, in another dtype.
+fn rounded(masters: Vec<u8>, dtype: DType) -> Vec<u8> {
+    let values = || masters.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes));
+    match dtype {
+        DType::F32 => masters,
+        DType::BF16 => values().flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect(),
+        DType::F16 => values().flat_map(|value| f16::from_f32(value).to_le_bytes()).collect(),
+    }
+}

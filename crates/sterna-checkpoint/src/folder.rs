@@ -1,0 +1,267 @@
+//! A folder of checkpoints: which there are, and how one gets there whole.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::manifest::{ASSETS, FileEntry, MANIFEST, MANIFEST_HASH, Manifest};
+use crate::verify::{hash_bytes, hash_file};
+
+const PREFIX: &str = "checkpoint-";
+/// Being written, or left so by a run that was killed.
+const INCOMPLETE: &str = ".incomplete";
+/// Being deleted.
+const DELETED: &str = ".deleted";
+const LOCK: &str = ".sterna.lock";
+/// How long to wait for a run that was killed a moment ago to let go of its lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A checkpoint's folder, by its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Optimizer steps done, as the name says.
+    pub step: u64,
+    /// The folder.
+    pub dir: PathBuf,
+}
+
+/// The checkpoints in `dir`, newest step first; those that are not complete are not among them. None if there is no such folder.
+///
+/// # Errors
+///
+/// [`Error::Read`].
+pub fn list(dir: &Path) -> Result<Vec<Listed>> {
+    let mut found = Vec::new();
+    for (name, path) in entries(dir)? {
+        let step = name.strip_prefix(PREFIX).and_then(|step| step.parse().ok());
+        // Not `checkpoint-007`: a name that we write is the only one for its step.
+        if let Some(step) = step.filter(|step| name == format!("{PREFIX}{step}")) {
+            found.push(Listed { step, dir: path });
+        }
+    }
+    found.sort_by_key(|listed| std::cmp::Reverse(listed.step));
+    Ok(found)
+}
+
+fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let read_error = |source| Error::Read { path: dir.to_owned(), source };
+    let entries = match fs::read_dir(dir) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(read_error)?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(read_error)?;
+        if let Some(name) = entry.file_name().to_str() {
+            found.push((name.to_owned(), entry.path()));
+        }
+    }
+    Ok(found)
+}
+
+/// A folder that one run writes checkpoints to. Held by one rank of it.
+#[derive(Debug)]
+pub struct CheckpointFolder {
+    dir: PathBuf,
+    /// Locked as long as it is open; the system lets go of it however the process ends.
+    _lock: File,
+}
+
+impl CheckpointFolder {
+    /// Makes `dir` if it is not there, takes it for this run, and removes what killed runs left half-written.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Locked`] if another run has it; [`Error::Write`].
+    pub fn open(dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir).map_err(|source| Error::Write { path: dir.to_owned(), source })?;
+        let lock = lock(dir)?;
+        let folder = Self { dir: dir.to_owned(), _lock: lock };
+        for (name, path) in entries(dir)? {
+            let is_leftover =
+                name.starts_with(PREFIX) && (name.ends_with(INCOMPLETE) || name.ends_with(DELETED));
+            if is_leftover {
+                tracing::info!("removing the half-written `{}` of an earlier run", path.display());
+                remove(&path)?;
+            }
+        }
+        Ok(folder)
+    }
+
+    /// The folder to write the files of the checkpoint of `step` into, empty.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Write`].
+    pub fn begin(&self, step: u64) -> Result<PathBuf> {
+        let incomplete = incomplete(&self.dir, step);
+        if incomplete.exists() {
+            remove(&incomplete)?;
+        }
+        let assets = incomplete.join(ASSETS);
+        fs::create_dir_all(&assets).map_err(|source| Error::Write { path: assets, source })?;
+        Ok(incomplete)
+    }
+
+    /// Copies the files called `names` that exist in `from` into the assets of the checkpoint being written.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Read`] or [`Error::Write`].
+    pub fn copy_assets<'a>(
+        &self,
+        step: u64,
+        from: &Path,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Vec<FileEntry>> {
+        let mut copied = Vec::new();
+        for name in names {
+            let path = from.join(name);
+            match fs::read(&path) {
+                Ok(bytes) => copied.push(self.write_asset(step, name, &bytes)?),
+                Err(source) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(Error::Read { path, source }),
+            }
+        }
+        Ok(copied)
+    }
+
+    /// Writes an asset of the checkpoint being written.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Write`].
+    pub fn write_asset(&self, step: u64, name: &str, bytes: &[u8]) -> Result<FileEntry> {
+        let name = format!("{ASSETS}/{name}");
+        let path = incomplete(&self.dir, step).join(&name);
+        write_synced(&path, bytes)?;
+        Ok(FileEntry { name, bytes: bytes.len() as u64, sha256: hash_file(&path)? })
+    }
+
+    /// Adds the manifest to the checkpoint of `manifest.step` and gives it its name, in place of one that may be there. All its
+    /// files must be on the disk.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Write`].
+    pub fn commit(&self, manifest: &Manifest) -> Result<PathBuf> {
+        let incomplete = incomplete(&self.dir, manifest.step);
+        let text = manifest.to_text();
+        write_synced(&incomplete.join(MANIFEST), &text)?;
+        let hash = format!("{}  {MANIFEST}\n", hash_bytes(&text));
+        write_synced(&incomplete.join(MANIFEST_HASH), hash.as_bytes())?;
+        sync_dir(&incomplete.join(ASSETS))?;
+        sync_dir(&incomplete)?;
+        let dir = complete(&self.dir, manifest.step);
+        if dir.exists() {
+            // One of this step that was found damaged, or a run that was told to begin anew.
+            delete(&dir)?;
+        }
+        fs::rename(&incomplete, &dir)
+            .map_err(|source| Error::Write { path: dir.clone(), source })?;
+        sync_dir(&self.dir)?;
+        Ok(dir)
+    }
+
+    /// Deletes all but the newest `keep_last_n` checkpoints up to the one of `step`, and returns what it deleted. Those of later
+    /// steps, which a run may have fallen back from, are not counted and stay until their step is written again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Read`] or [`Error::Write`].
+    pub fn prune(&self, step: u64, keep_last_n: usize) -> Result<Vec<PathBuf>> {
+        let listed = list(&self.dir)?;
+        let old = listed.into_iter().filter(|listed| listed.step <= step).skip(keep_last_n);
+        let old: Vec<PathBuf> = old.map(|listed| listed.dir).collect();
+        for dir in &old {
+            delete(dir)?;
+        }
+        Ok(old)
+    }
+}
+
+/// Deletes a checkpoint. Renames first, so that it never lacks files under its own name.
+fn delete(dir: &Path) -> Result<()> {
+    let deleted = append(dir, DELETED);
+    if deleted.exists() {
+        remove(&deleted)?;
+    }
+    fs::rename(dir, &deleted).map_err(|source| Error::Write { path: deleted.clone(), source })?;
+    remove(&deleted)
+}
+
+fn complete(dir: &Path, step: u64) -> PathBuf {
+    dir.join(format!("{PREFIX}{step}"))
+}
+
+fn incomplete(dir: &Path, step: u64) -> PathBuf {
+    append(&complete(dir, step), INCOMPLETE)
+}
+
+fn append(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Write { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || {
+        let mut file = File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(|source| Error::Write { path: path.to_owned(), source })
+}
+
+/// Makes the names in a folder durable.
+fn sync_dir(dir: &Path) -> Result<()> {
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|source| Error::Write { path: dir.to_owned(), source })
+}
+
+/// Takes the lock of a folder and writes who has it.
+fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join(LOCK);
+    let error = |source| Error::Write { path: path.clone(), source };
+    let mut options = OpenOptions::new();
+    let mut file =
+        options.read(true).write(true).create(true).truncate(false).open(&path).map_err(error)?;
+    let started = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            // A file system without locks; the atomic renames still keep checkpoints whole.
+            Err(TryLockError::Error(source)) if source.kind() == io::ErrorKind::Unsupported => {
+                break;
+            }
+            Err(TryLockError::Error(source)) => return Err(error(source)),
+            Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                file.read_to_string(&mut holder).map_err(error)?;
+                let holder = holder.trim().to_owned();
+                return Err(Error::Locked { dir: dir.to_owned(), holder });
+            }
+        }
+    }
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    let text = format!("process {} on {}\n", std::process::id(), host.to_string_lossy());
+    file.set_len(0).map_err(error)?;
+    file.rewind().map_err(error)?;
+    file.write_all(text.as_bytes()).map_err(error)?;
+    Ok(file)
+}
