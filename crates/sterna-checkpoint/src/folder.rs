@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
 use crate::manifest::{ASSETS, FileEntry, MANIFEST, MANIFEST_HASH, Manifest};
@@ -67,6 +67,7 @@ pub struct CheckpointFolder {
     dir: PathBuf,
     /// Locked as long as it is open; the system lets go of it however the process ends.
     _lock: File,
+    holder: String,
 }
 
 impl CheckpointFolder {
@@ -77,8 +78,8 @@ impl CheckpointFolder {
     /// [`Error::Locked`] if another run has it; [`Error::Write`].
     pub fn open(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir).map_err(|source| Error::Write { path: dir.to_owned(), source })?;
-        let lock = lock(dir)?;
-        let folder = Self { dir: dir.to_owned(), _lock: lock };
+        let (lock, holder) = lock(dir)?;
+        let folder = Self { dir: dir.to_owned(), _lock: lock, holder };
         for (name, path) in entries(dir)? {
             let is_leftover =
                 name.starts_with(PREFIX) && (name.ends_with(INCOMPLETE) || name.ends_with(DELETED));
@@ -88,6 +89,23 @@ impl CheckpointFolder {
             }
         }
         Ok(folder)
+    }
+
+    /// What this run wrote into the folder about itself, different from what any other writes.
+    pub fn holder(&self) -> &str {
+        &self.holder
+    }
+
+    /// What the run that has `dir` wrote about itself, as it is seen from here.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Read`].
+    pub fn holder_of(dir: &Path) -> Result<String> {
+        let path = dir.join(LOCK);
+        fs::read_to_string(&path)
+            .map(|text| text.trim().to_owned())
+            .map_err(|source| Error::Read { path, source })
     }
 
     /// The folder to write the files of the checkpoint of `step` into, empty.
@@ -192,11 +210,13 @@ fn delete(dir: &Path) -> Result<()> {
     remove(&deleted)
 }
 
-fn complete(dir: &Path, step: u64) -> PathBuf {
+/// The folder of the checkpoint of `step` in `dir`.
+pub fn complete(dir: &Path, step: u64) -> PathBuf {
     dir.join(format!("{PREFIX}{step}"))
 }
 
-fn incomplete(dir: &Path, step: u64) -> PathBuf {
+/// The folder of the checkpoint of `step` while it is being written.
+pub fn incomplete(dir: &Path, step: u64) -> PathBuf {
     append(&complete(dir, step), INCOMPLETE)
 }
 
@@ -232,7 +252,7 @@ fn sync_dir(dir: &Path) -> Result<()> {
 }
 
 /// Takes the lock of a folder and writes who has it.
-fn lock(dir: &Path) -> Result<File> {
+fn lock(dir: &Path) -> Result<(File, String)> {
     let path = dir.join(LOCK);
     let error = |source| Error::Write { path: path.clone(), source };
     let mut options = OpenOptions::new();
@@ -259,9 +279,12 @@ fn lock(dir: &Path) -> Result<File> {
         }
     }
     let host = nix::unistd::gethostname().unwrap_or_default();
-    let text = format!("process {} on {}\n", std::process::id(), host.to_string_lossy());
+    // The time makes it different from what a process of the same number wrote before.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (pid, host) = (std::process::id(), host.to_string_lossy());
+    let holder = format!("process {pid} on {host}, since {}", since.as_nanos());
     file.set_len(0).map_err(error)?;
     file.rewind().map_err(error)?;
-    file.write_all(text.as_bytes()).map_err(error)?;
-    Ok(file)
+    file.write_all(holder.as_bytes()).map_err(error)?;
+    Ok((file, holder))
 }

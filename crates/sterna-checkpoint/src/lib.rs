@@ -24,7 +24,7 @@ mod verify;
 
 pub use error::{Error, Result};
 pub use export::export;
-pub use folder::{CheckpointFolder, Listed, list};
+pub use folder::{CheckpointFolder, Listed, complete, incomplete, list};
 pub use manifest::{
     Checkpoint, FileEntry, FlatBuffer, Manifest, ParameterPlace, Position, StateDtype, StateKind,
     StateName,

@@ -2,8 +2,14 @@
 
 use std::sync::Arc;
 
+use sha2::{Digest as _, Sha256};
+
 use crate::{
-    cache::TokenStore, collate::IGNORE_INDEX, error::Result, label_mask::Tokens, pack::Packs,
+    cache::{TokenStore, hex},
+    collate::IGNORE_INDEX,
+    error::Result,
+    label_mask::Tokens,
+    pack::Packs,
 };
 
 /// One sample, or one pack of samples, without padding.
@@ -119,6 +125,23 @@ impl Dataset {
             sample.position_ids = (0..len as u32).collect();
         }
         Ok(sample)
+    }
+
+    /// SHA-256 of every token, every label and the order of the samples: equal exactly when two data sets give the same sequences.
+    pub(crate) fn fingerprint(&self) -> String {
+        let mut hasher = Sha256::new();
+        for hash in self.corpus.stores.iter().flat_map(TokenStore::hashes) {
+            hasher.update(hash);
+        }
+        for (index, pack) in self.order.iter().enumerate() {
+            let members = self.members(index);
+            hasher.update((members.len() as u64).to_le_bytes());
+            for member in members {
+                hasher.update(member.to_le_bytes());
+            }
+            hasher.update([u8::from(self.packs.is_fused(*pack as usize))]);
+        }
+        hex(&hasher.finalize())
     }
 
     fn members(&self, index: usize) -> &[u32] {

@@ -24,6 +24,8 @@ pub struct Datasets {
     pub train: Dataset,
     /// What is evaluated on, if anything.
     pub eval: Option<Dataset>,
+    /// SHA-256 of what is trained on and its order, before `min_iterations` repeats it: the same for any number of ranks.
+    pub fingerprint: String,
     /// What was read, kept and dropped on the way.
     pub report: PrepareReport,
 }
@@ -116,9 +118,15 @@ pub fn prepare(
         eval = Some(train.select(eval_places));
         train = train.select(train_places);
     }
+    let fingerprint = train.fingerprint();
     let train = context.enough(train)?;
     train_report.len = train.len();
-    Ok(Datasets { train, eval, report: PrepareReport { train: train_report, eval: eval_report } })
+    Ok(Datasets {
+        train,
+        eval,
+        fingerprint,
+        report: PrepareReport { train: train_report, eval: eval_report },
+    })
 }
 
 struct Context<'a> {

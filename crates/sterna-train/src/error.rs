@@ -2,6 +2,7 @@
 
 use std::{any::Any, io, path::PathBuf, sync::Arc};
 
+use sterna_checkpoint::Error as CheckpointError;
 use sterna_comm::CommError;
 use sterna_data::Error as DataError;
 use sterna_hf::Error as HfError;
@@ -59,6 +60,35 @@ pub enum TrainError {
         free_bytes: u64,
         /// What one rank needs.
         needed_bytes: u64,
+    },
+    /// A checkpoint cannot be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A rank could not write its part of a checkpoint.
+    #[error("rank `{rank}` could not write its part of the checkpoint of step `{step}`: {reason}")]
+    SaveFailed {
+        /// The rank.
+        rank: usize,
+        /// Optimizer steps done.
+        step: u64,
+        /// What it said.
+        reason: String,
+    },
+    /// There are checkpoints, and this run can go on from none of them.
+    #[error("`{}` has checkpoints, and none of them can be resumed:\n  {}", dir.display(), reasons.join("\n  "))]
+    NoGoodCheckpoint {
+        /// The entry's `output_dir`.
+        dir: PathBuf,
+        /// Each checkpoint and what is wrong with it, newest first.
+        reasons: Vec<String>,
+    },
+    /// The folder for checkpoints is not the same on all hosts.
+    #[error("rank `{rank}` does not see what rank `0` wrote to `{}`", dir.display())]
+    FolderNotShared {
+        /// The entry's `output_dir`.
+        dir: PathBuf,
+        /// The rank that does not.
+        rank: usize,
     },
     /// A tensor could not be moved to or from a scratch file.
     #[error("cannot {action} `{bytes}` bytes at offset `{offset}` of the scratch file in `{}`", dir.display())]
@@ -152,6 +182,18 @@ impl TrainError {
                  host needs as much"
                     .to_owned(),
             ),
+            Self::Checkpoint(error) => error.hint(),
+            Self::SaveFailed { .. } => Some(
+                "free space or mend the folder, and start again: `auto_resume` goes on from the checkpoint before, which is as it was"
+                    .to_owned(),
+            ),
+            Self::NoGoodCheckpoint { .. } => Some(
+                "to begin anew, give the entry another `output_dir` or move the checkpoints away; to go on, undo what changed"
+                    .to_owned(),
+            ),
+            Self::FolderNotShared { .. } => Some(
+                "checkpoints need a folder that all hosts share, such as one on a network file system".to_owned(),
+            ),
             Self::Disk { .. } => Some(
                 "look for a full or failing disk in the system's log, or set `memory.disk_dir` to another one"
                     .to_owned(),
@@ -162,7 +204,7 @@ impl TrainError {
             ),
             Self::NotFinite { .. } => Some(
                 "lower `optimizer.learning_rate`, lengthen the warm-up, or train in `dtype: fp32` to see whether the \
-                 values overflow"
+                 values overflow; `on_nonfinite: skip` leaves such steps out"
                     .to_owned(),
             ),
             Self::Panicked { message } => is_out_of_memory(message).then(|| {

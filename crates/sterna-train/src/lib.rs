@@ -18,12 +18,15 @@ pub mod phases;
 pub mod timeline;
 pub mod zero;
 
+mod checkpoint;
 mod error;
 mod scalars;
+mod stop;
 
 pub use error::TrainError;
 pub use memory::HostMemory;
 pub use metrics::{EvalMetrics, IterationMetrics};
 pub use phases::{Phase, PhaseMemory, StepMemory};
+pub use stop::Stop;
 pub use timeline::TimelineLayer;
-pub use trainer::{DeviceChoice, Observer, TrainOptions, TrainSummary, train};
+pub use trainer::{DeviceChoice, EarlyExit, Observer, TrainOptions, TrainSummary, train};

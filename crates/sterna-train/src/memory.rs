@@ -43,6 +43,18 @@ impl HostMemory {
     }
 }
 
+/// Whether `needed` bytes fit into `left` beside a reserve: a plan counts tensors and is a bound from below. Libraries keep
+/// programs and buffers of their own, and an allocator keeps free blocks: up to 1 GiB was seen, or a tenth of what is needed.
+pub(crate) fn has_room(left: u64, needed: u64) -> bool {
+    left >= needed.saturating_add(reserve(needed))
+}
+
+/// What stays free beside `needed` bytes.
+pub(crate) fn reserve(needed: u64) -> u64 {
+    const LEAST: u64 = 1 << 30;
+    (needed / 10).max(LEAST)
+}
+
 /// Resident memory of this process by what is behind it, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Resident {

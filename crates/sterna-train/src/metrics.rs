@@ -25,6 +25,8 @@ pub struct IterationMetrics {
     pub lr: f64,
     /// l2 norm of the gradient before clipping.
     pub grad_norm: f64,
+    /// Whether the step changed nothing because its loss or gradient is not finite.
+    pub is_skipped: bool,
     /// Tokens of a micro-batch, as the reference counts them: padding included unless `attn_implementation` is flash.
     /// Mean over micro-batches.
     pub seqlen: f64,
@@ -56,7 +58,7 @@ impl IterationMetrics {
     /// The row of the metrics file: the reference's keys, then ours.
     fn row(&self) -> Value {
         // Sorted by name, as the reference writes them.
-        json!({
+        let mut row = json!({
             "epoch": self.epoch,
             "grad_norm": self.grad_norm,
             "iter": self.iter,
@@ -73,7 +75,11 @@ impl IterationMetrics {
             "step_tflops": self.step_tflops,
             "step_time": self.step_time,
             "tokens_per_second": self.tokens_per_second,
-        })
+        });
+        if self.is_skipped {
+            row["skipped"] = json!(true);
+        }
+        row
     }
 }
 
@@ -114,6 +120,40 @@ impl MetricsFile {
         }
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
         Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// Bytes written so far.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Io`].
+    pub fn num_bytes(&self) -> Result<u64, TrainError> {
+        let metadata = self.file.metadata();
+        Ok(metadata.map_err(|source| TrainError::Io { path: self.path.clone(), source })?.len())
+    }
+
+    /// Removes what follows the first `bytes` bytes, the rows of steps after `step` that are made again. A file in which that row
+    /// does not end there is another one, and stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Io`].
+    pub fn cut_after(&mut self, bytes: u64, step: u64) -> Result<(), TrainError> {
+        let io = |source| TrainError::Io { path: self.path.clone(), source };
+        let text = std::fs::read(&self.path).map_err(io)?;
+        let before = text.get(..bytes as usize).unwrap_or_default();
+        let last =
+            before.strip_suffix(b"\n").and_then(|rows| rows.rsplit(|byte| *byte == b'\n').next());
+        let row: Option<Value> = last.and_then(|row| serde_json::from_slice(row).ok());
+        if row.is_some_and(|row| row["iter"] == json!(step)) {
+            self.file.set_len(bytes).map_err(io)?;
+        } else {
+            tracing::warn!(
+                "`{}` is not the file that was written until step `{step}`: rows are added at its end",
+                self.path.display()
+            );
+        }
+        Ok(())
     }
 
     /// Appends the row of one optimizer step.

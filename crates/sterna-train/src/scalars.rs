@@ -29,6 +29,19 @@ pub(crate) fn max(group: &Group, value: f64) -> Result<f64, CommError> {
     Ok(all_reduce(group, &[value], ReduceOp::Max)?[0])
 }
 
+/// The largest of the ranks' values, one by one.
+///
+/// # Communication
+///
+/// One all-reduce. Collective.
+///
+/// # Errors
+///
+/// Those of [`Group::all_reduce_`].
+pub(crate) fn maxima(group: &Group, values: &[f64]) -> Result<Vec<f64>, CommError> {
+    all_reduce(group, values, ReduceOp::Max)
+}
+
 fn all_reduce(group: &Group, values: &[f64], op: ReduceOp) -> Result<Vec<f64>, CommError> {
     let tensor = Tensor::from_slice(values);
     group.all_reduce_(&tensor, op)?;

@@ -1,27 +1,35 @@
 //! The whole run of one rank, from a recipe to an export.
 
+mod course;
+mod setup;
+
 use std::{
     collections::BTreeSet,
-    hash::{DefaultHasher, Hash, Hasher},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    rc::Rc,
     time::{Duration, Instant},
 };
 
+use sterna_checkpoint::Checkpoint;
 use sterna_comm::{Comm, RankEnv};
 use sterna_data::{Collator, DataMesh, Dataset, Datasets, MicroBatch, MicroBatches, PrepareReport};
-use sterna_hf::{ModelConfig, Tokenizer, WeightFiles, export::check_destination, hub};
+use sterna_hf::{ModelConfig, WeightFiles, export::check_destination};
 use sterna_model::stage::Stage;
 use sterna_recipe::{
-    CheckpointOptions, KeepAttention, LossAverage, MemoryKind, MemoryOptions, PadTo, Place, Plan,
-    Recipe,
+    CheckpointKind, CheckpointOptions, LossAverage, NonFinitePolicy, Plan, Recipe,
 };
 use sterna_torch_sys::{AdamW, memory as tensor_memory};
-use tch::{Device, Kind, Tensor};
+use tch::Device;
 
+use self::{
+    course::Course,
+    setup::{
+        Assets, check_agreement, matmul_rate, model_config, num_attention_kept, plan_of_data,
+        scratch,
+    },
+};
 use crate::{
-    disk::DiskScratch,
+    checkpoint::{Checkpoints, Progress, RunIdentity, resume},
     engine::{Engine, EngineOptions},
     error::TrainError,
     export::export,
@@ -31,7 +39,8 @@ use crate::{
     metrics::{EvalMetrics, IterationMetrics, MetricsFile},
     optim::{LrSchedule, clip_scale},
     phases::Phase,
-    scalars::{max, sum},
+    scalars::{max, maxima, sum},
+    stop::Stop,
 };
 
 /// Receives what a run has to say. The library itself prints nothing.
@@ -44,6 +53,10 @@ pub trait Observer {
     fn on_eval(&mut self, metrics: &EvalMetrics);
     /// An export was written to this folder.
     fn on_export(&mut self, dir: &Path);
+    /// The run goes on after `step`, from this checkpoint.
+    fn on_resume(&mut self, dir: &Path, step: u64);
+    /// A checkpoint is complete.
+    fn on_checkpoint(&mut self, dir: &Path);
 }
 
 /// How a run ended.
@@ -52,9 +65,20 @@ pub struct TrainSummary {
     /// Optimizer steps done.
     pub num_steps: u64,
     /// Why it ended before the schedule's end, if it did.
-    pub early_exit: Option<String>,
+    pub early_exit: Option<EarlyExit>,
     /// Folders that exports were written to, in order.
     pub exports: Vec<PathBuf>,
+    /// The newest checkpoint that this run completed or went on from.
+    pub checkpoint: Option<PathBuf>,
+}
+
+/// Who asked a run to end early.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EarlyExit {
+    /// The kill switch, this file.
+    KillSwitch(PathBuf),
+    /// A signal, by its number.
+    Signal(i32),
 }
 
 /// Which device to compute on.
@@ -70,18 +94,24 @@ pub enum DeviceChoice {
 }
 
 /// What the command line decides beside the recipe.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct TrainOptions {
     /// Where to compute.
     pub device: DeviceChoice,
     /// How long a collective waits for its slowest rank, be it in a step, preparing data or writing an export. A rank
     /// that *ends* is noticed in seconds; this bounds a rank that hangs.
     pub collective_timeout: Duration,
+    /// Asked before every micro-batch: whether this process was told to stop.
+    pub stop: Stop,
 }
 
 impl Default for TrainOptions {
     fn default() -> Self {
-        Self { device: DeviceChoice::Auto, collective_timeout: Duration::from_mins(30) }
+        Self {
+            device: DeviceChoice::Auto,
+            collective_timeout: Duration::from_mins(30),
+            stop: Stop::default(),
+        }
     }
 }
 
@@ -96,7 +126,7 @@ impl Default for TrainOptions {
 pub fn train(
     recipe: &Recipe,
     env: &RankEnv,
-    options: TrainOptions,
+    options: &TrainOptions,
     observer: &mut dyn Observer,
 ) -> Result<TrainSummary, TrainError> {
     let device = match options.device {
@@ -111,7 +141,9 @@ pub fn train(
     let plan = Plan::new(recipe, &config, env.world_size).map_err(TrainError::Plan)?;
     let comm = Comm::init(env, recipe.sequence_parallel_size, options.collective_timeout)?;
     // From here on a failure is told to the other ranks, whatever it is: libtorch's exceptions arrive as panics.
-    let run = AssertUnwindSafe(|| run(recipe, config, &plan, env, &comm, device, observer));
+    let run = AssertUnwindSafe(|| {
+        run(recipe, config, &plan, env, &comm, device, &options.stop, observer)
+    });
     let result =
         catch_unwind(run).unwrap_or_else(|panic| Err(TrainError::from_panic(panic.as_ref())));
     if let Err(error) = &result {
@@ -121,6 +153,7 @@ pub fn train(
 }
 
 /// The run of a rank that has joined the others.
+#[expect(clippy::too_many_arguments, reason = "what a run is made of, each needed once")]
 fn run(
     recipe: &Recipe,
     config: ModelConfig,
@@ -128,56 +161,17 @@ fn run(
     env: &RankEnv,
     comm: &Comm,
     device: Device,
+    stop: &Stop,
     observer: &mut dyn Observer,
 ) -> Result<TrainSummary, TrainError> {
     let (assets, weights) = Assets::resolve(recipe, config)?;
     let max_length = assets.config.max_position_embeddings;
     let datasets = sterna_data::prepare(recipe, max_length, &assets.tokenizer, env.world_size)?;
     let mut trainer =
-        Trainer::new(recipe, env, comm, &assets, &datasets, plan, device, weights.as_ref())?;
+        Trainer::new(recipe, env, comm, &assets, &datasets, plan, device, weights.as_ref(), stop)?;
     // The pages of a mapped file count as memory of this process for as long as it is mapped.
     drop(weights);
     trainer.run(plan, observer)
-}
-
-/// The config of the recipe's model, with the recipe's changes.
-fn model_config(recipe: &Recipe) -> Result<ModelConfig, TrainError> {
-    let dir = hub::resolve_model_config(&recipe.model.name_or_path)?;
-    Ok(ModelConfig::from_dir(&dir)?.with_overrides(&recipe.model.hf_config_kwargs)?)
-}
-
-/// What a recipe names: a model and a tokenizer.
-#[derive(Debug)]
-struct Assets {
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    tokenizer_dir: PathBuf,
-    model_dir: PathBuf,
-}
-
-impl Assets {
-    /// Finds and opens them; no weights when they are drawn at random.
-    fn resolve(
-        recipe: &Recipe,
-        config: ModelConfig,
-    ) -> Result<(Self, Option<WeightFiles>), TrainError> {
-        let model = &recipe.model;
-        let config_dir = hub::resolve_model_config(&model.name_or_path)?;
-        let has_config_only =
-            model.random_weights || model.changes_depth(&ModelConfig::from_dir(&config_dir)?);
-        let model_dir =
-            if has_config_only { config_dir } else { hub::resolve_model(&model.name_or_path)? };
-        let tokenizer_dir = hub::resolve_model_config(&recipe.tokenizer.name_or_path)?;
-        let tokenizer = Tokenizer::from_dir(&tokenizer_dir)?;
-        let weights = if has_config_only {
-            None
-        } else {
-            let weights = WeightFiles::open(&model_dir)?;
-            weights.check(&config.parameters())?;
-            Some(weights)
-        };
-        Ok((Self { config, tokenizer, tokenizer_dir, model_dir }, weights))
-    }
 }
 
 /// One rank's run.
@@ -190,7 +184,14 @@ struct Trainer<'a> {
     engine: Engine<'a>,
     schedule: LrSchedule,
     adamw: AdamW,
-    num_steps: u64,
+    course: Course,
+    /// Optimizer steps that changed the weights.
+    num_updates: u64,
+    checkpoints: Checkpoints,
+    identity: RunIdentity,
+    /// What the run goes on from.
+    resumed: Option<Checkpoint>,
+    stop: &'a Stop,
     /// What the ranks' matrix multiplications reach together, FLOP/s.
     matmul_rate: f64,
 }
@@ -216,6 +217,7 @@ impl<'a> Trainer<'a> {
         plan: &Plan,
         device: Device,
         weights: Option<&WeightFiles>,
+        stop: &'a Stop,
     ) -> Result<Self, TrainError> {
         let mesh = &comm.mesh;
         let data_mesh =
@@ -227,12 +229,22 @@ impl<'a> Trainer<'a> {
             assets.config.max_position_embeddings,
             assets.tokenizer.pad_token_id(),
         );
-        let num_steps = num_steps(recipe, stream.len()).ok_or(TrainError::NoSteps {
-            num_micro_batches: stream.len() * recipe.epochs,
-            dp_size: mesh.dp_size,
-            gradient_accumulation_steps: recipe.gradient_accumulation_steps,
-        })?;
-        check_agreement(recipe, comm, &assets.config, &datasets.train, num_steps)?;
+        let identity = RunIdentity {
+            data: datasets.fingerprint.clone(),
+            model: assets.config.raw.clone(),
+            recipe: recipe.to_json(),
+            sequence_parallel_size: mesh.sp_size,
+            model_dir: assets.model_dir.clone(),
+            tokenizer_dir: assets.tokenizer_dir.clone(),
+        };
+        let checkpoints = Checkpoints::open(recipe, comm.world(), env.local_world_size)?;
+        let resumed = match recipe.checkpoint.iter().find(|entry| entry.auto_resume) {
+            Some(entry) => resume::newest(&entry.output_dir, comm.world(), &identity)?,
+            None => None,
+        };
+        let manifest = resumed.as_ref().map(|checkpoint| &checkpoint.manifest);
+        let course = Course::new(recipe, stream.len(), mesh.dp_size, manifest)?;
+        check_agreement(recipe, comm, &assets.config, &datasets.train, course.num_steps)?;
         let of_data = plan_of_data(recipe, &assets.config, mesh.world_size, datasets)?;
         let disk = scratch(recipe, &of_data)?;
         let num_attention = num_attention_kept(&of_data, comm, env)?;
@@ -242,14 +254,21 @@ impl<'a> Trainer<'a> {
             Some(files) => WeightSource::Files(files),
             None => WeightSource::Random { config: &assets.config, seed: recipe.seed },
         };
-        engine.zero.load(&source)?;
+        match &resumed {
+            Some(checkpoint) => engine.zero.load_states(comm.world(), checkpoint)?,
+            None => engine.zero.load(&source)?,
+        }
         Ok(Self {
             recipe,
             comm,
             assets,
             datasets,
             stream,
-            schedule: LrSchedule::new(&recipe.scheduler, recipe.optimizer.learning_rate, num_steps),
+            schedule: LrSchedule::new(
+                &recipe.scheduler,
+                recipe.optimizer.learning_rate,
+                course.horizon,
+            ),
             adamw: AdamW {
                 lr: recipe.optimizer.learning_rate,
                 beta1: recipe.optimizer.betas.0,
@@ -257,9 +276,14 @@ impl<'a> Trainer<'a> {
                 eps: recipe.optimizer.eps,
                 weight_decay: recipe.optimizer.weight_decay,
             },
-            num_steps,
+            num_updates: manifest.map_or(0, |manifest| manifest.num_updates),
+            course,
+            checkpoints,
+            identity,
             matmul_rate: matmul_rate(comm, engine.kind(), device)?,
             engine,
+            resumed,
+            stop,
         })
     }
 
@@ -277,22 +301,35 @@ impl<'a> Trainer<'a> {
         if is_writer {
             self.check_destinations()?;
         }
-        if self.is_killed()? {
+        if self.early_exit()? == Some(self.kill_switch()) {
             return Err(TrainError::KillSwitch { path: self.recipe.kill_switch_path.clone() });
         }
-        observer.on_start(plan, &self.datasets.report, self.num_steps);
-        if self.recipe.eval_on_start {
+        observer.on_start(plan, &self.datasets.report, self.course.num_steps);
+        let mut newest = None;
+        if let Some(checkpoint) = &self.resumed {
+            let manifest = &checkpoint.manifest;
+            if let (Some(file), Some(bytes)) = (&mut file, manifest.metrics_bytes) {
+                // The rows of steps that are made again.
+                file.cut_after(bytes, manifest.step)?;
+            }
+            observer.on_resume(&checkpoint.dir, manifest.step);
+            newest = Some(checkpoint.dir.clone());
+        } else if self.recipe.eval_on_start {
             self.evaluate(0, file.as_mut(), observer)?;
         }
 
-        let mut num_done = 0;
-        while num_done < self.num_steps {
-            if self.is_killed()? {
-                early_exit = Some(format!("found `{}`", self.recipe.kill_switch_path.display()));
+        self.stop.heed();
+        let mut num_done = self.course.first_step;
+        while num_done < self.course.num_steps {
+            early_exit = self.early_exit()?;
+            if early_exit.is_some() {
                 break;
             }
             let step = num_done + 1;
-            let metrics = self.step(step)?;
+            let Some(metrics) = self.step(step)? else {
+                early_exit = self.early_exit()?;
+                break;
+            };
             num_done = step;
             if let Some(file) = &mut file {
                 file.append(&metrics)?;
@@ -303,30 +340,110 @@ impl<'a> Trainer<'a> {
             {
                 self.evaluate(step, file.as_mut(), observer)?;
             }
+            let completed =
+                self.checkpoints.poll(self.comm.world(), &self.engine.zero, &self.identity)?;
+            newest = announce(completed, observer).or(newest);
             for checkpoint in &self.recipe.checkpoint {
-                if self.is_due(checkpoint, step) {
+                if checkpoint.kind == CheckpointKind::HuggingFace
+                    && self.course.is_due(checkpoint, step)
+                {
                     exports.push(self.export(checkpoint, step, observer)?);
                 }
             }
+            newest = self.save_those_due(step, file.as_ref(), observer)?.or(newest);
         }
 
-        for checkpoint in &self.recipe.checkpoint {
-            if checkpoint.save_end_of_training && !self.is_due(checkpoint, num_done) {
-                exports.push(self.export(checkpoint, num_done, observer)?);
+        newest =
+            self.save_at_end(num_done, early_exit.as_ref(), file.as_ref(), observer)?.or(newest);
+        // A signal leaves little time, and the checkpoint has everything that an export has.
+        if !matches!(early_exit, Some(EarlyExit::Signal(_))) {
+            for checkpoint in &self.recipe.checkpoint {
+                if checkpoint.kind == CheckpointKind::HuggingFace
+                    && checkpoint.save_end_of_training
+                    && !self.course.is_due(checkpoint, num_done)
+                {
+                    exports.push(self.export(checkpoint, num_done, observer)?);
+                }
             }
         }
         // A rank that leaves early closes connections that a slower rank still needs.
         self.comm.world().barrier()?;
-        Ok(TrainSummary { num_steps: num_done, early_exit, exports })
+        Ok(TrainSummary { num_steps: num_done, early_exit, exports, checkpoint: newest })
     }
 
-    /// One optimizer step, counted from 1.
-    fn step(&mut self, step: u64) -> Result<IterationMetrics, TrainError> {
+    /// Starts the checkpoints that are due after `step`; returns the folder of one that was completed on the way.
+    fn save_those_due(
+        &mut self,
+        step: u64,
+        file: Option<&MetricsFile>,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<PathBuf>, TrainError> {
+        let due: Vec<usize> = self
+            .checkpoints
+            .options()
+            .filter(|(_, options)| self.course.is_due(options, step))
+            .map(|(entry_idx, _)| entry_idx)
+            .collect();
+        let mut newest = None;
+        for entry_idx in due {
+            newest = announce(self.save(entry_idx, step, file)?, observer).or(newest);
+        }
+        Ok(newest)
+    }
+
+    /// Saves what is asked for at the end of a run, however it came, and waits until it is complete.
+    fn save_at_end(
+        &mut self,
+        num_done: u64,
+        early_exit: Option<&EarlyExit>,
+        file: Option<&MetricsFile>,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<PathBuf>, TrainError> {
+        let has_trained = num_done > self.course.first_step;
+        let stopped_with = early_exit.and_then(|_| self.checkpoints.entry_to_stop_with());
+        let due: Vec<usize> = self
+            .checkpoints
+            .options()
+            .filter(|(entry_idx, options)| {
+                let is_wanted = options.save_end_of_training || stopped_with == Some(*entry_idx);
+                // What is due after a step was saved after it, by this run or the one that it goes on from.
+                is_wanted && has_trained && !self.course.is_due(options, num_done)
+            })
+            .map(|(entry_idx, _)| entry_idx)
+            .collect();
+        let mut newest = None;
+        for entry_idx in due {
+            newest = announce(self.save(entry_idx, num_done, file)?, observer).or(newest);
+        }
+        let (world, zero) = (self.comm.world(), &self.engine.zero);
+        let completed = self.checkpoints.finish(world, zero, &self.identity)?;
+        Ok(announce(completed, observer).or(newest))
+    }
+
+    fn save(
+        &mut self,
+        entry_idx: usize,
+        step: u64,
+        file: Option<&MetricsFile>,
+    ) -> Result<Option<PathBuf>, TrainError> {
+        let progress = Progress {
+            step,
+            num_updates: self.num_updates,
+            position: self.course.position(step),
+            metrics_bytes: file.map(MetricsFile::num_bytes).transpose()?,
+        };
+        let (world, zero) = (self.comm.world(), &self.engine.zero);
+        self.checkpoints.save(world, zero, entry_idx, progress, &self.identity)
+    }
+
+    /// One optimizer step, counted from 1; `None` if the run was asked to stop in the middle of it, which leaves everything as it
+    /// was before.
+    fn step(&mut self, step: u64) -> Result<Option<IterationMetrics>, TrainError> {
         let started = Instant::now();
         let _iteration = Stage::Iteration.enter_at(step as usize);
         let reading = Stage::Data.enter();
         let gas = self.recipe.gradient_accumulation_steps;
-        let first = (step as usize - 1) * gas;
+        let first = self.course.position(step - 1).micro_batches as usize;
         let batches = (first..first + gas)
             .map(|index| self.micro_batch(index))
             .collect::<Result<Vec<_>, _>>()?;
@@ -334,35 +451,42 @@ impl<'a> Trainer<'a> {
         let step_started = Instant::now();
 
         let mut loss = 0.0;
-        for (batch, scale) in batches.iter().zip(self.loss_scales(&batches)?) {
+        for (i, (batch, scale)) in batches.iter().zip(self.loss_scales(&batches)?).enumerate() {
+            if i > 0 && matches!(self.early_exit()?, Some(EarlyExit::Signal(_))) {
+                self.engine.zero.discard_gradients()?;
+                return Ok(None);
+            }
             loss += self.engine.forward_backward(batch, scale)?;
         }
         self.engine.phases.begin(Phase::Step);
         self.engine.zero.finish_gradients(self.comm.world())?;
         let report = self.report(&batches, loss)?;
         let grad_norm = self.engine.zero.gradient_norm(self.comm.world())?;
-        for (name, value) in [("loss", report.loss), ("gradient norm", grad_norm)] {
-            if !value.is_finite() {
-                return Err(TrainError::NotFinite { name, value, step });
-            }
-        }
+        let is_skipped = self.is_skipped(step, report.loss, grad_norm)?;
         let lr = self.schedule.lr(step - 1);
-        let adamw = AdamW { lr, ..self.adamw };
-        let grad_scale = clip_scale(grad_norm, self.recipe.deepspeed.gradient_clipping);
-        self.engine.zero.step(self.comm.world(), &adamw, step, grad_scale)?;
+        if is_skipped {
+            self.engine.zero.discard_gradients()?;
+        } else {
+            let adamw = AdamW { lr, ..self.adamw };
+            let grad_scale = clip_scale(grad_norm, self.recipe.deepspeed.gradient_clipping);
+            let update = self.num_updates + 1;
+            self.engine.zero.step(self.comm.world(), &adamw, update, grad_scale)?;
+            self.num_updates = update;
+        }
 
         let phases = self.engine.phases.finish();
         let (iter_time, step_time) =
             (started.elapsed().as_secs_f64(), step_started.elapsed().as_secs_f64());
         let memory = HostMemory::now();
         let world_size = self.comm.mesh.world_size as f64;
-        Ok(IterationMetrics {
+        Ok(Some(IterationMetrics {
             epoch: (first + gas - 1) / self.stream.len(),
             iter: step,
-            max_iter: self.num_steps,
+            max_iter: self.course.num_steps,
             loss: report.loss,
             lr,
             grad_norm,
+            is_skipped,
             seqlen: report.seqlen,
             num_tokens: report.num_tokens.round() as u64,
             num_valid_tokens: report.num_valid_tokens.round() as u64,
@@ -375,7 +499,29 @@ impl<'a> Trainer<'a> {
             peak_memory: max(self.comm.world(), memory.process_peak as f64)? as u64,
             memory,
             phases,
-        })
+        }))
+    }
+
+    /// Whether the step is left out because its loss or gradient is not finite, as the recipe decides. All ranks see the same two
+    /// numbers.
+    fn is_skipped(&self, step: u64, loss: f64, grad_norm: f64) -> Result<bool, TrainError> {
+        let values = [("loss", loss), ("gradient norm", grad_norm)];
+        let Some((name, value)) = values.into_iter().find(|(_, value)| !value.is_finite()) else {
+            return Ok(false);
+        };
+        match self.recipe.on_nonfinite {
+            NonFinitePolicy::Stop => Err(TrainError::NotFinite { name, value, step }),
+            NonFinitePolicy::Skip => {
+                tracing::warn!("step `{step}` is skipped: its {name} is `{value}`");
+                Ok(true)
+            }
+            NonFinitePolicy::Warn => {
+                tracing::warn!(
+                    "step `{step}` changes the weights although its {name} is `{value}`"
+                );
+                Ok(false)
+            }
+        }
     }
 
     /// Micro-batch number `index` of the run, counted over epochs.
@@ -481,7 +627,7 @@ impl<'a> Trainer<'a> {
         let sums = sum(self.comm.world(), &[loss, num_valid_tokens])?;
         let metrics = EvalMetrics {
             iter,
-            max_iter: self.num_steps,
+            max_iter: self.course.num_steps,
             loss: sums[0] / sums[1].max(1.0),
             num_valid_tokens: sums[1].round() as u64,
             num_samples: dataset.len(),
@@ -494,35 +640,19 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Whether `checkpoint` asks for an export after step `step`.
-    fn is_due(&self, checkpoint: &CheckpointOptions, step: u64) -> bool {
-        let every_steps = checkpoint.save_every_n_steps as u64;
-        let every_epochs = checkpoint.save_every_n_epochs as u64;
-        every_steps > 0 && step > 0 && step.is_multiple_of(every_steps)
-            || every_epochs > 0
-                && self.epochs_done(step) / every_epochs
-                    > self.epochs_done(step.saturating_sub(1)) / every_epochs
-    }
-
-    /// Whole passes over the data after step `step`. Micro-batches that are too few for another step end their epoch.
-    fn epochs_done(&self, step: u64) -> u64 {
-        let gas = self.recipe.gradient_accumulation_steps as u64;
-        let per_epoch = self.stream.len() as u64;
-        let total = per_epoch * self.recipe.epochs as u64;
-        let num_micro_batches = step * gas;
-        let is_last = self.recipe.train_iters == 0 && num_micro_batches + gas > total;
-        if is_last { self.recipe.epochs as u64 } else { num_micro_batches / per_epoch }
-    }
-
     /// Refuses, before the first step, exports that could not be written later.
     fn check_destinations(&self) -> Result<(), TrainError> {
         let num_bytes =
             self.assets.config.num_parameters() * self.engine.kind().elt_size_in_bytes();
         let mut dirs = BTreeSet::new();
-        for checkpoint in &self.recipe.checkpoint {
-            let at_end = checkpoint.save_end_of_training.then_some(self.num_steps);
-            let steps =
-                (1..=self.num_steps).filter(|&step| self.is_due(checkpoint, step)).chain(at_end);
+        let exports =
+            self.recipe.checkpoint.iter().filter(|entry| entry.kind == CheckpointKind::HuggingFace);
+        for checkpoint in exports {
+            let Course { first_step, num_steps, .. } = self.course;
+            let at_end = checkpoint.save_end_of_training.then_some(num_steps);
+            let steps = (first_step + 1..=num_steps)
+                .filter(|&step| self.course.is_due(checkpoint, step))
+                .chain(at_end);
             dirs.extend(steps.map(|step| self.export_dir(checkpoint, step)));
         }
         let needed_bytes = (num_bytes * dirs.len()) as u64;
@@ -562,152 +692,29 @@ impl<'a> Trainer<'a> {
         Ok(dir)
     }
 
-    /// Whether any rank sees the kill-switch file: all stop at the same step.
-    fn is_killed(&self) -> Result<bool, TrainError> {
-        let is_here = self.recipe.kill_switch_path.exists();
-        Ok(max(self.comm.world(), f64::from(u8::from(is_here)))? > 0.0)
-    }
-}
-
-/// Optimizer steps that will really run, given the micro-batches of one epoch; `None` if not even one.
-fn num_steps(recipe: &Recipe, micro_batches_per_epoch: usize) -> Option<u64> {
-    let available = match recipe.train_iters {
-        0 => micro_batches_per_epoch * recipe.epochs / recipe.gradient_accumulation_steps,
-        // `train_iters` goes on over as many epochs as it takes.
-        train_iters if micro_batches_per_epoch > 0 => train_iters,
-        _ => 0,
-    };
-    let limits = [recipe.exit_iteration, recipe.exit_iteration_this_run];
-    let num_steps = limits.into_iter().filter(|&limit| limit > 0).fold(available, usize::min);
-    (num_steps > 0).then_some(num_steps as u64)
-}
-
-/// The plan of the longest batch that the data really has: most data stays far below `max_length`.
-fn plan_of_data(
-    recipe: &Recipe,
-    config: &ModelConfig,
-    world_size: usize,
-    datasets: &Datasets,
-) -> Result<Plan, TrainError> {
-    let mut recipe = recipe.clone();
-    if recipe.data.pad_to == PadTo::DivLength {
-        let longest =
-            |dataset: &Dataset| (0..dataset.len()).map(|index| dataset.sample_len(index)).max();
-        recipe.data.max_length =
-            longest(&datasets.train).max(datasets.eval.as_ref().and_then(longest));
-    }
-    Plan::new(&recipe, config, world_size).map_err(TrainError::Plan)
-}
-
-/// Of how many blocks the ranks of this machine can keep the attention output beside everything else, so that their backward needs
-/// no second attention forward (design decision D5). All ranks decide the same; only time and memory depend on it.
-///
-/// # Communication
-///
-/// One all-reduce. Collective.
-fn num_attention_kept(plan: &Plan, comm: &Comm, env: &RankEnv) -> Result<usize, TrainError> {
-    let num_layers = plan.model.num_hidden_layers;
-    let number = match plan.keep.attention {
-        KeepAttention::All => num_layers,
-        KeepAttention::Blocks(number) => number.min(num_layers),
-        // What lives on disk is limited by the space that was reserved there.
-        KeepAttention::Auto if plan.keep.attention_on == Place::Disk => num_layers,
-        KeepAttention::Auto => {
-            let memory = &plan.memory;
-            // On a CPU, device and host are the same memory.
-            let needed = memory.device_bytes() + memory.host_bytes();
-            let left = HostMemory::now().available() / env.local_world_size as u64;
-            let fitting = num_fitting(left, needed, memory.kept_attention_bytes).min(num_layers);
-            tracing::info!(
-                needed,
-                left,
-                fitting,
-                num_layers,
-                "blocks that keep their attention output"
-            );
-            fitting
+    /// Why any rank wants the run to end before its next step: all end at the same one.
+    ///
+    /// # Communication
+    ///
+    /// One all-reduce. Collective.
+    fn early_exit(&self) -> Result<Option<EarlyExit>, TrainError> {
+        let is_killed = f64::from(u8::from(self.recipe.kill_switch_path.exists()));
+        let signal = f64::from(self.stop.signal().unwrap_or(0));
+        let of_ranks = maxima(self.comm.world(), &[is_killed, signal])?;
+        if of_ranks[1] > 0.0 {
+            return Ok(Some(EarlyExit::Signal(of_ranks[1] as i32)));
         }
-    };
-    // The smallest of all ranks'.
-    Ok(-max(comm.world(), -(number as f64))? as usize)
-}
-
-/// How many times `bytes_each` fit beside `needed` into `left`, and a reserve: a plan counts tensors and is a bound from below.
-/// Libraries keep programs and buffers of their own, and an allocator keeps free blocks: up to 1 GiB was seen, or a tenth of what
-/// is needed.
-fn num_fitting(left: u64, needed: u64, bytes_each: u64) -> usize {
-    const LEAST_RESERVE: u64 = 1 << 30;
-    let reserve = (needed / 10).max(LEAST_RESERVE);
-    (left.saturating_sub(needed.saturating_add(reserve)) / bytes_each.max(1)) as usize
-}
-
-/// The file for the activations that this rank keeps on disk, with its space reserved, if any do. The optimizer has its own.
-fn scratch(recipe: &Recipe, plan: &Plan) -> Result<Option<Rc<DiskScratch>>, TrainError> {
-    let keep = plan.keep;
-    let (Some(dir), true) =
-        (&recipe.memory.disk_dir, [keep.inputs_on, keep.attention_on].contains(&Place::Disk))
-    else {
-        return Ok(None);
-    };
-    let is_auto = keep.attention == KeepAttention::Auto && keep.attention_on == Place::Disk;
-    let attention = if is_auto {
-        plan.memory.kept_attention_bytes * plan.model.num_hidden_layers as u64
-    } else {
-        0
-    };
-    let rows = plan.memory.rows.iter().filter(|row| row.kind != MemoryKind::Optimizer);
-    let needed_bytes = rows.map(|row| row.disk_bytes).sum::<u64>() + attention;
-    std::fs::create_dir_all(dir).map_err(|source| TrainError::Io { path: dir.clone(), source })?;
-    Ok(Some(Rc::new(DiskScratch::create(dir, needed_bytes)?)))
-}
-
-/// Makes sure that all ranks read the same things: another data file on one host would otherwise train on a mixture of
-/// sequences without a word, or leave the ranks waiting for each other.
-///
-/// # Communication
-///
-/// One all-gather of 8 bytes. Collective.
-fn check_agreement(
-    recipe: &Recipe,
-    comm: &Comm,
-    config: &ModelConfig,
-    dataset: &Dataset,
-    num_steps: u64,
-) -> Result<(), TrainError> {
-    const NUM_SAMPLES: usize = 64;
-    let mut hasher = DefaultHasher::new();
-    // Folders may have other names on other hosts; everything that decides numbers or collectives may not.
-    let exports: Vec<_> = recipe
-        .checkpoint
-        .iter()
-        .map(|c| (c.save_every_n_steps, c.save_every_n_epochs, c.save_end_of_training))
-        .collect();
-    let keys = (
-        (
-            &recipe.optimizer,
-            &recipe.scheduler,
-            &recipe.deepspeed,
-            recipe.loss_average,
-            recipe.model.dtype,
-        ),
-        (recipe.micro_batch_size, recipe.gradient_accumulation_steps, recipe.overfit_first_batch),
-        (recipe.tiled_mlp_compute, recipe.model.disable_activation_checkpoint, recipe.seed),
-        // Where things wait and how much is computed at once decide which collectives a rank takes part in.
-        MemoryOptions { disk_dir: None, timeline_dir: None, ..recipe.memory.clone() },
-        (recipe.eval_interval, recipe.eval_on_start, exports, num_steps),
-    );
-    (env!("CARGO_PKG_VERSION"), format!("{keys:?}"), format!("{:?}", config.raw)).hash(&mut hasher);
-    for index in 0..dataset.len() {
-        dataset.sample_len(index).hash(&mut hasher);
+        Ok((of_ranks[0] > 0.0).then(|| self.kill_switch()))
     }
-    for index in (0..dataset.len()).step_by(dataset.len().div_ceil(NUM_SAMPLES)) {
-        let sample = dataset.sample(index)?;
-        (sample.input_ids, sample.labels).hash(&mut hasher);
+
+    fn kill_switch(&self) -> EarlyExit {
+        EarlyExit::KillSwitch(self.recipe.kill_switch_path.clone())
     }
-    let of_ranks = comm.world().all_gather_bytes(&hasher.finish().to_le_bytes())?;
-    let ranks: Vec<usize> =
-        (0..of_ranks.len()).filter(|&rank| of_ranks[rank] != of_ranks[0]).collect();
-    if ranks.is_empty() { Ok(()) } else { Err(TrainError::RanksDisagree { ranks }) }
+}
+
+/// Says that a checkpoint is complete, if one is.
+fn announce(completed: Option<PathBuf>, observer: &mut dyn Observer) -> Option<PathBuf> {
+    completed.inspect(|dir| observer.on_checkpoint(dir))
 }
 
 /// Up to `rows` samples from `start` on, as one micro-batch.
@@ -720,39 +727,4 @@ fn eval_batch(
     let end = (start + rows).min(dataset.len());
     let samples = (start..end).map(|index| dataset.sample(index)).collect::<Result<Vec<_>, _>>()?;
     Ok(collator.collate(&samples)?)
-}
-
-/// FLOP/s that the ranks' matrix multiplications reach together, measured: what MFU is a fraction of on a CPU, whose
-/// peak no table gives. All ranks measure at once, because they share the machine's cores.
-fn matmul_rate(comm: &Comm, kind: Kind, device: Device) -> Result<f64, TrainError> {
-    const SIZE: i64 = 1024;
-    const REPEATS: usize = 4;
-    let a = Tensor::ones([SIZE, SIZE], (kind, device));
-    let b = Tensor::ones([SIZE, SIZE], (kind, device));
-    let _warm_up = a.matmul(&b);
-    comm.world().barrier()?;
-    let mut best = f64::INFINITY;
-    for _ in 0..REPEATS {
-        let started = Instant::now();
-        let _product = a.matmul(&b);
-        best = best.min(started.elapsed().as_secs_f64());
-    }
-    let rate = 2.0 * (SIZE as f64).powi(3) / best;
-    Ok(sum(comm.world(), &[rate])?[0])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn attention_outputs_leave_a_reserve() {
-        const GIB: u64 = 1 << 30;
-        // Of 16 GiB, 10 are needed and 1 is reserved: five blocks of 1 GiB fit.
-        assert_eq!(num_fitting(16 * GIB, 10 * GIB, GIB), 5);
-        assert_eq!(num_fitting(11 * GIB, 10 * GIB, GIB), 0);
-        assert_eq!(num_fitting(GIB, 10 * GIB, GIB), 0);
-        // Of a large run, a tenth is reserved.
-        assert_eq!(num_fitting(200 * GIB, 100 * GIB, GIB), 90);
-    }
 }

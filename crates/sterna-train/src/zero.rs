@@ -15,6 +15,7 @@
 //!
 //! Source: Rajbhandari et al. 2019, <https://arxiv.org/abs/1910.02054>.
 
+mod checkpoint;
 mod flat;
 mod layout;
 mod optimizer;
@@ -24,6 +25,7 @@ mod units;
 use sterna_recipe::ZeroStage;
 
 pub use self::{
+    checkpoint::Snapshot,
     layout::{FlatLayout, Overlap, Slot, UnitLayout, is_decayed},
     units::{Gradients, StatePlacement, Zero},
 };

@@ -9,6 +9,7 @@ mod launch;
 mod logging;
 mod render;
 mod report;
+mod signals;
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -111,6 +111,7 @@ mod tests {
     #[test]
     fn the_line_starts_as_the_reference_writes_it() {
         let metrics = IterationMetrics {
+            is_skipped: false,
             epoch: 0,
             iter: 3,
             max_iter: 30,

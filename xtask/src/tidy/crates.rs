@@ -46,8 +46,7 @@ const ALLOWED: [(&str, &[&str]); 12] = [
 const TESTKIT: &str = "sterna-testkit";
 
 /// Compile and test in seconds, because they never link libtorch.
-const WITHOUT_TORCH: [&str; 4] =
-    ["sterna-recipe", "sterna-hf", "sterna-data", "sterna-checkpoint"];
+const WITHOUT_TORCH: [&str; 4] = ["sterna-recipe", "sterna-hf", "sterna-data", "sterna-checkpoint"];
 
 const TORCH: [&str; 2] = ["tch", "torch-sys"];
 

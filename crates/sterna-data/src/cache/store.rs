@@ -32,6 +32,8 @@ pub struct TokenStore {
     /// First token of each sample.
     starts: Vec<u64>,
     stats: SourceStats,
+    /// The hashes of its files.
+    hashes: Vec<String>,
 }
 
 impl TokenStore {
@@ -58,6 +60,7 @@ impl TokenStore {
             lengths,
             starts,
             stats: manifest.stats,
+            hashes: manifest.files.into_iter().map(|file| file.sha256).collect(),
         })
     }
 
@@ -69,6 +72,11 @@ impl TokenStore {
     /// What was counted while the source was tokenized.
     pub fn stats(&self) -> SourceStats {
         self.stats
+    }
+
+    /// SHA-256 of each of its files, which they were checked against.
+    pub(crate) fn hashes(&self) -> &[String] {
+        &self.hashes
     }
 
     /// Reads sample `index`.

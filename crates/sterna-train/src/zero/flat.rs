@@ -93,6 +93,11 @@ impl Flat {
         }
     }
 
+    /// The element of the whole buffer that this rank's optimizer steps first.
+    pub(super) fn first_own(&self, options: &FlatOptions) -> usize {
+        if options.sharding.optimizer { self.layout.shard(options.rank).start } else { 0 }
+    }
+
     /// Sets the fp32 masters from the weights, and the moments to zero.
     pub(super) fn reset_optimizer(&mut self, options: &FlatOptions) -> Result<(), TrainError> {
         let own_param = self.own_param(options);
@@ -120,14 +125,12 @@ impl Flat {
         update: &Update<'_>,
     ) -> Result<(), TrainError> {
         let of = |x: &Tensor| x.narrow(0, range.start, range.end - range.start);
-        let shard_start =
-            if options.sharding.optimizer { self.layout.shard(options.rank).start } else { 0 };
         let stepped = Stepped {
             param: of(&self.own_param(options)),
             grad: of(&self.own_grad(options)),
             weight_decay: if self.layout.is_decayed { update.adamw.weight_decay } else { 0.0 },
             buffer_id,
-            first: shard_start as u64 + range.start as u64,
+            first: self.first_own(options) as u64 + range.start as u64,
         };
         self.state.step(range, loading, &stepped, update)?;
         if range.end == options.optimizer_len(&self.layout)

@@ -182,6 +182,42 @@ impl Zero {
         Ok(())
     }
 
+    pub(super) fn options(&self) -> &FlatOptions {
+        &self.options
+    }
+
+    pub(super) fn placement(&self) -> &StatePlacement {
+        &self.placement
+    }
+
+    /// Every flat buffer with the name that it has in checkpoints.
+    pub(super) fn named_flats(&self) -> impl Iterator<Item = (String, &Flat)> {
+        self.units.iter().enumerate().flat_map(|(unit_idx, unit)| {
+            unit.flats.iter().map(move |flat| {
+                let group = if flat.layout.is_decayed { "decayed" } else { "undecayed" };
+                (format!("{unit_idx}.{group}"), flat)
+            })
+        })
+    }
+
+    pub(super) fn flats_mut(&mut self) -> impl Iterator<Item = &mut Flat> {
+        self.units.iter_mut().flat_map(|unit| &mut unit.flats)
+    }
+
+    /// Drops the gradients of a step that is not to be made.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Comm`] if a gradient was on its way and a peer failed.
+    pub fn discard_gradients(&mut self) -> Result<(), TrainError> {
+        let _no_grad = no_grad_guard();
+        self.finish_reducing()?;
+        for flat in self.flats_mut() {
+            let _ = flat.grad.zero_();
+        }
+        Ok(())
+    }
+
     /// Starts gathering unit `unit_idx`, so that [`Zero::gather`] finds it under way.
     ///
     /// # Communication
@@ -390,7 +426,7 @@ impl Zero {
 
     /// One optimizer step: `AdamW` on what this rank owns, then the weights to every rank that keeps them whole.
     ///
-    /// `adamw` holds the learning rate of this step; `step` counts from 1; gradients are multiplied by `grad_scale` first and are zero afterwards.
+    /// `adamw` holds the learning rate of this step; `step` counts the updates from 1; gradients are multiplied by `grad_scale` first and are zero afterwards.
     ///
     /// # Communication
     ///

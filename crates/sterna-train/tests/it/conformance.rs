@@ -16,6 +16,9 @@ pub(crate) struct Recorder {
     pub(crate) iterations: Vec<IterationMetrics>,
     pub(crate) evals: Vec<EvalMetrics>,
     pub(crate) exports: Vec<PathBuf>,
+    /// The checkpoint gone on from, and its step.
+    pub(crate) resumed: Option<(PathBuf, u64)>,
+    pub(crate) checkpoints: Vec<PathBuf>,
 }
 
 impl Observer for Recorder {
@@ -31,6 +34,14 @@ impl Observer for Recorder {
 
     fn on_export(&mut self, dir: &Path) {
         self.exports.push(dir.to_owned());
+    }
+
+    fn on_resume(&mut self, dir: &Path, step: u64) {
+        self.resumed = Some((dir.to_owned(), step));
+    }
+
+    fn on_checkpoint(&mut self, dir: &Path) {
+        self.checkpoints.push(dir.to_owned());
     }
 }
 
@@ -65,7 +76,7 @@ fn check(name: &str, conformance: &str) {
     std::fs::write(&path, recipe.to_string()).expect("written");
     let recipe = sterna_recipe::load(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
     let mut recorder = Recorder::default();
-    train(&recipe, &RankEnv::single(), TrainOptions::default(), &mut recorder)
+    train(&recipe, &RankEnv::single(), &TrainOptions::default(), &mut recorder)
         .unwrap_or_else(|error| panic!("{name}: {error}"));
 
     let expected = conformance["metrics"].as_array().expect("a list");

@@ -24,14 +24,14 @@ pub(crate) fn figures(
     }
     let recipe = tiny::load(folder, &format!("{name}-{}", env.rank), &recipe);
     let mut recorder = Recorder::default();
-    train(&recipe, env, TrainOptions::default(), &mut recorder)
+    train(&recipe, env, &TrainOptions::default(), &mut recorder)
         .unwrap_or_else(|error| panic!("{name}: {error}"));
     assert!(!recorder.iterations.is_empty() && !recorder.evals.is_empty());
     let of_steps = recorder.iterations.iter().flat_map(|metrics| [metrics.loss, metrics.grad_norm]);
     of_steps.chain(recorder.evals.iter().map(|metrics| metrics.loss)).collect()
 }
 
-fn set(recipe: &mut Value, path: &str, value: Value) {
+pub(crate) fn set(recipe: &mut Value, path: &str, value: Value) {
     let mut place = recipe;
     for key in path.split('.') {
         place = &mut place[key];
@@ -208,7 +208,7 @@ fn two_ranks_with_other_data_are_told_so() {
             std::fs::write(&chats, text).expect("written");
         }
         let recipe = tiny::load(&own, "recipe", &recipe);
-        let error = train(&recipe, &env, TrainOptions::default(), &mut Recorder::default())
+        let error = train(&recipe, &env, &TrainOptions::default(), &mut Recorder::default())
             .expect_err("rank 1 has other chats");
         assert_eq!(
             error.to_string(),

@@ -6,6 +6,7 @@ mod equivalence;
 mod optimizer;
 mod plan;
 mod policies;
+mod resume;
 mod schedule;
 mod tiles;
 mod timeline;

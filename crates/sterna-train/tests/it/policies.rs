@@ -69,7 +69,7 @@ fn held(memory: Value) -> u64 {
     recipe["exit_iteration"] = json!(2);
     let recipe = crate::tiny::load(folder.path(), "recipe", &recipe);
     let mut recorder = Recorder::default();
-    train(&recipe, &RankEnv::single(), TrainOptions::default(), &mut recorder).expect("trained");
+    train(&recipe, &RankEnv::single(), &TrainOptions::default(), &mut recorder).expect("trained");
     recorder.iterations[1].phases.of(Phase::Forward).tensors[MemoryKind::KeptActivations]
 }
 
@@ -115,7 +115,7 @@ fn a_disk_without_room_is_refused_before_the_first_step() {
     let error = sterna_train::train(
         &recipe,
         &RankEnv::single(),
-        sterna_train::TrainOptions::default(),
+        &sterna_train::TrainOptions::default(),
         &mut crate::conformance::Recorder::default(),
     )
     .expect_err("nothing can be written there");

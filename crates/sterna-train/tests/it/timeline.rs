@@ -31,6 +31,8 @@ impl Observer for Live {
     }
     fn on_eval(&mut self, _: &EvalMetrics) {}
     fn on_export(&mut self, _: &Path) {}
+    fn on_resume(&mut self, _: &Path, _: u64) {}
+    fn on_checkpoint(&mut self, _: &Path) {}
 }
 
 /// Trains the tiny model on two ranks that share everything and keep on disk, with a timeline of two of its four steps; returns
@@ -55,7 +57,7 @@ fn traced(rank: &TestRank) -> (Value, Vec<Value>, Vec<ByKind>) {
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer)).unwrap();
 
     let mut live = Live::default();
-    train(&recipe, &env, TrainOptions::default(), &mut live).unwrap();
+    train(&recipe, &env, &TrainOptions::default(), &mut live).unwrap();
     let rows = std::fs::read_to_string(own.join("metrics.jsonl")).unwrap_or_default();
     let rows = rows.lines().map(|row| serde_json::from_str(row).unwrap()).collect();
     (parse(), rows, live.0)

@@ -3,9 +3,10 @@
 use std::io::Write as _;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use sterna_comm::{CommError, RankEnv, env_vars as comm_vars};
-use sterna_recipe::{Plan, Recipe};
-use sterna_train::{TimelineLayer, TrainError, TrainOptions};
+use sterna_recipe::{CheckpointKind, Plan, Recipe};
+use sterna_train::{EarlyExit, Stop, TimelineLayer, TrainError, TrainOptions, TrainSummary};
 
 use super::{data, load, model_config, wrong_recipe};
 use crate::cli::{Arctic, DeviceChoice, Mode, Train};
@@ -14,6 +15,7 @@ use crate::launch::{self, Launch, child};
 use crate::logging;
 use crate::render::Narrator;
 use crate::report::{Exit, Failure};
+use crate::signals;
 
 /// Trains, as launcher or as rank.
 pub(crate) fn run(args: &Train) -> Result<(), Failure> {
@@ -101,19 +103,24 @@ fn run_rank(args: &Train, recipe: &Recipe, env: &RankEnv) -> Result<(), Failure>
         DeviceChoice::Cpu => sterna_train::DeviceChoice::Cpu,
         DeviceChoice::Cuda => sterna_train::DeviceChoice::Cuda,
     };
+    let stop = Stop::default();
+    if recipe.checkpoint.iter().any(|entry| entry.kind == CheckpointKind::Sterna) {
+        signals::catch(stop.clone(), child::has_launcher())
+            .map_err(|err| Failure::new(Exit::Failed, format!("cannot wait for signals: {err}")))?;
+    }
     let mut narrator = Narrator::new(recipe, env);
     logging::init(&recipe.logger, env.local_rank, narrator.screen(), timeline(recipe, env)?)?;
     let collective_timeout = collective_timeout()?;
-    let options = TrainOptions { device, collective_timeout };
+    let options = TrainOptions { device, collective_timeout, stop };
     // A failed tensor operation arrives as a panic, which becomes the error of the run: that is what is shown, once.
     std::panic::set_hook(Box::new(|panic| tracing::debug!(target: logging::RUN, "{panic}")));
-    let outcome = sterna_train::train(recipe, env, options, &mut narrator);
+    let outcome = sterna_train::train(recipe, env, &options, &mut narrator);
     drop(std::panic::take_hook());
     let has_started = narrator.has_started();
     match outcome {
         Ok(summary) => {
             narrator.finish(&summary);
-            Ok(())
+            stopped(&summary, recipe).map_or(Ok(()), Err)
         }
         Err(err) => {
             narrator.screen().finish();
@@ -122,6 +129,27 @@ fn run_rank(args: &Train, recipe: &Recipe, env: &RankEnv) -> Result<(), Failure>
             Err(failure)
         }
     }
+}
+
+/// How a run that a signal stopped ends.
+fn stopped(summary: &TrainSummary, recipe: &Recipe) -> Option<Failure> {
+    let Some(EarlyExit::Signal(signal)) = summary.early_exit else { return None };
+    let name = Signal::try_from(signal).map_or("a signal", Signal::as_str);
+    let step = summary.num_steps;
+    let message = match &summary.checkpoint {
+        Some(dir) => {
+            format!("stopped by {name} after step {step}; the checkpoint is in `{}`", dir.display())
+        }
+        None => format!("stopped by {name} after step {step}; there is no checkpoint yet"),
+    };
+    let resumes = recipe.checkpoint.iter().any(|entry| entry.auto_resume);
+    let hint = if resumes {
+        "the same command goes on from there"
+    } else {
+        "`auto_resume: true` in the checkpoint's entry makes the same command go on from there"
+    };
+    let exit = Exit::Interrupted(u8::try_from(signal).unwrap_or_default());
+    Some(Failure::new(exit, message).with_hint(hint.to_owned()))
 }
 
 /// The timeline of this rank, if the recipe asks for one.

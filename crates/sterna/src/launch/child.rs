@@ -56,6 +56,11 @@ pub(crate) fn follow_launcher() -> Result<(), Failure> {
     Ok(())
 }
 
+/// Whether our launcher started this rank.
+pub(crate) fn has_launcher() -> bool {
+    std::env::var_os(env_vars::LAUNCHER_PID).is_some()
+}
+
 /// Hands `failure` to the launcher, if one started this rank; returns whether it did.
 pub(crate) fn report_to_launcher(failure: &Failure) -> bool {
     let rank = std::env::var(comm_vars::RANK).ok().and_then(|rank| rank.parse().ok());

@@ -5,7 +5,7 @@ use std::path::Path;
 use sterna_comm::RankEnv;
 use sterna_data::PrepareReport;
 use sterna_recipe::{Plan, Recipe};
-use sterna_train::{EvalMetrics, IterationMetrics, Observer, TrainSummary};
+use sterna_train::{EarlyExit, EvalMetrics, IterationMetrics, Observer, TrainSummary};
 
 use super::{Screen, banner, eval_line, iteration_line};
 use crate::logging;
@@ -18,8 +18,9 @@ pub(crate) struct Narrator {
     /// Whether the recipe asks for a line of figures at each step; the live line comes in any case.
     prints_metrics: bool,
     has_started: bool,
-    /// Seconds of all steps so far, for the time that is left.
+    /// Seconds of all steps of this run, for the time that is left.
     time: f64,
+    num_steps: u64,
 }
 
 impl Narrator {
@@ -34,6 +35,7 @@ impl Narrator {
             prints_metrics: recipe.train_log_metrics,
             has_started: false,
             time: 0.0,
+            num_steps: 0,
         }
     }
 
@@ -58,9 +60,12 @@ impl Narrator {
         self.screen.finish();
         match &summary.early_exit {
             None => self.say("*** Training finished normally."),
-            Some(reason) => {
-                self.say(&format!("*** Exiting training early because training {reason}"));
+            Some(EarlyExit::KillSwitch(path)) => {
+                let path = path.display();
+                self.say(&format!("*** Exiting training early because training found `{path}`"));
             }
+            // The error that follows says it.
+            Some(EarlyExit::Signal(_)) => {}
         }
     }
 
@@ -87,7 +92,8 @@ impl Observer for Narrator {
             self.say(&iteration_line(metrics));
         }
         self.time += metrics.iter_time;
-        let left = (metrics.max_iter - metrics.iter) as f64 * self.time / metrics.iter as f64;
+        self.num_steps += 1;
+        let left = (metrics.max_iter - metrics.iter) as f64 * self.time / self.num_steps as f64;
         let figures = format!(
             "  loss {:.4}  {:.0} tok/s  about {}:{:02} left",
             metrics.loss,
@@ -104,5 +110,13 @@ impl Observer for Narrator {
 
     fn on_export(&mut self, dir: &Path) {
         self.say(&format!("The model is in {}", dir.display()));
+    }
+
+    fn on_resume(&mut self, dir: &Path, step: u64) {
+        self.say(&format!("Going on after step {step}, from {}", dir.display()));
+    }
+
+    fn on_checkpoint(&mut self, dir: &Path) {
+        self.say(&format!("Checkpoint {} is complete", dir.display()));
     }
 }

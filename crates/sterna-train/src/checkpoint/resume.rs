@@ -1,0 +1,206 @@
+//! Which checkpoint a run goes on from, and whether it is one of this run.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+use sterna_checkpoint::{Checkpoint, list};
+use sterna_comm::Group;
+
+use super::{RunIdentity, error_chain};
+use crate::error::TrainError;
+
+/// Keys of `config.json` that say nothing of what is computed.
+const IDLE_MODEL_KEYS: [&str; 4] =
+    ["torch_dtype", "dtype", "transformers_version", "_name_or_path"];
+
+/// Keys of a recipe that change what a run that is resumed computes from there on; each may be changed, and is said. What the
+/// samples are is in the data's hash, and how memory is used changes nothing.
+const TELLING_RECIPE_KEYS: [&str; 17] = [
+    "optimizer",
+    "scheduler",
+    "micro_batch_size",
+    "gradient_accumulation_steps",
+    "loss_average",
+    "on_nonfinite",
+    "epochs",
+    "train_iters",
+    "min_iterations",
+    "overfit_first_batch",
+    "seed",
+    "data.max_length",
+    "data.pad_to",
+    "deepspeed.gradient_clipping",
+    "deepspeed.data_types",
+    "model.dtype",
+    "memory.moments_dtype",
+];
+
+/// The newest checkpoint in `dir` that is whole and of this run; `None` if there is no checkpoint at all. What is wrong with
+/// newer ones is said in the log.
+///
+/// The ranks share the work of reading every byte.
+///
+/// # Communication
+///
+/// An all-gather, and one more for each checkpoint that is looked at. Collective.
+///
+/// # Errors
+///
+/// [`TrainError::NoGoodCheckpoint`] if there are checkpoints and none can be used: beginning anew would overwrite them.
+pub(crate) fn newest(
+    dir: &Path,
+    world: &Group,
+    identity: &RunIdentity,
+) -> Result<Option<Checkpoint>, TrainError> {
+    // What rank 0 sees, so that all look at the same ones.
+    let steps: Vec<u64> = if world.rank() == 0 {
+        list(dir)?.iter().map(|listed| listed.step).collect()
+    } else {
+        Vec::new()
+    };
+    let text = serde_json::to_vec(&steps).expect("numbers are JSON");
+    let of_ranks = world.all_gather_bytes(&text)?;
+    let steps: Vec<u64> = serde_json::from_slice(&of_ranks[0]).unwrap_or_default();
+    let mut reasons = Vec::new();
+    for step in steps {
+        let path = sterna_checkpoint::complete(dir, step);
+        let found = look_at(&path, world, identity);
+        let problem = found.as_ref().err().map(String::as_str).unwrap_or_default();
+        let of_ranks = world.all_gather_bytes(problem.as_bytes())?;
+        let problem = of_ranks.iter().find(|problem| !problem.is_empty());
+        match (problem, found) {
+            (None, Ok(checkpoint)) => {
+                say_differences(&checkpoint, identity, world);
+                return Ok(Some(checkpoint));
+            }
+            (problem, _) => {
+                let problem = problem.map(|text| String::from_utf8_lossy(text).into_owned());
+                let reason = format!("`{}`: {}", path.display(), problem.unwrap_or_default());
+                if world.rank() == 0 {
+                    tracing::warn!("cannot resume from {reason}");
+                }
+                reasons.push(reason);
+            }
+        }
+    }
+    if reasons.is_empty() {
+        Ok(None)
+    } else {
+        Err(TrainError::NoGoodCheckpoint { dir: dir.to_owned(), reasons })
+    }
+}
+
+/// Opens a checkpoint, checks this rank's share of its files and whether it is of this run.
+fn look_at(path: &Path, world: &Group, identity: &RunIdentity) -> Result<Checkpoint, String> {
+    let checkpoint = Checkpoint::open(path).map_err(|error| error_chain(&error))?;
+    let files = checkpoint.manifest.files.iter();
+    for file in files.skip(world.rank()).step_by(world.size()) {
+        checkpoint.verify_file(file).map_err(|error| error_chain(&error))?;
+    }
+    let manifest = &checkpoint.manifest;
+    let without_idle = |config: &Map<String, Value>| {
+        let mut config = flattened(&Value::Object(config.clone()));
+        config.retain(|key, _| !IDLE_MODEL_KEYS.contains(&key.as_str()));
+        config
+    };
+    let (there, here) = (without_idle(&manifest.model), without_idle(&identity.model));
+    if let Some(difference) = differences(&there, &here).into_iter().next() {
+        return Err(format!("it is of another recipe: the model's {difference}"));
+    }
+    if manifest.data != identity.data {
+        return Err(
+            "it is of another recipe, or its data changed since: the samples or their order are not the same".to_owned()
+        );
+    }
+    Ok(checkpoint)
+}
+
+/// Says what a resumed run does otherwise than the one that wrote the checkpoint.
+fn say_differences(checkpoint: &Checkpoint, identity: &RunIdentity, world: &Group) {
+    let telling = |recipe: &Value| {
+        let mut keys = flattened(recipe);
+        keys.retain(|key, _| {
+            TELLING_RECIPE_KEYS.iter().any(|telling| {
+                key.strip_prefix(telling)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            })
+        });
+        keys
+    };
+    let manifest = &checkpoint.manifest;
+    let mut changes = differences(&telling(&manifest.recipe), &telling(&identity.recipe));
+    for (name, there, here) in [
+        ("number of ranks", manifest.world_size, world.size()),
+        (
+            "`sequence_parallel_size`",
+            manifest.sequence_parallel_size,
+            identity.sequence_parallel_size,
+        ),
+    ] {
+        if there != here {
+            changes.push(format!("{name} was `{there}` and is `{here}`"));
+        }
+    }
+    if world.rank() == 0 && !changes.is_empty() {
+        tracing::warn!(
+            "resuming `{}` with changes: {}",
+            checkpoint.dir.display(),
+            changes.join("; ")
+        );
+    }
+}
+
+/// Each key where the two differ, with both values.
+fn differences(there: &BTreeMap<String, Value>, here: &BTreeMap<String, Value>) -> Vec<String> {
+    let show = |value: Option<&Value>| {
+        value.map_or_else(|| "not given".to_owned(), |value| format!("`{value}`"))
+    };
+    let keys: std::collections::BTreeSet<_> = there.keys().chain(here.keys()).collect();
+    keys.into_iter()
+        .filter(|key| there.get(*key) != here.get(*key))
+        .map(|key| format!("`{key}` was {} and is {}", show(there.get(key)), show(here.get(key))))
+        .collect()
+}
+
+/// The leaves of `value` with their dotted paths.
+fn flattened(value: &Value) -> BTreeMap<String, Value> {
+    fn walk(prefix: &str, value: &Value, leaves: &mut BTreeMap<String, Value>) {
+        match value {
+            Value::Object(map) if !map.is_empty() => {
+                for (key, value) in map {
+                    let path =
+                        if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                    walk(&path, value, leaves);
+                }
+            }
+            leaf => {
+                leaves.insert(prefix.to_owned(), leaf.clone());
+            }
+        }
+    }
+    let mut leaves = BTreeMap::new();
+    walk("", value, &mut leaves);
+    leaves
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn differences_name_keys_with_both_values() {
+        let there = flattened(&json!({"a": {"b": 1, "c": [1]}, "d": {}}));
+        let here = flattened(&json!({"a": {"b": 2, "c": [1]}, "e": null}));
+        assert_eq!(
+            differences(&there, &here),
+            [
+                "`a.b` was `1` and is `2`",
+                "`d` was `{}` and is not given",
+                "`e` was not given and is `null`"
+            ]
+        );
+    }
+}

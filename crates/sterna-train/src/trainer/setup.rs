@@ -1,0 +1,224 @@
+//! What a run needs before its first step: files, places, and the ranks' agreement on both.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    path::PathBuf,
+    rc::Rc,
+    time::Instant,
+};
+
+use sterna_comm::{Comm, RankEnv};
+use sterna_data::{Dataset, Datasets};
+use sterna_hf::{ModelConfig, Tokenizer, WeightFiles, hub};
+use sterna_recipe::{KeepAttention, MemoryKind, MemoryOptions, PadTo, Place, Plan, Recipe};
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    disk::DiskScratch,
+    error::TrainError,
+    memory::{HostMemory, reserve},
+    scalars::{max, sum},
+};
+
+/// The config of the recipe's model, with the recipe's changes.
+pub(super) fn model_config(recipe: &Recipe) -> Result<ModelConfig, TrainError> {
+    let dir = hub::resolve_model_config(&recipe.model.name_or_path)?;
+    Ok(ModelConfig::from_dir(&dir)?.with_overrides(&recipe.model.hf_config_kwargs)?)
+}
+
+/// What a recipe names: a model and a tokenizer.
+#[derive(Debug)]
+pub(super) struct Assets {
+    pub(super) config: ModelConfig,
+    pub(super) tokenizer: Tokenizer,
+    pub(super) tokenizer_dir: PathBuf,
+    pub(super) model_dir: PathBuf,
+}
+
+impl Assets {
+    /// Finds and opens them; no weights when they are drawn at random.
+    pub(super) fn resolve(
+        recipe: &Recipe,
+        config: ModelConfig,
+    ) -> Result<(Self, Option<WeightFiles>), TrainError> {
+        let model = &recipe.model;
+        let config_dir = hub::resolve_model_config(&model.name_or_path)?;
+        let has_config_only =
+            model.random_weights || model.changes_depth(&ModelConfig::from_dir(&config_dir)?);
+        let model_dir =
+            if has_config_only { config_dir } else { hub::resolve_model(&model.name_or_path)? };
+        let tokenizer_dir = hub::resolve_model_config(&recipe.tokenizer.name_or_path)?;
+        let tokenizer = Tokenizer::from_dir(&tokenizer_dir)?;
+        let weights = if has_config_only {
+            None
+        } else {
+            let weights = WeightFiles::open(&model_dir)?;
+            weights.check(&config.parameters())?;
+            Some(weights)
+        };
+        Ok((Self { config, tokenizer, tokenizer_dir, model_dir }, weights))
+    }
+}
+
+/// The plan of the longest batch that the data really has: most data stays far below `max_length`.
+pub(super) fn plan_of_data(
+    recipe: &Recipe,
+    config: &ModelConfig,
+    world_size: usize,
+    datasets: &Datasets,
+) -> Result<Plan, TrainError> {
+    let mut recipe = recipe.clone();
+    if recipe.data.pad_to == PadTo::DivLength {
+        let longest =
+            |dataset: &Dataset| (0..dataset.len()).map(|index| dataset.sample_len(index)).max();
+        recipe.data.max_length =
+            longest(&datasets.train).max(datasets.eval.as_ref().and_then(longest));
+    }
+    Plan::new(&recipe, config, world_size).map_err(TrainError::Plan)
+}
+
+/// Of how many blocks the ranks of this machine can keep the attention output beside everything else, so that their backward needs
+/// no second attention forward (design decision D5). All ranks decide the same; only time and memory depend on it.
+///
+/// # Communication
+///
+/// One all-reduce. Collective.
+pub(super) fn num_attention_kept(
+    plan: &Plan,
+    comm: &Comm,
+    env: &RankEnv,
+) -> Result<usize, TrainError> {
+    let num_layers = plan.model.num_hidden_layers;
+    let number = match plan.keep.attention {
+        KeepAttention::All => num_layers,
+        KeepAttention::Blocks(number) => number.min(num_layers),
+        // What lives on disk is limited by the space that was reserved there.
+        KeepAttention::Auto if plan.keep.attention_on == Place::Disk => num_layers,
+        KeepAttention::Auto => {
+            let memory = &plan.memory;
+            // On a CPU, device and host are the same memory.
+            let needed = memory.device_bytes() + memory.host_bytes();
+            let left = HostMemory::now().available() / env.local_world_size as u64;
+            let fitting = num_fitting(left, needed, memory.kept_attention_bytes).min(num_layers);
+            tracing::info!(
+                needed,
+                left,
+                fitting,
+                num_layers,
+                "blocks that keep their attention output"
+            );
+            fitting
+        }
+    };
+    // The smallest of all ranks'.
+    Ok(-max(comm.world(), -(number as f64))? as usize)
+}
+
+/// How many times `bytes_each` fit beside `needed` and a reserve into `left`.
+fn num_fitting(left: u64, needed: u64, bytes_each: u64) -> usize {
+    (left.saturating_sub(needed.saturating_add(reserve(needed))) / bytes_each.max(1)) as usize
+}
+
+/// The file for the activations that this rank keeps on disk, with its space reserved, if any do. The optimizer has its own.
+pub(super) fn scratch(recipe: &Recipe, plan: &Plan) -> Result<Option<Rc<DiskScratch>>, TrainError> {
+    let keep = plan.keep;
+    let (Some(dir), true) =
+        (&recipe.memory.disk_dir, [keep.inputs_on, keep.attention_on].contains(&Place::Disk))
+    else {
+        return Ok(None);
+    };
+    let is_auto = keep.attention == KeepAttention::Auto && keep.attention_on == Place::Disk;
+    let attention = if is_auto {
+        plan.memory.kept_attention_bytes * plan.model.num_hidden_layers as u64
+    } else {
+        0
+    };
+    let rows = plan.memory.rows.iter().filter(|row| row.kind != MemoryKind::Optimizer);
+    let needed_bytes = rows.map(|row| row.disk_bytes).sum::<u64>() + attention;
+    std::fs::create_dir_all(dir).map_err(|source| TrainError::Io { path: dir.clone(), source })?;
+    Ok(Some(Rc::new(DiskScratch::create(dir, needed_bytes)?)))
+}
+
+/// Makes sure that all ranks read the same things: another data file on one host would otherwise train on a mixture of
+/// sequences without a word, or leave the ranks waiting for each other.
+///
+/// # Communication
+///
+/// One all-gather of 8 bytes. Collective.
+pub(super) fn check_agreement(
+    recipe: &Recipe,
+    comm: &Comm,
+    config: &ModelConfig,
+    dataset: &Dataset,
+    num_steps: u64,
+) -> Result<(), TrainError> {
+    const NUM_SAMPLES: usize = 64;
+    let mut hasher = DefaultHasher::new();
+    // Folders may have other names on other hosts; everything that decides numbers or collectives may not.
+    let exports: Vec<_> = recipe
+        .checkpoint
+        .iter()
+        .map(|c| (c.save_every_n_steps, c.save_every_n_epochs, c.save_end_of_training))
+        .collect();
+    let keys = (
+        (
+            &recipe.optimizer,
+            &recipe.scheduler,
+            &recipe.deepspeed,
+            recipe.loss_average,
+            recipe.model.dtype,
+        ),
+        (recipe.micro_batch_size, recipe.gradient_accumulation_steps, recipe.overfit_first_batch),
+        (recipe.tiled_mlp_compute, recipe.model.disable_activation_checkpoint, recipe.seed),
+        // Where things wait and how much is computed at once decide which collectives a rank takes part in.
+        MemoryOptions { disk_dir: None, timeline_dir: None, ..recipe.memory.clone() },
+        (recipe.eval_interval, recipe.eval_on_start, exports, num_steps),
+    );
+    (env!("CARGO_PKG_VERSION"), format!("{keys:?}"), format!("{:?}", config.raw)).hash(&mut hasher);
+    for index in 0..dataset.len() {
+        dataset.sample_len(index).hash(&mut hasher);
+    }
+    for index in (0..dataset.len()).step_by(dataset.len().div_ceil(NUM_SAMPLES)) {
+        let sample = dataset.sample(index)?;
+        (sample.input_ids, sample.labels).hash(&mut hasher);
+    }
+    let of_ranks = comm.world().all_gather_bytes(&hasher.finish().to_le_bytes())?;
+    let ranks: Vec<usize> =
+        (0..of_ranks.len()).filter(|&rank| of_ranks[rank] != of_ranks[0]).collect();
+    if ranks.is_empty() { Ok(()) } else { Err(TrainError::RanksDisagree { ranks }) }
+}
+
+/// FLOP/s that the ranks' matrix multiplications reach together, measured: what MFU is a fraction of on a CPU, whose
+/// peak no table gives. All ranks measure at once, because they share the machine's cores.
+pub(super) fn matmul_rate(comm: &Comm, kind: Kind, device: Device) -> Result<f64, TrainError> {
+    const SIZE: i64 = 1024;
+    const REPEATS: usize = 4;
+    let a = Tensor::ones([SIZE, SIZE], (kind, device));
+    let b = Tensor::ones([SIZE, SIZE], (kind, device));
+    let _warm_up = a.matmul(&b);
+    comm.world().barrier()?;
+    let mut best = f64::INFINITY;
+    for _ in 0..REPEATS {
+        let started = Instant::now();
+        let _product = a.matmul(&b);
+        best = best.min(started.elapsed().as_secs_f64());
+    }
+    let rate = 2.0 * (SIZE as f64).powi(3) / best;
+    Ok(sum(comm.world(), &[rate])?[0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attention_outputs_leave_a_reserve() {
+        const GIB: u64 = 1 << 30;
+        // Of 16 GiB, 10 are needed and 1 is reserved: five blocks of 1 GiB fit.
+        assert_eq!(num_fitting(16 * GIB, 10 * GIB, GIB), 5);
+        assert_eq!(num_fitting(11 * GIB, 10 * GIB, GIB), 0);
+        assert_eq!(num_fitting(GIB, 10 * GIB, GIB), 0);
+        // Of a large run, a tenth is reserved.
+        assert_eq!(num_fitting(200 * GIB, 100 * GIB, GIB), 90);
+    }
+}
