@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use half::{bf16, f16};
 use sterna_hf::export::MAX_SHARD_BYTES;
 use sterna_hf::{DType, ExportWriter, ParamSpec};
 
@@ -41,20 +40,10 @@ pub fn export(checkpoint: &Checkpoint, dir: &Path, dtype: DType) -> Result<()> {
         let flat = &manifest.flats[place.flat].name;
         let range = place.offset..place.offset + place.numel();
         let masters = checkpoint.read_state(flat, StateName::Master, range)?;
-        writer.write(&place.name, &rounded(masters, dtype))?;
+        writer.write(&place.name, &DType::convert(&masters, DType::F32, dtype))?;
     }
     let assets = checkpoint.assets_dir();
     writer.copy_assets(&assets, &manifest.model)?;
     writer.finish()?;
     Ok(())
-}
-
-/// fp32 values, little-endian, in another dtype.
-fn rounded(masters: Vec<u8>, dtype: DType) -> Vec<u8> {
-    let values = || masters.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes));
-    match dtype {
-        DType::F32 => masters,
-        DType::BF16 => values().flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect(),
-        DType::F16 => values().flat_map(|value| f16::from_f32(value).to_le_bytes()).collect(),
-    }
 }

@@ -1,6 +1,9 @@
 //! The floating-point types that weights are stored in.
 
+use std::borrow::Cow;
 use std::fmt;
+
+use half::{bf16, f16};
 
 /// A storage type of weights: the three that the supported families ship in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,6 +26,24 @@ impl DType {
             DType::F32 => 4,
             DType::F16 | DType::BF16 => 2,
         }
+    }
+
+    /// Elements of type `from`, little-endian, as elements of type `to`: to the nearest, ties to even, as libtorch rounds.
+    pub fn convert(bytes: &[u8], from: DType, to: DType) -> Cow<'_, [u8]> {
+        if from == to {
+            return Cow::Borrowed(bytes);
+        }
+        let wide: Vec<f32> = match from {
+            DType::F32 => words(bytes).map(f32::from_le_bytes).collect(),
+            DType::F16 => words(bytes).map(|word| f16::from_le_bytes(word).to_f32()).collect(),
+            DType::BF16 => words(bytes).map(|word| bf16::from_le_bytes(word).to_f32()).collect(),
+        };
+        let wide = wide.into_iter();
+        Cow::Owned(match to {
+            DType::F32 => wide.flat_map(f32::to_le_bytes).collect(),
+            DType::F16 => wide.flat_map(|value| f16::from_f32(value).to_le_bytes()).collect(),
+            DType::BF16 => wide.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect(),
+        })
     }
 
     /// The name in a safetensors header: `F32`, `F16`, `BF16`.
@@ -48,6 +69,10 @@ impl DType {
         let name = name.strip_prefix("torch.").unwrap_or(name);
         DType::ALL.into_iter().find(|dtype| dtype.torch_name() == name)
     }
+}
+
+fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
+    bytes.as_chunks().0.iter().copied()
 }
 
 impl fmt::Display for DType {

@@ -8,6 +8,7 @@
 
 mod destination;
 mod layout;
+mod rewrite;
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -25,6 +26,7 @@ use crate::parameters::ParamSpec;
 use crate::weights::INDEX_FILE;
 
 pub use self::destination::check_destination;
+pub use self::rewrite::rewrite;
 
 /// The size that Hugging Face recommends files to stay under, and transformers' default.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
@@ -57,7 +59,12 @@ impl ExportWriter {
         tensors: &[(ParamSpec, DType)],
         max_shard_bytes: u64,
     ) -> Result<ExportWriter> {
-        let shards = layout::shards(tensors, max_shard_bytes);
+        ExportWriter::create_files(dir, &layout::fill(tensors, max_shard_bytes))
+    }
+
+    /// As [`create`](ExportWriter::create), with one file for each list of tensors.
+    fn create_files(dir: &Path, files: &[Vec<(ParamSpec, DType)>]) -> Result<ExportWriter> {
+        let shards = layout::shards(files);
         let total_bytes = shards.iter().map(Shard::file_bytes).sum();
         check_destination(dir, total_bytes)?;
         let incomplete = destination::sibling(dir, "incomplete");
@@ -68,12 +75,13 @@ impl ExportWriter {
             fs::remove_dir_all(&incomplete).map_err(write_error)?;
         }
         fs::create_dir_all(&incomplete).map_err(write_error)?;
-        let first_dtype = tensors.first().map(|(_, dtype)| *dtype);
+        let mut tensors = files.iter().flatten();
+        let first_dtype = tensors.clone().next().map(|(_, dtype)| *dtype);
         Ok(ExportWriter {
             dir: dir.to_owned(),
             incomplete,
             shards,
-            dtype: first_dtype.filter(|first| tensors.iter().all(|(_, dtype)| dtype == first)),
+            dtype: first_dtype.filter(|first| tensors.all(|(_, dtype)| dtype == first)),
             num_shards_done: 0,
             open: None,
             is_finished: false,

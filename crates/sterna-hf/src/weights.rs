@@ -116,6 +116,17 @@ impl WeightFiles {
         self.file_idx_of.keys().map(String::as_str)
     }
 
+    /// The names of the tensors in each file, sorted, the files in the order of their names, which are numbered.
+    pub(crate) fn names_by_file(&self) -> Vec<Vec<String>> {
+        let mut files: Vec<(&Path, Vec<String>)> = Vec::new();
+        for (file_idx, file) in self.files.iter().enumerate() {
+            let of_file = self.file_idx_of.iter().filter(|(_, idx)| **idx == file_idx);
+            files.push((file.path(), of_file.map(|(name, _)| name.clone()).collect()));
+        }
+        files.sort();
+        files.into_iter().map(|(_, names)| names).collect()
+    }
+
     /// The tensor of a name.
     ///
     /// # Errors

@@ -40,24 +40,32 @@ impl Shard {
 }
 
 /// Fills one file after the other, as transformers does.
-pub(super) fn shards(tensors: &[(ParamSpec, DType)], max_shard_bytes: u64) -> Vec<Shard> {
-    let mut groups: Vec<Vec<&(ParamSpec, DType)>> = vec![Vec::new()];
-    let mut group_bytes = 0;
+pub(super) fn fill(
+    tensors: &[(ParamSpec, DType)],
+    max_shard_bytes: u64,
+) -> Vec<Vec<(ParamSpec, DType)>> {
+    let mut files: Vec<Vec<(ParamSpec, DType)>> = vec![Vec::new()];
+    let mut file_bytes = 0;
     for tensor in tensors {
         let num_bytes = num_bytes(tensor) as u64;
-        if group_bytes > 0 && group_bytes + num_bytes > max_shard_bytes {
-            groups.push(Vec::new());
-            group_bytes = 0;
+        if file_bytes > 0 && file_bytes + num_bytes > max_shard_bytes {
+            files.push(Vec::new());
+            file_bytes = 0;
         }
-        group_bytes += num_bytes;
-        groups.last_mut().expect("there is a group from the start").push(tensor);
+        file_bytes += num_bytes;
+        files.last_mut().expect("there is a file from the start").push(tensor.clone());
     }
-    groups.retain(|group| !group.is_empty());
-    let num_shards = groups.len();
-    groups
+    files.retain(|file| !file.is_empty());
+    files
+}
+
+/// One shard for each list of tensors.
+pub(super) fn shards(files: &[Vec<(ParamSpec, DType)>]) -> Vec<Shard> {
+    let num_shards = files.len();
+    files
         .iter()
         .enumerate()
-        .map(|(shard_idx, group)| shard(shard_idx, num_shards, group))
+        .map(|(shard_idx, tensors)| shard(shard_idx, num_shards, tensors))
         .collect()
 }
 
@@ -83,17 +91,20 @@ fn num_bytes((spec, dtype): &(ParamSpec, DType)) -> usize {
     spec.numel() * dtype.size()
 }
 
-fn shard(shard_idx: usize, num_shards: usize, tensors: &[&(ParamSpec, DType)]) -> Shard {
-    // Wider types first: then every tensor is aligned to its elements, which readers rely on.
+fn shard(shard_idx: usize, num_shards: usize, tensors: &[(ParamSpec, DType)]) -> Shard {
+    // As safetensors' own writers: wider types first, so that every tensor is aligned to its elements, then by name.
     let mut placed: Vec<usize> = (0..tensors.len()).collect();
-    placed.sort_by_key(|idx| std::cmp::Reverse(tensors[*idx].1.size()));
+    placed.sort_by_key(|idx| {
+        let (spec, dtype) = &tensors[*idx];
+        (std::cmp::Reverse(dtype.size()), &spec.name)
+    });
     let mut begins = vec![0; tensors.len()];
     let mut end = 0;
     let mut infos = Vec::new();
     for idx in placed {
-        let (spec, dtype) = tensors[idx];
+        let (spec, dtype) = &tensors[idx];
         begins[idx] = end;
-        end += num_bytes(tensors[idx]);
+        end += num_bytes(&tensors[idx]);
         let dtype = match dtype {
             DType::F32 => safetensors::Dtype::F32,
             DType::F16 => safetensors::Dtype::F16,

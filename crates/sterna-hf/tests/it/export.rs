@@ -6,7 +6,7 @@ use std::path::Path;
 
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use sterna_hf::export::{MAX_SHARD_BYTES, check_destination};
+use sterna_hf::export::{MAX_SHARD_BYTES, check_destination, rewrite};
 use sterna_hf::{DType, Error, ExportWriter, ParamSpec, Tokenizer, WeightFiles};
 
 use crate::{fixture, tiny_config};
@@ -297,4 +297,45 @@ fn a_tokenizer_of_another_folder_replaces_the_models() {
     writer.finish().unwrap();
     assert!(!dir.join("special_tokens_map.json").exists(), "nothing of the first is left");
     assert_eq!(Tokenizer::from_dir(&dir).unwrap().special_token("eos_token"), Some("<|im_end|>"));
+}
+
+#[test]
+fn what_transformers_saved_comes_out_byte_for_byte() {
+    let (saved, parent) = (fixture("saved"), tempfile::tempdir().unwrap());
+    let dir = parent.path().join("out");
+    rewrite(&saved, &dir, None).unwrap();
+    assert_eq!(names_in(&dir), names_in(&saved));
+    for name in names_in(&saved) {
+        assert!(
+            fs::read(dir.join(&name)).unwrap() == fs::read(saved.join(&name)).unwrap(),
+            "{name} differs"
+        );
+    }
+}
+
+#[test]
+fn another_dtype_and_back_are_the_same_bytes() {
+    let (saved, parent) = (fixture("saved"), tempfile::tempdir().unwrap());
+    let [wide, back] = ["wide", "back"].map(|name| parent.path().join(name));
+    rewrite(&saved, &wide, Some(DType::F32)).unwrap();
+    let config: Value =
+        serde_json::from_str(&fs::read_to_string(wide.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["dtype"], "float32");
+    let (weights, original) =
+        (WeightFiles::open(&wide).unwrap(), WeightFiles::open(&saved).unwrap());
+    for name in original.names() {
+        let (wide, narrow) = (weights.tensor(name).unwrap(), original.tensor(name).unwrap());
+        assert_eq!((wide.dtype, &wide.shape), (DType::F32, &narrow.shape));
+        // The upper half of single precision is bf16.
+        let upper: Vec<u8> =
+            wide.bytes.chunks_exact(4).flat_map(|word| [word[2], word[3]]).collect();
+        assert_eq!(upper, narrow.bytes, "{name}");
+    }
+    rewrite(&wide, &back, Some(DType::BF16)).unwrap();
+    for name in names_in(&saved).iter().filter(|name| *name != "config.json") {
+        assert!(
+            fs::read(back.join(name)).unwrap() == fs::read(saved.join(name)).unwrap(),
+            "{name}"
+        );
+    }
 }

@@ -1,0 +1,45 @@
+//! A model folder read and written again.
+
+use std::path::Path;
+
+use super::ExportWriter;
+use crate::assets;
+use crate::config::ModelConfig;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::parameters::ParamSpec;
+use crate::weights::WeightFiles;
+
+/// Writes the model of the folder `from` to `to`: the same tensors under the same names in files of the same cut, as safetensors,
+/// in `dtype` if one is given. Without, every file that transformers wrote comes out byte for byte.
+///
+/// # Memory
+///
+/// One tensor.
+///
+/// # Errors
+///
+/// Those of reading `from` ([`WeightFiles::open`]) and of writing `to` ([`ExportWriter::create`]).
+pub fn rewrite(from: &Path, to: &Path, dtype: Option<DType>) -> Result<()> {
+    let weights = WeightFiles::open(from)?;
+    let mut files = Vec::new();
+    for names in weights.names_by_file() {
+        let mut tensors = Vec::new();
+        for name in names {
+            let view = weights.tensor(&name)?;
+            tensors.push((ParamSpec { name, shape: view.shape }, dtype.unwrap_or(view.dtype)));
+        }
+        files.push(tensors);
+    }
+    let mut writer = ExportWriter::create_files(to, &files)?;
+    for (spec, dtype) in files.iter().flatten() {
+        let view = weights.tensor(&spec.name)?;
+        writer.write(&spec.name, &DType::convert(view.bytes, view.dtype, *dtype))?;
+    }
+    match dtype {
+        // The config too, as it stands in its file.
+        None => assets::names().try_for_each(|name| writer.copy(from, name))?,
+        Some(_) => writer.copy_assets(from, &ModelConfig::from_dir(from)?.raw)?,
+    }
+    writer.finish()
+}
