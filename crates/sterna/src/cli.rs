@@ -8,10 +8,14 @@
     reason = "doc comments are the help text, where backticks would be seen"
 )]
 
+pub(crate) mod checkpoint;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sterna_recipe::Override;
+
+use self::checkpoint::{Checkpoint, Export};
 
 /// Fine-tune Hugging Face models on very long sequences, from a YAML recipe.
 ///
@@ -39,6 +43,8 @@ pub(crate) enum Command {
     Train(Train),
     Check(Check),
     Data(Data),
+    Checkpoint(Checkpoint),
+    Export(Export),
 }
 
 /// Train the model of a recipe.

@@ -1,10 +1,12 @@
 //! One module for each command, and what they share.
 
 pub(crate) mod check;
+pub(crate) mod checkpoint;
 pub(crate) mod data;
 mod paths;
 pub(crate) mod train;
 
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use sterna_hf::{ModelConfig, hub};
@@ -18,6 +20,16 @@ fn load(path: &Path, overrides: &Overrides) -> Result<Recipe, Diagnostics> {
     let recipe = sterna_recipe::load(path, &overrides.set)?;
     let missing = paths::missing(&recipe);
     if missing.is_empty() { Ok(recipe) } else { Err(Diagnostics::new(recipe.source, missing)) }
+}
+
+/// Writes `text` to stdout.
+fn print(text: &str) -> Result<(), Failure> {
+    match writeln!(io::stdout().lock(), "{}", text.trim_end()) {
+        // The reader has seen enough.
+        Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written
+            .map_err(|err| Failure::new(Exit::Failed, format!("cannot write to stdout: {err}"))),
+    }
 }
 
 /// All errors of a recipe, with the lines they stand on.

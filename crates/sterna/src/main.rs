@@ -31,6 +31,8 @@ fn main() -> ExitCode {
         Command::Train(args) => commands::train::run(args),
         Command::Check(args) => commands::check::run(args),
         Command::Data(args) => commands::data::run(args),
+        Command::Checkpoint(args) => commands::checkpoint::run(&args.command),
+        Command::Export(args) => commands::checkpoint::export(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

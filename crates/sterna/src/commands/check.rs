@@ -1,11 +1,9 @@
 //! `sterna check`: the plan of a recipe, or everything that is wrong with it.
 
-use std::io::{self, Write as _};
-
 use serde_json::json;
 use sterna_recipe::{Diagnostics, Plan};
 
-use super::{load, model_config, wrong_recipe};
+use super::{load, model_config, print, wrong_recipe};
 use crate::cli::{Check, Format};
 use crate::report::{Exit, Failure};
 
@@ -37,13 +35,4 @@ fn plan(args: &Check) -> Result<Result<Plan, Diagnostics>, Failure> {
 
 fn pretty(value: &serde_json::Value) -> String {
     format!("{value:#}")
-}
-
-fn print(text: &str) -> Result<(), Failure> {
-    match writeln!(io::stdout().lock(), "{}", text.trim_end()) {
-        // The reader has seen enough.
-        Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written
-            .map_err(|err| Failure::new(Exit::Failed, format!("cannot write to stdout: {err}"))),
-    }
 }

@@ -17,9 +17,11 @@ fn help_of_the_command() {
     Usage: sterna <COMMAND>
 
     Commands:
-      train  Train the model of a recipe
-      check  Show what a recipe means, or everything that is wrong with it
-      data   Write the batches that each rank would train on
+      train       Train the model of a recipe
+      check       Show what a recipe means, or everything that is wrong with it
+      data        Write the batches that each rank would train on
+      checkpoint  List, check or export checkpoints
+      export      Write a model as a folder that transformers, vLLM and others load
 
     Options:
       -h, --help
