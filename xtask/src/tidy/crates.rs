@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 /// Each crate of ours with those it may depend on; a new edge is a reviewed change of this table (ARCHITECTURE.md).
-const ALLOWED: [(&str, &[&str]); 12] = [
+const ALLOWED: [(&str, &[&str]); 13] = [
     (
         "sterna",
         &[
             "sterna-train",
             "sterna-checkpoint",
             "sterna-data",
+            "sterna-launch",
             "sterna-recipe",
             "sterna-hf",
             "sterna-comm",
@@ -38,6 +39,7 @@ const ALLOWED: [(&str, &[&str]); 12] = [
     ("sterna-checkpoint", &["sterna-hf"]),
     ("sterna-recipe", &["sterna-hf"]),
     ("sterna-hf", &[]),
+    ("sterna-launch", &[]),
     ("sterna-testkit", &[]),
     ("xtask", &[]),
 ];
@@ -46,7 +48,8 @@ const ALLOWED: [(&str, &[&str]); 12] = [
 const TESTKIT: &str = "sterna-testkit";
 
 /// Compile and test in seconds, because they never link libtorch.
-const WITHOUT_TORCH: [&str; 4] = ["sterna-recipe", "sterna-hf", "sterna-data", "sterna-checkpoint"];
+const WITHOUT_TORCH: [&str; 5] =
+    ["sterna-recipe", "sterna-hf", "sterna-data", "sterna-checkpoint", "sterna-launch"];
 
 const TORCH: [&str; 2] = ["tch", "torch-sys"];
 

@@ -1,0 +1,110 @@
+//! Which environment variables the ranks of other hosts are given, and which may be shown.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+/// Name of the files of variables in the home folder and the working directory.
+pub const ENV_FILE_NAME: &str = ".deepspeed_env";
+
+/// DeepSpeed's prefixes, those of the Hugging Face libraries, and those of what runs in a rank.
+const PREFIXES: [&str; 14] = [
+    "AT_",
+    "CUDA",
+    "DEEPSPEED_",
+    "GLOO_",
+    "HF",
+    "MLFLOW",
+    "MV2",
+    "NCCL",
+    "OMP",
+    "PYTHON",
+    "PYTORCH",
+    "STERNA_",
+    "UCX",
+    "WANDB",
+];
+
+/// Have such a prefix, but say something about this host or this process.
+const LOCAL: [&str; 3] = ["CUDA_VISIBLE_DEVICES", "STERNA_LAUNCHER_PID", "STERNA_FAILURE_DIR"];
+
+/// Parts of the names of variables whose values are nobody's business.
+const SECRET: [&str; 8] =
+    ["TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "AUTH", "COOKIE"];
+
+/// The variables that every rank is given: those of the launcher with one of the usual prefixes, then those of the
+/// files, of which later ones win.
+pub fn exported(
+    environment: impl IntoIterator<Item = (String, String)>,
+    files: impl IntoIterator<Item = (String, String)>,
+) -> BTreeMap<String, String> {
+    let has_prefix = |name: &str| {
+        PREFIXES.iter().any(|prefix| name.starts_with(prefix)) && !LOCAL.contains(&name)
+    };
+    let mut variables: BTreeMap<String, String> =
+        environment.into_iter().filter(|(name, _)| has_prefix(name)).collect();
+    variables.extend(files);
+    variables
+}
+
+/// `value` of the variable `name` as it may be shown: `***` where the name says that it is secret.
+pub fn shown<'a>(name: &str, value: &'a str) -> Cow<'a, str> {
+    let name = name.to_ascii_uppercase();
+    if SECRET.iter().any(|part| name.contains(part)) {
+        return Cow::Borrowed("***");
+    }
+    // A URL may carry a password in front of its host.
+    match value.split_once("://") {
+        Some((scheme, rest)) if rest.split('/').next().is_some_and(|host| host.contains('@')) => {
+            let rest = rest.split_once('@').map_or(rest, |(_, rest)| rest);
+            Cow::Owned(format!("{scheme}://***@{rest}"))
+        }
+        _ => Cow::Borrowed(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(variables: &[(&str, &str)]) -> Vec<(String, String)> {
+        variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_usual_prefixes_and_the_files_are_exported() {
+        let environment = pairs(&[
+            ("PATH", "/bin"),
+            ("HOME", "/root"),
+            ("RANK", "0"),
+            ("NCCL_DEBUG", "INFO"),
+            ("HF_HOME", "/hf"),
+            ("OMP_NUM_THREADS", "4"),
+            ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),
+            ("DEEPSPEED_TIMEOUT", "1"),
+            ("CUDA_VISIBLE_DEVICES", "3"),
+            ("STERNA_LAUNCHER_PID", "7"),
+        ]);
+        let files = pairs(&[("NCCL_DEBUG", "WARN"), ("MY_OWN", "1"), ("NCCL_DEBUG", "TRACE")]);
+        let expected = pairs(&[
+            ("DEEPSPEED_TIMEOUT", "1"),
+            ("HF_HOME", "/hf"),
+            ("MY_OWN", "1"),
+            ("NCCL_DEBUG", "TRACE"),
+            ("OMP_NUM_THREADS", "4"),
+            ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),
+        ]);
+        assert_eq!(exported(environment, files), expected.into_iter().collect());
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        for name in
+            ["HF_TOKEN", "WANDB_API_KEY", "my_password", "AWS_SECRET_ACCESS", "X_CREDENTIALS"]
+        {
+            assert_eq!(shown(name, "hunter2"), "***", "{name}");
+        }
+        assert_eq!(shown("HF_HOME", "/hf"), "/hf");
+        assert_eq!(shown("HF_ENDPOINT", "https://me:hunter2@mirror/a@b"), "https://***@mirror/a@b");
+        assert_eq!(shown("HF_ENDPOINT", "https://mirror/a@b"), "https://mirror/a@b");
+    }
+}
