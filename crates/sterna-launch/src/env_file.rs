@@ -97,7 +97,7 @@ mod tests {
             variables in proptest::collection::vec(("[A-Z_][A-Z0-9_]{0,10}", "[^\\s\"'\0]([^\n\r\0]*[^\\s\"'\0])?"), 0..10),
         ) {
             let text: String =
-                variables.iter().map(|(name, value)| format!("{name}={value}\n#\n")).collect();
+                variables.iter().map(|(name, value)| format!("{name}={value}\n#\n")).collect::<Vec<_>>().concat();
             prop_assert_eq!(parse_env_file(&text, "env"), Ok(variables));
         }
 

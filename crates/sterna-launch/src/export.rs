@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 pub const ENV_FILE_NAME: &str = ".deepspeed_env";
 
 /// DeepSpeed's prefixes, those of the Hugging Face libraries, and those of what runs in a rank.
-const PREFIXES: [&str; 14] = [
+const PREFIXES: [&str; 15] = [
     "AT_",
     "CUDA",
     "DEEPSPEED_",
@@ -20,6 +20,7 @@ const PREFIXES: [&str; 14] = [
     "PYTHON",
     "PYTORCH",
     "STERNA_",
+    "TORCH_",
     "UCX",
     "WANDB",
 ];

@@ -163,7 +163,8 @@ mod tests {
             let text: String = hosts
                 .iter()
                 .map(|(name, slots)| format!("{gap}{name}{gap}slots={slots}{gap}{comment}\n\n"))
-                .collect();
+                .collect::<Vec<_>>()
+                .concat();
             let read = parse(&text).map(|hosts| hosts.into_iter().collect());
             prop_assert_eq!(read, Ok(hosts));
         }

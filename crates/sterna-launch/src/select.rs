@@ -129,7 +129,8 @@ mod tests {
     fn left(selection: Selection<'_>) -> Result<String, String> {
         let hosts = hosts();
         let left = selection.apply(&hosts).map_err(|err| err.to_string())?;
-        Ok(left.iter().map(|(host, slots)| format!("{host} {slots:?}; ")).collect())
+        let left: Vec<_> = left.iter().map(|(host, slots)| format!("{host} {slots:?}; ")).collect();
+        Ok(left.concat())
     }
 
     /// What DeepSpeed's tests of its own filter expect, by meaning.

@@ -41,22 +41,27 @@ pub(crate) struct Cli {
 #[expect(clippy::large_enum_variant, reason = "there is one of it")]
 pub(crate) enum Command {
     Train(Train),
+    Launch(Launch),
     Check(Check),
     Data(Data),
     Checkpoint(Checkpoint),
     Export(Export),
+    /// What `sterna train` starts over ssh on each host of a hostfile: starts ranks as it is told over stdin
+    #[command(hide = true)]
+    Agent,
 }
 
 /// Train the model of a recipe.
 ///
-/// Starts one process for each rank that shares a sequence (`sequence_parallel_size`), or as many as you say, and ends
-/// them all if one fails. Inside torchrun, or anything else that sets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE,
+/// Starts one process for each rank that shares a sequence (`sequence_parallel_size`), or as many as you say, here or on
+/// the hosts of a hostfile, and ends them all if one fails. Inside torchrun, or anything else that sets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE,
 /// MASTER_ADDR and MASTER_PORT, it is the rank that these describe and starts nothing.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   sterna train recipe.yaml
   sterna train recipe.yaml --num_gpus 8
+  sterna train recipe.yaml --hostfile hosts
   sterna train recipe.yaml --set optimizer.learning_rate=2e-5 --set data.max_length=32_000
   torchrun --no-python --nproc-per-node 8 sterna train recipe.yaml
 
@@ -65,6 +70,7 @@ Use --help for the arguments that `arctic_training` and `deepspeed` take.")]
 Examples:
   sterna train recipe.yaml
   sterna train recipe.yaml --num_gpus 8
+  sterna train recipe.yaml --hostfile hosts
   sterna train recipe.yaml --set optimizer.learning_rate=2e-5 --set data.max_length=32_000
   torchrun --no-python --nproc-per-node 8 sterna train recipe.yaml
 
@@ -77,27 +83,70 @@ pub(crate) struct Train {
     /// The recipe, a YAML file
     pub(crate) recipe: PathBuf,
 
-    /// Processes to start; by default the recipe's sequence_parallel_size
+    /// Processes to start on each host; by default its slots, without hostfile sequence_parallel_size
     ///
     /// With twice as many, twice as many sequences are trained on at a time. On a CPU they are simply processes.
     #[arg(
         long = "num_gpus",
         value_name = "N",
-        value_parser = parse_count,
+        value_parser = parse_count_or_all,
+        allow_negative_numbers = true,
         visible_aliases = ["num-gpus", "num_accelerators", "nproc-per-node"],
         aliases = ["num-accelerators", "nproc_per_node"],
     )]
-    pub(crate) num_gpus: Option<usize>,
+    num_gpus: Option<Count>,
 
     /// Where to compute
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     pub(crate) device: DeviceChoice,
+
+    /// Start all ranks again after a failure, at most N times in all
+    ///
+    /// They go on from the newest good checkpoint: the recipe must have one with `auto_resume`. A mistake in the recipe
+    /// and an interrupt are not failures.
+    #[arg(long = "max-restarts", alias = "max_restarts", value_name = "N", default_value_t = 0)]
+    pub(crate) max_restarts: usize,
+
+    /// How long ranks may save after SIGTERM, Ctrl-C or SIGUSR1 before they are killed
+    ///
+    /// A second signal kills them at once.
+    #[arg(
+        long = "stop-within",
+        alias = "stop_within",
+        value_name = "SECONDS",
+        default_value_t = 120
+    )]
+    pub(crate) stop_within: u64,
 
     #[command(flatten)]
     pub(crate) overrides: Overrides,
 
     #[command(flatten)]
     pub(crate) arctic: Arctic,
+}
+
+impl Train {
+    /// Processes to start on each host, if that was said.
+    pub(crate) fn num_gpus(&self) -> Option<usize> {
+        self.num_gpus.and_then(|count| count.0)
+    }
+}
+
+/// Train as `train` does, or show what that would start.
+///
+/// Takes the arguments of `train`. With --print nothing is started: the ssh command for each host, the variables that its
+/// ranks are given (secrets as `***`), and the command of each rank are written to stdout.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sterna launch recipe.yaml --hostfile hosts --print")]
+pub(crate) struct Launch {
+    /// Show the commands, and start nothing
+    #[arg(long)]
+    pub(crate) print: bool,
+
+    #[command(flatten)]
+    pub(crate) train: Train,
 }
 
 /// Show what a recipe means, or everything that is wrong with it.
@@ -202,31 +251,47 @@ pub(crate) struct Arctic {
     )]
     pub(crate) master_port: Option<u16>,
 
-    /// Address of the rendezvous between the processes
+    /// Address of the rendezvous between the processes; by default how ssh reaches the first host
     #[arg(
         long = "master_addr",
         alias = "master-addr",
         value_name = "HOST",
-        default_value = "127.0.0.1",
         hide_short_help = true
     )]
-    pub(crate) master_addr: String,
+    pub(crate) master_addr: Option<String>,
 
     /// Say nothing about starting processes
     #[arg(long, short, hide_short_help = true)]
     pub(crate) quiet: bool,
 
-    /// Nodes; only 1 as yet
+    /// Hosts to run on, one a line: `node-1 slots=8`; each is reached by ssh
+    #[arg(long, short = 'H', value_name = "FILE")]
+    pub(crate) hostfile: Option<PathBuf>,
+
+    /// Hosts and slots of the hostfile to use, as node-1@node-2:0,2; without one, localhost:0,2
+    #[arg(long, short, value_name = "HOSTS", hide_short_help = true)]
+    pub(crate) include: Option<String>,
+
+    /// Hosts and slots of the hostfile to leave out
+    #[arg(long, short, value_name = "HOSTS", hide_short_help = true)]
+    pub(crate) exclude: Option<String>,
+
+    /// Hosts to use, the first of the hostfile; or how many start their own ranks with --no_ssh
     #[arg(
         long = "num_nodes",
         alias = "num-nodes",
         value_name = "N",
+        value_parser = parse_count_or_all,
         hide_short_help = true,
         allow_negative_numbers = true
     )]
-    num_nodes: Option<i64>,
+    num_nodes: Option<Count>,
 
-    /// Rank of this node; only 0 as yet
+    /// Start only the ranks of this host: the command runs on every host, with its --node_rank
+    #[arg(long = "no_ssh", alias = "no-ssh", hide_short_help = true)]
+    pub(crate) no_ssh: bool,
+
+    /// Number of this host, with --no_ssh; a Kubernetes indexed job knows it
     #[arg(
         long = "node_rank",
         alias = "node-rank",
@@ -234,7 +299,15 @@ pub(crate) struct Arctic {
         hide_short_help = true,
         allow_negative_numbers = true
     )]
-    node_rank: Option<i64>,
+    pub(crate) node_rank: Option<i64>,
+
+    /// Port of sshd on the hosts, where it is not what ~/.ssh/config says
+    #[arg(long = "ssh_port", alias = "ssh-port", value_name = "PORT", hide_short_help = true)]
+    pub(crate) ssh_port: Option<u16>,
+
+    /// Use ssh even if there is only this host
+    #[arg(long = "force_multi", hide_short_help = true)]
+    pub(crate) force_multi: bool,
 
     /// Only deepspeed, which is this launcher
     #[arg(long, value_name = "NAME", hide_short_help = true)]
@@ -249,11 +322,7 @@ pub(crate) struct Arctic {
     )]
     python_profile: Option<String>,
 
-    /// Accepted: there is no ssh on one host
-    #[arg(long = "no_ssh", hide_short_help = true)]
-    no_ssh: bool,
-
-    /// Accepted: there is no ssh on one host
+    /// Accepted: every host is checked when it is reached, whatever this says
     #[arg(long = "no_ssh_check", hide_short_help = true)]
     no_ssh_check: bool,
 
@@ -261,12 +330,14 @@ pub(crate) struct Arctic {
     #[arg(long = "no_local_rank", hide_short_help = true)]
     no_local_rank: bool,
 
-    #[arg(long, short = 'H', value_name = "FILE", hide = true)]
-    hostfile: Option<PathBuf>,
-    #[arg(long, short, value_name = "HOSTS", hide = true)]
-    include: Option<String>,
-    #[arg(long, short, value_name = "HOSTS", hide = true)]
-    exclude: Option<String>,
+    #[arg(
+        long = "local_rank",
+        alias = "local-rank",
+        value_name = "N",
+        hide = true,
+        allow_negative_numbers = true
+    )]
+    pub(crate) local_rank: Option<i64>,
     #[arg(
         long = "min_elastic_nodes",
         value_name = "N",
@@ -285,10 +356,6 @@ pub(crate) struct Arctic {
     elastic_training: bool,
     #[arg(long = "launcher_args", value_name = "ARGS", hide = true, allow_hyphen_values = true)]
     launcher_args: Option<String>,
-    #[arg(long = "force_multi", hide = true)]
-    force_multi: bool,
-    #[arg(long = "ssh_port", value_name = "PORT", hide = true)]
-    ssh_port: Option<u16>,
     #[arg(long = "module", hide = true)]
     module: bool,
     #[arg(long = "no_python", hide = true)]
@@ -328,36 +395,21 @@ pub(crate) struct Refusal {
     pub(crate) instead: &'static str,
 }
 
-const MANY_HOSTS: &str = "is for runs on several hosts, which `sterna train` does not start yet";
-const MANY_HOSTS_INSTEAD: &str = "start `sterna train RECIPE` on every host under torchrun, or anything else that sets its \
-                                  variables (RANK, WORLD_SIZE, ...), or leave the argument out to run on this host";
 const NO_PYTHON: &str = "is about a Python script, and sterna runs none";
 const LEAVE_OUT: &str = "leave it out";
 
 impl Arctic {
+    /// Hosts to use, if that was said.
+    pub(crate) fn num_nodes(&self) -> Option<usize> {
+        self.num_nodes.and_then(|count| count.0)
+    }
+
     /// The first argument that asks for something that is not done. A default value that was typed out asks for nothing.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         let other_than = |value: Option<i64>, accepted: &[i64]| {
             value.is_some_and(|value| !accepted.contains(&value))
         };
         let checks = [
-            (self.hostfile.is_some(), "--hostfile", MANY_HOSTS, MANY_HOSTS_INSTEAD),
-            (
-                self.include.is_some(),
-                "--include",
-                MANY_HOSTS,
-                "choose GPUs of this host with CUDA_VISIBLE_DEVICES",
-            ),
-            (
-                self.exclude.is_some(),
-                "--exclude",
-                MANY_HOSTS,
-                "choose GPUs of this host with CUDA_VISIBLE_DEVICES",
-            ),
-            (other_than(self.num_nodes, &[-1, 1]), "--num_nodes", MANY_HOSTS, MANY_HOSTS_INSTEAD),
-            (other_than(self.node_rank, &[-1, 0]), "--node_rank", MANY_HOSTS, MANY_HOSTS_INSTEAD),
-            (self.force_multi, "--force_multi", MANY_HOSTS, MANY_HOSTS_INSTEAD),
-            (self.ssh_port.is_some(), "--ssh_port", MANY_HOSTS, MANY_HOSTS_INSTEAD),
             (
                 self.launcher.as_deref().is_some_and(|name| name != "deepspeed"),
                 "--launcher",
@@ -425,6 +477,14 @@ impl Arctic {
     }
 }
 
+/// A number, or none for -1, which stands for all in the DeepSpeed launcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Count(Option<usize>);
+
+fn parse_count_or_all(text: &str) -> Result<Count, String> {
+    if text == "-1" { Ok(Count(None)) } else { parse_count(text).map(|count| Count(Some(count))) }
+}
+
 /// A number of ranks or steps.
 fn parse_count(text: &str) -> Result<usize, String> {
     match text.parse() {
@@ -463,21 +523,20 @@ mod tests {
             "nproc-per-node",
             "nproc_per_node",
         ] {
-            assert_eq!(train(&format!("--{name} 4")).num_gpus, Some(4), "{name}");
-            assert_eq!(train(&format!("--{name}=4")).num_gpus, Some(4), "{name}");
+            assert_eq!(train(&format!("--{name} 4")).num_gpus(), Some(4), "{name}");
+            assert_eq!(train(&format!("--{name}=4")).num_gpus(), Some(4), "{name}");
         }
+    }
+
+    #[test]
+    fn minus_one_says_nothing_about_how_many() {
+        let train = train("--num_gpus=-1 --num_nodes -1");
+        assert_eq!((train.num_gpus(), train.arctic.num_nodes()), (None, None));
     }
 
     #[test]
     fn what_asks_for_something_that_is_not_done_is_refused_by_name() {
         for (args, name) in [
-            ("-H hosts", "--hostfile"),
-            ("-i host:0,1", "--include"),
-            ("-e host:0", "--exclude"),
-            ("--num_nodes 2", "--num_nodes"),
-            ("--node_rank 1", "--node_rank"),
-            ("--force_multi", "--force_multi"),
-            ("--ssh_port 22", "--ssh_port"),
             ("--launcher ray", "--launcher"),
             ("--launcher_args=-x", "--launcher_args"),
             ("--elastic_training", "--elastic_training"),

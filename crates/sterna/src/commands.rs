@@ -3,6 +3,7 @@
 pub(crate) mod check;
 pub(crate) mod checkpoint;
 pub(crate) mod data;
+pub(crate) mod launch;
 mod paths;
 pub(crate) mod train;
 

@@ -14,3 +14,21 @@ pub(crate) const FAILURE_DIR: &str = "STERNA_FAILURE_DIR";
 
 /// Minutes that a collective waits for its slowest rank, as in DeepSpeed; 30 if unset.
 pub(crate) const COLLECTIVE_TIMEOUT: &str = "DEEPSPEED_TIMEOUT";
+
+/// What libtorch's C++ code says by itself. ERROR for the ranks that we start, unless the user has set it.
+pub(crate) const TORCH_LOG_LEVEL: &str = "TORCH_CPP_LOG_LEVEL";
+
+/// Which GPUs a process sees. Set for the ranks of a host whose slots were chosen by number.
+pub(crate) const CUDA_VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
+
+/// Set by sshd: address and port of the client, then those by which it reached this host.
+pub(crate) const SSH_CONNECTION: &str = "SSH_CONNECTION";
+
+/// Name of the file with variables for the ranks of other hosts, where it is not `.deepspeed_env`.
+pub(crate) const ENV_FILE: &str = "DS_ENV_FILE";
+
+/// The user's home folder.
+pub(crate) const HOME: &str = "HOME";
+
+/// Number of this pod in a Kubernetes indexed job.
+pub(crate) const JOB_COMPLETION_INDEX: &str = "JOB_COMPLETION_INDEX";

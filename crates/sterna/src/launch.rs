@@ -1,312 +1,351 @@
-//! Starting one process a rank on this host, and ending all of them when one ends badly.
+//! Starting the ranks of a run, here or on several hosts, and ending all of them when one ends badly.
 //!
 //! Ranks are told who they are by torchrun's variables, so a rank that we start and one that torchrun starts run the same
-//! code. They share our terminal; why a rank failed comes back through a file ([`child`]), so that it is said once and
-//! the rank that failed first is told from those that only noticed.
+//! code. On this host ([`local`]) they share our terminal; on others ([`hosts`]) an agent of ours starts them and passes on
+//! what they write. Why a rank failed comes back through a file ([`child`]), so that it is said once and the rank that
+//! failed first is told from those that only noticed. What follows from a rank's end is decided in one place
+//! ([`supervisor`]), wherever the rank ran.
 
+pub(crate) mod agent;
 pub(crate) mod child;
+mod hosts;
+mod local;
+mod print;
+pub(crate) mod resolve;
+mod signals;
+mod supervisor;
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener};
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::thread;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use std::os::unix::process::ExitStatusExt as _;
-
-use nix::sys::signal::{SigSet, Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
+use sterna_launch::wire::{NodeRanks, Prepare, Ready, Start};
+use sterna_launch::{Job, Node, SshOptions};
 
 use crate::env_vars;
 use crate::report::{Exit, Failure};
+use hosts::Hosts;
+use local::{Listener, LocalRanks, Output, Said};
+pub(crate) use print::print;
+use signals::Signals;
+use supervisor::{Again, Event, Setback, say};
 
-/// How long the other ranks may take to say why, after one ended only because another did.
-const GRACE_TO_EXPLAIN: Duration = Duration::from_secs(5);
+/// How long after its loss a host is left alone before ranks are started there again: by then its agent has ended those
+/// that were left, which would otherwise write to the same files.
+const QUARANTINE: Duration = Duration::from_secs(70);
 
-/// How long a rank may take to end after SIGTERM, before SIGKILL.
-const GRACE_TO_END: Duration = Duration::from_secs(3);
-
-/// Where and how ranks meet.
-pub(crate) struct Launch<'a> {
-    /// Processes to start.
-    pub(crate) world_size: usize,
-    /// Address that rank 0 listens on.
-    pub(crate) master_addr: &'a str,
+/// What to start.
+pub(crate) struct Launch {
+    /// Who runs which ranks.
+    pub(crate) job: Job,
+    pub(crate) place: Place,
+    /// Address that rank 0 listens on, where it was said.
+    pub(crate) master_addr: Option<String>,
     /// Port that rank 0 listens on; `None` takes a free one.
     pub(crate) master_port: Option<u16>,
-    /// Threads of each rank; `None` leaves the environment as it is.
-    pub(crate) num_threads: Option<usize>,
+    /// How often all ranks are started again after a failure.
+    pub(crate) max_restarts: usize,
+    /// How long ranks may take to save and end once they are asked to.
+    pub(crate) stop_within: Duration,
+    /// Whether to say nothing about starting ranks.
+    pub(crate) quiet: bool,
+    /// What stands after the program on the command line of each rank.
+    pub(crate) rank_args: Vec<String>,
 }
 
-/// Starts this program once a rank with the arguments that it was started with, and waits for all.
+/// Which of the ranks are started from here, and how.
+pub(crate) enum Place {
+    /// Those of this host, which has this number.
+    Here { node_rank: usize },
+    /// Those of all hosts, each over ssh.
+    Hosts {
+        ssh: SshOptions,
+        /// What must be the same on all hosts.
+        prepare: Prepare,
+        /// Variables for the ranks on top of those of their host.
+        env: BTreeMap<String, String>,
+    },
+}
+
+impl Launch {
+    /// Whether this process may as well be the one rank there is.
+    pub(crate) fn is_single_process(&self) -> bool {
+        self.job.world_size() == 1
+            && self.max_restarts == 0
+            && matches!(self.place, Place::Here { .. })
+    }
+}
+
+/// Starts this program as each rank and waits for all; again, if they fail and may be restarted.
 ///
 /// # Errors
 ///
-/// What the first rank that failed said, or how it ended; an interrupt.
-pub(crate) fn run(launch: &Launch<'_>) -> Result<(), Failure> {
-    let program = std::env::current_exe().map_err(|err| {
-        Failure::new(Exit::Failed, format!("cannot find this program's own file: {err}"))
-    })?;
-    supervise(launch, || {
-        let mut command = Command::new(&program);
-        command.args(std::env::args_os().skip(1));
-        command
+/// What the first rank that failed said, or how it ended; a host that cannot be reached or differs; an interrupt.
+pub(crate) fn run(launch: &Launch) -> Result<(), Failure> {
+    let (sender, events) = mpsc::channel();
+    let signals = Signals::forward(sender.clone())
+        .map_err(|err| Failure::new(Exit::Failed, format!("cannot wait for signals: {err}")))?;
+    let run = Run { launch, program: own_program()?, signals, sender, events };
+    let mut restart_count = 0;
+    loop {
+        let Err(Setback { failure, again }) = run.attempt(restart_count) else {
+            return Ok(());
+        };
+        // Whoever asked us to end while the last rank did wants no restart. What else came late is about that attempt.
+        let is_wanted = asked_to_end(&run.events).is_none() && again != Again::Never;
+        if !is_wanted || restart_count == launch.max_restarts {
+            if std::io::stderr().is_terminal() {
+                // A rank that ended suddenly has left its live line: what follows starts on a line of its own.
+                let _ = std::io::stderr().write_all(b"\n");
+            }
+            return Err(failure);
+        }
+        restart_count += 1;
+        let reason = failure.render();
+        say(&format!("restart {restart_count} of {}: {}", launch.max_restarts, reason.trim_end()));
+        if again == Again::WhenHostsAreEmpty {
+            let seconds = QUARANTINE.as_secs();
+            say(&format!("waiting {seconds} s, until no rank of before is left on any host"));
+            run.wait(QUARANTINE)?;
+        }
+    }
+}
+
+/// What stays the same from one attempt to the next.
+struct Run<'a> {
+    launch: &'a Launch,
+    program: PathBuf,
+    signals: Signals,
+    sender: Sender<Event>,
+    events: Receiver<Event>,
+}
+
+impl Run<'_> {
+    /// Starts all ranks once and waits for them.
+    fn attempt(&self, restart_count: usize) -> Result<(), Setback> {
+        match &self.launch.place {
+            Place::Here { node_rank } => self.attempt_here(*node_rank, restart_count),
+            Place::Hosts { ssh, prepare, env } => {
+                self.attempt_on_hosts(ssh, prepare, env, restart_count)
+            }
+        }
+    }
+
+    fn attempt_here(&self, node_rank: usize, restart_count: usize) -> Result<(), Setback> {
+        let Launch { job, master_addr, master_port, rank_args, stop_within, .. } = self.launch;
+        let node = job.node(node_rank).map_err(|err| Failure::from_error(Exit::Usage, &err))?;
+        let port = match *master_port {
+            Some(port) => port,
+            None => free_port().map_err(|err| {
+                Failure::new(Exit::Failed, format!("cannot find a free port: {err}"))
+            })?,
+        };
+        let addr = master_addr.as_deref().unwrap_or("127.0.0.1");
+        let ranks = describe(job, node, (addr, port), restart_count, BTreeMap::new());
+        if restart_count == 0 {
+            self.announce_here(node_rank, &ranks);
+        }
+        let command = || {
+            let mut command = Command::new(&self.program);
+            command.args(rank_args);
+            command
+        };
+        self.supervise_here(&ranks, command, *stop_within)
+    }
+
+    /// Runs `command` as each of `node`'s ranks.
+    fn supervise_here(
+        &self,
+        node: &NodeRanks,
+        command: impl Fn() -> Command,
+        stop_within: Duration,
+    ) -> Result<(), Setback> {
+        let sender = self.sender.clone();
+        let listener: Listener = Arc::new(move |said| match said {
+            // Ranks of ours write for themselves.
+            Said::Line { .. } => {}
+            Said::Ended { rank, status, report } => {
+                // A closed channel means that the launcher has made up its mind and is ending.
+                let _ = sender.send(Event::Ended { rank, status, report });
+            }
+        });
+        let spawn = |command: &mut Command| self.signals.spawn(command);
+        let ranks = LocalRanks::start(node, Output::Ours, command, spawn, &listener)?;
+        supervisor::wait(node.ranks.clone(), &self.events, &ranks, stop_within)
+    }
+
+    fn attempt_on_hosts(
+        &self,
+        ssh: &SshOptions,
+        prepare: &Prepare,
+        env: &BTreeMap<String, String>,
+        restart_count: usize,
+    ) -> Result<(), Setback> {
+        let Launch { job, rank_args, stop_within, .. } = self.launch;
+        if restart_count == 0 {
+            self.announce_hosts();
+        }
+        let spawn = |command: &mut Command| self.signals.spawn(command);
+        let events = (&self.sender, &self.events);
+        let connected = Hosts::connect(job.nodes(), ssh, &self.program, prepare, spawn, events);
+        let (hosts, ready) = connected.map_err(|failure| match failure.exit {
+            // Nothing has run yet: what is wrong is to be put right first.
+            Exit::Failed if restart_count == 0 => Setback { failure, again: Again::Never },
+            // The host that was lost may yet come back.
+            Exit::Failed => Setback { failure, again: Again::WhenHostsAreEmpty },
+            _ => failure.into(),
+        })?;
+        let (addr, port) = self.meeting_point(&ready)?;
+        hosts.start(|node| Start {
+            args: rank_args.clone(),
+            ranks: describe(job, &job.nodes()[node], (&addr, port), restart_count, env.clone()),
+        });
+        supervisor::wait(0..job.world_size(), &self.events, &hosts, *stop_within)
+    }
+
+    /// Where rank 0 listens: on the first host, at the address by which we reached it.
+    fn meeting_point(&self, ready: &[Ready]) -> Result<(String, u16), Failure> {
+        let Launch { job, master_addr, master_port, .. } = self.launch;
+        let (Some(first), Some(node)) = (ready.first(), job.nodes().first()) else {
+            return Err(Failure::new(Exit::Failed, "there is no host"));
+        };
+        let port = master_port.unwrap_or(first.free_port);
+        if let Some(addr) = master_addr {
+            return Ok((addr.clone(), port));
+        }
+        let hint =
+            "say with `--master_addr` by which address or name the other hosts reach the first";
+        let Some(addr) = &first.address else {
+            let message = format!(
+                "`{}` does not know its address: sshd has not set SSH_CONNECTION",
+                node.host
+            );
+            return Err(Failure::new(Exit::Usage, message).with_hint(hint.to_owned()));
+        };
+        let is_loopback = addr.parse().is_ok_and(|addr: IpAddr| addr.is_loopback());
+        if is_loopback && job.nodes().len() > 1 {
+            let message = format!(
+                "`{}` is reached at {addr}, where the other hosts do not reach it",
+                node.host
+            );
+            return Err(Failure::new(Exit::Usage, message).with_hint(format!(
+                "{hint}, or write that into the hostfile instead of `{}`",
+                node.host
+            )));
+        }
+        Ok((addr.clone(), port))
+    }
+
+    fn announce_here(&self, node_rank: usize, node: &NodeRanks) {
+        let Launch { job, quiet, .. } = self.launch;
+        if *quiet {
+            return;
+        }
+        let num_ranks = node.ranks.len();
+        let threads = match std::env::var_os(env_vars::OMP_NUM_THREADS) {
+            Some(_) => String::new(),
+            None => {
+                let n = child::threads_per_rank(num_ranks);
+                format!(", {n} CPU thread{} each", if n == 1 { "" } else { "s" })
+            }
+        };
+        let processes =
+            format!("starting {num_ranks} process{}", if num_ranks == 1 { "" } else { "es" });
+        if job.nodes().len() == 1 {
+            say(&format!("{processes} on this host{threads}"));
+        } else {
+            say(&format!(
+                "{processes} on this host, node {node_rank} of {}: {} of {}, which meet at {}:{}{threads}",
+                job.nodes().len(),
+                list_of_ranks(&node.ranks),
+                node.world_size,
+                node.master_addr,
+                node.master_port,
+            ));
+        }
+    }
+
+    fn announce_hosts(&self) {
+        let Launch { job, quiet, .. } = self.launch;
+        if *quiet {
+            return;
+        }
+        let num_hosts = job.nodes().len();
+        let hosts = if num_hosts == 1 { "host" } else { "hosts" };
+        say(&format!("starting {} ranks on {num_hosts} {hosts}:", job.world_size()));
+        for Node { host, ranks, .. } in job.nodes() {
+            say(&format!("  {host}: {}", list_of_ranks(ranks)));
+        }
+    }
+
+    /// Waits, unless we are asked to end.
+    fn wait(&self, time: Duration) -> Result<(), Failure> {
+        let until = Instant::now() + time;
+        loop {
+            match self.events.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(Event::Signalled(signal)) => return Err(interrupted_by(signal)),
+                Ok(Event::Ended { .. } | Event::Lost { .. }) => {}
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+}
+
+/// What the ranks of `node` are told of themselves.
+fn describe(
+    job: &Job,
+    node: &Node,
+    (master_addr, master_port): (&str, u16),
+    restart_count: usize,
+    env: BTreeMap<String, String>,
+) -> NodeRanks {
+    NodeRanks {
+        ranks: node.ranks.clone(),
+        world_size: job.world_size(),
+        master_addr: master_addr.to_owned(),
+        master_port,
+        restart_count,
+        visible_devices: node.visible_devices.clone(),
+        env,
+    }
+}
+
+/// The first signal among the events that have come; the others are dropped.
+fn asked_to_end(events: &Receiver<Event>) -> Option<Signal> {
+    events.try_iter().find_map(|event| match event {
+        Event::Signalled(signal) => Some(signal),
+        Event::Ended { .. } | Event::Lost { .. } => None,
     })
 }
 
-/// Threads for each of `world_size` ranks on this host; `None` when the user has decided.
-pub(crate) fn threads_per_rank(world_size: usize) -> Option<usize> {
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    std::env::var_os(env_vars::OMP_NUM_THREADS).is_none().then(|| (cores / world_size).max(1))
+fn interrupted_by(signal: Signal) -> Failure {
+    let number = u8::try_from(signal as i32).unwrap_or_default();
+    Failure::new(Exit::Interrupted(number), format!("interrupted by {signal}"))
 }
 
-/// What the launcher waits for.
-enum Event {
-    Ended { rank: usize, status: ExitStatus },
-    Signalled(Signal),
-}
-
-/// Runs `command` once a rank and waits for all.
-fn supervise(launch: &Launch<'_>, command: impl Fn() -> Command) -> Result<(), Failure> {
-    let cannot = |what: &str, err: &dyn std::fmt::Display| {
-        Failure::new(Exit::Failed, format!("cannot {what}: {err}"))
-    };
-    let reports = tempfile::Builder::new()
-        .prefix("sterna-")
-        .tempdir()
-        .map_err(|err| cannot("make a temporary folder for the ranks' reports", &err))?;
-    let port = match launch.master_port {
-        Some(port) => port,
-        None => free_port().map_err(|err| cannot("find a free port", &err))?,
-    };
-    let mut children = Vec::new();
-    for rank in 0..launch.world_size {
-        let mut command = command();
-        command.stdin(Stdio::null());
-        child::describe(&mut command, launch, rank, port, reports.path());
-        // From this thread, which lives as long as the launcher: a rank is tied to the thread that started it.
-        match command.spawn() {
-            Ok(child) => children.push(child),
-            Err(err) => {
-                for child in &mut children {
-                    // One that has ended is what we want.
-                    let _ = child.kill();
-                }
-                return Err(cannot(&format!("start rank {rank}"), &err));
-            }
-        }
+fn list_of_ranks(ranks: &Range<usize>) -> String {
+    match ranks.len() {
+        1 => format!("rank {}", ranks.start),
+        _ => format!("ranks {} to {}", ranks.start, ranks.end - 1),
     }
-    let (sender, events) = mpsc::channel();
-    // After the ranks were started, or they would inherit our mask and not end on SIGTERM; before the threads that wait
-    // for them, which must have it. A signal in between ends us, and the ranks with us.
-    forward_signals(sender.clone()).map_err(|err| cannot("wait for signals", &err))?;
-    let mut ranks = Ranks { pids: Vec::new() };
-    for (rank, child) in children.into_iter().enumerate() {
-        ranks.watch(child, rank, sender.clone());
-    }
-    drop(sender);
-    let outcome = ranks.wait(&events, reports.path());
-    if outcome.is_err() && std::io::stderr().is_terminal() {
-        // A rank that ended suddenly has left its live line: what follows starts on a line of its own.
-        let _ = std::io::stderr().write_all(b"\n");
-    }
-    outcome
 }
 
-/// Waits for signals that ask us to end, in a thread; the caller's thread and those it starts no longer take them.
-/// A signal that whoever started us had us ignore, as nohup does SIGHUP, stays ignored.
-fn forward_signals(sender: Sender<Event>) -> nix::Result<()> {
-    // Where /proc is missing nothing is known to be ignored.
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = ignored_signals(&status);
-    let asks_to_end = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
-    let signals: SigSet =
-        asks_to_end.into_iter().filter(|signal| !is_in(ignored, *signal)).collect();
-    signals.thread_block()?;
-    thread::spawn(move || {
-        while let Ok(signal) = signals.wait() {
-            if sender.send(Event::Signalled(signal)).is_err() {
-                break;
-            }
-        }
-    });
-    Ok(())
-}
-
-/// The mask of ignored signals in the text of `/proc/PID/status`; bit `n - 1` is signal `n` (man page `proc_pid_status`).
-fn ignored_signals(status: &str) -> u64 {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
-}
-
-/// Whether `mask` has `signal`.
-fn is_in(mask: u64, signal: Signal) -> bool {
-    mask >> (signal as i32 - 1) & 1 == 1
+fn own_program() -> Result<PathBuf, Failure> {
+    std::env::current_exe().map_err(|err| {
+        Failure::new(Exit::Failed, format!("cannot find this program's own file: {err}"))
+    })
 }
 
 /// A port that nobody listened on a moment ago.
 fn free_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
-}
-
-/// The processes that still run.
-struct Ranks {
-    /// `None` for a rank that has ended, so that a process that got its id since is never signalled.
-    pids: Vec<Option<Pid>>,
-}
-
-/// A rank that ended badly, and what it left to say.
-struct Casualty {
-    rank: usize,
-    failure: Failure,
-    /// Whether this is worth showing: not the consequence of another rank's end or of our own signal.
-    is_cause: bool,
-}
-
-impl Ranks {
-    /// Reports the end of `child` as an event.
-    fn watch(&mut self, mut child: Child, rank: usize, sender: Sender<Event>) {
-        self.pids.push(Some(Pid::from_raw(child.id().cast_signed())));
-        thread::spawn(move || {
-            // A process of ours can always be waited for: nobody else does, and it is waited for once.
-            if let Ok(status) = child.wait() {
-                // A closed channel means that the launcher has made up its mind and is ending.
-                let _ = sender.send(Event::Ended { rank, status });
-            }
-        });
-    }
-
-    /// Waits until every rank has ended. After a bad end or a signal, the rest is ended.
-    fn wait(&mut self, events: &Receiver<Event>, reports: &Path) -> Result<(), Failure> {
-        let mut casualties: Vec<Casualty> = Vec::new();
-        let mut interrupted: Option<Signal> = None;
-        let mut ending = Ending::No;
-        while self.pids.iter().any(Option::is_some) {
-            let event = match ending.deadline() {
-                None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(deadline) => {
-                    events.recv_timeout(deadline.saturating_duration_since(Instant::now()))
-                }
-            };
-            match event {
-                Ok(Event::Ended { rank, status }) => {
-                    self.pids[rank] = None;
-                    // Ctrl-C reaches the ranks as well as us, and they may be faster.
-                    if status.signal() == Some(Signal::SIGINT as i32) {
-                        interrupted = interrupted.or(Some(Signal::SIGINT));
-                    }
-                    if !status.success() {
-                        casualties.push(casualty(rank, status, reports, ending.signalled()));
-                    }
-                }
-                Ok(Event::Signalled(signal)) if interrupted.is_none() => interrupted = Some(signal),
-                // Someone asked a second time: at once.
-                Ok(Event::Signalled(_)) => {
-                    self.signal_all(Signal::SIGKILL);
-                    ending = Ending::Killed;
-                }
-                Err(RecvTimeoutError::Timeout) => ending = self.escalate(&ending),
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-            if !ending.signalled()
-                && (interrupted.is_some() || casualties.iter().any(|casualty| casualty.is_cause))
-            {
-                self.signal_all(Signal::SIGTERM);
-                ending = Ending::Terminated { kill_at: Instant::now() + GRACE_TO_END };
-            } else if matches!(ending, Ending::No) && !casualties.is_empty() {
-                ending = Ending::Explaining { end_at: Instant::now() + GRACE_TO_EXPLAIN };
-            }
-        }
-        if let Some(signal) = interrupted {
-            let number = u8::try_from(signal as i32).unwrap_or_default();
-            return Err(Failure::new(
-                Exit::Interrupted(number),
-                format!("interrupted by {signal}"),
-            ));
-        }
-        let first_cause = casualties.iter().position(|casualty| casualty.is_cause).unwrap_or(0);
-        match casualties.into_iter().nth(first_cause) {
-            None => Ok(()),
-            Some(Casualty { rank, failure, .. }) => Err(failure.of_rank(rank)),
-        }
-    }
-
-    /// What follows when a deadline has passed.
-    fn escalate(&self, ending: &Ending) -> Ending {
-        match ending {
-            Ending::Explaining { .. } => {
-                self.signal_all(Signal::SIGTERM);
-                Ending::Terminated { kill_at: Instant::now() + GRACE_TO_END }
-            }
-            Ending::No | Ending::Terminated { .. } | Ending::Killed => {
-                self.signal_all(Signal::SIGKILL);
-                Ending::Killed
-            }
-        }
-    }
-
-    fn signal_all(&self, signal: Signal) {
-        for pid in self.pids.iter().flatten() {
-            // A rank that has ended since is what we want.
-            let _ = kill(*pid, signal);
-        }
-    }
-}
-
-/// How far we are in ending the ranks.
-enum Ending {
-    No,
-    /// A rank ended because another did; the other is about to say why.
-    Explaining {
-        end_at: Instant,
-    },
-    /// SIGTERM was sent.
-    Terminated {
-        kill_at: Instant,
-    },
-    /// SIGKILL was sent.
-    Killed,
-}
-
-impl Ending {
-    fn deadline(&self) -> Option<Instant> {
-        match self {
-            Self::Explaining { end_at } => Some(*end_at),
-            Self::Terminated { kill_at } => Some(*kill_at),
-            Self::No | Self::Killed => None,
-        }
-    }
-
-    /// Whether a rank that ends by a signal may have got it from us.
-    fn signalled(&self) -> bool {
-        matches!(self, Self::Terminated { .. } | Self::Killed)
-    }
-}
-
-/// Reads what the rank said, or says how it ended.
-fn casualty(rank: usize, status: ExitStatus, reports: &Path, we_signalled: bool) -> Casualty {
-    if let Some(failure) = child::read_report(reports, rank) {
-        let is_cause = !failure.is_about_peer;
-        return Casualty { rank, failure, is_cause };
-    }
-    let Some(signal) = status.signal() else {
-        let code = status.code().unwrap_or_default();
-        let message = format!("the process exited with code {code} and did not say why");
-        return Casualty { rank, failure: Failure::new(Exit::Failed, message), is_cause: true };
-    };
-    let name = Signal::try_from(signal).map_or("unknown", Signal::as_str);
-    let message = format!("the process was ended by signal {signal} ({name})");
-    let hint = match Signal::try_from(signal) {
-        Ok(Signal::SIGKILL) => Some(
-            "someone killed it, or the system did because memory ran out (`dmesg | grep -i oom` tells); \
-             `sterna check` shows what a rank needs",
-        ),
-        _ => None,
-    };
-    let failure = Failure::new(Exit::Failed, message).with_hint(hint.map(str::to_owned));
-    Casualty { rank, failure, is_cause: !we_signalled }
+    Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?.local_addr()?.port())
 }
 
 #[cfg(test)]

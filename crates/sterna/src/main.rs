@@ -29,10 +29,15 @@ fn main() -> ExitCode {
     };
     let outcome = match &cli.command {
         Command::Train(args) => commands::train::run(args),
+        Command::Launch(args) => commands::launch::run(args),
         Command::Check(args) => commands::check::run(args),
         Command::Data(args) => commands::data::run(args),
         Command::Checkpoint(args) => commands::checkpoint::run(&args.command),
         Command::Export(args) => commands::checkpoint::export(args),
+        Command::Agent => {
+            launch::agent::run();
+            Ok(())
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

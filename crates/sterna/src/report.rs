@@ -54,6 +54,8 @@ pub(crate) struct Failure {
     hint: Option<String>,
     /// The rank that failed, when there are several.
     rank: Option<usize>,
+    /// Where it ran, or what host failed, when there are several.
+    host: Option<String>,
     /// Whether this rank only noticed that another one ended.
     pub(crate) is_about_peer: bool,
 }
@@ -70,7 +72,15 @@ impl Failure {
     }
 
     fn from_what(exit: Exit, what: What) -> Self {
-        Self { exit, what, causes: Vec::new(), hint: None, rank: None, is_about_peer: false }
+        Self {
+            exit,
+            what,
+            causes: Vec::new(),
+            hint: None,
+            rank: None,
+            host: None,
+            is_about_peer: false,
+        }
     }
 
     /// A failure told by an error and what caused it.
@@ -94,9 +104,48 @@ impl Failure {
         Self { rank: Some(rank), ..self }
     }
 
+    /// Names the host that failed, or on which the rank did, if that is worth saying.
+    pub(crate) fn on_host(self, host: Option<&str>) -> Self {
+        Self { host: host.map(str::to_owned).or(self.host), ..self }
+    }
+
+    /// Adds what was found out besides.
+    pub(crate) fn with_causes(mut self, causes: Vec<String>) -> Self {
+        self.causes.extend(causes);
+        self
+    }
+
+    /// Adds the first lines of another failure as the cause.
+    pub(crate) fn caused_by(self, cause: &Self) -> Self {
+        let text = Self { hint: None, ..cause.clone() }.render();
+        self.with_causes(vec![text.trim_end().to_owned()]).with_hint(cause.hint.clone())
+    }
+
+    /// All of `failures` as one, none if there are none.
+    pub(crate) fn all(mut failures: Vec<Self>) -> Option<Self> {
+        if failures.len() <= 1 {
+            return failures.pop();
+        }
+        let exit = failures[0].exit;
+        let texts: Vec<String> = failures.iter().map(Self::render).collect();
+        Some(Self::from_text(exit, texts.join("\n")))
+    }
+
+    /// The message alone, for those who show it in their own way.
+    pub(crate) fn message(&self) -> &str {
+        match &self.what {
+            What::Message(text) | What::Text(text) => text,
+        }
+    }
+
     /// The text for the terminal.
     pub(crate) fn render(&self) -> String {
-        let prefix = self.rank.map(|rank| format!("[rank {rank}] ")).unwrap_or_default();
+        let prefix = match (self.rank, &self.host) {
+            (Some(rank), Some(host)) => format!("[rank {rank} on {host}] "),
+            (Some(rank), None) => format!("[rank {rank}] "),
+            (None, Some(host)) => format!("[{host}] "),
+            (None, None) => String::new(),
+        };
         let mut text = match &self.what {
             What::Message(message) => format!("{prefix}error: {}\n", message.trim_end()),
             What::Text(text) => format!("{prefix}{}\n", text.trim_end()),

@@ -1,6 +1,5 @@
 //! `sterna train`: the launcher of the ranks, or one of them.
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -9,7 +8,7 @@ use sterna_recipe::{CheckpointKind, Plan, Recipe};
 use sterna_train::{EarlyExit, Stop, TimelineLayer, TrainError, TrainOptions, TrainSummary};
 
 use super::{data, load, model_config, wrong_recipe};
-use crate::cli::{Arctic, DeviceChoice, Mode, Train};
+use crate::cli::{DeviceChoice, Mode, Train};
 use crate::env_vars;
 use crate::launch::{self, Launch, child};
 use crate::logging;
@@ -20,47 +19,52 @@ use crate::signals;
 /// Trains, as launcher or as rank.
 pub(crate) fn run(args: &Train) -> Result<(), Failure> {
     child::follow_launcher()?;
+    refuse_what_is_not_done(args)?;
+    let Some(env) = rank_env(args)? else {
+        return run_launcher(args);
+    };
+    let recipe = load(&args.recipe, &args.overrides).map_err(|errors| wrong_recipe(&errors))?;
+    if args.arctic.mode == Mode::ProcessData {
+        return process_data(&recipe, &env);
+    }
+    let outcome = run_rank(args, &recipe, &env);
+    if env.world_size > 1 { outcome.map_err(|failure| failure.of_rank(env.rank)) } else { outcome }
+}
+
+fn run_launcher(args: &Train) -> Result<(), Failure> {
+    let (recipe, launch) = plan(args)?;
+    if args.arctic.mode == Mode::ProcessData {
+        let env = RankEnv { world_size: launch.job.world_size(), ..RankEnv::single() };
+        return process_data(&recipe, &env);
+    }
+    if launch.is_single_process() {
+        return run_rank(args, &recipe, &RankEnv::single());
+    }
+    launch::run(&launch)
+}
+
+/// Refuses arguments that are understood and not followed, before anything is read.
+pub(crate) fn refuse_what_is_not_done(args: &Train) -> Result<(), Failure> {
     if let Some(refusal) = args.arctic.refusal() {
         let message = format!("`{}` {}", refusal.argument, refusal.reason);
         return Err(Failure::new(Exit::Usage, message).with_hint(refusal.instead.to_owned()));
     }
-    let env = rank_env(args)?;
-    // Before anything else is read, so that the mistake is seen at once.
     if args.device == DeviceChoice::Cuda {
         let err = TrainError::DeviceUnavailable { device: "cuda".to_owned() };
         return Err(train_failure(&err, false));
     }
+    Ok(())
+}
+
+/// The recipe and what is started for it. Whatever can be refused is refused here, before a process is started, and once.
+pub(crate) fn plan(args: &Train) -> Result<(Recipe, Launch), Failure> {
     let recipe = load(&args.recipe, &args.overrides).map_err(|errors| wrong_recipe(&errors))?;
-    if args.arctic.mode == Mode::ProcessData {
-        return process_data(args, &recipe, env.as_ref());
+    let launch = launch::resolve::resolve(args, &recipe)?;
+    if args.arctic.mode == Mode::Train {
+        Plan::new(&recipe, &model_config(&recipe)?, launch.job.world_size())
+            .map_err(|errors| wrong_recipe(&errors))?;
     }
-    if let Some(env) = env {
-        let outcome = run_rank(args, &recipe, &env);
-        return if env.world_size > 1 {
-            outcome.map_err(|failure| failure.of_rank(env.rank))
-        } else {
-            outcome
-        };
-    }
-    let world_size = world_size(args, &recipe);
-    // Whatever can be refused is refused before a process is started, and once.
-    Plan::new(&recipe, &model_config(&recipe)?, world_size)
-        .map_err(|errors| wrong_recipe(&errors))?;
-    if world_size == 1 {
-        return run_rank(args, &recipe, &RankEnv::single());
-    }
-    let Arctic { master_addr, master_port, quiet, .. } = &args.arctic;
-    let num_threads = launch::threads_per_rank(world_size);
-    if !quiet {
-        let threads =
-            num_threads.map(|n| format!(", {n} CPU thread{} each", if n == 1 { "" } else { "s" }));
-        let line = format!(
-            "starting {world_size} processes on this host{}\n",
-            threads.unwrap_or_default()
-        );
-        let _ = std::io::stderr().lock().write_all(line.as_bytes());
-    }
-    launch::run(&Launch { world_size, master_addr, master_port: *master_port, num_threads })
+    Ok((recipe, launch))
 }
 
 /// Who we are, if someone has started us as one of several ranks.
@@ -73,7 +77,7 @@ fn rank_env(args: &Train) -> Result<Option<RankEnv>, Failure> {
     }
     let env = RankEnv::from_env()
         .map_err(|err| Failure::from_error(Exit::Usage, &err).with_hint(err.hint()))?;
-    match args.num_gpus {
+    match args.num_gpus() {
         Some(num_gpus) if num_gpus != env.local_world_size => {
             let message = format!(
                 "`--num_gpus` is `{num_gpus}`, but {} says that `{}` processes were started on this host",
@@ -89,12 +93,6 @@ fn rank_env(args: &Train) -> Result<Option<RankEnv>, Failure> {
         }
         _ => Ok(Some(env)),
     }
-}
-
-/// Processes to start: what was asked for; else, since this build computes on the CPU, one for each rank that shares a
-/// sequence. Fewer could not run the recipe, and more would train on more sequences at once than it says.
-fn world_size(args: &Train, recipe: &Recipe) -> usize {
-    args.num_gpus.unwrap_or(recipe.sequence_parallel_size)
 }
 
 fn run_rank(args: &Train, recipe: &Recipe, env: &RankEnv) -> Result<(), Failure> {
@@ -179,10 +177,9 @@ fn collective_timeout() -> Result<Duration, Failure> {
 }
 
 /// `--mode process-data`: fills the cache, so that a later run starts at once.
-fn process_data(args: &Train, recipe: &Recipe, env: Option<&RankEnv>) -> Result<(), Failure> {
-    let world_size = env.map_or_else(|| world_size(args, recipe), |env| env.world_size);
-    let narrator = Narrator::new(recipe, env.unwrap_or(&RankEnv::single()));
-    let report = data::prepare(recipe, world_size)?.datasets.report;
+fn process_data(recipe: &Recipe, env: &RankEnv) -> Result<(), Failure> {
+    let narrator = Narrator::new(recipe, env);
+    let report = data::prepare(recipe, env.world_size)?.datasets.report;
     narrator.data(&report);
     Ok(())
 }

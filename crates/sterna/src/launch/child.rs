@@ -1,41 +1,61 @@
-//! What passes between the launcher and a rank that it started.
+//! What passes between whoever starts a rank, launcher or agent, and the rank.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
 use sterna_comm::env_vars as comm_vars;
+use sterna_launch::wire::NodeRanks;
 
-use super::Launch;
 use crate::env_vars;
 use crate::report::{Exit, Failure};
 
-/// Sets the variables that tell a rank who it is.
-pub(super) fn describe(
-    command: &mut Command,
-    launch: &Launch<'_>,
-    rank: usize,
-    port: u16,
-    reports: &Path,
-) {
-    let world_size = launch.world_size.to_string();
+/// Sets the variables that tell a rank who it is, and those that it is given besides.
+pub(super) fn describe(command: &mut Command, node: &NodeRanks, rank: usize, reports: &Path) {
     command
-        .env(comm_vars::RANK, rank.to_string())
-        .env(comm_vars::LOCAL_RANK, rank.to_string())
-        .env(comm_vars::WORLD_SIZE, &world_size)
-        .env(comm_vars::LOCAL_WORLD_SIZE, &world_size)
-        .env(comm_vars::MASTER_ADDR, launch.master_addr)
-        .env(comm_vars::MASTER_PORT, port.to_string())
+        // Whatever started the launcher, the store is ours.
+        .env_remove(comm_vars::TORCHELASTIC_USE_AGENT_STORE)
+        .envs(&node.env)
+        .envs(variables(node, rank))
         .env(env_vars::LAUNCHER_PID, std::process::id().to_string())
         .env(env_vars::FAILURE_DIR, reports);
-    if let Some(num_threads) = launch.num_threads {
-        command.env(env_vars::OMP_NUM_THREADS, num_threads.to_string());
+    let is_open = |name: &str| !node.env.contains_key(name) && std::env::var_os(name).is_none();
+    if is_open(env_vars::OMP_NUM_THREADS) {
+        command.env(env_vars::OMP_NUM_THREADS, threads_per_rank(node.ranks.len()).to_string());
+    }
+    // c10d warns of hosts without a name, and tells each lost connection with a stack; our errors tell it in a line.
+    if is_open(env_vars::TORCH_LOG_LEVEL) {
+        command.env(env_vars::TORCH_LOG_LEVEL, "ERROR");
     }
 }
 
-/// Ties this process to the launcher that started it, if one did: it is killed when the launcher ends, however that ends.
+/// The variables that tell `rank` who it is, as torchrun names them.
+pub(super) fn variables(node: &NodeRanks, rank: usize) -> Vec<(&'static str, String)> {
+    let mut variables = vec![
+        (comm_vars::RANK, rank.to_string()),
+        (comm_vars::LOCAL_RANK, (rank - node.ranks.start).to_string()),
+        (comm_vars::WORLD_SIZE, node.world_size.to_string()),
+        (comm_vars::LOCAL_WORLD_SIZE, node.ranks.len().to_string()),
+        (comm_vars::MASTER_ADDR, node.master_addr.clone()),
+        (comm_vars::MASTER_PORT, node.master_port.to_string()),
+        (comm_vars::TORCHELASTIC_RESTART_COUNT, node.restart_count.to_string()),
+    ];
+    if let Some(devices) = &node.visible_devices {
+        variables.push((env_vars::CUDA_VISIBLE_DEVICES, devices.clone()));
+    }
+    variables
+}
+
+/// Threads for each of `num_ranks` ranks on this host, where the user has not decided.
+pub(super) fn threads_per_rank(num_ranks: usize) -> usize {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    (cores / num_ranks).max(1)
+}
+
+/// Ties this process to the launcher or agent that started it, if one did: it is killed when that ends, however it ends.
 ///
 /// # Errors
 ///

@@ -1,20 +1,40 @@
 //! The launcher with shell scripts as ranks.
 
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 use super::*;
 
 /// Runs `script` as each of three ranks; `$RANK` and the other variables are set.
 fn launch(script: &str) -> Result<(), String> {
-    let launch =
-        Launch { world_size: 3, master_addr: "127.0.0.1", master_port: None, num_threads: Some(1) };
-    let outcome = supervise(&launch, || {
+    launch_and(script, Duration::ZERO, |_| ())
+}
+
+/// The same, with what else happens.
+fn launch_and(
+    script: &str,
+    stop_within: Duration,
+    meanwhile: impl FnOnce(&Sender<Event>),
+) -> Result<(), String> {
+    let job = Job::of_equal_nodes(1, 3);
+    let (sender, events) = mpsc::channel();
+    let listener_sender = sender.clone();
+    let listener: Listener = Arc::new(move |said| {
+        if let Said::Ended { rank, status, report } = said {
+            let _ = listener_sender.send(Event::Ended { rank, status, report });
+        }
+    });
+    let command = || {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
         command
-    });
-    outcome.map_err(|failure| failure.render())
+    };
+    let env = BTreeMap::from([("OMP_NUM_THREADS".to_owned(), "1".to_owned())]);
+    let node = describe(&job, &job.nodes()[0], ("127.0.0.1", 29500), 0, env);
+    let ranks = LocalRanks::start(&node, Output::Ours, command, Command::spawn, &listener)
+        .map_err(|failure| failure.render())?;
+    meanwhile(&sender);
+    let outcome = supervisor::wait(node.ranks.clone(), &events, &ranks, stop_within);
+    outcome.map_err(|setback| setback.failure.render())
 }
 
 /// A report as a rank writes it.
@@ -29,7 +49,7 @@ fn says(message: &str, is_about_peer: bool) -> String {
 fn ranks_are_told_who_they_are() {
     let script = r"
         test $RANK -lt 3 && test $LOCAL_RANK = $RANK && test $WORLD_SIZE = 3 && test $LOCAL_WORLD_SIZE = 3 &&
-        test $MASTER_ADDR = 127.0.0.1 && test $MASTER_PORT -gt 1024 && test $OMP_NUM_THREADS = 1";
+        test $MASTER_ADDR = 127.0.0.1 && test $MASTER_PORT = 29500 && test $TORCHELASTIC_RESTART_COUNT = 0 && test $OMP_NUM_THREADS = 1";
     assert_eq!(launch(script), Ok(()));
 }
 
@@ -41,7 +61,6 @@ fn a_killed_rank_is_named_and_the_others_are_ended() {
         error.starts_with("[rank 1] error: the process was ended by signal 9 (SIGKILL)\n"),
         "{error}"
     );
-    // At once, by SIGTERM: not after the time that a rank may take to end.
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
@@ -60,22 +79,60 @@ fn the_rank_that_caused_the_end_is_shown_and_not_the_one_that_noticed_first() {
 }
 
 #[test]
-fn a_rank_that_ignores_the_polite_signal_is_killed() {
+fn after_a_failure_the_others_are_not_asked_but_killed() {
     let start = Instant::now();
-    let script = "if [ $RANK = 0 ]; then exit 1; fi; trap '' TERM; while :; do sleep 1; done";
+    let script =
+        "trap '' TERM INT; if [ $RANK = 0 ]; then sleep 0.2; exit 1; fi; while :; do sleep 1; done";
     assert!(
         launch(script).unwrap_err().starts_with("[rank 0] error: the process exited with code 1")
     );
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+/// Runs ranks that do `on_term` when they are asked to end, and asks them `num_signals` times; `$DIR/report` has the report
+/// of a rank that has saved.
+fn ask_to_end(on_term: &str, num_signals: usize, stop_within: Duration) -> Result<(), String> {
+    let folder = tempfile::tempdir().unwrap();
+    let report = Failure::new(Exit::Interrupted(15), "saved at step 7");
+    fs::write(folder.path().join("report"), serde_json::to_string(&report).unwrap()).unwrap();
+    let script = format!(
+        "DIR={}; trap '{on_term}' TERM; : > $DIR/up$RANK; while :; do sleep 0.05; done",
+        folder.path().display()
+    );
+    launch_and(&script, stop_within, |events| {
+        let is_up = |rank| folder.path().join(format!("up{rank}")).exists();
+        let start = Instant::now();
+        while !(0..3).all(is_up) && start.elapsed() < Duration::from_secs(10) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        for _ in 0..num_signals {
+            events.send(Event::Signalled(Signal::SIGUSR1)).unwrap();
+        }
+    })
 }
 
 #[test]
-fn signals_ignored_from_the_start_are_read_from_the_status_of_the_process() {
-    // As /proc/self/status shows it under nohup: SIGHUP is 1, SIGPIPE (which Rust ignores) 13.
-    let ignored =
-        ignored_signals("Name:\tsterna\nSigBlk:\t0000000000000002\nSigIgn:\t0000000000001001\n");
-    let has =
-        [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM].map(|signal| is_in(ignored, signal));
-    assert_eq!(has, [true, false, false]);
-    assert_eq!(ignored_signals(""), 0);
+fn asked_to_end_ranks_may_save_first() {
+    let save = "sleep 1; cat $DIR/report > $STERNA_FAILURE_DIR/rank$RANK.json; exit 143";
+    let outcome = ask_to_end(save, 1, Duration::from_mins(1));
+    assert_eq!(outcome, Err("error: interrupted by SIGUSR1\n".to_owned()));
+}
+
+#[test]
+fn a_rank_that_cannot_save_is_told_with_the_interrupt() {
+    let fail = "if [ $RANK = 1 ]; then exit 3; fi; exit 143";
+    let outcome = ask_to_end(fail, 1, Duration::from_mins(1));
+    let expected = "error: interrupted by SIGUSR1\n  \
+                    caused by: [rank 1] error: the process exited with code 3 and did not say why\n";
+    assert_eq!(outcome, Err(expected.to_owned()));
+}
+
+#[test]
+fn ranks_that_do_not_end_in_time_or_are_asked_again_are_killed() {
+    for (num_signals, stop_within) in [(1, Duration::from_secs(1)), (2, Duration::from_mins(1))] {
+        let start = Instant::now();
+        let outcome = ask_to_end(":", num_signals, stop_within);
+        assert_eq!(outcome, Err("error: interrupted by SIGUSR1\n".to_owned()));
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    }
 }
