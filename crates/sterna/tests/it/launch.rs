@@ -27,7 +27,7 @@ const LONG: [&str; 9] = [
 ];
 
 /// Processes whose parent is `parent`.
-fn children(parent: u32) -> Vec<i32> {
+pub(crate) fn children(parent: u32) -> Vec<i32> {
     fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))
         .unwrap_or_default()
         .split_whitespace()

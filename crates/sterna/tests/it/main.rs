@@ -5,6 +5,7 @@
 mod check;
 mod checkpoints;
 mod data;
+mod faults;
 mod help;
 mod launch;
 mod train;
