@@ -13,6 +13,7 @@ mod bench;
 mod demo;
 mod inputs;
 mod libtorch;
+mod soak;
 mod stage;
 mod test;
 mod tidy;
@@ -34,6 +35,7 @@ Tasks:
                     With arguments, only the tests that match: they go to `cargo nextest run`
                     (or to `cargo test`, where nextest is not installed)
   test --large      The tests with tensors of more than 2^31 elements: 9 GB of memory, some minutes
+  soak              Kill a short run hundreds of times at random, and compare what it ends with bit for bit
   bench KIND        Measure peak memory (`memory`) or time (`step`) over lengths, ranks and policies, beside
                     the reference if you like; `cargo xtask bench --help` tells more
   tidy              The rules of this repository that no compiler checks: crate edges, written architecture,
@@ -64,13 +66,14 @@ fn run(args: &[String]) -> Result<()> {
         None => ("help", args),
         Some((task, rest)) => (task.as_str(), rest),
     };
-    if !matches!(task, "test" | "bench") && !rest.is_empty() {
+    if !matches!(task, "test" | "bench" | "soak") && !rest.is_empty() {
         bail!("`{task}` takes no arguments, found `{}`", rest.join(" "));
     }
     match task {
         "demo" => demo::run(&root),
         "test" => test::run(&root, rest),
         "bench" => bench::run(&root, rest),
+        "soak" => soak::run(&root, rest),
         "tidy" => tidy::run(&root),
         "libtorch" => libtorch::install(&root).map(drop),
         "inputs" => inputs::fetch(&root).map(drop),

@@ -3,6 +3,7 @@
 mod conformance;
 mod disk;
 mod equivalence;
+mod nonfinite;
 mod optimizer;
 mod plan;
 mod policies;
