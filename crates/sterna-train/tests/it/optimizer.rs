@@ -8,6 +8,7 @@ use sterna_recipe::ZeroStage;
 use sterna_testkit::{TestRank, spawn_ranks, tiny_config};
 use sterna_torch_sys::AdamW;
 use sterna_train::{
+    TrainError,
     load::WeightSource,
     zero::{Sharding, StatePlacement, UnitLayout, Zero},
 };
@@ -16,14 +17,8 @@ use tch::{Device, Kind, Tensor};
 const ADAMW: AdamW = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, weight_decay: 0.1, eps: 1e-8 };
 const STAGES: [ZeroStage; 4] = [ZeroStage::Zero, ZeroStage::One, ZeroStage::Two, ZeroStage::Three];
 
-/// All weights after three steps with gradients that differ on each rank, as the model's dtype widened to fp32.
-fn weights(
-    comm: &Comm,
-    stage: ZeroStage,
-    kind: Kind,
-    moments: Kind,
-    disk: Option<&Path>,
-) -> Tensor {
+/// The states of a tiny model after three steps with gradients that differ on each rank.
+fn stepped(comm: &Comm, stage: ZeroStage, kind: Kind, moments: Kind, disk: Option<&Path>) -> Zero {
     let _no_grad = tch::no_grad_guard();
     let config = tiny_config("llama").to_string();
     let config = ModelConfig::from_json(&config, Path::new("tiny")).expect("a config");
@@ -57,6 +52,18 @@ fn weights(
         zero.finish_gradients(world).expect("reduced");
         zero.step(world, &ADAMW, step as u64, 0.7).expect("a step");
     }
+    zero
+}
+
+/// All weights after [`stepped`], as the model's dtype widened to fp32.
+fn weights(
+    comm: &Comm,
+    stage: ZeroStage,
+    kind: Kind,
+    moments: Kind,
+    disk: Option<&Path>,
+) -> Tensor {
+    let (mut zero, world) = (stepped(comm, stage, kind, moments, disk), comm.world());
     let units = (0..zero.num_units()).map(|unit_idx| {
         let params = zero.gather(world, unit_idx).expect("gathered");
         Tensor::cat(&params.iter().map(|x| x.flatten(0, -1)).collect::<Vec<_>>(), 0)
@@ -82,6 +89,39 @@ fn ranks_with_states_on_disk_are_those_with_states_in_memory_bit_for_bit() {
                 let on_disk = weights(&comm, stage, kind, moments, Some(&rank.folder));
                 assert_eq!(in_memory, on_disk, "{stage:?} {kind:?} {moments:?}");
                 assert_eq!(std::fs::read_dir(&rank.folder).expect("a folder").count(), 0);
+            }
+        }
+    });
+}
+
+#[test]
+#[expect(clippy::result_large_err, reason = "closures return the crate's own error")]
+fn a_snapshot_of_ranks_has_the_bytes_that_are_written_at_once() {
+    spawn_ranks(2, |rank: &TestRank| {
+        let comm = comm(&RankEnv::from_env().expect("the environment of a rank"));
+        for stage in STAGES {
+            for (kind, moments, disk) in [
+                (Kind::Float, Kind::Float, None),
+                (Kind::BFloat16, Kind::BFloat16, None),
+                (Kind::BFloat16, Kind::BFloat16, Some(rank.folder.as_path())),
+            ] {
+                let zero = stepped(&comm, stage, kind, moments, disk);
+                let (mut copied, mut direct) = (Vec::new(), Vec::new());
+                let snapshot = zero.snapshot().expect("copied");
+                snapshot
+                    .write(|bytes| {
+                        copied.extend_from_slice(bytes);
+                        Ok::<(), TrainError>(())
+                    })
+                    .expect("written");
+                zero.write_states(|bytes| {
+                    direct.extend_from_slice(bytes);
+                    Ok(())
+                })
+                .expect("written");
+                assert!(copied == direct, "{stage:?} {kind:?} {moments:?}");
+                assert_eq!(direct.len() as u64, zero.snapshot_bytes());
+                assert!(direct.iter().any(|byte| *byte != 0));
             }
         }
     });
