@@ -6,6 +6,7 @@ mod check;
 mod checkpoints;
 mod data;
 mod faults;
+mod full_disk;
 mod help;
 mod launch;
 mod train;
