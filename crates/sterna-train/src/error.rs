@@ -208,8 +208,9 @@ impl TrainError {
                     .to_owned(),
             ),
             Self::Panicked { message } => is_out_of_memory(message).then(|| {
-                "use more sequence-parallel ranks, set `tiled_mlp_compute: true` and \
-                 `activation_checkpoint_cpu_offload: true` if they are not set already, or lower `data.max_length`"
+                "use more sequence-parallel ranks, let blocks keep less (`memory.keep_attention: false`, `memory.keep_inputs_every`) or \
+                 keep it elsewhere (`memory.inputs_on`, `memory.optimizer_on`), or lower `data.max_length`; `sterna check` shows what \
+                 each takes"
                     .to_owned()
             }),
             Self::RanksDisagree { .. } => Some(

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
+use std::process::{Child, ChildStderr, Command};
 
 use insta::assert_snapshot;
 use nix::sys::signal::{Signal, kill};
@@ -146,6 +147,32 @@ fn a_run_that_resumes_says_so_and_what_changed() {
     assert!(!text.contains("Train iter: 2/4"), "{text}");
 }
 
+/// Starts a run and returns when it has written `text` to stderr; what it has written so far is dropped.
+fn start_and_see(command: &mut Command, text: &str) -> (Child, BufReader<ChildStderr>) {
+    let mut run = command.spawn().unwrap();
+    let mut stderr = BufReader::new(run.stderr.take().unwrap());
+    let mut seen = String::new();
+    while !seen.contains(text) {
+        assert!(stderr.read_line(&mut seen).unwrap() > 0, "the run ended early:\n{seen}");
+    }
+    (run, stderr)
+}
+
+#[test]
+fn the_kill_switch_stops_a_run_after_a_checkpoint() {
+    let workspace = Workspace::new();
+    let long = ["--set", "train_iters=100_000", "--set", "kill_switch_path=stop"];
+    let mut command = workspace.sterna(&[&SAVING[..], &long].concat());
+    let (mut run, mut stderr) = start_and_see(&mut command, "Train iter:      3/");
+    workspace.write("stop", "");
+    let mut text = String::new();
+    stderr.read_to_string(&mut text).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(0), "{text}");
+    assert!(text.contains("*** Exiting training early because training found `stop`"), "{text}");
+    let step = workspace.rows("metrics.jsonl").last().unwrap()["iter"].as_u64().unwrap();
+    assert_eq!(sterna_checkpoint::list(&workspace.path("ckpt")).unwrap()[0].step, step);
+}
+
 #[test]
 fn signals_stop_runs_on_one_and_on_two_ranks_after_a_checkpoint() {
     let two = ["--set", "sequence_parallel_size=2"];
@@ -157,12 +184,7 @@ fn signals_stop_runs_on_one_and_on_two_ranks_after_a_checkpoint() {
         let workspace = Workspace::new();
         let long = ["--set", "train_iters=100_000"];
         let mut command = workspace.sterna(&[&SAVING[..], &long, args].concat());
-        let mut run = command.spawn().unwrap();
-        let mut stderr = BufReader::new(run.stderr.take().unwrap());
-        let mut seen = String::new();
-        while !seen.contains("Train iter: 3/") && !seen.contains("Train iter:      3/") {
-            assert!(stderr.read_line(&mut seen).unwrap() > 0, "the run ended early:\n{seen}");
-        }
+        let (mut run, mut stderr) = start_and_see(&mut command, "Train iter:      3/");
         kill(Pid::from_raw(run.id().cast_signed()), signal).unwrap();
         let mut text = String::new();
         stderr.read_to_string(&mut text).unwrap();
@@ -184,12 +206,7 @@ fn signals_stop_runs_on_one_and_on_two_ranks_after_a_checkpoint() {
 fn a_second_run_may_not_write_to_the_same_folder() {
     let workspace = Workspace::new();
     let mut command = workspace.sterna(&[&SAVING[..], &["--set", "train_iters=100_000"]].concat());
-    let mut run = command.spawn().unwrap();
-    let mut stderr = BufReader::new(run.stderr.take().unwrap());
-    let mut seen = String::new();
-    while !seen.contains("Train iter:") {
-        assert!(stderr.read_line(&mut seen).unwrap() > 0, "the run ended early:\n{seen}");
-    }
+    let (mut run, _stderr) = start_and_see(&mut command, "Train iter:");
     let other = workspace.run(&SAVING);
     run.kill().unwrap();
     run.wait().unwrap();
