@@ -121,6 +121,48 @@ fn a_resumed_run_in_one_process_is_the_whole_run_bit_for_bit() {
     }
 }
 
+#[test]
+fn epochs_end_where_they_would_have() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| folder.path().join(name);
+    let run = |dir: &str, exit_iteration: u64| {
+        let changes = [
+            ("train_iters", json!(0)),
+            ("epochs", json!(3)),
+            ("gradient_accumulation_steps", json!(2)),
+            (
+                "checkpoint",
+                json!([{"output_dir": path(dir), "auto_resume": true, "save_every_n_epochs": 1, "save_end_of_training": true}]),
+            ),
+        ];
+        run_until(folder.path(), &path(dir), &RankEnv::single(), &changes, exit_iteration)
+    };
+    let whole = run("whole", 0);
+    let num_steps = whole.recorder.iterations.len() as u64;
+    let parts: Vec<Run> =
+        [1, num_steps / 2, 0].into_iter().map(|exit| run("parts", exit)).collect();
+    let figures: Vec<f64> = parts.iter().flat_map(Run::figures).collect();
+    assert_eq!(figures, whole.figures());
+    let epochs =
+        |run: &Run| -> Vec<usize> { run.recorder.iterations.iter().map(|m| m.epoch).collect() };
+    assert_eq!(parts.iter().flat_map(epochs).collect::<Vec<_>>(), epochs(&whole));
+    // One more for each end.
+    let steps = |dir: &str| -> Vec<u64> {
+        sterna_checkpoint::list(&path(dir))
+            .expect("readable")
+            .iter()
+            .map(|listed| listed.step)
+            .collect()
+    };
+    let mut expected = [steps("whole"), vec![num_steps / 2, 1]].concat();
+    expected.sort_unstable_by(|a, b| b.cmp(a));
+    expected.dedup();
+    assert_eq!(steps("parts"), expected);
+    assert_eq!(steps("whole").len(), 3, "an epoch each: {:?}", steps("whole"));
+    // Nothing is left to do.
+    assert!(run("parts", 0).recorder.iterations.is_empty());
+}
+
 /// The environment of a rank for its job number `job` of this test, which meets at a port of its own.
 fn job(rank: &TestRank, job: usize) -> RankEnv {
     let mut env = RankEnv::from_env().expect("the environment of a rank");
