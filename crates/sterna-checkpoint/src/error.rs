@@ -104,6 +104,12 @@ pub enum Error {
         /// What that run wrote about itself.
         holder: String,
     },
+    /// A folder of another program has the name of a checkpoint.
+    #[error("`{}` is not a checkpoint of sterna", path.display())]
+    NotOurs {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The export could not be written.
     #[error(transparent)]
     Hf(#[from] sterna_hf::Error),
@@ -132,6 +138,9 @@ impl Error {
             Self::Locked { .. } => {
                 "give each run an `output_dir` of its own, or wait until the other has ended"
             }
+            Self::NotOurs { .. } => {
+                "give the entry an `output_dir` of its own: nothing of another program is touched"
+            }
             Self::Hf(error) => return error.hint(),
         };
         Some(text.to_owned())
@@ -139,6 +148,13 @@ impl Error {
 
     /// Whether the checkpoint itself is at fault, and not the machine that reads it.
     pub fn is_damage(&self) -> bool {
-        !matches!(self, Self::Read { .. } | Self::Write { .. } | Self::Locked { .. } | Self::Hf(_))
+        !matches!(
+            self,
+            Self::Read { .. }
+                | Self::Write { .. }
+                | Self::Locked { .. }
+                | Self::NotOurs { .. }
+                | Self::Hf(_)
+        )
     }
 }

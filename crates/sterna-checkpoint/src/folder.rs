@@ -5,9 +5,11 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use sterna_hf::export::put_in_place;
+
 use crate::error::{Error, Result};
 use crate::manifest::{ASSETS, FileEntry, MANIFEST, MANIFEST_HASH, Manifest};
-use crate::verify::{hash_bytes, hash_file};
+use crate::verify::hash_bytes;
 
 const PREFIX: &str = "checkpoint-";
 /// Being written, or left so by a run that was killed.
@@ -15,6 +17,8 @@ const INCOMPLETE: &str = ".incomplete";
 /// Being deleted.
 const DELETED: &str = ".deleted";
 const LOCK: &str = ".sterna.lock";
+/// Bytes of the metrics file before the first step, until there is a checkpoint, which has them.
+const START: &str = ".sterna.start";
 /// How long to wait for a run that was killed a moment ago to let go of its lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -27,7 +31,8 @@ pub struct Listed {
     pub dir: PathBuf,
 }
 
-/// The checkpoints in `dir`, newest step first; those that are not complete are not among them. None if there is no such folder.
+/// The checkpoints in `dir`, newest step first; those that are not complete, and folders of other programs, are not among them.
+/// None if there is no such folder.
 ///
 /// # Errors
 ///
@@ -35,14 +40,23 @@ pub struct Listed {
 pub fn list(dir: &Path) -> Result<Vec<Listed>> {
     let mut found = Vec::new();
     for (name, path) in entries(dir)? {
-        let step = name.strip_prefix(PREFIX).and_then(|step| step.parse().ok());
-        // Not `checkpoint-007`: a name that we write is the only one for its step.
-        if let Some(step) = step.filter(|step| name == format!("{PREFIX}{step}")) {
+        if let Some(step) = step_of(&name, "").filter(|_| is_ours(&path)) {
             found.push(Listed { step, dir: path });
         }
     }
     found.sort_by_key(|listed| std::cmp::Reverse(listed.step));
     Ok(found)
+}
+
+/// The step that a folder's name gives, if it is one that we write: `checkpoint-7` and not `checkpoint-007`.
+fn step_of(name: &str, suffix: &str) -> Option<u64> {
+    let step = name.strip_prefix(PREFIX)?.strip_suffix(suffix)?.parse().ok()?;
+    (name == format!("{PREFIX}{step}{suffix}")).then_some(step)
+}
+
+/// Whether a folder has what makes a checkpoint of ours, be it damaged: other programs call theirs `checkpoint-N` too.
+fn is_ours(dir: &Path) -> bool {
+    [MANIFEST, MANIFEST_HASH, &crate::shard_file_name(0)].iter().any(|name| dir.join(name).exists())
 }
 
 fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
@@ -75,15 +89,19 @@ impl CheckpointFolder {
     ///
     /// # Errors
     ///
-    /// [`Error::Locked`] if another run has it; [`Error::Write`].
+    /// [`Error::Locked`] if another run has it; [`Error::NotOurs`] if another program's checkpoints are in it; [`Error::Write`].
     pub fn open(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir).map_err(|source| Error::Write { path: dir.to_owned(), source })?;
+        if let Some(parent) = dir.parent().filter(|parent| *parent != Path::new("")) {
+            sync_dir(parent)?;
+        }
         let (lock, holder) = lock(dir)?;
         let folder = Self { dir: dir.to_owned(), _lock: lock, holder };
         for (name, path) in entries(dir)? {
-            let is_leftover =
-                name.starts_with(PREFIX) && (name.ends_with(INCOMPLETE) || name.ends_with(DELETED));
-            if is_leftover {
+            if step_of(&name, "").is_some() && !is_ours(&path) {
+                return Err(Error::NotOurs { path });
+            }
+            if step_of(&name, INCOMPLETE).or(step_of(&name, DELETED)).is_some() {
                 tracing::info!("removing the half-written `{}` of an earlier run", path.display());
                 remove(&path)?;
             }
@@ -106,6 +124,21 @@ impl CheckpointFolder {
         fs::read_to_string(&path)
             .map(|text| text.trim().to_owned())
             .map_err(|source| Error::Read { path, source })
+    }
+
+    /// Notes how long the metrics file was when a run began here, and returns what an earlier run noted that was ended before its
+    /// first checkpoint: the rows since are of steps that are made again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Write`].
+    pub fn note_start(&self, metrics_bytes: u64) -> Result<Option<u64>> {
+        let path = self.dir.join(START);
+        let noted = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+        if noted.is_none() {
+            write_synced(&path, metrics_bytes.to_string().as_bytes())?;
+        }
+        Ok(noted)
     }
 
     /// The folder to write the files of the checkpoint of `step` into, empty.
@@ -155,7 +188,7 @@ impl CheckpointFolder {
         let name = format!("{ASSETS}/{name}");
         let path = incomplete(&self.dir, step).join(&name);
         write_synced(&path, bytes)?;
-        Ok(FileEntry { name, bytes: bytes.len() as u64, sha256: hash_file(&path)? })
+        Ok(FileEntry { name, bytes: bytes.len() as u64, sha256: hash_bytes(bytes) })
     }
 
     /// Adds the manifest to the checkpoint of `manifest.step` and gives it its name, in place of one that may be there. All its
@@ -173,13 +206,10 @@ impl CheckpointFolder {
         sync_dir(&incomplete.join(ASSETS))?;
         sync_dir(&incomplete)?;
         let dir = complete(&self.dir, manifest.step);
-        if dir.exists() {
-            // One of this step that was found damaged, or a run that was told to begin anew.
-            delete(&dir)?;
-        }
-        fs::rename(&incomplete, &dir)
-            .map_err(|source| Error::Write { path: dir.clone(), source })?;
-        sync_dir(&self.dir)?;
+        // There may be one of this step that was found damaged, or that another entry of the run was behind.
+        put_in_place(&incomplete, &dir)?;
+        // What it notes is in the checkpoint now. It may not be there.
+        let _ = fs::remove_file(self.dir.join(START));
         Ok(dir)
     }
 
@@ -251,6 +281,12 @@ fn sync_dir(dir: &Path) -> Result<()> {
         .map_err(|source| Error::Write { path: dir.to_owned(), source })
 }
 
+/// Whether a lock failed because the file system has none: NFS without its lock daemon says ENOLCK.
+fn has_no_locks(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported
+        || error.raw_os_error() == Some(nix::errno::Errno::ENOLCK as i32)
+}
+
 /// Takes the lock of a folder and writes who has it.
 fn lock(dir: &Path) -> Result<(File, String)> {
     let path = dir.join(LOCK);
@@ -263,9 +299,7 @@ fn lock(dir: &Path) -> Result<(File, String)> {
         match file.try_lock() {
             Ok(()) => break,
             // A file system without locks; the atomic renames still keep checkpoints whole.
-            Err(TryLockError::Error(source)) if source.kind() == io::ErrorKind::Unsupported => {
-                break;
-            }
+            Err(TryLockError::Error(source)) if has_no_locks(&source) => break,
             Err(TryLockError::Error(source)) => return Err(error(source)),
             Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_PATIENCE => {
                 std::thread::sleep(Duration::from_millis(100));

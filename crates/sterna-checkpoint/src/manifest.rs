@@ -63,10 +63,14 @@ pub struct Manifest {
 /// How far the data was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
-    /// Micro-batches that each data-parallel rank has consumed, over all epochs.
+    /// Micro-batches that each sequence-parallel group has seen, over all epochs.
     pub micro_batches: u64,
-    /// Samples that all ranks together have consumed, over all epochs.
-    pub samples: u64,
+    /// Whole epochs seen.
+    pub epoch: u64,
+    /// Micro-batches of the epoch begun that each group has seen.
+    pub of_epoch: u64,
+    /// Samples of a micro-batch.
+    pub rows: u64,
 }
 
 /// One thing that is kept for each element.
@@ -203,8 +207,11 @@ impl Manifest {
 
     /// What the readers rely on.
     fn check(&self) -> Result<(), String> {
-        if self.world_size == 0 {
-            return Err("`world_size` is `0`".to_owned());
+        let (world_size, sp_size) = (self.world_size, self.sequence_parallel_size);
+        if world_size == 0 || sp_size == 0 || !world_size.is_multiple_of(sp_size) {
+            return Err(format!(
+                "`sequence_parallel_size` is `{sp_size}` on a `world_size` of `{world_size}`"
+            ));
         }
         for flat in &self.flats {
             let len = flat.shard_len.checked_mul(self.world_size);
@@ -225,6 +232,16 @@ impl Manifest {
         let states: BTreeSet<_> = self.states.iter().map(|state| state.name).collect();
         if states.len() != self.states.len() || !states.contains(&StateName::Master) {
             return Err("`states` lists a state twice, or no `master`".to_owned());
+        }
+        // Far above any run, and safe to add to.
+        let Position { micro_batches, epoch, of_epoch, rows } = self.position;
+        let numbers = [self.step, self.num_updates, micro_batches, epoch, of_epoch, rows];
+        if numbers.iter().any(|number| *number > 1 << 40) {
+            return Err("`step` or `position` is out of range".to_owned());
+        }
+        let bytes = self.files.iter().try_fold(0_u64, |sum, file| sum.checked_add(file.bytes));
+        if bytes.is_none() {
+            return Err("`files` are larger than any disk".to_owned());
         }
         let mut names = BTreeSet::new();
         for file in &self.files {

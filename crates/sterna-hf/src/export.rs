@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::parameters::ParamSpec;
 use crate::weights::INDEX_FILE;
 
-pub use self::destination::check_destination;
+pub use self::destination::{check_destination, put_in_place};
 pub use self::rewrite::rewrite;
 
 /// The size that Hugging Face recommends files to stay under, and transformers' default.
@@ -171,7 +171,8 @@ impl ExportWriter {
                 next: shard.slots[num_written].name.clone(),
             });
         }
-        if self.shards.len() > 1 {
+        // One that was copied says the same in its own words.
+        if self.shards.len() > 1 && !self.incomplete.join(INDEX_FILE).exists() {
             self.write_json(INDEX_FILE, &layout::index(&self.shards))?;
         }
         destination::sync_dir(&self.incomplete)?;

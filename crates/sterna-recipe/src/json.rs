@@ -27,6 +27,7 @@ impl Recipe {
                 "learning_rate": self.optimizer.learning_rate,
                 "weight_decay": self.optimizer.weight_decay,
                 "betas": [self.optimizer.betas.0, self.optimizer.betas.1],
+                "eps": self.optimizer.eps,
             },
             "scheduler": scheduler(&self.scheduler.schedule, self.scheduler.warmup_ratio),
             "deepspeed": {

@@ -15,10 +15,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
-use sterna_checkpoint::{CheckpointFolder, FileEntry, Manifest, Position, ShardWriter};
+use sterna_checkpoint::{CheckpointFolder, FileEntry, Manifest, Position, ShardWriter, list};
 use sterna_comm::Group;
 use sterna_hf::assets::{MODEL_FILES, TOKENIZER_FILES};
-use sterna_recipe::{CheckpointKind, CheckpointOptions, Recipe};
+use sterna_recipe::{CheckpointKind, CheckpointOptions, Plan, Recipe};
 
 use crate::error::TrainError;
 use crate::memory::{HostMemory, has_room};
@@ -60,6 +60,8 @@ pub(crate) struct Checkpoints {
     pending: Option<Pending>,
     /// Ranks that share this machine's memory.
     local_world_size: u64,
+    /// Bytes that a rank has resident at the peak of a step, by the plan.
+    step_bytes: u64,
 }
 
 struct Entry {
@@ -128,7 +130,46 @@ impl Checkpoints {
             check_shared(dir, &of_ranks[0], world)?;
             entries.push(Entry { options: options.clone(), folder });
         }
-        Ok(Self { entries, pending: None, local_world_size: local_world_size as u64 })
+        let local_world_size = local_world_size as u64;
+        Ok(Self { entries, pending: None, local_world_size, step_bytes: 0 })
+    }
+
+    /// Says what a step takes, so that a copy of the states is made only where there is room for both.
+    pub(crate) fn expect_step_of(&mut self, plan: &Plan, num_attention: usize) {
+        let memory = &plan.memory;
+        let kept = memory.kept_attention_bytes * num_attention as u64;
+        self.step_bytes = memory.device_bytes() + memory.host_bytes() + kept;
+    }
+
+    /// Refuses folders that have checkpoints, for a run that resumes none: theirs and its own would not be told apart.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::UsedFolder`].
+    pub(crate) fn check_unused(&self) -> Result<(), TrainError> {
+        for Entry { options, folder } in &self.entries {
+            let dir = &options.output_dir;
+            if folder.is_some()
+                && let Some(newest) = list(dir)?.first()
+            {
+                return Err(TrainError::UsedFolder { dir: dir.clone(), step: newest.step });
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes how long the metrics file is where a run begins, and returns its length where it began before, if that run ended before
+    /// its first checkpoint. On the rank that has the folders.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Checkpoint`] if the note cannot be written.
+    pub(crate) fn note_start(&self, metrics_bytes: u64) -> Result<Option<u64>, TrainError> {
+        let resumes = self.entries.iter().find(|entry| entry.options.auto_resume);
+        match resumes.and_then(|entry| entry.folder.as_ref()) {
+            Some(folder) => Ok(folder.note_start(metrics_bytes)?),
+            None => Ok(None),
+        }
     }
 
     /// The entries, in the recipe's order.
@@ -167,7 +208,10 @@ impl Checkpoints {
         world.barrier()?;
         let dir = sterna_checkpoint::incomplete(&entry.options.output_dir, progress.step);
         let bytes = zero.snapshot_bytes();
-        let left = HostMemory::now().available() / self.local_world_size;
+        let memory = HostMemory::now();
+        // What the next step will take is free now.
+        let taken_later = self.step_bytes.saturating_sub(memory.process);
+        let left = (memory.available() / self.local_world_size).saturating_sub(taken_later);
         let writing = if has_room(left, bytes) {
             let snapshot = zero.snapshot()?;
             let (rank, tensors) = (world.rank(), zero.state_tensors());

@@ -82,6 +82,24 @@ pub enum TrainError {
         /// Each checkpoint and what is wrong with it, newest first.
         reasons: Vec<String>,
     },
+    /// A checkpoint could not be read for a reason that is not its own.
+    #[error("rank `{rank}` cannot read the checkpoint `{}`: {reason}", dir.display())]
+    CheckpointUnreadable {
+        /// The checkpoint.
+        dir: PathBuf,
+        /// The rank.
+        rank: usize,
+        /// What the system said there.
+        reason: String,
+    },
+    /// A run that resumes nothing would write among the checkpoints of another.
+    #[error("`{}` has checkpoints of an earlier run, until step `{step}`, and this run does not go on from them", dir.display())]
+    UsedFolder {
+        /// The entry's `output_dir`.
+        dir: PathBuf,
+        /// The newest checkpoint's step.
+        step: u64,
+    },
     /// The folder for checkpoints is not the same on all hosts.
     #[error("rank `{rank}` does not see what rank `0` wrote to `{}`", dir.display())]
     FolderNotShared {
@@ -190,6 +208,12 @@ impl TrainError {
             Self::NoGoodCheckpoint { .. } => Some(
                 "to begin anew, give the entry another `output_dir` or move the checkpoints away; to go on, undo what changed"
                     .to_owned(),
+            ),
+            Self::CheckpointUnreadable { .. } => {
+                Some("mend the file system or the permissions, and start again: nothing was changed".to_owned())
+            }
+            Self::UsedFolder { .. } => Some(
+                "set `auto_resume: true` to go on from them, or give the entry another `output_dir`".to_owned(),
             ),
             Self::FolderNotShared { .. } => Some(
                 "checkpoints need a folder that all hosts share, such as one on a network file system".to_owned(),

@@ -92,8 +92,12 @@ fn control_group_left() -> Option<u64> {
     let read = |name: &str| -> Option<u64> {
         fs::read_to_string(format!("/sys/fs/cgroup{path}/{name}")).ok()?.trim().parse().ok()
     };
+    // Pages of files that nobody uses count as taken until someone else wants them.
+    let stat = fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.stat")).unwrap_or_default();
+    let inactive = stat.lines().find_map(|line| line.strip_prefix("inactive_file "));
+    let inactive = inactive.and_then(|bytes| bytes.trim().parse().ok()).unwrap_or(0);
     // `memory.max` reads `max` without a limit, which is no number.
-    Some(read("memory.max")?.saturating_sub(read("memory.current")?))
+    Some(read("memory.max")?.saturating_sub(read("memory.current")?.saturating_sub(inactive)))
 }
 
 /// The value of a `Name:   123 kB` line, in bytes.

@@ -146,12 +146,26 @@ impl MetricsFile {
             before.strip_suffix(b"\n").and_then(|rows| rows.rsplit(|byte| *byte == b'\n').next());
         let row: Option<Value> = last.and_then(|row| serde_json::from_slice(row).ok());
         if row.is_some_and(|row| row["iter"] == json!(step)) {
-            self.file.set_len(bytes).map_err(io)?;
+            self.cut_to(bytes)?;
         } else {
             tracing::warn!(
                 "`{}` is not the file that was written until step `{step}`: rows are added at its end",
                 self.path.display()
             );
+        }
+        Ok(())
+    }
+
+    /// Removes what follows the first `bytes` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Io`].
+    pub fn cut_to(&mut self, bytes: u64) -> Result<(), TrainError> {
+        if self.num_bytes()? > bytes {
+            self.file
+                .set_len(bytes)
+                .map_err(|source| TrainError::Io { path: self.path.clone(), source })?;
         }
         Ok(())
     }

@@ -237,17 +237,22 @@ impl<'a> Trainer<'a> {
             model_dir: assets.model_dir.clone(),
             tokenizer_dir: assets.tokenizer_dir.clone(),
         };
-        let checkpoints = Checkpoints::open(recipe, comm.world(), env.local_world_size)?;
-        let resumed = match recipe.checkpoint.iter().find(|entry| entry.auto_resume) {
-            Some(entry) => resume::newest(&entry.output_dir, comm.world(), &identity)?,
-            None => None,
+        // Before what ranks with other recipes would do in another order.
+        check_agreement(recipe, comm, &assets.config, &datasets.train)?;
+        let mut checkpoints = Checkpoints::open(recipe, comm.world(), env.local_world_size)?;
+        let resumed = if let Some(entry) = recipe.checkpoint.iter().find(|entry| entry.auto_resume)
+        {
+            resume::newest(&entry.output_dir, comm.world(), &identity)?
+        } else {
+            checkpoints.check_unused()?;
+            None
         };
         let manifest = resumed.as_ref().map(|checkpoint| &checkpoint.manifest);
-        let course = Course::new(recipe, stream.len(), mesh.dp_size, manifest)?;
-        check_agreement(recipe, comm, &assets.config, &datasets.train, course.num_steps)?;
+        let course = Course::new(recipe, stream.len(), mesh, manifest)?;
         let of_data = plan_of_data(recipe, &assets.config, mesh.world_size, datasets)?;
         let disk = scratch(recipe, &of_data)?;
         let num_attention = num_attention_kept(&of_data, comm, env)?;
+        checkpoints.expect_step_of(&of_data, num_attention);
         let options = EngineOptions::new(plan, device, num_attention, disk.as_ref());
         let mut engine = Engine::new(comm, &assets.config, recipe, options)?;
         let source = match weights {
@@ -314,8 +319,15 @@ impl<'a> Trainer<'a> {
             }
             observer.on_resume(&checkpoint.dir, manifest.step);
             newest = Some(checkpoint.dir.clone());
-        } else if self.recipe.eval_on_start {
-            self.evaluate(0, file.as_mut(), observer)?;
+        } else {
+            if let Some(file) = &mut file
+                && let Some(bytes) = self.checkpoints.note_start(file.num_bytes()?)?
+            {
+                file.cut_to(bytes)?;
+            }
+            if self.recipe.eval_on_start {
+                self.evaluate(0, file.as_mut(), observer)?;
+            }
         }
 
         self.stop.heed();
@@ -326,7 +338,13 @@ impl<'a> Trainer<'a> {
                 break;
             }
             let step = num_done + 1;
-            let Some(metrics) = self.step(step)? else {
+            let metrics = self.step(step);
+            if matches!(metrics, Err(TrainError::NotFinite { .. })) {
+                // All ranks end here, and the step would be the same again: what is being written is worth waiting for.
+                let (world, zero) = (self.comm.world(), &self.engine.zero);
+                self.checkpoints.finish(world, zero, &self.identity)?;
+            }
+            let Some(metrics) = metrics? else {
                 early_exit = self.early_exit()?;
                 break;
             };
@@ -443,7 +461,7 @@ impl<'a> Trainer<'a> {
         let _iteration = Stage::Iteration.enter_at(step as usize);
         let reading = Stage::Data.enter();
         let gas = self.recipe.gradient_accumulation_steps;
-        let first = self.course.position(step - 1).micro_batches as usize;
+        let first = self.course.micro_batches(step - 1) as usize;
         let batches = (first..first + gas)
             .map(|index| self.micro_batch(index))
             .collect::<Result<Vec<_>, _>>()?;

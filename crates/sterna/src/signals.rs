@@ -1,32 +1,84 @@
-//! Signals that ask a rank to stop: finish the step, save, end.
+//! Signals that ask a run to stop: which they are, and what a rank does when one comes.
 
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal, raise};
 use sterna_train::Stop;
 
-/// Ctrl-C, what launchers and schedulers send, and SLURM's early warning (`--signal=USR1@120`).
-const ASK_TO_STOP: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1];
+/// Ctrl-C, what launchers and schedulers send, a terminal that is closed, and what SLURM sends before it takes the nodes away
+/// (`--signal=USR1@SECONDS`).
+const ASK_TO_STOP: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1];
 
-/// Turns the signals of [`ASK_TO_STOP`] into requests to `stop`. Until the run heeds those, and when the same signal comes
-/// again, the process ends as it would have without us. A rank that our launcher started gets them from it and, in a terminal,
-/// from Ctrl-C, so there it is the launcher who counts.
+/// A signal of another kind within this time of the first is not someone asking again: schedulers send several at once.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// The signals that ask to stop. One that whoever started us had us ignore, as nohup does SIGHUP, stays ignored.
+pub(crate) fn that_ask_to_stop() -> SigSet {
+    // Where /proc is missing nothing is known to be ignored.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = ignored_signals(&status);
+    ASK_TO_STOP.into_iter().filter(|signal| !is_in(ignored, *signal)).collect()
+}
+
+/// Turns signals into requests to `stop`. Until the run heeds those, the process ends as it would have without us. So it does when
+/// someone asks again, and when the run has not ended `stop_within` later. A rank that our launcher started leaves both to it.
 ///
 /// Must be called before the process has other threads: they inherit which signals they do not take.
-pub(crate) fn catch(stop: Stop, has_launcher: bool) -> nix::Result<()> {
-    let signals: SigSet = ASK_TO_STOP.into_iter().collect();
+pub(crate) fn catch(stop: Stop, has_launcher: bool, stop_within: Duration) -> nix::Result<()> {
+    let signals = that_ask_to_stop();
     signals.thread_block()?;
     thread::spawn(move || {
-        let mut received = Vec::new();
+        let mut first: Option<(Signal, Instant)> = None;
         while let Ok(signal) = signals.wait() {
-            let is_repeated = received.contains(&signal) && !has_launcher;
-            if !stop.is_heeded() || is_repeated {
-                // Only this thread takes it, and its default ends the process.
-                let _ = signals.thread_unblock().and_then(|()| raise(signal));
+            let is_again =
+                first.is_some_and(|(earlier, at)| earlier == signal || at.elapsed() > AT_ONCE);
+            if !stop.is_heeded() || is_again && !has_launcher {
+                end(signals, signal);
             }
-            received.push(signal);
             stop.request(signal as i32);
+            if first.is_none() && !has_launcher {
+                thread::spawn(move || {
+                    thread::sleep(stop_within);
+                    end(signals, signal);
+                });
+            }
+            first = first.or(Some((signal, Instant::now())));
         }
     });
     Ok(())
+}
+
+/// Ends the process by `signal`, whose default does that.
+fn end(signals: SigSet, signal: Signal) {
+    // Only this thread takes it.
+    let _ = signals.thread_unblock().and_then(|()| raise(signal));
+}
+
+/// The mask of ignored signals in the text of `/proc/PID/status`; bit `n - 1` is signal `n` (man page `proc_pid_status`).
+fn ignored_signals(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+/// Whether `mask` has `signal`.
+fn is_in(mask: u64, signal: Signal) -> bool {
+    mask >> (signal as i32 - 1) & 1 == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_ignored_from_the_start_are_read_from_the_status_of_the_process() {
+        // As /proc/self/status shows it under nohup: SIGHUP is 1, SIGPIPE (which Rust ignores) 13.
+        let ignored = ignored_signals(
+            "Name:\tsterna\nSigBlk:\t0000000000000002\nSigIgn:\t0000000000001001\n",
+        );
+        let has =
+            [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM].map(|signal| is_in(ignored, signal));
+        assert_eq!(has, [true, false, false]);
+        assert_eq!(ignored_signals(""), 0);
+    }
 }

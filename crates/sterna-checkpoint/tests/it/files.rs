@@ -77,7 +77,7 @@ pub(crate) fn write(folder: &CheckpointFolder, step: u64) -> PathBuf {
         sterna: "0.0.0".to_owned(),
         step,
         num_updates: step,
-        position: Position { micro_batches: step, samples: 2 * step },
+        position: Position { micro_batches: step, epoch: 0, of_epoch: step, rows: 1 },
         world_size: WORLD_SIZE,
         sequence_parallel_size: 1,
         data: "d".to_owned(),

@@ -19,7 +19,8 @@ fn only_complete_checkpoints_are_listed_newest_first() {
         write(&folder, step);
     }
     folder.begin(50).unwrap();
-    for name in ["checkpoint-007", "checkpoint-", "checkpoint-x", "global_step_99"] {
+    for name in ["checkpoint-007", "checkpoint-", "checkpoint-x", "checkpoint-60", "global_step_99"]
+    {
         fs::create_dir(temp.path().join(name)).unwrap();
     }
     assert_eq!(steps(temp.path()), [40, 9, 5]);
@@ -73,4 +74,31 @@ fn two_runs_cannot_write_to_one_folder() {
     let error = CheckpointFolder::open(temp.path()).unwrap_err();
     let holder = format!("process {} on ", std::process::id());
     assert!(error.to_string().contains(&holder), "{error}");
+}
+
+#[test]
+fn folders_of_other_programs_are_refused_and_left_alone() {
+    let temp = tempfile::tempdir().unwrap();
+    // As transformers' Trainer names its checkpoints.
+    let other = temp.path().join("checkpoint-100");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("trainer_state.json"), "{}").unwrap();
+    let notes = temp.path().join("checkpoint-notes.deleted");
+    fs::create_dir(&notes).unwrap();
+    let error = CheckpointFolder::open(temp.path()).unwrap_err().to_string();
+    assert_eq!(error, format!("`{}` is not a checkpoint of sterna", other.display()));
+    assert!(list(temp.path()).unwrap().is_empty());
+    fs::remove_dir_all(&other).unwrap();
+    CheckpointFolder::open(temp.path()).unwrap();
+    assert!(notes.exists());
+}
+
+#[test]
+fn a_run_that_ended_before_its_first_checkpoint_is_noted() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = CheckpointFolder::open(temp.path()).unwrap();
+    assert_eq!(folder.note_start(17).unwrap(), None);
+    assert_eq!(folder.note_start(99).unwrap(), Some(17));
+    write(&folder, 1);
+    assert_eq!(folder.note_start(99).unwrap(), None);
 }

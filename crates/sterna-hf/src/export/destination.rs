@@ -72,8 +72,12 @@ pub(super) fn sync_dir(dir: &Path) -> Result<()> {
     })
 }
 
-/// Moves the folder `from` to `dir`, and removes what was there.
-pub(super) fn put_in_place(from: &Path, dir: &Path) -> Result<()> {
+/// Moves the folder `from` to `dir` in one step, and removes what was there.
+///
+/// # Errors
+///
+/// [`Error::Write`]; `dir` is then as it was.
+pub fn put_in_place(from: &Path, dir: &Path) -> Result<()> {
     let write_error = |source| Error::Write { path: dir.to_owned(), needed_bytes: 0, source };
     if !dir.exists() {
         fs::rename(from, dir).map_err(write_error)?;
@@ -95,7 +99,7 @@ pub(super) fn put_in_place(from: &Path, dir: &Path) -> Result<()> {
     };
     sync_dir(parent(dir))?;
     if let Err(error) = fs::remove_dir_all(&replaced) {
-        tracing::warn!(path = %replaced.display(), %error, "the earlier export could not be removed");
+        tracing::warn!(path = %replaced.display(), %error, "what was replaced could not be removed");
     }
     Ok(())
 }

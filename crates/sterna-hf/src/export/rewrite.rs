@@ -8,7 +8,7 @@ use crate::config::ModelConfig;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::parameters::ParamSpec;
-use crate::weights::WeightFiles;
+use crate::weights::{INDEX_FILE, WeightFiles};
 
 /// Writes the model of the folder `from` to `to`: the same tensors under the same names in files of the same cut, as safetensors,
 /// in `dtype` if one is given. Without, every file that transformers wrote comes out byte for byte.
@@ -37,8 +37,8 @@ pub fn rewrite(from: &Path, to: &Path, dtype: Option<DType>) -> Result<()> {
         writer.write(&spec.name, &DType::convert(view.bytes, view.dtype, *dtype))?;
     }
     match dtype {
-        // The config too, as it stands in its file.
-        None => assets::names().try_for_each(|name| writer.copy(from, name))?,
+        // Config and index too, as they stand in their files.
+        None => assets::names().chain([INDEX_FILE]).try_for_each(|name| writer.copy(from, name))?,
         Some(_) => writer.copy_assets(from, &ModelConfig::from_dir(from)?.raw)?,
     }
     writer.finish()

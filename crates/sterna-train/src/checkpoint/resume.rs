@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sterna_checkpoint::{Checkpoint, list};
 use sterna_comm::Group;
@@ -16,7 +17,9 @@ const IDLE_MODEL_KEYS: [&str; 4] =
 
 /// Keys of a recipe that change what a run that is resumed computes from there on; each may be changed, and is said. What the
 /// samples are is in the data's hash, and how memory is used changes nothing.
-const TELLING_RECIPE_KEYS: [&str; 17] = [
+const TELLING_RECIPE_KEYS: [&str; 19] = [
+    "model.name_or_path",
+    "model.random_weights",
     "optimizer",
     "scheduler",
     "micro_batch_size",
@@ -48,6 +51,7 @@ const TELLING_RECIPE_KEYS: [&str; 17] = [
 /// # Errors
 ///
 /// [`TrainError::NoGoodCheckpoint`] if there are checkpoints and none can be used: beginning anew would overwrite them.
+/// [`TrainError::CheckpointUnreadable`] if a machine cannot read one.
 pub(crate) fn newest(
     dir: &Path,
     world: &Group,
@@ -65,18 +69,28 @@ pub(crate) fn newest(
     let mut reasons = Vec::new();
     for step in steps {
         let path = sterna_checkpoint::complete(dir, step);
-        let found = look_at(&path, world, identity);
-        let problem = found.as_ref().err().map(String::as_str).unwrap_or_default();
-        let of_ranks = world.all_gather_bytes(problem.as_bytes())?;
-        let problem = of_ranks.iter().find(|problem| !problem.is_empty());
-        match (problem, found) {
+        let found = look_at(&path, step, world, identity);
+        let problem = serde_json::to_vec(&found.as_ref().err()).expect("a problem is text");
+        let of_ranks = world.all_gather_bytes(&problem)?;
+        let mut problems = of_ranks.iter().enumerate().filter_map(|(rank, text)| {
+            let problem: Option<Problem> = serde_json::from_slice(text).unwrap_or_default();
+            problem.map(|problem| (rank, problem))
+        });
+        // The first rank's is the same on all.
+        match (problems.next(), found) {
             (None, Ok(checkpoint)) => {
                 say_differences(&checkpoint, identity, world);
                 return Ok(Some(checkpoint));
             }
+            (Some((rank, Problem::Machine(reason))), _) => {
+                return Err(TrainError::CheckpointUnreadable { dir: path, rank, reason });
+            }
             (problem, _) => {
-                let problem = problem.map(|text| String::from_utf8_lossy(text).into_owned());
-                let reason = format!("`{}`: {}", path.display(), problem.unwrap_or_default());
+                let reason = match problem {
+                    Some((_, Problem::Unfit(reason))) => reason,
+                    _ => "a rank did not say what is wrong with it".to_owned(),
+                };
+                let reason = format!("`{}`: {reason}", path.display());
                 if world.rank() == 0 {
                     tracing::warn!("cannot resume from {reason}");
                 }
@@ -91,12 +105,37 @@ pub(crate) fn newest(
     }
 }
 
+/// Why a rank does not take a checkpoint.
+#[derive(Debug, Serialize, Deserialize)]
+enum Problem {
+    /// It is damaged, or of another run: an earlier one may be taken.
+    Unfit(String),
+    /// This machine could not read it. It may be good: falling back would lose its steps.
+    Machine(String),
+}
+
+impl From<sterna_checkpoint::Error> for Problem {
+    fn from(error: sterna_checkpoint::Error) -> Self {
+        let text = error_chain(&error);
+        if error.is_damage() { Self::Unfit(text) } else { Self::Machine(text) }
+    }
+}
+
 /// Opens a checkpoint, checks this rank's share of its files and whether it is of this run.
-fn look_at(path: &Path, world: &Group, identity: &RunIdentity) -> Result<Checkpoint, String> {
-    let checkpoint = Checkpoint::open(path).map_err(|error| error_chain(&error))?;
+fn look_at(
+    path: &Path,
+    step: u64,
+    world: &Group,
+    identity: &RunIdentity,
+) -> Result<Checkpoint, Problem> {
+    let checkpoint = Checkpoint::open(path)?;
     let files = checkpoint.manifest.files.iter();
     for file in files.skip(world.rank()).step_by(world.size()) {
-        checkpoint.verify_file(file).map_err(|error| error_chain(&error))?;
+        checkpoint.verify_file(file)?;
+    }
+    if checkpoint.manifest.step != step {
+        let found = checkpoint.manifest.step;
+        return Err(Problem::Unfit(format!("it is a copy of the checkpoint of step `{found}`")));
     }
     let manifest = &checkpoint.manifest;
     let without_idle = |config: &Map<String, Value>| {
@@ -106,12 +145,11 @@ fn look_at(path: &Path, world: &Group, identity: &RunIdentity) -> Result<Checkpo
     };
     let (there, here) = (without_idle(&manifest.model), without_idle(&identity.model));
     if let Some(difference) = differences(&there, &here).into_iter().next() {
-        return Err(format!("it is of another recipe: the model's {difference}"));
+        return Err(Problem::Unfit(format!("it is of another recipe: the model's {difference}")));
     }
     if manifest.data != identity.data {
-        return Err(
-            "it is of another recipe, or its data changed since: the samples or their order are not the same".to_owned()
-        );
+        let text = "it is of another recipe, or its data changed since: the samples or their order are not the same";
+        return Err(Problem::Unfit(text.to_owned()));
     }
     Ok(checkpoint)
 }

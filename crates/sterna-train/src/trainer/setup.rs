@@ -150,7 +150,6 @@ pub(super) fn check_agreement(
     comm: &Comm,
     config: &ModelConfig,
     dataset: &Dataset,
-    num_steps: u64,
 ) -> Result<(), TrainError> {
     const NUM_SAMPLES: usize = 64;
     let mut hasher = DefaultHasher::new();
@@ -158,7 +157,10 @@ pub(super) fn check_agreement(
     let exports: Vec<_> = recipe
         .checkpoint
         .iter()
-        .map(|c| (c.save_every_n_steps, c.save_every_n_epochs, c.save_end_of_training))
+        .map(|c| {
+            let when = (c.save_every_n_steps, c.save_every_n_epochs, c.save_end_of_training);
+            (c.kind, c.auto_resume, c.keep_last_n, when)
+        })
         .collect();
     let keys = (
         (
@@ -172,7 +174,8 @@ pub(super) fn check_agreement(
         (recipe.tiled_mlp_compute, recipe.model.disable_activation_checkpoint, recipe.seed),
         // Where things wait and how much is computed at once decide which collectives a rank takes part in.
         MemoryOptions { disk_dir: None, timeline_dir: None, ..recipe.memory.clone() },
-        (recipe.eval_interval, recipe.eval_on_start, exports, num_steps),
+        (recipe.eval_interval, recipe.eval_on_start, exports, recipe.on_nonfinite),
+        (recipe.epochs, recipe.train_iters, recipe.exit_iteration, recipe.exit_iteration_this_run),
     );
     (env!("CARGO_PKG_VERSION"), format!("{keys:?}"), format!("{:?}", config.raw)).hash(&mut hasher);
     for index in 0..dataset.len() {

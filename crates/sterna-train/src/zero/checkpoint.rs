@@ -6,7 +6,8 @@
 use std::ops::Range;
 
 use sterna_checkpoint::{
-    Checkpoint, FlatBuffer, ParameterPlace, StateDtype, StateKind, StateName, StateTensor,
+    Checkpoint, Error as CheckpointError, FlatBuffer, ParameterPlace, StateDtype, StateKind,
+    StateName, StateTensor,
 };
 use sterna_comm::Group;
 use tch::{Device, Kind, Tensor, no_grad_guard};
@@ -167,6 +168,15 @@ impl Zero {
         let _no_grad = no_grad_guard();
         let options = *self.options();
         let names: Vec<String> = self.named_flats().map(|(name, _)| name).collect();
+        let manifest = &checkpoint.manifest;
+        let is_laid_out_so = manifest.flats.iter().map(|flat| &flat.name).eq(&names)
+            && manifest.parameters == self.parameter_places();
+        if !is_laid_out_so {
+            return Err(TrainError::Checkpoint(CheckpointError::Manifest {
+                path: checkpoint.dir.clone(),
+                reason: "its parameters lie elsewhere than in this version of sterna".to_owned(),
+            }));
+        }
         for (name, flat) in names.iter().zip(self.flats_mut()) {
             let first = flat.first_own(&options);
             for slice in slices(&(0..options.optimizer_len(&flat.layout))) {

@@ -166,15 +166,16 @@ impl OptimizerState {
                 .state(name)
                 .map(|state| state.narrow(0, range.start, range.end - range.start))),
             Place::Disk(region) => {
-                let mut pieces = Vec::new();
+                let kind = self.kind_on_disk(name);
+                let Some(kind) = kind else { return Ok(None) };
+                let values = Tensor::empty([range.end - range.start], (kind, Device::Cpu));
                 for piece in self.pieces_on_disk(range) {
-                    let Some((offset, kind)) = self.place_on_disk(name, &piece) else {
-                        return Ok(None);
-                    };
-                    let buffer = Tensor::empty([piece.end - piece.start], (kind, Device::Cpu));
-                    pieces.push(region.read_at(offset, buffer)?.wait()?);
+                    let (start, len) = (piece.start - range.start, piece.end - piece.start);
+                    let offset = self.place_on_disk(name, &piece);
+                    // It fills the part of `values`.
+                    let _ = region.read_at(offset, values.narrow(0, start, len))?.wait()?;
                 }
-                Ok(Some(Tensor::cat(&pieces, 0)))
+                Ok(Some(values))
             }
         }
     }
@@ -193,11 +194,10 @@ impl OptimizerState {
                 }
             }
             Place::Disk(region) => {
+                let Some(kind) = self.kind_on_disk(name) else { return Ok(()) };
                 for piece in self.pieces_on_disk(range) {
-                    let Some((offset, kind)) = self.place_on_disk(name, &piece) else {
-                        return Ok(());
-                    };
                     let (start, len) = (piece.start - range.start, piece.end - piece.start);
+                    let offset = self.place_on_disk(name, &piece);
                     // A copy, also where it has this dtype already: it must stay as it is until it is written.
                     region.write_at(offset, values.narrow(0, start, len).totype(kind).copy())?;
                 }
@@ -212,20 +212,27 @@ impl OptimizerState {
         self.runs().into_iter().map(cut).filter(|piece| piece.start < piece.end).collect()
     }
 
-    /// The first byte of elements `piece` of a state, which lie in one run, and their dtype.
-    fn place_on_disk(&self, name: StateName, piece: &Range<i64>) -> Option<(u64, Kind)> {
+    /// The dtype of a state on disk; `None` where the weights are the masters.
+    fn kind_on_disk(&self, name: StateName) -> Option<Kind> {
+        match name {
+            StateName::Master => self.format.has_master.then_some(Kind::Float),
+            StateName::ExpAvg | StateName::ExpAvgSq => Some(self.format.moments_kind),
+        }
+    }
+
+    /// The first byte of elements `piece` of a state, which lie in one run.
+    fn place_on_disk(&self, name: StateName, piece: &Range<i64>) -> u64 {
         let run_start = piece.start / SLICE_LEN * SLICE_LEN;
         let run_len = SLICE_LEN.min(self.len - run_start);
         let moment_size = self.format.moments_kind.elt_size_in_bytes() as i64;
         let master_size = if self.format.has_master { 4 } else { 0 };
-        let (before, kind) = match name {
-            StateName::Master if self.format.has_master => (0, Kind::Float),
-            StateName::Master => return None,
-            StateName::ExpAvg => (master_size, self.format.moments_kind),
-            StateName::ExpAvgSq => (master_size + moment_size, self.format.moments_kind),
+        let (before, size) = match name {
+            StateName::Master => (0, master_size),
+            StateName::ExpAvg => (master_size, moment_size),
+            StateName::ExpAvgSq => (master_size + moment_size, moment_size),
         };
-        let in_run = before * run_len + (piece.start - run_start) * kind.elt_size_in_bytes() as i64;
-        Some(((run_start * self.format.bytes() + in_run) as u64, kind))
+        let in_run = before * run_len + (piece.start - run_start) * size;
+        (run_start * self.format.bytes() + in_run) as u64
     }
 
     /// The elements that are loaded and stepped at once: all of them, unless they are on disk.

@@ -83,3 +83,25 @@ fn warn_goes_on_with_what_is_left() {
     assert!(iterations[first..].iter().all(|metrics| metrics.loss.is_nan()));
     assert!(iterations.iter().all(|metrics| !metrics.is_skipped));
 }
+
+#[test]
+fn a_run_that_is_resumed_after_a_skipped_step_is_the_whole_run() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut recipe = poisoned(folder.path());
+    recipe["on_nonfinite"] = json!("skip");
+    let mut losses = |dir: &str, exit_iteration: usize| -> Vec<String> {
+        recipe["exit_iteration"] = json!(exit_iteration);
+        recipe["checkpoint"] = json!({
+            "output_dir": folder.path().join(dir), "auto_resume": true, "save_end_of_training": true,
+        });
+        let recipe = tiny::load(folder.path(), dir, &recipe);
+        let mut recorder = Recorder::default();
+        train(&recipe, &RankEnv::single(), &TrainOptions::default(), &mut recorder)
+            .expect("trained");
+        recorder.iterations.iter().map(|metrics| metrics.loss.to_string()).collect()
+    };
+    let whole = losses("whole", 0);
+    let skipped = whole.iter().position(|loss| loss == "NaN").expect("one is skipped");
+    let parts = [losses("parts", skipped + 1), losses("parts", 0)].concat();
+    assert_eq!(parts, whole);
+}

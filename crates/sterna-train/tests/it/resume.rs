@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use serde_json::{Value, json};
 use sterna_comm::RankEnv;
@@ -10,6 +11,8 @@ use sterna_train::{
     EarlyExit, EvalMetrics, IterationMetrics, Observer, Stop, TrainError, TrainOptions,
     TrainSummary, train,
 };
+use tracing::span::{Attributes, Id};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 use crate::conformance::Recorder;
 use crate::equivalence::{assert_same, set};
@@ -299,6 +302,28 @@ fn a_damaged_checkpoint_is_left_for_the_one_before() {
 }
 
 #[test]
+fn ranks_agree_on_what_is_damaged_although_each_reads_a_part() {
+    spawn_ranks(2, |rank: &TestRank| {
+        let own = rank.folder.join(rank.rank.to_string());
+        let parts = rank.folder.join("parts");
+        let sp = [("sequence_parallel_size", json!(2))];
+        let every = json!([{"output_dir": parts, "auto_resume": true, "save_every_n_steps": 1}]);
+        run_until(&own, &parts, &job(rank, 0), &[sp[0].clone(), ("checkpoint", every)], 3);
+        if rank.rank == 0 {
+            // Ranks 0 and 1 read the files in turn: the first shard is rank 0's to check, the second rank 1's.
+            for (step, shard) in [(3, 0), (2, 1)] {
+                let path = parts.join(format!("checkpoint-{step}/rank_0000{shard}.safetensors"));
+                let mut bytes = fs::read(&path).expect("readable");
+                *bytes.last_mut().expect("not empty") ^= 1;
+                fs::write(&path, bytes).expect("written");
+            }
+        }
+        let after = run_until(&own, &parts, &job(rank, 1), &sp, NUM_STEPS);
+        assert_eq!(after.recorder.resumed.map(|(_, step)| step), Some(1));
+    });
+}
+
+#[test]
 fn a_checkpoint_of_another_model_or_other_data_is_not_gone_on_from() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let checkpoints = two_checkpoints(folder.path());
@@ -368,6 +393,67 @@ impl Observer for Stopper {
     fn on_checkpoint(&mut self, dir: &Path) {
         self.recorder.on_checkpoint(dir);
     }
+}
+
+#[test]
+fn a_run_that_resumes_nothing_does_not_write_among_others_checkpoints() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let checkpoints = two_checkpoints(folder.path());
+    let entry = json!([{"output_dir": checkpoints, "save_every_n_steps": 3}]);
+    let recipe = recipe(folder.path(), &checkpoints, &[("checkpoint", entry)]);
+    let error = run(folder.path(), &RankEnv::single(), &recipe, Stop::default()).result;
+    let expected = format!(
+        "`{}` has checkpoints of an earlier run, until step `4`, and this run does not go on from them",
+        checkpoints.display()
+    );
+    assert_eq!(error.expect_err("refused").to_string(), expected);
+}
+
+/// Asks a run to stop when the backward of a micro-batch begins.
+struct AtBackward {
+    num_seen: AtomicUsize,
+    /// Counted from 1.
+    number: usize,
+    stop: Stop,
+}
+
+impl<S: tracing::Subscriber> Layer<S> for AtBackward {
+    fn on_new_span(&self, span: &Attributes<'_>, _: &Id, _: Context<'_, S>) {
+        let is_it = span.metadata().name() == "backward"
+            && self.num_seen.fetch_add(1, Relaxed) + 1 == self.number;
+        if is_it {
+            self.stop.request(15);
+        }
+    }
+}
+
+#[test]
+fn a_step_that_is_given_up_leaves_everything_as_it_was() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (env, checkpoints) = (RankEnv::single(), folder.path().join("checkpoints"));
+    let gas = ("gradient_accumulation_steps", json!(4));
+    let whole = run_until(
+        folder.path(),
+        &folder.path().join("whole"),
+        &env,
+        std::slice::from_ref(&gas),
+        NUM_STEPS,
+    );
+    // Told to stop while the second step has begun: the run looks before its second micro-batch.
+    let entry = json!([{"output_dir": checkpoints, "auto_resume": true}]);
+    let recipe = recipe(folder.path(), &checkpoints, &[gas.clone(), ("checkpoint", entry)]);
+    let loaded = tiny::load(folder.path(), "given-up", &recipe);
+    let stop = Stop::default();
+    let layer = AtBackward { num_seen: AtomicUsize::new(0), number: 5, stop: stop.clone() };
+    let options = TrainOptions { stop, ..TrainOptions::default() };
+    let mut recorder = Recorder::default();
+    let summary =
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            train(&loaded, &env, &options, &mut recorder).expect("stopped in order")
+        });
+    assert_eq!((summary.num_steps, recorder.iterations.len()), (1, 1));
+    let after = run_until(folder.path(), &checkpoints, &env, &[gas], NUM_STEPS);
+    assert_eq!(after.figures(), whole.figures()[2..]);
 }
 
 #[test]

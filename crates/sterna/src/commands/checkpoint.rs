@@ -56,7 +56,7 @@ fn row_json((listed, checkpoint): &(Listed, Result<Checkpoint, Error>)) -> Value
             "step": manifest.step,
             "world_size": manifest.world_size,
             "sequence_parallel_size": manifest.sequence_parallel_size,
-            "samples": manifest.position.samples,
+            "epoch": manifest.position.epoch,
             "bytes": manifest.num_bytes(),
             "sterna": manifest.sterna,
             "error": null,

@@ -103,7 +103,7 @@ fn run_rank(args: &Train, recipe: &Recipe, env: &RankEnv) -> Result<(), Failure>
     };
     let stop = Stop::default();
     if recipe.checkpoint.iter().any(|entry| entry.kind == CheckpointKind::Sterna) {
-        signals::catch(stop.clone(), child::has_launcher())
+        signals::catch(stop.clone(), child::has_launcher(), Duration::from_secs(args.stop_within))
             .map_err(|err| Failure::new(Exit::Failed, format!("cannot wait for signals: {err}")))?;
     }
     let mut narrator = Narrator::new(recipe, env);

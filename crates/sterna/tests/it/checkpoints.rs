@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command};
 
@@ -215,4 +216,15 @@ fn a_second_run_may_not_write_to_the_same_folder() {
     let expected =
         format!("error: another run writes checkpoints to `ckpt` (process {} on", run.id());
     assert!(text.contains(&expected), "{text}");
+}
+
+#[test]
+fn a_single_rank_that_does_not_stop_in_time_is_ended() {
+    let workspace = Workspace::new();
+    let args = ["--set", "train_iters=100_000", "--stop-within", "0"];
+    let mut command = workspace.sterna(&[&SAVING[..], &args].concat());
+    let (mut run, _stderr) = start_and_see(&mut command, "Train iter:");
+    kill(Pid::from_raw(run.id().cast_signed()), Signal::SIGTERM).unwrap();
+    // By the signal itself, and not with its number as a status.
+    assert_eq!(run.wait().unwrap().signal(), Some(Signal::SIGTERM as i32));
 }

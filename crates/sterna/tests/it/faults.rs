@@ -78,6 +78,17 @@ fn num_rows(workspace: &Workspace) -> usize {
     fs::read_to_string(workspace.path("metrics.jsonl")).map_or(0, |text| text.lines().count())
 }
 
+/// Whatever was killed when, a checkpoint that has its name is whole. One may be deleted while it is looked at.
+fn assert_whole(folder: &Path) {
+    for listed in sterna_checkpoint::list(folder).unwrap() {
+        let problems = match sterna_checkpoint::Checkpoint::open(&listed.dir) {
+            Ok(checkpoint) => checkpoint.verify(),
+            Err(problem) => vec![problem],
+        };
+        assert!(problems.is_empty() || !listed.dir.exists(), "{problems:?}");
+    }
+}
+
 /// Whether the ranks of `launcher` are at work.
 fn has_ranks(launcher: &Child) -> bool {
     children(launcher.id()).len() == RANKS
@@ -132,9 +143,11 @@ fn fifty_kills_of_ranks_and_launchers_change_not_a_bit() {
         } else {
             continue;
         }
+        assert_whole(&killed.path("ckpt"));
         kills += 1;
         during_save += usize::from(saving);
     }
+    assert!(of_rank > 0 && of_launcher > 0 && during_save > 0);
     assert!(launcher.wait().unwrap().success(), "seed {seed}:\n{}", killed.read("log"));
 
     let weights =
