@@ -180,3 +180,24 @@ pub(crate) fn files(dir: &Path) -> Vec<PathBuf> {
     found.sort();
     found
 }
+
+/// Written by the first version of this format: a reader that takes it for something else must have another number.
+#[test]
+fn a_checkpoint_of_format_1_reads_as_it_was_written() {
+    let fixture =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1/checkpoint-3");
+    let checkpoint = Checkpoint::open(&fixture).unwrap();
+    assert!(checkpoint.verify().is_empty());
+    let Manifest { step, num_updates, position, metrics_bytes, .. } = checkpoint.manifest.clone();
+    assert_eq!((step, num_updates, metrics_bytes), (3, 3, Some(17)));
+    assert_eq!(position, Position { micro_batches: 3, epoch: 0, of_epoch: 3, rows: 1 });
+    for (flat, (name, shard_len)) in
+        ["0.decayed", "1.undecayed"].into_iter().zip(SHARD_LENS).enumerate()
+    {
+        for kind in states() {
+            let all = 0..shard_len * WORLD_SIZE;
+            let read = checkpoint.read_state(name, kind.name, all.clone()).unwrap();
+            assert_eq!(read, bytes(flat, kind, all));
+        }
+    }
+}
