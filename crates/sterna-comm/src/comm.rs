@@ -30,7 +30,7 @@ impl Comm {
     /// # Errors
     ///
     /// [`CommError::SequenceParallelSize`] if `sp_size` does not divide the world size; [`CommError::NoRoute`],
-    /// [`CommError::LoopbackAcrossMachines`] or [`CommError::Rendezvous`] if the ranks do not find each other.
+    /// [`CommError::LoopbackAcrossMachines`], [`CommError::Listen`] or [`CommError::Rendezvous`] if the ranks do not find each other.
     pub fn init(env: &RankEnv, sp_size: usize, timeout: Duration) -> Result<Self, CommError> {
         let mesh = Mesh::new(env.rank, env.world_size, sp_size)?;
         if env.world_size == 1 {

@@ -5,7 +5,7 @@ use std::{fmt, io, time::Duration};
 use sterna_torch_sys as torch;
 use tch::Kind;
 
-use crate::liveness::Failure;
+use crate::{env_vars::MASTER_ADDR, liveness::Failure, rank_env::Launcher};
 
 /// Where and when an operation failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,18 +54,38 @@ pub enum CommError {
     /// A launcher's variable is absent while others are set.
     #[error("environment variable `{name}` is not set")]
     MissingVariable {
+        /// Who started this process, as the variables that are set say.
+        launcher: Launcher,
         /// The variable.
         name: &'static str,
     },
     /// A launcher's variable has a value that makes no sense.
     #[error("environment variable `{name}` is `{found}`, must be {required}")]
     InvalidVariable {
+        /// Who started this process, as the variables that are set say.
+        launcher: Launcher,
         /// The variable.
         name: &'static str,
         /// Its value.
         found: String,
         /// What it must be.
         required: String,
+    },
+    /// Variables of two launchers say different things about this process.
+    #[error(
+        "environment variable `{name}` is `{found}`, but by `{other_name}`, which {other} sets, it must be `{required}`"
+    )]
+    ConflictingVariables {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        found: String,
+        /// The launcher that has set all of its variables.
+        other: Launcher,
+        /// Its variable of the same meaning.
+        other_name: &'static str,
+        /// The value of that.
+        required: usize,
     },
     /// The world cannot be cut into sequence-parallel groups of this size.
     #[error("sequence_parallel_size `{sp_size}` does not divide the world size `{world_size}`")]
@@ -100,6 +120,17 @@ pub enum CommError {
         world_size: usize,
         /// Number of processes on this machine.
         local_world_size: usize,
+    },
+    /// Rank 0 cannot serve the rendezvous store where the others look for it.
+    #[error("rank `{rank}` cannot listen for the other ranks at `{address}`")]
+    Listen {
+        /// This rank.
+        rank: usize,
+        /// `MASTER_ADDR:MASTER_PORT`.
+        address: String,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
     },
     /// The ranks did not find each other.
     #[error("rank `{rank}` could not {step} at `{address}` within {limit:?}")]
@@ -213,13 +244,37 @@ impl CommError {
     /// What the reader can do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
-            CommError::MissingVariable { .. } | CommError::InvalidVariable { .. } => Some(
-                "start the job with `sterna train` or torchrun, which set RANK, WORLD_SIZE, LOCAL_RANK, \
-                 LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
-                    .to_owned(),
-            ),
+            CommError::MissingVariable { launcher, name } => Some(match (launcher, *name) {
+                (Launcher::OpenMpi, MASTER_ADDR) => {
+                    "the processes are on several machines: give them the name or address of the first one, \
+                     `mpirun -x MASTER_ADDR=HOST ...`"
+                        .to_owned()
+                }
+                (Launcher::Hydra, MASTER_ADDR) => {
+                    "the processes are on several machines: give them the name or address of the first one, \
+                     `mpiexec -genv MASTER_ADDR HOST ...`"
+                        .to_owned()
+                }
+                (Launcher::Slurm, MASTER_ADDR) => {
+                    "with this distribution of tasks, task 0 may be on any node: set MASTER_ADDR to the name of its node"
+                        .to_owned()
+                }
+                _ => launcher.hint(),
+            }),
+            CommError::InvalidVariable { launcher, .. } => Some(launcher.hint()),
+            CommError::ConflictingVariables { name, other, .. } => Some(format!(
+                "it may come from another launcher or from a script: unset {name}, or start the job by one launcher, \
+                 not through {other}"
+            )),
             CommError::SequenceParallelSize { .. } => {
                 Some("change sequence_parallel_size or the number of processes".to_owned())
+            }
+            CommError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => Some(
+                "another program holds the port, perhaps a run that is still ending: set MASTER_PORT to a free one"
+                    .to_owned(),
+            ),
+            CommError::Listen { .. } => {
+                Some("check that MASTER_ADDR is the name or address of rank 0's machine".to_owned())
             }
             CommError::NoRoute { .. } => Some("check MASTER_ADDR".to_owned()),
             CommError::LoopbackAcrossMachines { .. } => Some(

@@ -31,6 +31,6 @@ pub use error::{CommError, Progress, Site};
 pub use group::Group;
 pub use liveness::Failure;
 pub use mesh::Mesh;
-pub use rank_env::RankEnv;
+pub use rank_env::{Launcher, RankEnv};
 pub use sterna_torch_sys::c10d::ReduceOp;
 pub use work::Work;

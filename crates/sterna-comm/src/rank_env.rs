@@ -1,7 +1,16 @@
 //! Who a process is, as its launcher says.
+//!
+//! Launchers run inside each other: `mpirun` in a Slurm job starts its daemons by `srun`, and what they start has
+//! inherited the variables of a Slurm task that it is not; `sterna train` under any of them may start ranks of its own. So
+//! the innermost counts: torchrun's variables if they are complete, else those of an MPI, else Slurm's.
 
-use std::str::FromStr;
+mod mpi;
+mod slurm;
+mod vars;
 
+use std::fmt;
+
+use self::vars::Vars;
 use crate::{
     env_vars::{
         GLOO_SOCKET_IFNAME, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT, RANK,
@@ -9,6 +18,58 @@ use crate::{
     },
     error::CommError,
 };
+
+/// Port of the store where neither the user nor the launcher says one, as in torch.distributed.
+const DEFAULT_PORT: u16 = 29500;
+
+/// What started the ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Launcher {
+    /// torchrun, our own launcher, or whatever else sets torchrun's variables.
+    Torchrun,
+    /// Slurm's `srun`.
+    Slurm,
+    /// Open MPI's `mpirun`.
+    OpenMpi,
+    /// Hydra: the `mpiexec` of MPICH and Intel MPI.
+    Hydra,
+}
+
+impl Launcher {
+    /// What to do about variables of this launcher that make no sense.
+    pub(crate) fn hint(self) -> String {
+        match self {
+            Self::Torchrun => {
+                "start the job with `sterna train` or torchrun, which set RANK, WORLD_SIZE, LOCAL_RANK, \
+                 LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+            }
+            Self::Slurm => {
+                "start the job with `srun`, as a step of tasks that all run `sterna train`; where variables of another \
+                 step were inherited, `sbatch --export=NONE` keeps them out"
+            }
+            Self::OpenMpi => {
+                "start the job with Open MPI's `mpirun`, which sets OMPI_COMM_WORLD_RANK, OMPI_COMM_WORLD_SIZE, \
+                 OMPI_COMM_WORLD_LOCAL_RANK and OMPI_COMM_WORLD_LOCAL_SIZE"
+            }
+            Self::Hydra => {
+                "start the job with the `mpiexec` of MPICH or Intel MPI, which sets PMI_RANK, PMI_SIZE, MPI_LOCALRANKID \
+                 and MPI_LOCALNRANKS"
+            }
+        }
+        .to_owned()
+    }
+}
+
+impl fmt::Display for Launcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Torchrun => "torchrun",
+            Self::Slurm => "srun",
+            Self::OpenMpi => "Open MPI's mpirun",
+            Self::Hydra => "MPICH's mpiexec",
+        })
+    }
+}
 
 /// The place of this process in the job, in torchrun's terms (see [`crate::env_vars`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,14 +95,24 @@ pub struct RankEnv {
 }
 
 impl RankEnv {
-    /// Reads torchrun's variables. With neither `RANK` nor `WORLD_SIZE` set, it is [`RankEnv::single`].
+    /// Who the launcher says that this process is; [`RankEnv::single`] if it is no rank of several.
     ///
     /// # Errors
     ///
-    /// [`CommError::MissingVariable`] if some are set but not all, [`CommError::InvalidVariable`] for a value that is no
-    /// number or is out of range.
+    /// As [`RankEnv::discover`].
     pub fn from_env() -> Result<Self, CommError> {
-        Self::from_lookup(|name| std::env::var(name).ok())
+        Ok(Self::discover()?.unwrap_or_else(Self::single))
+    }
+
+    /// Reads the variables of torchrun, Slurm steps, Open MPI, and MPICH or Intel MPI. `None` if this process is no rank:
+    /// nobody has started it as one, or a scheduler has started it alone, so that it may start ranks itself.
+    ///
+    /// # Errors
+    ///
+    /// [`CommError::MissingVariable`] if a launcher's variables are set but not all, [`CommError::InvalidVariable`] for a
+    /// value that is no number or is out of range, [`CommError::ConflictingVariables`] if two launchers disagree.
+    pub fn discover() -> Result<Option<Self>, CommError> {
+        Self::from_lookup(&|name| std::env::var(name).ok())
     }
 
     /// A job of one process, which needs no network.
@@ -59,132 +130,58 @@ impl RankEnv {
         }
     }
 
-    fn from_lookup(lookup: impl Fn(&'static str) -> Option<String>) -> Result<Self, CommError> {
-        if lookup(RANK).is_none() && lookup(WORLD_SIZE).is_none() {
-            return Ok(Self::single());
+    fn from_lookup(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>, CommError> {
+        let vars = |launcher| Vars { launcher, lookup };
+        let torchrun = vars(Launcher::Torchrun);
+        if [RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE].iter().all(|name| torchrun.has(name)) {
+            return torchrun_env(&torchrun).map(Some);
         }
-        let world_size = positive(&lookup, WORLD_SIZE)?;
-        let local_world_size = positive(&lookup, LOCAL_WORLD_SIZE)?;
-        Ok(Self {
-            rank: below(&lookup, RANK, world_size)?,
-            local_rank: below(&lookup, LOCAL_RANK, local_world_size)?,
-            world_size,
-            local_world_size,
-            master_addr: lookup(MASTER_ADDR)
-                .ok_or(CommError::MissingVariable { name: MASTER_ADDR })?,
-            master_port: number(&lookup, MASTER_PORT, "a TCP port")?,
-            launcher_serves_store: lookup(TORCHELASTIC_USE_AGENT_STORE)
-                .is_some_and(|value| value == "True"),
-            restart_count: match lookup(TORCHELASTIC_RESTART_COUNT) {
-                Some(_) => number(&lookup, TORCHELASTIC_RESTART_COUNT, "a count")?,
-                None => 0,
-            },
-            interface: lookup(GLOO_SOCKET_IFNAME).filter(|name| !name.is_empty()),
-        })
+        let env = match mpi::env(&vars(Launcher::OpenMpi), &vars(Launcher::Hydra))? {
+            Some(found) => Some(found),
+            None => slurm::env(&vars(Launcher::Slurm))?,
+        };
+        let Some(Found { launcher, names, env }) = env else {
+            // Scripts export WORLD_SIZE or RANK for programs that know nothing else; alone they say too little.
+            let is_rank = torchrun.has(RANK) || torchrun.has(WORLD_SIZE);
+            return is_rank.then(|| torchrun_env(&torchrun)).transpose();
+        };
+        let ours = [env.rank, env.world_size, env.local_rank, env.local_world_size];
+        for (i, name) in [RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE].into_iter().enumerate() {
+            torchrun.agrees(name, launcher, names[i], ours[i])?;
+        }
+        Ok((env.world_size > 1).then_some(env))
     }
 }
 
-fn number<T: FromStr>(
-    lookup: impl Fn(&'static str) -> Option<String>,
-    name: &'static str,
-    required: &'static str,
-) -> Result<T, CommError> {
-    let found = lookup(name).ok_or(CommError::MissingVariable { name })?;
-    found.trim().parse().map_err(|_| CommError::InvalidVariable {
-        name,
-        found,
-        required: required.to_owned(),
+/// What a launcher other than torchrun says.
+struct Found {
+    launcher: Launcher,
+    /// Its names for rank, world size, local rank and local world size.
+    names: [&'static str; 4],
+    env: RankEnv,
+}
+
+fn torchrun_env(vars: &Vars<'_>) -> Result<RankEnv, CommError> {
+    let world_size = vars.positive(WORLD_SIZE)?;
+    let local_world_size = vars.positive(LOCAL_WORLD_SIZE)?;
+    Ok(RankEnv {
+        rank: vars.below(RANK, world_size)?,
+        local_rank: vars.below(LOCAL_RANK, local_world_size)?,
+        world_size,
+        local_world_size,
+        master_addr: vars.text(MASTER_ADDR)?,
+        master_port: vars.number(MASTER_PORT, "a TCP port")?,
+        launcher_serves_store: vars
+            .get(TORCHELASTIC_USE_AGENT_STORE)
+            .is_some_and(|value| value == "True"),
+        restart_count: vars.number_or(TORCHELASTIC_RESTART_COUNT, "a count", 0)?,
+        interface: interface(vars),
     })
 }
 
-fn positive(
-    lookup: impl Fn(&'static str) -> Option<String>,
-    name: &'static str,
-) -> Result<usize, CommError> {
-    match number(lookup, name, "a positive number")? {
-        0 => Err(CommError::InvalidVariable {
-            name,
-            found: "0".to_owned(),
-            required: "a positive number".to_owned(),
-        }),
-        value => Ok(value),
-    }
-}
-
-fn below(
-    lookup: impl Fn(&'static str) -> Option<String>,
-    name: &'static str,
-    limit: usize,
-) -> Result<usize, CommError> {
-    let value: usize = number(lookup, name, "a number")?;
-    if value < limit {
-        return Ok(value);
-    }
-    Err(CommError::InvalidVariable {
-        name,
-        found: value.to_string(),
-        required: format!("a number below `{limit}`"),
-    })
+fn interface(vars: &Vars<'_>) -> Option<String> {
+    vars.get(GLOO_SOCKET_IFNAME)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TORCHRUN: &[(&str, &str)] = &[
-        ("RANK", "5"),
-        ("WORLD_SIZE", "8"),
-        ("LOCAL_RANK", "1"),
-        ("LOCAL_WORLD_SIZE", "4"),
-        ("MASTER_ADDR", "node-0"),
-        ("MASTER_PORT", "29500"),
-        ("TORCHELASTIC_USE_AGENT_STORE", "True"),
-        ("TORCHELASTIC_RESTART_COUNT", "2"),
-    ];
-
-    fn read(changes: &[(&str, Option<&str>)]) -> Result<RankEnv, CommError> {
-        RankEnv::from_lookup(|name| match changes.iter().find(|(changed, _)| *changed == name) {
-            Some((_, value)) => value.map(str::to_owned),
-            None => {
-                TORCHRUN.iter().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned())
-            }
-        })
-    }
-
-    #[test]
-    fn torchrun_variables_are_read() {
-        let env = read(&[]).unwrap();
-        assert_eq!((env.rank, env.local_rank, env.world_size, env.local_world_size), (5, 1, 8, 4));
-        assert_eq!((env.master_addr.as_str(), env.master_port), ("node-0", 29500));
-        assert!(env.launcher_serves_store);
-        assert_eq!(env.restart_count, 2);
-    }
-
-    #[test]
-    fn without_a_launcher_the_job_is_one_process() {
-        assert_eq!(read(&[("RANK", None), ("WORLD_SIZE", None)]).unwrap(), RankEnv::single());
-    }
-
-    #[test]
-    fn a_half_set_environment_names_what_is_missing() {
-        let error = read(&[("MASTER_PORT", None)]).unwrap_err();
-        assert_eq!(error.to_string(), "environment variable `MASTER_PORT` is not set");
-    }
-
-    #[test]
-    fn values_out_of_range_are_refused() {
-        for (name, found, required) in [
-            ("RANK", "8", "a number below `8`"),
-            ("LOCAL_RANK", "4", "a number below `4`"),
-            ("WORLD_SIZE", "0", "a positive number"),
-            ("MASTER_PORT", "65536", "a TCP port"),
-            ("RANK", "-1", "a number"),
-        ] {
-            let error = read(&[(name, Some(found))]).unwrap_err();
-            assert_eq!(
-                error.to_string(),
-                format!("environment variable `{name}` is `{found}`, must be {required}")
-            );
-        }
-    }
-}
+mod tests;

@@ -1,7 +1,8 @@
 //! How ranks find each other: the store, and the address each one listens on.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs, UdpSocket},
     time::Duration,
 };
 
@@ -14,8 +15,12 @@ use crate::{error::CommError, rank_env::RankEnv};
 
 /// Joins the job's store, which rank 0 serves unless the launcher does.
 pub(crate) fn join_store(env: &RankEnv, timeout: Duration) -> Result<Store, CommError> {
-    let is_server = env.rank == 0 && !env.launcher_serves_store;
-    Store::tcp(&env.master_addr, env.master_port, is_server, timeout)
+    let store = if env.rank == 0 && !env.launcher_serves_store {
+        Store::serve(listen(env)?, timeout)
+    } else {
+        Store::connect(&env.master_addr, env.master_port, timeout)
+    };
+    store
         .and_then(|store| store.prefixed(&format!("sterna/{}", env.restart_count)))
         .map_err(|source| rendezvous_error(env, "join the rendezvous store", timeout, source))
 }
@@ -36,6 +41,11 @@ pub(crate) fn endpoint(env: &RankEnv) -> Result<Endpoint, CommError> {
     if let Some(interface) = &env.interface {
         return Ok(Endpoint::Interface(interface.clone()));
     }
+    Ok(Endpoint::Address(route(env)?.to_string()))
+}
+
+/// The address from which this process reaches rank 0's machine.
+fn route(env: &RankEnv) -> Result<IpAddr, CommError> {
     let local = local_address(env).map_err(|source| CommError::NoRoute {
         rank: env.rank,
         address: address(env),
@@ -49,14 +59,54 @@ pub(crate) fn endpoint(env: &RankEnv) -> Result<Endpoint, CommError> {
             local_world_size: env.local_world_size,
         });
     }
-    Ok(Endpoint::Address(local.to_string()))
+    Ok(local)
 }
 
-fn local_address(env: &RankEnv) -> std::io::Result<IpAddr> {
+/// Listens where the other ranks look for the store and nowhere else: whoever reaches it is trusted.
+///
+/// That is the address that `MASTER_ADDR` has on this machine. Where it has none (a forwarded address, or a machine that
+/// knows its own name as loopback only), it is the one of the interface that the user names, else the one by which this
+/// machine reaches `MASTER_ADDR`.
+fn listen(env: &RankEnv) -> Result<TcpListener, CommError> {
+    let error = |source| CommError::Listen { rank: env.rank, address: address(env), source };
+    let spans_machines = env.local_world_size < env.world_size;
+    let resolved = (env.master_addr.as_str(), env.master_port).to_socket_addrs().map_err(error)?;
+    for candidate in resolved.filter(|found| !(spans_machines && found.ip().is_loopback())) {
+        match TcpListener::bind(candidate) {
+            Err(err) if err.kind() == io::ErrorKind::AddrNotAvailable => {}
+            bound => return bound.map_err(error),
+        }
+    }
+    let ip = match &env.interface {
+        Some(name) => interface_address(name).map_err(error)?,
+        None => route(env)?,
+    };
+    tracing::warn!(
+        "`{}` is no address of this machine, the rendezvous listens on `{ip}` instead",
+        env.master_addr
+    );
+    TcpListener::bind((ip, env.master_port)).map_err(error)
+}
+
+/// The first IPv4 address of an interface, else its first one.
+fn interface_address(name: &str) -> io::Result<IpAddr> {
+    let addresses: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?
+        .filter(|interface| interface.interface_name == name)
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+        })
+        .collect();
+    let found = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
+    found.copied().ok_or_else(|| io::Error::other(format!("interface `{name}` has no address")))
+}
+
+fn local_address(env: &RankEnv) -> io::Result<IpAddr> {
     let master = (env.master_addr.as_str(), env.master_port)
         .to_socket_addrs()?
         .next()
-        .ok_or_else(|| std::io::Error::other("the name has no address"))?;
+        .ok_or_else(|| io::Error::other("the name has no address"))?;
     let any: SocketAddr = match master {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),

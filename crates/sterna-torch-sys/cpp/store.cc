@@ -18,19 +18,14 @@ rust::Vec<uint8_t> from_bytes(const std::vector<uint8_t>& bytes) {
 
 }  // namespace
 
-std::unique_ptr<Store> tcp_store(rust::Str host, uint16_t port, bool is_server, int64_t timeout_ms) {
+std::unique_ptr<Store> tcp_store(rust::Str host, uint16_t port, int32_t listen_fd, int64_t timeout_ms) {
   c10d::TCPStoreOptions options;
   options.port = port;
-  options.isServer = is_server;
+  options.isServer = listen_fd >= 0;
+  if (options.isServer) options.masterListenFd = listen_fd;
   options.waitWorkers = false;
   options.timeout = std::chrono::milliseconds(timeout_ms);
   return std::make_unique<Store>(c10::make_intrusive<c10d::TCPStore>(std::string(host), options));
-}
-
-uint16_t tcp_store_port(const Store& store) {
-  const auto* tcp = dynamic_cast<const c10d::TCPStore*>(store.inner().get());
-  TORCH_CHECK(tcp != nullptr, "only the TCP store itself has a port");
-  return tcp->getPort();
 }
 
 std::unique_ptr<Store> Store::prefixed(rust::Str prefix) const {

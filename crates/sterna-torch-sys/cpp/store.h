@@ -29,7 +29,7 @@ class Store {
   c10::intrusive_ptr<c10d::Store> inner_;
 };
 
-std::unique_ptr<Store> tcp_store(rust::Str host, uint16_t port, bool is_server, int64_t timeout_ms);
-uint16_t tcp_store_port(const Store& store);
+// Serves the store on `listen_fd`, which it then owns, unless that is negative.
+std::unique_ptr<Store> tcp_store(rust::Str host, uint16_t port, int32_t listen_fd, int64_t timeout_ms);
 
 }  // namespace sterna

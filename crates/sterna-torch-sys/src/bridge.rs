@@ -116,10 +116,9 @@ pub(crate) mod ffi {
         fn tcp_store(
             host: &str,
             port: u16,
-            is_server: bool,
+            listen_fd: i32,
             timeout_ms: i64,
         ) -> Result<UniquePtr<Store>>;
-        fn tcp_store_port(store: &Store) -> Result<u16>;
         fn prefixed(self: &Store, prefix: &str) -> Result<UniquePtr<Store>>;
         fn reconnected(self: &Store) -> Result<UniquePtr<Store>>;
         fn set(self: &Store, key: &str, value: &[u8]) -> Result<()>;

@@ -3,7 +3,7 @@
 //! This is the engine as it is. What a program wants (groups of a mesh, errors that name the rank that failed, groups of
 //! one rank) is in `sterna-comm`.
 
-use std::time::Duration;
+use std::{net::TcpListener, os::fd::IntoRawFd, time::Duration};
 
 use tch::Tensor;
 
@@ -52,24 +52,33 @@ fn milliseconds(duration: Duration) -> i64 {
 pub struct Store(cxx::UniquePtr<ffi::Store>);
 
 impl Store {
-    /// Connects to the store at `host`, and first serves it if `is_server`. Port 0 lets the server choose a free one.
-    ///
-    /// A client tries again until the server is there. `timeout` also limits each later request.
+    /// Connects to the store at `host`, trying again until it is served. `timeout` also limits each later request.
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] or [`Error::Connection`] if there is no server within `timeout`, or if the port is taken.
-    pub fn tcp(host: &str, port: u16, is_server: bool, timeout: Duration) -> Result<Self, Error> {
-        Ok(Self(ffi::tcp_store(host, port, is_server, milliseconds(timeout))?))
+    /// [`Error::Timeout`] or [`Error::Connection`] if there is no server within `timeout`.
+    pub fn connect(host: &str, port: u16, timeout: Duration) -> Result<Self, Error> {
+        let no_server = -1;
+        Ok(Self(ffi::tcp_store(host, port, no_server, milliseconds(timeout))?))
     }
 
-    /// The port it is served on.
+    /// Serves the store to whoever can reach `listener`, and is its first client. `timeout` limits each request.
+    ///
+    /// Left to itself, libtorch would listen on every address of the machine.
     ///
     /// # Errors
     ///
-    /// [`Error::Torch`] for a store that came from [`Store::prefixed`].
-    pub fn port(&self) -> Result<u16, Error> {
-        Ok(ffi::tcp_store_port(&self.0)?)
+    /// [`Error::Connection`] if `listener` has no address, or the store no thread to run on.
+    pub fn serve(listener: TcpListener, timeout: Duration) -> Result<Self, Error> {
+        let bound =
+            listener.local_addr().map_err(|err| Error::Connection { message: err.to_string() })?;
+        let listener = listener.into_raw_fd();
+        Ok(Self(ffi::tcp_store(
+            &bound.ip().to_string(),
+            bound.port(),
+            listener,
+            milliseconds(timeout),
+        )?))
     }
 
     /// The same store and connection, with `prefix/` before every key.

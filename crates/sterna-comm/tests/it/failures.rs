@@ -231,8 +231,69 @@ fn a_taken_port_is_a_rendezvous_error() {
         };
         let error = Comm::init(&env, 1, Duration::from_secs(2)).err().unwrap();
         assert!(
-            matches!(&error, CommError::Rendezvous { step: "join the rendezvous store", .. }),
+            matches!(&error, CommError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse),
             "{error}"
         );
+    });
+}
+
+/// What listens on a port of this machine, by the kernel's own list (`/proc/net/tcp`: hexadecimal, state `0A`).
+fn listeners(port: u16) -> Vec<String> {
+    let suffix = format!(":{port:04X}");
+    ["/proc/net/tcp", "/proc/net/tcp6"]
+        .into_iter()
+        .flat_map(|path| {
+            let table = std::fs::read_to_string(path).unwrap_or_default();
+            let rows: Vec<Vec<String>> = table
+                .lines()
+                .map(|line| line.split_whitespace().map(str::to_owned).collect())
+                .collect();
+            rows
+        })
+        .filter(|row| row.get(3).is_some_and(|state| state == "0A") && row[1].ends_with(&suffix))
+        .map(|row| row[1].clone())
+        .collect()
+}
+
+#[test]
+fn the_rendezvous_listens_on_the_master_address_only() {
+    spawn_ranks(2, |_| {
+        let env = RankEnv::from_env().unwrap();
+        let comm = Comm::init(&env, 1, Duration::from_mins(1)).unwrap();
+        // 127.0.0.1, least significant byte first.
+        assert_eq!(listeners(env.master_port), [format!("0100007F:{:04X}", env.master_port)]);
+        let port = env.master_port;
+        assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+        let error = std::net::TcpStream::connect(("127.0.0.2", port)).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+        comm.world().barrier().unwrap();
+    });
+}
+
+#[test]
+fn ranks_that_find_the_master_elsewhere_listen_on_the_named_interface() {
+    // 192.0.2.0/24 is nobody's, as a forwarded address is.
+    spawn_ranks(1, |_| {
+        let env = RankEnv {
+            world_size: 2,
+            local_world_size: 2,
+            master_addr: "192.0.2.77".to_owned(),
+            master_port: std::net::TcpListener::bind(("127.0.0.1", 0))
+                .unwrap()
+                .local_addr()
+                .unwrap()
+                .port(),
+            interface: Some("lo".to_owned()),
+            ..RankEnv::single()
+        };
+        // The other rank never comes; until then the store is up.
+        let error = Comm::init(&env, 1, Duration::from_secs(1)).err().unwrap();
+        assert!(
+            matches!(&error, CommError::Rendezvous { step: "meet all other ranks", .. }),
+            "{error}"
+        );
+        let nowhere = RankEnv { interface: Some("none0".to_owned()), ..env };
+        let error = Comm::init(&nowhere, 1, Duration::from_secs(1)).err().unwrap();
+        assert!(matches!(&error, CommError::Listen { .. }), "{error}");
     });
 }

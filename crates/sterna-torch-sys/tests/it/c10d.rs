@@ -1,6 +1,10 @@
 //! The store and the engine between threads of one process. `sterna-comm` tests them between processes.
 
-use std::{thread, time::Duration};
+use std::{
+    net::{TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
 
 use sterna_torch_sys::{
     Error,
@@ -10,19 +14,21 @@ use tch::{Device, Kind, Tensor};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-fn serve() -> Store {
-    Store::tcp("127.0.0.1", 0, true, LIMIT).unwrap()
+/// A store, and its port on loopback.
+fn serve() -> (Store, u16) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (Store::serve(listener, LIMIT).unwrap(), port)
 }
 
 /// Connects two ranks and runs `body` as each, on a thread of its own.
 fn as_two_ranks(timeout: Duration, body: impl Fn(usize, ProcessGroup) + Sync) {
-    let server = serve();
-    let port = server.port().unwrap();
+    let (_server, port) = serve();
     thread::scope(|scope| {
         for rank in 0..2 {
             let body = &body;
             scope.spawn(move || {
-                let store = Store::tcp("127.0.0.1", port, false, LIMIT).unwrap();
+                let store = Store::connect("127.0.0.1", port, LIMIT).unwrap();
                 let loopback = Endpoint::Address("127.0.0.1".to_owned());
                 body(rank, ProcessGroup::gloo(&store, rank, 2, timeout, &loopback).unwrap());
             });
@@ -32,10 +38,8 @@ fn as_two_ranks(timeout: Duration, body: impl Fn(usize, ProcessGroup) + Sync) {
 
 #[test]
 fn the_store_keeps_what_its_clients_set() {
-    let server = serve();
-    let port = server.port().unwrap();
-    assert_ne!(port, 0);
-    let client = Store::tcp("127.0.0.1", port, false, LIMIT).unwrap();
+    let (server, port) = serve();
+    let client = Store::connect("127.0.0.1", port, LIMIT).unwrap();
     let bytes = [0, 255, 10, 0];
     client.set("key", &bytes).unwrap();
     assert_eq!(server.get("key").unwrap(), bytes);
@@ -51,10 +55,18 @@ fn the_store_keeps_what_its_clients_set() {
 }
 
 #[test]
+fn the_store_is_served_where_its_listener_is_and_nowhere_else() {
+    let (_server, port) = serve();
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_ok());
+    // All of 127.0.0.0/8 is this machine, so that a store that listens everywhere would answer.
+    let error = TcpStream::connect(("127.0.0.2", port)).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+#[test]
 fn a_key_nobody_sets_is_a_timeout_and_a_lost_server_a_lost_connection() {
-    let server = serve();
-    let port = server.port().unwrap();
-    let client = Store::tcp("127.0.0.1", port, false, Duration::from_millis(300)).unwrap();
+    let (server, port) = serve();
+    let client = Store::connect("127.0.0.1", port, Duration::from_millis(300)).unwrap();
     let error = client.get("nobody").unwrap_err();
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
     drop(server);
@@ -64,7 +76,7 @@ fn a_key_nobody_sets_is_a_timeout_and_a_lost_server_a_lost_connection() {
 
 #[test]
 fn a_server_that_is_not_there_is_an_error_within_the_limit() {
-    let error = Store::tcp("127.0.0.1", 1, false, Duration::from_secs(1)).err().unwrap();
+    let error = Store::connect("127.0.0.1", 1, Duration::from_secs(1)).err().unwrap();
     assert!(matches!(error, Error::Timeout { .. } | Error::Connection { .. }), "{error}");
 }
 
@@ -122,7 +134,7 @@ fn splits_that_do_not_add_up_are_refused() {
 
 #[test]
 fn an_address_of_another_machine_is_refused() {
-    let server = serve();
+    let (server, _) = serve();
     let elsewhere = Endpoint::Address("192.0.2.1".to_owned());
     assert!(ProcessGroup::gloo(&server, 0, 2, LIMIT, &elsewhere).is_err());
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use sterna_comm::{CommError, RankEnv, env_vars as comm_vars};
+use sterna_comm::{CommError, RankEnv};
 use sterna_recipe::{CheckpointKind, Plan, Recipe};
 use sterna_train::{EarlyExit, Stop, TimelineLayer, TrainError, TrainOptions, TrainSummary};
 
@@ -69,26 +69,18 @@ pub(crate) fn plan(args: &Train) -> Result<(Recipe, Launch), Failure> {
 
 /// Who we are, if someone has started us as one of several ranks.
 fn rank_env(args: &Train) -> Result<Option<RankEnv>, Failure> {
-    let is_rank = [comm_vars::RANK, comm_vars::WORLD_SIZE]
-        .iter()
-        .any(|name| std::env::var_os(name).is_some());
-    if !is_rank {
-        return Ok(None);
-    }
-    let env = RankEnv::from_env()
+    let env = RankEnv::discover()
         .map_err(|err| Failure::from_error(Exit::Usage, &err).with_hint(err.hint()))?;
+    let Some(env) = env else { return Ok(None) };
     match args.num_gpus() {
         Some(num_gpus) if num_gpus != env.local_world_size => {
             let message = format!(
-                "`--num_gpus` is `{num_gpus}`, but {} says that `{}` processes were started on this host",
-                comm_vars::LOCAL_WORLD_SIZE,
+                "`--num_gpus` is `{num_gpus}`, but this is one of `{}` processes that a launcher has started on this host",
                 env.local_world_size
             );
-            let hint = format!(
-                "leave `--num_gpus` out under torchrun; to start processes from here, unset {} and {}",
-                comm_vars::RANK,
-                comm_vars::WORLD_SIZE
-            );
+            let hint = "leave `--num_gpus` out under torchrun, srun and mpirun, which say themselves how many processes \
+                        they start"
+                .to_owned();
             Err(Failure::new(Exit::Usage, message).with_hint(hint))
         }
         _ => Ok(Some(env)),

@@ -204,9 +204,9 @@ fn torchrun_and_num_gpus_may_not_disagree() {
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert_snapshot!(String::from_utf8_lossy(&output.stderr), @r"
-    error: `--num_gpus` is `4`, but LOCAL_WORLD_SIZE says that `2` processes were started on this host
+    error: `--num_gpus` is `4`, but this is one of `2` processes that a launcher has started on this host
 
-    hint: leave `--num_gpus` out under torchrun; to start processes from here, unset RANK and WORLD_SIZE
+    hint: leave `--num_gpus` out under torchrun, srun and mpirun, which say themselves how many processes they start
     ");
 }
 
