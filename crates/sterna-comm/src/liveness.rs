@@ -89,7 +89,8 @@ impl Failure {
             Failure::Reported { rank, .. } => format!("the cause is in the log of rank {rank}"),
             Failure::Silent { rank, .. } | Failure::StoreLost { server: Some(rank), .. } => {
                 format!(
-                    "see how the process of rank {rank} ended: killed for memory (`dmesg`), by a signal, or with its machine"
+                    "see how the process of rank {rank} ended: killed for memory (`dmesg`), by a signal, or with its machine; or \
+                     whether the network to it is cut"
                 )
             }
             Failure::StoreLost { server: None, .. } => "see how the launcher ended".to_owned(),
@@ -171,6 +172,8 @@ struct State {
     beat: Beat,
     /// The last progress read from each rank while watching.
     progress: Vec<Progress>,
+    /// When the store had last answered all that the thread asked it.
+    answered: Option<Instant>,
 }
 
 struct Shared {
@@ -215,9 +218,10 @@ pub(crate) struct Liveness {
     thread: Option<thread::JoinHandle<()>>,
     /// For the farewell, when the thread has ended.
     store: Store,
-    rank: usize,
     world_size: usize,
-    serves_store: bool,
+    rank: usize,
+    /// The rank that serves the store, or none if the launcher does.
+    server: Option<usize>,
 }
 
 impl Liveness {
@@ -233,11 +237,12 @@ impl Liveness {
             changed: Condvar::new(),
             failure: OnceLock::new(),
         });
+        let server = (!launcher_serves_store).then_some(0);
         let watcher = Watcher {
             store: store.reconnected()?,
             shared: Arc::clone(&shared),
             rank,
-            server: (!launcher_serves_store).then_some(0),
+            server,
             seen: Vec::new(),
         };
         watcher.beat(&Beat::default())?;
@@ -248,8 +253,11 @@ impl Liveness {
             .name("sterna-liveness".to_owned())
             .spawn(move || watcher.run(world_size))
             .expect("a process that starts can start one more thread");
-        let serves_store = rank == 0 && !launcher_serves_store;
-        Ok(Self { shared, thread: Some(thread), store, rank, world_size, serves_store })
+        Ok(Self { shared, thread: Some(thread), store, world_size, rank, server })
+    }
+
+    fn serves_store(&self) -> bool {
+        self.server == Some(self.rank)
     }
 
     /// The first failure known here.
@@ -280,7 +288,18 @@ impl Liveness {
         let mut state = self.shared.lock();
         state.inquiry = true;
         self.shared.changed.notify_all();
-        self.shared.wait_for_failure(state, INQUIRY)
+        self.shared.wait_for_failure(state, INQUIRY).or_else(|| self.find_mute_store())
+    }
+
+    /// Where the network to the store's host is cut, nothing says so: the thread waits for an answer for as long as TCP
+    /// tries, a quarter of an hour.
+    fn find_mute_store(&self) -> Option<Failure> {
+        let mute = self.shared.lock().answered?.elapsed();
+        if mute > SILENCE_AFTER_ERROR {
+            let reason = format!("it has not answered for {:.1} s", mute.as_secs_f64());
+            self.shared.record(Failure::StoreLost { server: self.server, reason });
+        }
+        self.failure().cloned()
     }
 
     /// This rank's progress, then that of the ranks that are behind it; or everybody's, if none is.
@@ -304,7 +323,7 @@ impl Liveness {
     fn say_farewell(&self) -> Result<(), TorchError> {
         self.store.add(FAREWELL_KEY, 1)?;
         let started = Instant::now();
-        while self.serves_store
+        while self.serves_store()
             && self.store.add(FAREWELL_KEY, 0)? < self.world_size as i64
             && started.elapsed() < FAREWELL
         {
@@ -323,7 +342,7 @@ impl Liveness {
         let num_ranks = (self.world_size - usize::from(is_silent)) as i64;
         let started = Instant::now();
         // A rank either hears of the failure or has left before it.
-        while self.serves_store
+        while self.serves_store()
             && self.store.add(HEARD_KEY, 0)? + self.store.add(FAREWELL_KEY, 0)? < num_ranks
             && started.elapsed() < HEARING
         {
@@ -403,6 +422,7 @@ impl Watcher {
                     return Ok(None);
                 }
                 let mut state = state;
+                state.answered = Some(Instant::now());
                 state.beat.serial += 1;
                 (state.beat.clone(), state.report.take(), state.inquiry)
             };
