@@ -1,5 +1,6 @@
 #include "store.h"
 
+#include <c10/util/Logging.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
@@ -25,6 +26,8 @@ std::unique_ptr<Store> tcp_store(rust::Str host, uint16_t port, int32_t listen_f
   if (options.isServer) options.masterListenFd = listen_fd;
   options.waitWorkers = false;
   options.timeout = std::chrono::milliseconds(timeout_ms);
+  // Reads TORCH_CPP_LOG_LEVEL, which otherwise only the Python module does.
+  c10::initLogging();
   return std::make_unique<Store>(c10::make_intrusive<c10d::TCPStore>(std::string(host), options));
 }
 
