@@ -31,6 +31,12 @@ impl SshOptions {
         args.extend(["--".to_owned(), host.to_owned(), command.to_owned()]);
         args
     }
+
+    /// What a person types, with a command behind, to see what we see.
+    pub fn by_hand(&self, host: &str) -> String {
+        let port = self.port.map(|port| format!(" -p {port}")).unwrap_or_default();
+        format!("ssh -o BatchMode=yes{port} {host}")
+    }
 }
 
 /// `word` as a shell reads it as one word, whatever is in it.

@@ -27,6 +27,7 @@ use self::checkpoint::{Checkpoint, Export};
 Examples:
   sterna check recipe.yaml                         What would run, and what memory it takes
   sterna train recipe.yaml                         Train
+  sterna train recipe.yaml --hostfile hosts        Train on several hosts
   sterna train recipe.yaml --set train_iters=100   Train with a key of the recipe changed
 
 Exit status: 0 success, 1 training failed, 2 something is wrong with the recipe or the command line,
@@ -38,7 +39,6 @@ pub(crate) struct Cli {
 
 /// The first word after `sterna`.
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 pub(crate) enum Command {
     Train(Train),
     Launch(Launch),
@@ -83,7 +83,7 @@ pub(crate) struct Train {
     /// The recipe, a YAML file
     pub(crate) recipe: PathBuf,
 
-    /// Processes to start on each host; by default its slots, without hostfile sequence_parallel_size
+    /// Processes to start on each host; by default its slots, or sequence_parallel_size
     ///
     /// With twice as many, twice as many sequences are trained on at a time. On a CPU they are simply processes.
     #[arg(
@@ -402,6 +402,19 @@ impl Arctic {
     /// Hosts to use, if that was said.
     pub(crate) fn num_nodes(&self) -> Option<usize> {
         self.num_nodes.and_then(|count| count.0)
+    }
+
+    /// An argument that says where ranks are to be started, if there is one.
+    pub(crate) fn argument_of_launchers(&self) -> Option<&'static str> {
+        let has_several = self.num_nodes().is_some_and(|nodes| nodes > 1);
+        let checks = [
+            (self.hostfile.is_some(), "--hostfile"),
+            (self.include.is_some(), "--include"),
+            (self.exclude.is_some(), "--exclude"),
+            (self.force_multi, "--force_multi"),
+            (has_several, "--num_nodes"),
+        ];
+        checks.into_iter().find(|(is_there, _)| *is_there).map(|(_, argument)| argument)
     }
 
     /// The first argument that asks for something that is not done. A default value that was typed out asks for nothing.

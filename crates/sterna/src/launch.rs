@@ -249,13 +249,11 @@ impl Run<'_> {
             return;
         }
         let num_ranks = node.ranks.len();
-        let threads = match std::env::var_os(env_vars::OMP_NUM_THREADS) {
-            Some(_) => String::new(),
-            None => {
-                let n = child::threads_per_rank(num_ranks);
-                format!(", {n} CPU thread{} each", if n == 1 { "" } else { "s" })
-            }
-        };
+        let mut threads = String::new();
+        if std::env::var_os(env_vars::OMP_NUM_THREADS).is_none() {
+            let n = child::threads_per_rank(num_ranks);
+            threads = format!(", {n} CPU thread{} each", if n == 1 { "" } else { "s" });
+        }
         let processes =
             format!("starting {num_ranks} process{}", if num_ranks == 1 { "" } else { "es" });
         if job.nodes().len() == 1 {

@@ -51,11 +51,11 @@ pub(crate) struct Failure {
     pub(crate) exit: Exit,
     what: What,
     causes: Vec<String>,
-    hint: Option<String>,
+    hint: Option<Box<str>>,
     /// The rank that failed, when there are several.
     rank: Option<usize>,
     /// Where it ran, or what host failed, when there are several.
-    host: Option<String>,
+    host: Option<Box<str>>,
     /// Whether this rank only noticed that another one ended.
     pub(crate) is_about_peer: bool,
 }
@@ -95,7 +95,7 @@ impl Failure {
     }
 
     pub(crate) fn with_hint(mut self, hint: impl Into<Option<String>>) -> Self {
-        self.hint = hint.into();
+        self.hint = hint.into().map(String::into_boxed_str);
         self
     }
 
@@ -106,7 +106,7 @@ impl Failure {
 
     /// Names the host that failed, or on which the rank did, if that is worth saying.
     pub(crate) fn on_host(self, host: Option<&str>) -> Self {
-        Self { host: host.map(str::to_owned).or(self.host), ..self }
+        Self { host: host.map(Into::into).or(self.host), ..self }
     }
 
     /// Adds what was found out besides.
@@ -118,7 +118,14 @@ impl Failure {
     /// Adds the first lines of another failure as the cause.
     pub(crate) fn caused_by(self, cause: &Self) -> Self {
         let text = Self { hint: None, ..cause.clone() }.render();
-        self.with_causes(vec![text.trim_end().to_owned()]).with_hint(cause.hint.clone())
+        self.with_causes(vec![text.trim_end().to_owned()])
+            .with_hint(cause.hint.as_deref().map(str::to_owned))
+    }
+
+    /// Adds the message and the hint of another failure, which says the same in more detail.
+    pub(crate) fn explained_by(self, detail: &Self) -> Self {
+        let hint = detail.hint.as_deref().map(str::to_owned);
+        self.with_causes(vec![detail.message().to_owned()]).with_hint(hint)
     }
 
     /// All of `failures` as one, none if there are none.

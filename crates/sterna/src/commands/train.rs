@@ -23,6 +23,7 @@ pub(crate) fn run(args: &Train) -> Result<(), Failure> {
     let Some(env) = rank_env(args)? else {
         return run_launcher(args);
     };
+    refuse_what_a_rank_is_not_told(args, &env)?;
     let recipe = load(&args.recipe, &args.overrides).map_err(|errors| wrong_recipe(&errors))?;
     if args.arctic.mode == Mode::ProcessData {
         return process_data(&recipe, &env);
@@ -54,6 +55,27 @@ pub(crate) fn refuse_what_is_not_done(args: &Train) -> Result<(), Failure> {
         return Err(train_failure(&err, false));
     }
     Ok(())
+}
+
+/// Refuses what is about starting ranks where this process is one, so that nothing is ignored.
+fn refuse_what_a_rank_is_not_told(args: &Train, env: &RankEnv) -> Result<(), Failure> {
+    let RankEnv { rank, local_rank, world_size, .. } = *env;
+    let is_rank = format!("this process is rank `{rank}` of `{world_size}`, as its launcher says");
+    let of_launchers = args.arctic.argument_of_launchers();
+    if let Some(argument) = of_launchers.or((args.max_restarts > 0).then_some("--max-restarts")) {
+        let message = format!("`{argument}` is for starting ranks, but {is_rank}");
+        let hint =
+            format!("leave `{argument}` out, or start this command outside of the other launcher");
+        return Err(Failure::new(Exit::Usage, message).with_hint(hint));
+    }
+    match args.arctic.local_rank {
+        Some(found) if usize::try_from(found) != Ok(local_rank) => {
+            let message = format!("`--local_rank` is `{found}`, but LOCAL_RANK is `{local_rank}`");
+            let hint = "leave `--local_rank` out: variables say who a rank is".to_owned();
+            Err(Failure::new(Exit::Usage, message).with_hint(hint))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The recipe and what is started for it. Whatever can be refused is refused here, before a process is started, and once.

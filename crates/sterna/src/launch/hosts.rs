@@ -1,21 +1,24 @@
 //! Ranks on other hosts: an ssh to each, with an agent of ours at its other end.
 
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+mod reporter;
+
+use std::io::{self, Write as _};
 use std::ops::Range;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use sterna_launch::wire::{self, FromAgent, Prepare, Ready, Refusal, Start, Stream, ToAgent};
+use sterna_launch::wire::{self, Prepare, Ready, Start, ToAgent};
 use sterna_launch::{Node, SshOptions, quote};
 
 use super::supervisor::{Event, Ranks};
 use crate::report::{Exit, Failure};
+use reporter::{Notes, Reporter};
 
 /// How long a host may take to say that everything is there. A file system that hangs must not hang us.
 const ANSWER: Duration = Duration::from_mins(2);
@@ -74,6 +77,7 @@ impl Hosts {
             let reporter = Reporter {
                 host: host.clone(),
                 ranks: ranks.clone(),
+                ssh: options.by_hand(host),
                 program: quote(&program.to_string_lossy()),
                 prepare: prepare.clone(),
                 events: events.0.clone(),
@@ -86,8 +90,8 @@ impl Hosts {
         }
         drop(answers);
         let (alive, ended) = mpsc::channel();
-        let stdins = agents.iter().map(|agent| Arc::clone(&agent.stdin)).collect();
-        thread::spawn(move || keep_alive(&ended, stdins));
+        let stdins: Vec<_> = agents.iter().map(|agent| Arc::clone(&agent.stdin)).collect();
+        thread::spawn(move || keep_alive(&ended, &stdins));
         let hosts = Self { agents, _alive: alive };
         let ready = hosts.await_answers(&answered, events.1)?;
         Ok((hosts, ready))
@@ -111,8 +115,11 @@ impl Hosts {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            if let Some(signal) = super::asked_to_end(events) {
-                return Err(super::interrupted_by(signal));
+            match events.try_recv() {
+                Ok(Event::Signalled(signal)) => return Err(super::interrupted_by(signal)),
+                // A host that was ready has left while another was not yet.
+                Ok(Event::Lost { failure, .. }) => return Err(failure),
+                Ok(Event::Ended { .. }) | Err(_) => {}
             }
         }
         for (node, agent) in self.agents.iter().enumerate() {
@@ -236,9 +243,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Says that we are alive until `ended` is closed.
-fn keep_alive(ended: &Receiver<()>, stdins: Vec<Arc<Mutex<Option<ChildStdin>>>>) {
+fn keep_alive(ended: &Receiver<()>, stdins: &[Arc<Mutex<Option<ChildStdin>>>]) {
     while ended.recv_timeout(wire::PING) == Err(RecvTimeoutError::Timeout) {
-        for stdin in &stdins {
+        for stdin in stdins {
             write_to(stdin, &ToAgent::Ping);
         }
     }
@@ -257,214 +264,4 @@ fn end_of(ssh: &Mutex<Child>, stderr_closed: &Receiver<()>) -> Option<ExitStatus
     // A connection that ssh shares and leaves in the background keeps its stderr open.
     let _ = stderr_closed.recv_timeout(Duration::from_millis(500));
     status
-}
-
-/// What ssh and the remote shell write besides: the reason of a failure, or else passed on.
-struct Notes {
-    prefix: String,
-    /// The lines so far, while it is open whether they are the reason of a failure.
-    held: Mutex<Option<Vec<String>>>,
-}
-
-impl Notes {
-    fn new(host: &str) -> Self {
-        Self { prefix: format!("[{host}] "), held: Mutex::new(Some(Vec::new())) }
-    }
-
-    fn take(&self, line: String) {
-        match lock(&self.held).as_mut() {
-            Some(held) => held.push(line),
-            None => print(Stream::Stderr, &self.prefix, &line),
-        }
-    }
-
-    /// Passes on what came so far, and from now on each line as it comes.
-    fn pass_on(&self) {
-        for line in lock(&self.held).take().unwrap_or_default() {
-            print(Stream::Stderr, &self.prefix, &line);
-        }
-    }
-
-    /// What came so far.
-    fn held(&self) -> Vec<String> {
-        lock(&self.held).take().unwrap_or_default()
-    }
-}
-
-/// Writes a line with a prefix to stdout or stderr, either of which may be closed.
-fn print(stream: Stream, prefix: &str, line: &str) {
-    let text = format!("{prefix}{line}\n");
-    let _ = match stream {
-        Stream::Stdout => io::stdout().lock().write_all(text.as_bytes()),
-        Stream::Stderr => io::stderr().lock().write_all(text.as_bytes()),
-    };
-}
-
-/// Reads what an agent says, and tells it as answer, events and output.
-struct Reporter {
-    host: String,
-    ranks: Range<usize>,
-    /// Its path there, as a shell reads it.
-    program: String,
-    prepare: Prepare,
-    events: Sender<Event>,
-}
-
-impl Reporter {
-    fn run(
-        self,
-        stdout: ChildStdout,
-        node: usize,
-        notes: &Notes,
-        answers: &Sender<Answer>,
-        end: impl Fn() -> Option<ExitStatus>,
-    ) {
-        let mut stdout = BufReader::new(stdout);
-        let ready = match self.next(&mut stdout, notes) {
-            Some(FromAgent::Ready(ready)) => {
-                notes.pass_on();
-                Ok(ready)
-            }
-            Some(FromAgent::Refused(refusal)) => Err(self.refused(refusal)),
-            Some(_) => {
-                Err(self.failed("the agent has said something else than whether it is ready"))
-            }
-            None => Err(self.never_started(end(), notes.held())),
-        };
-        let is_ready = ready.is_ok();
-        // Closed when another host made the launcher give up.
-        let _ = answers
-            .send(Answer { node, ready: ready.map_err(|err| err.on_host(Some(&self.host))) });
-        if !is_ready {
-            return;
-        }
-        let mut running: Vec<usize> = self.ranks.clone().collect();
-        let mut reason = None;
-        while let Some(message) = self.next(&mut stdout, notes) {
-            match message {
-                FromAgent::Output { rank, stream, line } => {
-                    print(stream, &format!("[rank {rank}] "), &line);
-                }
-                FromAgent::Ended { rank, status, report } => {
-                    running.retain(|other| *other != rank);
-                    let report = report.and_then(|report| serde_json::from_value(report).ok());
-                    self.send(Event::Ended { rank, status, report });
-                }
-                FromAgent::Failed(message) => reason = Some(self.failed(&message)),
-                FromAgent::Ready(_) | FromAgent::Refused(_) => {}
-            }
-        }
-        let status = end();
-        if !running.is_empty() {
-            let failure = reason.unwrap_or_else(|| self.lost(status));
-            self.send(Event::Lost {
-                ranks: self.ranks.clone(),
-                failure: failure.on_host(Some(&self.host)),
-            });
-        }
-    }
-
-    fn send(&self, event: Event) {
-        // A closed channel means that the launcher has made up its mind and is ending.
-        let _ = self.events.send(event);
-    }
-
-    /// The next message; what is none, such as a greeting of the remote shell, is passed on.
-    fn next(&self, stdout: &mut BufReader<ChildStdout>, notes: &Notes) -> Option<FromAgent> {
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            match stdout.by_ref().read_until(b'\n', &mut line) {
-                Ok(0) | Err(_) => return None,
-                Ok(_) => {}
-            }
-            match serde_json::from_slice(&line) {
-                Ok(message) => return Some(message),
-                Err(_) if line.trim_ascii().is_empty() => {}
-                Err(_) => notes.take(String::from_utf8_lossy(&line).trim_end().to_owned()),
-            }
-        }
-    }
-
-    fn failed(&self, message: &str) -> Failure {
-        Failure::new(Exit::Failed, message)
-    }
-
-    fn refused(&self, refusal: Refusal) -> Failure {
-        let Prepare { version, dir, recipe, fingerprint } = &self.prepare;
-        let (message, hint) = match refusal {
-            Refusal::Version { found } => (
-                format!("`{}` there is sterna {found}, required: {version}, as here", self.program),
-                "install the same build on every host, at the same path".to_owned(),
-            ),
-            Refusal::Folder { reason } => (
-                format!("cannot change to the working directory `{dir}`: {reason}"),
-                "start from a folder that all hosts have, such as one of a shared file system"
-                    .to_owned(),
-            ),
-            Refusal::NoRecipe { reason } => (
-                format!("cannot read the recipe `{recipe}` in `{dir}`: {reason}"),
-                "put the recipe in a folder that all hosts share, or copy it to each".to_owned(),
-            ),
-            Refusal::OtherRecipe { found } => (
-                format!(
-                    "the recipe `{recipe}` in `{dir}` is another one: its SHA-256 is {found}, required: {fingerprint}, as here"
-                ),
-                format!("copy `{recipe}` to that host"),
-            ),
-            Refusal::Other { reason } => return self.failed(&reason),
-        };
-        Failure::new(Exit::Usage, message).with_hint(hint)
-    }
-
-    /// ssh has ended before the agent said a word.
-    fn never_started(&self, status: Option<ExitStatus>, notes: Vec<String>) -> Failure {
-        let program = &self.program;
-        let (message, hint) = match status.and_then(|status| status.code()) {
-            Some(255) => (
-                "ssh cannot reach the host".to_owned(),
-                format!(
-                    "`ssh -o BatchMode=yes {} true` must work here without a question; see the hostfile, `--ssh_port` and \
-                     ~/.ssh/config",
-                    self.host
-                ),
-            ),
-            Some(126 | 127) => (
-                format!("`{program}` does not start there"),
-                format!(
-                    "install the same build on every host, at the same path; `ssh {} {program} --version` shows what is wrong",
-                    self.host
-                ),
-            ),
-            code => (
-                format!(
-                    "the agent ended before it answered{}",
-                    code.map(|code| format!(", with status {code}")).unwrap_or_default()
-                ),
-                format!(
-                    "`ssh {} {program} --version` must print {}",
-                    self.host, self.prepare.version
-                ),
-            ),
-        };
-        Failure::new(Exit::Failed, message).with_hint(hint).with_causes(notes)
-    }
-
-    /// ssh has ended before the ranks of its agent have.
-    fn lost(&self, status: Option<ExitStatus>) -> Failure {
-        let ranks = super::list_of_ranks(&self.ranks);
-        let message = match status {
-            Some(status) if status.code() == Some(255) => {
-                format!(
-                    "the connection to {ranks} is lost: the host or the network in between is gone"
-                )
-            }
-            Some(status) => format!("the agent of {ranks} is gone ({status})"),
-            None => format!("the connection to {ranks} is lost"),
-        };
-        Failure::new(Exit::Failed, message).with_hint(format!(
-            "see whether the host is up and why it left; whatever is left of {ranks} there ends by itself within {} s",
-            wire::SILENCE.as_secs()
-        ))
-    }
 }

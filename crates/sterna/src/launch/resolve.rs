@@ -40,7 +40,6 @@ pub(crate) fn resolve(args: &Train, recipe: &Recipe) -> Result<Launch, Failure> 
     let job = job(args, recipe, hosts.as_deref())?;
     let is_one_of_several = job.nodes().len() > 1;
     let is_here = match (&hosts, node_rank) {
-        (_, Some(_)) => true,
         (Some(_), None) if is_one_of_several || arctic.force_multi => false,
         (Some(_), None) => job.nodes().iter().all(|node| is_this_host(&node.host)),
         (None, None) if is_one_of_several => {
@@ -53,7 +52,7 @@ pub(crate) fn resolve(args: &Train, recipe: &Recipe) -> Result<Launch, Failure> 
                  --master_addr HOST`",
             ));
         }
-        (None, None) => true,
+        (_, Some(_)) | (None, None) => true,
     };
     let (mut master_addr, mut master_port) = (arctic.master_addr.clone(), arctic.master_port);
     let place = if is_here {
@@ -117,7 +116,8 @@ fn node_rank(arctic: &Arctic) -> Result<Option<usize>, Failure> {
     let typed = arctic.node_rank.filter(|rank| *rank != -1);
     if let Some(typed) = typed {
         let is_lonely = arctic.hostfile.is_none() && num_nodes.is_none_or(|nodes| nodes == 1);
-        if !arctic.no_ssh && !(typed == 0 && is_lonely) {
+        let is_allowed = arctic.no_ssh || (typed == 0 && is_lonely);
+        if !is_allowed {
             return Err(refuse(
                 "`--node_rank` is for `--no_ssh`: without that, this command starts the ranks of all hosts".to_owned(),
                 "add `--no_ssh` and start the command on every host, or leave `--node_rank` out",

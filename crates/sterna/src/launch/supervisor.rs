@@ -199,9 +199,14 @@ fn outcome(casualties: Vec<Casualty>, interrupted: Option<Signal>) -> Result<(),
             return Ok(());
         }
         let failure = super::interrupted_by(signal);
-        return Err(match first_cause {
-            None => failure,
-            Some(first) => failure.caused_by(&casualties[first].failure),
+        let saved = || {
+            let is_saved = |failure: &&Failure| matches!(failure.exit, Exit::Interrupted(_));
+            casualties.iter().map(|casualty| &casualty.failure).find(is_saved)
+        };
+        return Err(match (first_cause, saved()) {
+            (Some(first), _) => failure.caused_by(&casualties[first].failure),
+            (None, Some(saved)) => failure.explained_by(saved),
+            (None, None) => failure,
         });
     }
     match casualties.into_iter().nth(first_cause.unwrap_or(0)) {

@@ -115,7 +115,8 @@ fn ask_to_end(on_term: &str, num_signals: usize, stop_within: Duration) -> Resul
 fn asked_to_end_ranks_may_save_first() {
     let save = "sleep 1; cat $DIR/report > $STERNA_FAILURE_DIR/rank$RANK.json; exit 143";
     let outcome = ask_to_end(save, 1, Duration::from_mins(1));
-    assert_eq!(outcome, Err("error: interrupted by SIGUSR1\n".to_owned()));
+    let expected = "error: interrupted by SIGUSR1\n  caused by: saved at step 7\n";
+    assert_eq!(outcome, Err(expected.to_owned()));
 }
 
 #[test]

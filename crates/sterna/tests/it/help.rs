@@ -18,6 +18,7 @@ fn help_of_the_command() {
 
     Commands:
       train       Train the model of a recipe
+      launch      Train as `train` does, or show what that would start
       check       Show what a recipe means, or everything that is wrong with it
       data        Write the batches that each rank would train on
       checkpoint  List, check or export checkpoints
@@ -33,6 +34,7 @@ fn help_of_the_command() {
     Examples:
       sterna check recipe.yaml                         What would run, and what memory it takes
       sterna train recipe.yaml                         Train
+      sterna train recipe.yaml --hostfile hosts        Train on several hosts
       sterna train recipe.yaml --set train_iters=100   Train with a key of the recipe changed
 
     Exit status: 0 success, 1 training failed, 2 something is wrong with the recipe or the command line,
@@ -54,15 +56,24 @@ fn help_of_train() {
       <RECIPE>  The recipe, a YAML file
 
     Options:
-          --num_gpus <N>          Processes to start; by default the recipe's sequence_parallel_size
-                                  [aliases: --num-gpus, --num_accelerators, --nproc-per-node]
-          --device <DEVICE>       Where to compute [default: auto] [possible values: auto, cpu, cuda]
-          --set <KEY.PATH=VALUE>  Set a key of the recipe; the value is YAML. May be repeated
-      -h, --help                  Print help (see more with '--help')
+          --num_gpus <N>           Processes to start on each host; by default its slots, or
+                                   sequence_parallel_size [aliases: --num-gpus, --num_accelerators,
+                                   --nproc-per-node]
+          --device <DEVICE>        Where to compute [default: auto] [possible values: auto, cpu, cuda]
+          --max-restarts <N>       Start all ranks again after a failure, at most N times in all
+                                   [default: 0]
+          --stop-within <SECONDS>  How long ranks may save after SIGTERM, Ctrl-C or SIGUSR1 before they
+                                   are killed [default: 120]
+          --set <KEY.PATH=VALUE>   Set a key of the recipe; the value is YAML. May be repeated
+      -h, --help                   Print help (see more with '--help')
+
+    Arguments of arctic_training and deepspeed:
+      -H, --hostfile <FILE>  Hosts to run on, one a line: `node-1 slots=8`; each is reached by ssh
 
     Examples:
       sterna train recipe.yaml
       sterna train recipe.yaml --num_gpus 8
+      sterna train recipe.yaml --hostfile hosts
       sterna train recipe.yaml --set optimizer.learning_rate=2e-5 --set data.max_length=32_000
       torchrun --no-python --nproc-per-node 8 sterna train recipe.yaml
 
@@ -79,9 +90,9 @@ fn long_help_of_train_has_the_arguments_of_arctic_training() {
     Train the model of a recipe.
 
     Starts one process for each rank that shares a sequence (`sequence_parallel_size`), or as many as
-    you say, and ends them all if one fails. Inside torchrun, or anything else that sets RANK,
-    LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, it is the rank that these
-    describe and starts nothing.
+    you say, here or on the hosts of a hostfile, and ends them all if one fails. Inside torchrun, or
+    anything else that sets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT,
+    it is the rank that these describe and starts nothing.
 
     Usage: sterna train [OPTIONS] <RECIPE>
 
@@ -91,7 +102,7 @@ fn long_help_of_train_has_the_arguments_of_arctic_training() {
 
     Options:
           --num_gpus <N>
-              Processes to start; by default the recipe's sequence_parallel_size
+              Processes to start on each host; by default its slots, or sequence_parallel_size
               
               With twice as many, twice as many sequences are trained on at a time. On a CPU they are
               simply processes.
@@ -107,6 +118,21 @@ fn long_help_of_train_has_the_arguments_of_arctic_training() {
               - cuda: GPUs, one for each process
               
               [default: auto]
+
+          --max-restarts <N>
+              Start all ranks again after a failure, at most N times in all
+              
+              They go on from the newest good checkpoint: the recipe must have one with `auto_resume`. A
+              mistake in the recipe and an interrupt are not failures.
+              
+              [default: 0]
+
+          --stop-within <SECONDS>
+              How long ranks may save after SIGTERM, Ctrl-C or SIGUSR1 before they are killed
+              
+              A second signal kills them at once.
+              
+              [default: 120]
 
           --set <KEY.PATH=VALUE>
               Set a key of the recipe; the value is YAML. May be repeated
@@ -125,18 +151,34 @@ fn long_help_of_train_has_the_arguments_of_arctic_training() {
               Port of the rendezvous between the processes; by default a free one
 
           --master_addr <HOST>
-              Address of the rendezvous between the processes
-              
-              [default: 127.0.0.1]
+              Address of the rendezvous between the processes; by default how ssh reaches the first host
 
       -q, --quiet
               Say nothing about starting processes
 
+      -H, --hostfile <FILE>
+              Hosts to run on, one a line: `node-1 slots=8`; each is reached by ssh
+
+      -i, --include <HOSTS>
+              Hosts and slots of the hostfile to use, as node-1@node-2:0,2; without one, localhost:0,2
+
+      -e, --exclude <HOSTS>
+              Hosts and slots of the hostfile to leave out
+
           --num_nodes <N>
-              Nodes; only 1 as yet
+              Hosts to use, the first of the hostfile; or how many start their own ranks with --no_ssh
+
+          --no_ssh
+              Start only the ranks of this host: the command runs on every host, with its --node_rank
 
           --node_rank <N>
-              Rank of this node; only 0 as yet
+              Number of this host, with --no_ssh; a Kubernetes indexed job knows it
+
+          --ssh_port <PORT>
+              Port of sshd on the hosts, where it is not what ~/.ssh/config says
+
+          --force_multi
+              Use ssh even if there is only this host
 
           --launcher <NAME>
               Only deepspeed, which is this launcher
@@ -144,11 +186,8 @@ fn long_help_of_train_has_the_arguments_of_arctic_training() {
           --python_profile <KIND>
               Only disable
 
-          --no_ssh
-              Accepted: there is no ssh on one host
-
           --no_ssh_check
-              Accepted: there is no ssh on one host
+              Accepted: every host is checked when it is reached, whatever this says
 
           --no_local_rank
               Accepted: ranks are told by LOCAL_RANK
@@ -156,6 +195,7 @@ fn long_help_of_train_has_the_arguments_of_arctic_training() {
     Examples:
       sterna train recipe.yaml
       sterna train recipe.yaml --num_gpus 8
+      sterna train recipe.yaml --hostfile hosts
       sterna train recipe.yaml --set optimizer.learning_rate=2e-5 --set data.max_length=32_000
       torchrun --no-python --nproc-per-node 8 sterna train recipe.yaml
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use insta::assert_snapshot;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, show};
 
 /// A run that is still at work after a few steps, whatever happens to it.
 const LONG: [&str; 9] = [
@@ -211,6 +212,34 @@ fn torchrun_and_num_gpus_may_not_disagree() {
 }
 
 #[test]
+fn a_rank_refuses_what_is_for_starting_ranks() {
+    let workspace = Workspace::new();
+    let refused = |args: &[&str]| {
+        let mut command = workspace.sterna(&[&["train", "recipe.yaml"], args].concat());
+        command.envs([
+            ("RANK", "1"),
+            ("LOCAL_RANK", "1"),
+            ("WORLD_SIZE", "2"),
+            ("LOCAL_WORLD_SIZE", "2"),
+        ]);
+        command.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")]);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8_lossy(&output.stderr).lines().next().unwrap().to_owned()
+    };
+    let errors = [
+        refused(&["--hostfile", "hosts"]),
+        refused(&["--max-restarts", "2"]),
+        refused(&["--local_rank", "0"]),
+    ];
+    assert_snapshot!(errors.join("\n"), @r"
+    error: `--hostfile` is for starting ranks, but this process is rank `1` of `2`, as its launcher says
+    error: `--max-restarts` is for starting ranks, but this process is rank `1` of `2`, as its launcher says
+    error: `--local_rank` is `0`, but LOCAL_RANK is `1`
+    ");
+}
+
+#[test]
 fn an_error_that_all_ranks_meet_is_said_once() {
     let workspace = Workspace::new();
     fs::remove_file(workspace.path("model/model.safetensors")).unwrap();
@@ -238,4 +267,145 @@ fn a_world_that_the_sequence_cannot_be_split_over_starts_nothing() {
 
     1 error in `recipe.yaml`
     ");
+}
+
+#[test]
+fn arguments_that_contradict_each_other_or_the_hosts_start_nothing() {
+    let workspace = Workspace::new();
+    workspace.write("hosts", "node-1 slots=2\nnode-2 slots=2\n");
+    let refused = |args: &str| {
+        let args: Vec<&str> = ["train", "recipe.yaml"].into_iter().chain(args.split(' ')).collect();
+        let output = workspace.run(&args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("\n\nhint: "), "{text}");
+        text.lines().next().unwrap().to_owned()
+    };
+    let errors = [
+        "-H no-hosts",
+        "-H recipe.yaml",
+        "-H hosts --num_nodes 3",
+        "-H hosts --num_gpus 3",
+        "-H hosts --include node-3",
+        "-H hosts --include node-1 --exclude node-2",
+        "-H hosts --include node-1 --num_gpus 1",
+        "-H hosts --no_ssh",
+        "-H hosts --node_rank 1",
+        "-H hosts --no_ssh --node_rank 2",
+        "--exclude localhost:0",
+        "--num_nodes 2",
+        "--num_nodes 2 --num_gpus 1",
+        "--num_nodes 2 --num_gpus 1 --no_ssh --node_rank 0",
+        "--local_rank 1",
+        "--num_gpus 2 --max-restarts 1",
+    ]
+    .map(refused);
+    assert_snapshot!(errors.join("\n"), @r"
+    error: cannot read the hostfile `no-hosts`: No such file or directory (os error 2)
+    error: recipe.yaml:1: found `type: sft`, required: a host and its slots, such as `node-1 slots=8`
+    error: `--num_nodes` is `3`, but there are `2` hosts
+    error: `--num_gpus` is `3`, but `node-1` has `2` slots
+    error: `--include` names the host `node-3`, the hosts are: node-1, node-2
+    error: `--include` and `--exclude` contradict each other
+    error: `--include` and `--exclude` choose slots themselves, and take neither `--num_nodes` nor `--num_gpus`
+    error: `--no_ssh` needs `--node_rank`: which of the hosts is this
+    error: `--node_rank` is for `--no_ssh`: without that, this command starts the ranks of all hosts
+    error: `--node_rank` is `2`, required: a number below `2`, the number of hosts
+    error: `--exclude` needs a hostfile, which says how many slots there are
+    error: `--num_nodes` without a hostfile needs `--num_gpus`
+    error: `--num_nodes` is `2`, but nothing says which hosts these are
+    error: `--master_addr` is missing: ranks of several hosts must know where to meet
+    error: `--local_rank` is `1`, but nothing says that this process is a rank
+    error: `--max-restarts` needs a checkpoint to go on from, and the recipe has none with `auto_resume`
+    ");
+}
+
+#[test]
+fn what_would_be_started_is_shown_without_secrets() {
+    let workspace = Workspace::new();
+    workspace.write("hosts", "node-1 slots=1\nme@node-2: slots=2\n");
+    workspace.write(".deepspeed_env", "export NCCL_DEBUG=WARN\nMY_API_KEY=hunter2\n");
+    let mut command = workspace.sterna(&[
+        "launch",
+        "recipe.yaml",
+        "--print",
+        "-H",
+        "hosts",
+        "--set",
+        "logger.output_dir=my logs",
+    ]);
+    command.env("HF_TOKEN", "hunter2");
+    let output = command.output().unwrap();
+    let text = show(&output, Path::new(env!("CARGO_BIN_EXE_sterna")).parent().unwrap());
+    assert_snapshot!(text, @r"
+    exit status: 0
+    ----- stdout -----
+    # node-1: rank 0 of 3
+    ssh -T -o BatchMode=yes -o ConnectTimeout=30 -o ServerAliveInterval=15 -o ServerAliveCountMax=4 -- node-1 'exec [DIR]/sterna agent'
+    #   HF_HUB_OFFLINE=1
+    #   HF_TOKEN='***'
+    #   MY_API_KEY='***'
+    #   NCCL_DEBUG=WARN
+    #   OMP_NUM_THREADS=1
+    #   RANK=0 LOCAL_RANK=0 WORLD_SIZE=3 LOCAL_WORLD_SIZE=1 MASTER_ADDR=<address of node-1> MASTER_PORT=<free port> TORCHELASTIC_RESTART_COUNT=0 [DIR]/sterna train recipe.yaml --device auto --set 'logger.output_dir=my logs'
+    # me@node-2: ranks 1 to 2 of 3
+    ssh -T -o BatchMode=yes -o ConnectTimeout=30 -o ServerAliveInterval=15 -o ServerAliveCountMax=4 -- me@node-2 'exec [DIR]/sterna agent'
+    #   HF_HUB_OFFLINE=1
+    #   HF_TOKEN='***'
+    #   MY_API_KEY='***'
+    #   NCCL_DEBUG=WARN
+    #   OMP_NUM_THREADS=1
+    #   RANK=1 LOCAL_RANK=0 WORLD_SIZE=3 LOCAL_WORLD_SIZE=2 MASTER_ADDR=<address of node-1> MASTER_PORT=<free port> TORCHELASTIC_RESTART_COUNT=0 [DIR]/sterna train recipe.yaml --device auto --set 'logger.output_dir=my logs'
+    #   RANK=2 LOCAL_RANK=1 WORLD_SIZE=3 LOCAL_WORLD_SIZE=2 MASTER_ADDR=<address of node-1> MASTER_PORT=<free port> TORCHELASTIC_RESTART_COUNT=0 [DIR]/sterna train recipe.yaml --device auto --set 'logger.output_dir=my logs'
+    ----- stderr -----
+    ");
+    assert_snapshot!(workspace.show(&["launch", "recipe.yaml", "--print", "--include", "localhost:1,3"]).replace(env!("CARGO_BIN_EXE_sterna"), "[STERNA]"), @r"
+    exit status: 0
+    ----- stdout -----
+    # here: ranks 0 to 1 of 2
+    RANK=0 LOCAL_RANK=0 WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=<free port> TORCHELASTIC_RESTART_COUNT=0 CUDA_VISIBLE_DEVICES=1,3 [STERNA] train recipe.yaml --device auto
+    RANK=1 LOCAL_RANK=1 WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=<free port> TORCHELASTIC_RESTART_COUNT=0 CUDA_VISIBLE_DEVICES=1,3 [STERNA] train recipe.yaml --device auto
+    ----- stderr -----
+    ");
+}
+
+#[test]
+fn ranks_of_a_run_with_restarts_go_on_where_they_were() {
+    let train = |workspace: &Workspace, change: &[&str]| {
+        let save = "checkpoint=[{type: sterna, output_dir: ckpt, save_every_n_steps: 5, auto_resume: true}]";
+        let args = [
+            "train",
+            "recipe.yaml",
+            "--num_gpus",
+            "2",
+            "--quiet",
+            "--set",
+            save,
+            "--set",
+            "train_iters=60",
+        ];
+        workspace.sterna(&[&args[..], change].concat())
+    };
+    let whole = Workspace::new();
+    assert!(train(&whole, &[]).output().unwrap().status.success());
+
+    let workspace = Workspace::new();
+    let mut launcher = train(&workspace, &["--max-restarts", "1"]).spawn().unwrap();
+    let mut stderr = BufReader::new(launcher.stderr.take().unwrap());
+    let mut seen = String::new();
+    while !seen.contains("Train iter: 12/60") {
+        assert!(stderr.read_line(&mut seen).unwrap() > 0, "the run ended early:\n{seen}");
+    }
+    kill(Pid::from_raw(child_of_rank(launcher.id(), 1)), Signal::SIGKILL).unwrap();
+    let (code, text) = end(launcher, stderr);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(
+        text.contains(
+            "restart 1 of 1: [rank 1] error: the process was ended by signal 9 (SIGKILL)\n"
+        ),
+        "{text}"
+    );
+    let last =
+        |workspace: &Workspace| workspace.rows("metrics.jsonl").pop().unwrap()["loss"].clone();
+    assert_eq!(last(&workspace), last(&whole));
 }

@@ -8,6 +8,7 @@ mod data;
 mod faults;
 mod full_disk;
 mod help;
+mod hosts;
 mod launch;
 mod train;
 mod workspace;

@@ -107,16 +107,6 @@ fn arguments_of_the_deepspeed_launcher_are_refused_with_a_reason() {
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    assert_snapshot!(refused(&["--hostfile", "hosts"]), @r"
-    error: `--hostfile` is for runs on several hosts, which `sterna train` does not start yet
-
-    hint: start `sterna train RECIPE` on every host under torchrun, or anything else that sets its variables (RANK, WORLD_SIZE, ...), or leave the argument out to run on this host
-    ");
-    assert_snapshot!(refused(&["--num_nodes", "2"]), @r"
-    error: `--num_nodes` is for runs on several hosts, which `sterna train` does not start yet
-
-    hint: start `sterna train RECIPE` on every host under torchrun, or anything else that sets its variables (RANK, WORLD_SIZE, ...), or leave the argument out to run on this host
-    ");
     assert_snapshot!(refused(&["--python_profile", "tottime"]), @r"
     error: `--python_profile` is about a Python script, and sterna runs none
 
