@@ -58,6 +58,8 @@ pub(crate) struct Failure {
     host: Option<Box<str>>,
     /// Whether this rank only noticed that another one ended.
     pub(crate) is_about_peer: bool,
+    /// Whether another attempt would end in the same way.
+    pub(crate) recurs: bool,
 }
 
 impl Failure {
@@ -80,6 +82,7 @@ impl Failure {
             rank: None,
             host: None,
             is_about_peer: false,
+            recurs: false,
         }
     }
 

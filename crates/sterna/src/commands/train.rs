@@ -208,5 +208,14 @@ fn train_failure(err: &TrainError, has_started: bool) -> Failure {
     };
     let mut failure = Failure::from_error(exit, err).with_hint(err.hint());
     failure.is_about_peer = matches!(err, TrainError::Comm(CommError::PeerFailed { .. }));
+    // The run repeats bit for bit, and what lies in folders does not change by itself.
+    failure.recurs = matches!(
+        err,
+        TrainError::NotFinite { .. }
+            | TrainError::NoGoodCheckpoint { .. }
+            | TrainError::UsedFolder { .. }
+            | TrainError::FolderNotShared { .. }
+            | TrainError::RanksDisagree { .. }
+    );
     failure
 }

@@ -55,7 +55,8 @@ pub(super) enum Again {
 
 impl From<Failure> for Setback {
     fn from(failure: Failure) -> Self {
-        let again = if failure.exit == Exit::Failed { Again::Now } else { Again::Never };
+        let may_succeed = failure.exit == Exit::Failed && !failure.recurs;
+        let again = if may_succeed { Again::Now } else { Again::Never };
         Self { failure, again }
     }
 }

@@ -228,3 +228,21 @@ fn a_single_rank_that_does_not_stop_in_time_is_ended() {
     // By the signal itself, and not with its number as a status.
     assert_eq!(run.wait().unwrap().signal(), Some(Signal::SIGTERM as i32));
 }
+
+#[test]
+fn ranks_are_not_started_again_where_it_would_end_in_the_same_way() {
+    let workspace = Workspace::new();
+    // Infinite weights after one step.
+    let args = [
+        "--set",
+        "optimizer.learning_rate=1e38",
+        "--set",
+        "sequence_parallel_size=2",
+        "--max-restarts",
+        "2",
+    ];
+    let output = workspace.run(&[&SAVING[..], &args, &["--set", "train_iters=6"]].concat());
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("must be finite") && !text.contains("restart 1"), "{text}");
+}
