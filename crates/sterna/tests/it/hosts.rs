@@ -8,12 +8,13 @@ mod network;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use insta::assert_snapshot;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde_json::json;
 
@@ -160,19 +161,19 @@ fn interrupting_the_launcher_ends_ranks_on_both_hosts() {
 }
 
 #[test]
-fn ranks_that_save_do_so_before_they_end() {
+fn ranks_that_save_do_so_before_control_c_ends_them() {
     let Some(hosts) = Hosts::new() else { return };
     let workspace = workspace();
     let save = "checkpoint=[{type: sterna, output_dir: saved, save_every_n_steps: 100000, auto_resume: true}]";
-    let (launcher, stderr, _) =
-        start(hosts.launcher(&workspace, &[&LONG, &["--set", save][..]].concat()));
-    kill(Pid::from_raw(launcher.id().cast_signed()), Signal::SIGTERM).unwrap();
+    let mut launcher = hosts.launcher(&workspace, &[&LONG, &["--set", save][..]].concat());
+    // A terminal sends the signal to the whole group of the foreground job, and ssh must survive it.
+    launcher.process_group(0);
+    let (launcher, stderr, _) = start(launcher);
+    killpg(Pid::from_raw(launcher.id().cast_signed()), Signal::SIGINT).unwrap();
     let (code, text) = end(launcher, stderr);
-    assert_eq!(code, Some(143), "{text}");
-    assert!(
-        text.contains("error: interrupted by SIGTERM\n  caused by: stopped by SIGTERM after step "),
-        "{text}"
-    );
+    assert_eq!(code, Some(130), "{text}");
+    let expected = "error: interrupted by SIGINT\n  caused by: stopped by SIGTERM after step ";
+    assert!(text.contains(expected), "{text}");
     assert!(workspace.path("saved").is_dir());
     hosts.await_end_of_processes(Duration::from_secs(10));
 }
