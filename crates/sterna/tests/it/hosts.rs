@@ -287,6 +287,24 @@ fn a_host_that_cannot_be_reached_is_said() {
 }
 
 #[test]
+fn ranks_do_not_meet_where_only_the_first_host_is() {
+    let Some(hosts) = Hosts::new() else { return };
+    let workspace = workspace();
+    workspace.write("hosts", "127.0.0.1 slots=1\n10.77.0.2 slots=1\n");
+    let args = ["train", "recipe.yaml", "-H", "hosts", "--quiet"];
+    let output = hosts.launcher(&workspace, &args).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_snapshot!(stderr_of(&output), @r"
+    error: `127.0.0.1` is reached at 127.0.0.1, where the other hosts do not reach it
+
+    hint: say with `--master_addr` by which address or name the other hosts reach the first, or write that into the hostfile instead of `127.0.0.1`
+    ");
+    let said = [&args[..], &["--master_addr", ADDRESSES[0]]].concat();
+    let output = hosts.launcher(&workspace, &said).output().unwrap();
+    assert!(output.status.success(), "{}", stderr_of(&output));
+}
+
+#[test]
 fn ranks_of_hosts_that_start_their_own_meet() {
     let Some(hosts) = Hosts::new() else { return };
     let workspace = workspace();
@@ -347,7 +365,7 @@ fn cutting_the_link_between_real_hosts_ends_all_ranks_and_names_the_peer() {
     let second = thread::spawn(move || second.wait_with_output().unwrap());
     let launcher = thread::spawn(move || end(launcher, launcher_stderr));
     // The time-out of collectives is a minute, and whoever is to blame is found out within seconds.
-    hosts.await_end_of_processes(Duration::from_secs(100));
+    hosts.await_end_of_processes(Duration::from_secs(140));
     let took = cut.elapsed();
 
     let (code, text) = launcher.join().unwrap();

@@ -128,7 +128,7 @@ impl Hosts {
             run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &self.path(key)]);
         }
         let config = format!(
-            "Host *\n IdentityFile {}\n IdentitiesOnly yes\n UserKnownHostsFile {}\n StrictHostKeyChecking accept-new\n",
+            "Host *\n IdentityFile {}\n IdentitiesOnly yes\n UserKnownHostsFile {}\n StrictHostKeyChecking accept-new\n LogLevel ERROR\n",
             self.path("user_key"),
             self.path("known_hosts")
         );
@@ -146,7 +146,7 @@ impl Hosts {
         // Debian's sshd wants it, and only its service makes it.
         fs::create_dir_all("/run/sshd").unwrap();
         let config = format!(
-            "Port {PORT}\nListenAddress {}\nHostKey {}\nAuthorizedKeysFile {}.pub\nStrictModes no\nUsePAM no\n\
+            "Port {PORT}\nListenAddress {}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}.pub\nStrictModes no\nUsePAM no\n\
              PermitRootLogin yes\nPermitUserEnvironment no\nPasswordAuthentication no\nPidFile none\n",
             ADDRESSES[host],
             self.path("host_key"),
@@ -172,7 +172,7 @@ impl Hosts {
             let log = ["sshd0.log", "sshd1.log"]
                 .map(|log| fs::read_to_string(self.path(log)).unwrap_or_default());
             let stderr = String::from_utf8_lossy(&output.stderr);
-            assert!(start.elapsed() < Duration::from_secs(10), "{address}: {stderr}{log:?}");
+            assert!(start.elapsed() < Duration::from_secs(30), "{address}: {stderr}{log:?}");
             thread::sleep(Duration::from_millis(50));
         }
     }
