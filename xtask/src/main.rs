@@ -11,6 +11,7 @@
 
 mod bench;
 mod demo;
+mod fuzz;
 mod inputs;
 mod libtorch;
 mod soak;
@@ -38,6 +39,9 @@ Tasks:
   soak              Kill a short run hundreds of times at random, and compare what it ends with bit for bit
   bench KIND        Measure peak memory (`memory`) or time (`step`) over lengths, ranks and policies, beside
                     the reference if you like; `cargo xtask bench --help` tells more
+  fuzz [--seconds N] [TARGET]...
+                    Feed broken files to every reader, or to some, for N seconds each (10 if not said);
+                    `--list` lists them
   tidy              The rules of this repository that no compiler checks: crate edges, written architecture,
                     TODOs, fixtures
   libtorch          Put libtorch (CPU) where the build looks for it, .libtorch/
@@ -66,7 +70,7 @@ fn run(args: &[String]) -> Result<()> {
         None => ("help", args),
         Some((task, rest)) => (task.as_str(), rest),
     };
-    if !matches!(task, "test" | "bench" | "soak") && !rest.is_empty() {
+    if !matches!(task, "test" | "bench" | "soak" | "fuzz") && !rest.is_empty() {
         bail!("`{task}` takes no arguments, found `{}`", rest.join(" "));
     }
     match task {
@@ -74,6 +78,7 @@ fn run(args: &[String]) -> Result<()> {
         "test" => test::run(&root, rest),
         "bench" => bench::run(&root, rest),
         "soak" => soak::run(&root, rest),
+        "fuzz" => fuzz::run(&root, rest),
         "tidy" => tidy::run(&root),
         "libtorch" => libtorch::install(&root).map(drop),
         "inputs" => inputs::fetch(&root).map(drop),

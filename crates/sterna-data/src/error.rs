@@ -110,6 +110,14 @@ pub enum Error {
         #[source]
         source: serde_json::Error,
     },
+    /// A file that lists others names one outside its folder.
+    #[error("`{}` names `{found}`, required: a path inside its folder", path.display())]
+    LeavesFolder {
+        /// The file that lists.
+        path: PathBuf,
+        /// What it names.
+        found: String,
+    },
     /// A JSON value stands where a row or a list of rows is required.
     #[error("`{}:{line}` holds {found}, required: {required}", path.display())]
     JsonShape {
@@ -410,6 +418,12 @@ pub enum Error {
         /// The cache entry of a source.
         path: PathBuf,
     },
+    /// A source changed between the hash that names its cache entry and the reading of its rows.
+    #[error("the files of source `{source_name}` changed while they were read")]
+    SourceChanged {
+        /// The source.
+        source_name: String,
+    },
     /// A cache entry that was checked when it was opened no longer reads as it did.
     #[error("cache entry `{}` changed while it was in use", path.display())]
     CacheChanged {
@@ -469,6 +483,7 @@ impl Error {
             Self::MissingCache { .. } => {
                 "run once with data.fail_on_missing_cache off, with the same recipe and files"
             }
+            Self::SourceChanged { .. } => "start again when nobody writes to them any more",
             Self::CacheChanged { .. } => "start again; the entry is rebuilt if it is damaged",
             Self::Hub { source, .. }
             | Self::Template { source, .. }

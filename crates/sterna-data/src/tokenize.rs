@@ -31,6 +31,11 @@ pub(crate) fn tokenize_source(
     let key = cache_key(&open, rule, tokenizer)?;
     let build = |writer: &mut TokenWriter| {
         let rows = open.read()?;
+        // The rows are in memory from here on. Between the hash of the files and their reading another process may have
+        // kept us waiting for hours.
+        if cache_key(&open, rule, tokenizer)? != key {
+            return Err(Error::SourceChanged { source_name: source.name_or_path.clone() });
+        }
         let selected = sampled_rows(source, rows.len());
         tokenize_rows(&rows, &selected, source, rule, tokenizer, writer)
     };

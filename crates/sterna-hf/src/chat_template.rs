@@ -8,11 +8,12 @@
 //! left: where a template prints a whole list or dictionary, Python escapes a few more of Unicode's
 //! unprintable characters.
 //!
-//! A template comes from a model folder that nobody reviewed, so it has no file access, a limit on
-//! the instructions it may run and one on the text it may write.
+//! A template comes from a model folder that nobody reviewed, so it has no file access, and limits on
+//! its length, the instructions it may run, the text it may write, its time and its memory.
 
 mod dialect;
 mod python;
+mod sandbox;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,8 +25,21 @@ use serde_json::Map;
 
 use crate::error::{Error, Result};
 
-/// Instructions one rendering may run: seconds of work, thousands of times what a conversation needs.
-const FUEL: u64 = 100_000_000;
+use self::sandbox::LIMITS;
+pub use self::sandbox::Overrun;
+
+/// Longest template in bytes. Those of models have some thousand.
+const MAX_SOURCE_BYTES: usize = 1 << 16;
+/// Instructions one rendering may run beyond [`FUEL_FACTOR`] for each byte of the messages.
+const FUEL_BASE: u64 = 1_000_000;
+/// Instructions for each byte: a message takes some hundred, however short.
+const FUEL_FACTOR: u64 = 10;
+/// Stack for an expression that is as deep as a template is long, in bytes.
+const STACK_BASE: usize = 256 << 20;
+/// Stack for the values that an instruction may nest, in bytes: each level takes some instructions.
+const STACK_PER_FUEL: usize = 256;
+/// Largest stack in bytes: more than a conversation of a hundred thousand tokens needs, and less than any address space.
+const MAX_STACK: usize = 8 << 30;
 /// Bytes a rendering may write beyond [`OUTPUT_FACTOR`] times the messages.
 const OUTPUT_BASE: usize = 1 << 20;
 /// How many times the bytes of its messages a rendering may write.
@@ -63,16 +77,20 @@ impl ChatTemplate {
     ///
     /// # Errors
     ///
-    /// [`Error::TemplateSyntax`] with the line.
+    /// [`Error::TemplateSyntax`] with the line, [`Error::TemplateTooLong`], or
+    /// [`Error::TemplateOverrun`].
     pub fn compile(source: &str, path: &Path) -> Result<ChatTemplate> {
-        let syntax_error = |source| Error::TemplateSyntax { path: path.to_owned(), source };
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(syntax_error)?);
-        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        environment.set_fuel(Some(FUEL));
-        python::install(&mut environment);
-        environment.add_template_owned(NAME, dialect::translate(source)).map_err(syntax_error)?;
+        if source.len() > MAX_SOURCE_BYTES {
+            return Err(Error::TemplateTooLong {
+                path: path.to_owned(),
+                found_bytes: source.len(),
+                max_bytes: MAX_SOURCE_BYTES,
+            });
+        }
+        let translated = dialect::translate(source);
+        let environment = sandbox::run(STACK_BASE, LIMITS, move || environment(translated))
+            .map_err(|source| Error::TemplateOverrun { path: path.to_owned(), source })?
+            .map_err(|source| Error::TemplateSyntax { path: path.to_owned(), source })?;
         Ok(ChatTemplate {
             environment: Arc::new(environment),
             path: path.to_owned(),
@@ -100,7 +118,8 @@ impl ChatTemplate {
     /// # Errors
     ///
     /// [`Error::TemplateRefused`] when the template calls `raise_exception`,
-    /// [`Error::TemplateRender`] when it fails or reaches a limit.
+    /// [`Error::TemplateRender`] when it fails or reaches a limit of instructions or text,
+    /// [`Error::TemplateOverrun`] when it reaches one of time or memory: the process should end then.
     pub fn render(
         &self,
         messages: &[Message],
@@ -118,15 +137,19 @@ impl ChatTemplate {
             ]);
         let context = Value::from_pairs(context);
         let input_bytes: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
-        let mut out =
-            Limited { text: Vec::new(), limit: OUTPUT_BASE + OUTPUT_FACTOR * input_bytes };
-        let template = self.environment.get_template(NAME).map_err(|source| self.failed(source))?;
-        match template.render_captured_to(context, &mut out) {
-            Ok(_) => {}
-            Err(error) => return Err(self.failed(error)),
-        }
-        String::from_utf8(out.text)
-            .map_err(|_| self.failed(invalid("the template wrote bytes that are not text")))
+        let fuel = FUEL_BASE + FUEL_FACTOR * input_bytes as u64;
+        let limit = OUTPUT_BASE + OUTPUT_FACTOR * input_bytes;
+        let mut environment = Environment::clone(&self.environment);
+        environment.set_fuel(Some(fuel));
+        let stack_bytes = (STACK_BASE + STACK_PER_FUEL * fuel as usize).min(MAX_STACK);
+        sandbox::run(stack_bytes, LIMITS, move || {
+            let mut out = Limited { text: Vec::new(), limit };
+            environment.get_template(NAME)?.render_captured_to(context, &mut out)?;
+            String::from_utf8(out.text)
+                .map_err(|_| invalid("the template wrote bytes that are not text"))
+        })
+        .map_err(|source| Error::TemplateOverrun { path: self.path.clone(), source })?
+        .map_err(|source| self.failed(source))
     }
 
     fn failed(&self, source: minijinja::Error) -> Error {
@@ -146,6 +169,18 @@ impl std::fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ChatTemplate").field("path", &self.path).finish_non_exhaustive()
     }
+}
+
+/// An environment with one template, already in the dialect of minijinja.
+fn environment(source: String) -> std::result::Result<Environment<'static>, minijinja::Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+    // An error would carry the template's variables to threads that have no room for what is nested in them.
+    environment.set_debug(false);
+    python::install(&mut environment);
+    environment.add_template_owned(NAME, source)?;
+    Ok(environment)
 }
 
 fn message_value(message: &Message) -> Value {

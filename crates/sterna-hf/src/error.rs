@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
+use crate::chat_template::Overrun;
 use crate::config::Family;
 use crate::hub::HubError;
 
@@ -67,6 +68,28 @@ pub enum Error {
         /// The line and what is wrong with it.
         #[source]
         source: minijinja::Error,
+    },
+    /// A chat template is longer than any model's.
+    #[error(
+        "`{}`: the chat template has `{found_bytes}` bytes, at most `{max_bytes}` are read",
+        path.display()
+    )]
+    TemplateTooLong {
+        /// The file the template came from.
+        path: PathBuf,
+        /// Its length.
+        found_bytes: usize,
+        /// The longest that is read.
+        max_bytes: usize,
+    },
+    /// A chat template was given up. It may still be at work on a thread that cannot be stopped: the process should end.
+    #[error("`{}`: the chat template was given up", path.display())]
+    TemplateOverrun {
+        /// The file the template came from.
+        path: PathBuf,
+        /// The limit it ran into.
+        #[source]
+        source: Overrun,
     },
     /// A chat template failed on a conversation, or ran into a limit.
     #[error("`{}`: the chat template cannot render this conversation", path.display())]
@@ -312,6 +335,9 @@ impl Error {
             }
             Error::TemplateRefused { .. } => {
                 "turns have to be as the template wants them, often user and assistant by turns"
+            }
+            Error::TemplateOverrun { .. } => {
+                "no template of a model comes near its limits: look at the file, it may be made to do harm"
             }
             Error::NoChatTemplate { .. } => {
                 "use an instruction-tuned checkpoint, or put a `chat_template.jinja` into the folder"

@@ -10,6 +10,7 @@ mod error;
 mod progress;
 mod snapshot;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use self::snapshot::Snapshot;
@@ -20,9 +21,9 @@ use crate::weights::{INDEX_FILE, SINGLE_FILE, read_index};
 pub use self::error::{HubError, HubRepo};
 
 /// The hub, its cache on this disk, and how to reach it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Hub {
-    /// Where the API is, without a slash at the end.
+    /// Where the API is, without a slash at the end. It may have a name and a password in it; [`Hub::shown_endpoint`] has not.
     pub endpoint: String,
     /// The folder of the cache, which holds `models--ORG--NAME` folders.
     pub cache_dir: PathBuf,
@@ -30,6 +31,18 @@ pub struct Hub {
     pub token: Option<String>,
     /// Whether to use the cache only.
     pub is_offline: bool,
+}
+
+/// What may be shown: not the token, only whether there is one.
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub")
+            .field("endpoint", &self.shown_endpoint())
+            .field("cache_dir", &self.cache_dir)
+            .field("has_token", &self.token.is_some())
+            .field("is_offline", &self.is_offline)
+            .finish()
+    }
 }
 
 /// A model's folder with configuration, tokenizer and weights: `name_or_path` itself if it is a
@@ -68,6 +81,17 @@ impl Hub {
     /// `HF_TOKEN` or the file that `hf auth login` writes, `HF_HUB_OFFLINE`.
     pub fn from_env() -> Hub {
         env_vars::hub()
+    }
+
+    /// The endpoint for messages: without what stands before an `@`, which is somebody's password.
+    pub fn shown_endpoint(&self) -> String {
+        let (scheme, rest) = self.endpoint.split_once("://").unwrap_or(("", &self.endpoint));
+        let (host, path) =
+            rest.split_once('/').map_or((rest, None), |(host, path)| (host, Some(path)));
+        let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+        let scheme = if scheme.is_empty() { String::new() } else { format!("{scheme}://") };
+        let path = path.map(|path| format!("/{path}")).unwrap_or_default();
+        format!("{scheme}{host}{path}")
     }
 
     /// See [`resolve_model`].

@@ -15,6 +15,7 @@ use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use self::special_tokens::SpecialTokens;
 use crate::chat_template::{ChatTemplate, Message};
 use crate::error::{Error, Result};
+use crate::panics::catch_panic;
 
 /// A tokenizer with its special tokens and chat template.
 #[derive(Debug, Clone)]
@@ -55,7 +56,7 @@ impl Tokenizer {
     pub fn from_dir(dir: &Path) -> Result<Tokenizer> {
         let path = dir.join("tokenizer.json");
         let mut inner = match std::fs::read(&path) {
-            Ok(bytes) => tokenizers::Tokenizer::from_bytes(&bytes)
+            Ok(bytes) => unless_panicked(|| tokenizers::Tokenizer::from_bytes(&bytes))
                 .map_err(|source| Error::Tokenizer { path: path.clone(), source })?,
             Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
                 return Err(no_tokenizer_json(dir, path));
@@ -121,8 +122,8 @@ impl Tokenizer {
     ///
     /// [`Error::Tokenizer`] when the model has no token for a character and no unknown token.
     pub fn encode(&self, text: &str) -> Result<Encoded> {
-        let encoding =
-            self.inner.encode_char_offsets(text, false).map_err(|source| self.failed(source))?;
+        let encoding = unless_panicked(|| self.inner.encode_char_offsets(text, false))
+            .map_err(|source| self.failed(source))?;
         Ok(Encoded { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
     }
 
@@ -132,7 +133,7 @@ impl Tokenizer {
     ///
     /// [`Error::Tokenizer`] when the decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, false).map_err(|source| self.failed(source))
+        unless_panicked(|| self.inner.decode(ids, false)).map_err(|source| self.failed(source))
     }
 
     /// The conversation as text, as `apply_chat_template(messages, tokenize=False)`.
@@ -201,6 +202,13 @@ impl Tokenizer {
     fn failed(&self, source: tokenizers::Error) -> Error {
         Error::Tokenizer { path: self.dir.join("tokenizer.json"), source }
     }
+}
+
+/// The result of a call into the tokenizers crate, which panics where a file contradicts itself.
+fn unless_panicked<T>(
+    call: impl FnOnce() -> std::result::Result<T, tokenizers::Error>,
+) -> std::result::Result<T, tokenizers::Error> {
+    catch_panic(call).unwrap_or_else(|panicked| Err(panicked.into()))
 }
 
 fn no_tokenizer_json(dir: &Path, path: PathBuf) -> Error {

@@ -227,8 +227,11 @@ pub(crate) fn read_index(text: &str, path: &Path) -> Result<BTreeMap<String, Str
         .collect()
 }
 
-/// Whether a relative path names something below the folder it is joined to.
-pub(crate) fn stays_inside(path: &str) -> bool {
+/// Whether a relative path names something below the folder it is joined to: it is not empty, not absolute, and has no `..`.
+///
+/// Every path that a file of others gives (an index, a manifest, an answer of the hub) has to. Where links lead is not asked:
+/// a folder may hold links of its owner's making, and no file that is read here can make one.
+pub fn stays_inside(path: &str) -> bool {
     !path.is_empty()
         && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
 }

@@ -112,6 +112,9 @@ impl Diagnostic {
     }
 }
 
+/// Errors that are shown; more only hide the first.
+const MAX_SHOWN: usize = 100;
+
 /// All errors of one recipe, in the order of its lines. Displays as text with excerpts.
 #[derive(Clone, Debug)]
 pub struct Diagnostics {
@@ -185,9 +188,12 @@ fn hint(f: &mut fmt::Formatter<'_>, width: usize, error: &Diagnostic) -> fmt::Re
 
 impl fmt::Display for Diagnostics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for error in &self.errors {
+        for error in self.errors.iter().take(MAX_SHOWN) {
             self.excerpt(f, error)?;
             writeln!(f)?;
+        }
+        if self.errors.len() > MAX_SHOWN {
+            writeln!(f, "{} more errors are not shown\n", self.errors.len() - MAX_SHOWN)?;
         }
         let plural = if self.errors.len() == 1 { "" } else { "s" };
         write!(f, "{} error{plural} in `{}`", self.errors.len(), self.source.path.display())

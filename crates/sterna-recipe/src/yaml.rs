@@ -18,6 +18,15 @@ use crate::{
 
 use self::scalar::Meaning;
 
+/// Longest recipe, in bytes. Real ones have a few thousand.
+const MAX_BYTES: usize = 1 << 18;
+/// Most values in a recipe, those that aliases repeat counted each time: ten lines of aliases can stand for a billion.
+const MAX_NODES: usize = 20_000;
+/// Deepest value. Real recipes go to six.
+const MAX_DEPTH: usize = 32;
+/// Duplicate keys after which a text is no recipe with a mistake.
+const MAX_DUPLICATES: usize = 100;
+
 /// A value and where it stands.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
@@ -88,15 +97,25 @@ pub(crate) fn parse(
     origin: Origin,
     errors: &mut Vec<Diagnostic>,
 ) -> Result<Node, Box<Diagnostic>> {
-    let mut builder = Builder { origin, errors, anchors: HashMap::new(), text };
+    let mut builder =
+        Builder { origin, errors, anchors: HashMap::new(), text, num_nodes: 0, depth: 0 };
+    if text.len() > MAX_BYTES {
+        let found = format!("a text of `{}` bytes", text.len());
+        return Err(builder.syntax(1, 0, found, format!("a recipe has at most {MAX_BYTES} bytes")));
+    }
     builder.document()
 }
 
 struct Builder<'a> {
     origin: Origin,
     errors: &'a mut Vec<Diagnostic>,
-    anchors: HashMap<usize, Node>,
+    /// Values with an anchor, and how many values each holds.
+    anchors: HashMap<usize, (Node, usize)>,
     text: &'a str,
+    /// Values made so far.
+    num_nodes: usize,
+    /// Lists and mappings around the next value.
+    depth: usize,
 }
 
 type Events<'a> = Parser<'a, granit_parser::StrInput<'a>>;
@@ -150,6 +169,8 @@ impl Builder<'_> {
         path: &str,
     ) -> Result<Node, Box<Diagnostic>> {
         let place = self.place(&span);
+        let before = self.num_nodes;
+        self.count(1, place)?;
         let (anchor, content) = match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let is_plain = style == ScalarStyle::Plain;
@@ -168,14 +189,20 @@ impl Builder<'_> {
                 (anchor, Content::Scalar(meaning))
             }
             Event::SequenceStart(_, anchor, _) => {
-                (anchor, Content::Sequence(self.sequence(events, path)?))
+                self.descend(place)?;
+                let items = self.sequence(events, path)?;
+                self.depth -= 1;
+                (anchor, Content::Sequence(items))
             }
             Event::MappingStart(_, anchor, _) => {
-                (anchor, Content::Mapping(self.mapping(events, path)?))
+                self.descend(place)?;
+                let entries = self.mapping(events, path)?;
+                self.depth -= 1;
+                (anchor, Content::Mapping(entries))
             }
             Event::Alias(anchor) => {
                 // The parser resolved the name, so the anchor exists; it is unfinished only when it contains itself.
-                let Some(node) = self.anchors.get(&anchor) else {
+                let Some((_, num_nodes)) = self.anchors.get(&anchor) else {
                     let hint = "an alias cannot stand inside its own anchor";
                     return Err(self.syntax(
                         place.line,
@@ -184,7 +211,9 @@ impl Builder<'_> {
                         hint,
                     ));
                 };
-                return Ok(Node { span: place, content: node.content.clone() });
+                self.count(*num_nodes, place)?;
+                let content = self.anchors[&anchor].0.content.clone();
+                return Ok(Node { span: place, content });
             }
             other => {
                 let found = format!("unexpected {other:?}");
@@ -198,9 +227,30 @@ impl Builder<'_> {
         };
         let node = Node { span: place, content };
         if anchor > 0 {
-            self.anchors.insert(anchor, node.clone());
+            self.anchors.insert(anchor, (node.clone(), self.num_nodes - before));
         }
         Ok(node)
+    }
+
+    /// Counts values that are about to be made.
+    fn count(&mut self, num_nodes: usize, place: Span) -> Result<(), Box<Diagnostic>> {
+        self.num_nodes += num_nodes;
+        if self.num_nodes <= MAX_NODES {
+            return Ok(());
+        }
+        let hint =
+            format!("a recipe has at most {MAX_NODES} values, those that aliases repeat included");
+        Err(self.syntax(place.line, place.col - 1, "the values are too many".to_owned(), hint))
+    }
+
+    /// Enters a list or a mapping.
+    fn descend(&mut self, place: Span) -> Result<(), Box<Diagnostic>> {
+        self.depth += 1;
+        if self.depth <= MAX_DEPTH {
+            return Ok(());
+        }
+        let hint = format!("lists and mappings of a recipe are at most {MAX_DEPTH} deep");
+        Err(self.syntax(place.line, place.col - 1, "the value is too deep".to_owned(), hint))
     }
 
     fn sequence(
@@ -254,6 +304,11 @@ impl Builder<'_> {
             let (event, span) = self.next(events)?;
             let value = self.node(events, event, span, &key_path)?;
             if let Some(first) = first_lines.get(&key) {
+                if self.errors.len() >= MAX_DUPLICATES {
+                    let found = format!("more than {MAX_DUPLICATES} keys are given twice");
+                    let hint = "this file is no recipe, or two are in one file";
+                    return Err(self.syntax(key_span.line, key_span.col - 1, found, hint));
+                }
                 self.errors.push(Diagnostic {
                     kind: Kind::DuplicateKey,
                     key_path,

@@ -45,7 +45,7 @@ pub(crate) fn init(
             .with_target(false)
             .with_ansi(io::stderr().is_terminal())
             .with_writer(screen.clone())
-            .with_filter(Targets::new().with_default(level).with_target(RUN, LevelFilter::OFF))
+            .with_filter(targets(level).with_target(RUN, LevelFilter::OFF))
     });
     let file = match &logger.output_dir {
         Some(dir) if logger.file_output_ranks.contains(local_rank) => Some(open(dir, local_rank)?),
@@ -55,12 +55,20 @@ pub(crate) fn init(
         fmt::layer()
             .with_ansi(false)
             .with_writer(Mutex::new(file))
-            .with_filter(Targets::new().with_default(level).with_target(RUN, LevelFilter::INFO))
+            .with_filter(targets(level).with_target(RUN, LevelFilter::INFO))
     });
     let timeline = timeline
         .map(|layer| layer.with_filter(Targets::new().with_target(TIMELINE, LevelFilter::TRACE)));
     let init = tracing_subscriber::registry().with(terminal).with(file).with(timeline).try_init();
     init.map_err(|err: TryInitError| Failure::from_error(Exit::Failed, &err))
+}
+
+/// Everything of `level`, but of the HTTP client only warnings: it tells the headers of requests, and with them tokens.
+fn targets(level: LevelFilter) -> Targets {
+    let targets = Targets::new().with_default(level);
+    ["ureq", "ureq_proto", "rustls", "hf_hub"]
+        .into_iter()
+        .fold(targets, |targets, client| targets.with_target(client, level.min(LevelFilter::WARN)))
 }
 
 fn filter(level: LogLevel) -> LevelFilter {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 /// Each crate of ours with those it may depend on; a new edge is a reviewed change of this table (ARCHITECTURE.md).
-const ALLOWED: [(&str, &[&str]); 13] = [
+const ALLOWED: [(&str, &[&str]); 14] = [
     (
         "sterna",
         &[
@@ -40,6 +40,10 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("sterna-recipe", &["sterna-hf"]),
     ("sterna-hf", &[]),
     ("sterna-launch", &[]),
+    (
+        "sterna-fuzz",
+        &["sterna-checkpoint", "sterna-data", "sterna-hf", "sterna-launch", "sterna-recipe"],
+    ),
     ("sterna-testkit", &[]),
     ("xtask", &[]),
 ];
@@ -48,8 +52,14 @@ const ALLOWED: [(&str, &[&str]); 13] = [
 const TESTKIT: &str = "sterna-testkit";
 
 /// Compile and test in seconds, because they never link libtorch.
-const WITHOUT_TORCH: [&str; 5] =
-    ["sterna-recipe", "sterna-hf", "sterna-data", "sterna-checkpoint", "sterna-launch"];
+const WITHOUT_TORCH: [&str; 6] = [
+    "sterna-recipe",
+    "sterna-hf",
+    "sterna-data",
+    "sterna-checkpoint",
+    "sterna-launch",
+    "sterna-fuzz",
+];
 
 const TORCH: [&str; 2] = ["tch", "torch-sys"];
 

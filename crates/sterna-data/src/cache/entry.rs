@@ -13,6 +13,11 @@ use sha2::{Digest, Sha256};
 use super::{hash, hex};
 use crate::error::{Error, Result};
 
+pub(super) const TOKENS: &str = "tokens.u32";
+pub(super) const IS_LABEL: &str = "is_label.u8";
+pub(super) const LENGTHS: &str = "lengths.u32";
+/// The files of an entry, in the manifest's order.
+const FILES: [&str; 3] = [TOKENS, IS_LABEL, LENGTHS];
 /// Name of the manifest.
 pub(super) const MANIFEST: &str = "manifest.json";
 
@@ -82,6 +87,9 @@ pub(super) fn check(folder: &Path) -> Result<Manifest, Damage> {
         text => text?,
     };
     let manifest: Manifest = serde_json::from_slice(&text).map_err(|_| Damage::Manifest)?;
+    if !manifest.files.iter().map(|file| &*file.name).eq(FILES) {
+        return Err(Damage::Manifest);
+    }
     for ManifestFile { name, bytes, sha256 } in &manifest.files {
         let file = match File::open(folder.join(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -11,16 +11,12 @@ use std::{
 
 use super::{
     CacheKey,
-    entry::{self, Damage, HashedFile, MANIFEST, Manifest, SourceStats},
+    entry::{self, Damage, HashedFile, IS_LABEL, LENGTHS, MANIFEST, Manifest, SourceStats, TOKENS},
 };
 use crate::{
     error::{Error, Result},
     label_mask::Tokens,
 };
-
-const TOKENS: &str = "tokens.u32";
-const IS_LABEL: &str = "is_label.u8";
-const LENGTHS: &str = "lengths.u32";
 
 /// The tokens of one source, open for reading.
 #[derive(Debug)]

@@ -3,10 +3,14 @@
 //! A folder written by `save_to_disk` says so itself; a hub data set may say so in the head of its README; any other folder is
 //! read by the names of its files and folders, with the rules of the datasets library (`data_files.py`).
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
 
 use globset::GlobBuilder;
 use serde_json::{Map, Value};
+use sterna_hf::weights::stays_inside;
 
 use crate::{
     error::{Error, Result},
@@ -157,7 +161,7 @@ fn dataset_dict(folder: &Path) -> Result<SplitFiles> {
         required: "the file that save_to_disk writes",
     })?;
     let splits = names.iter().filter_map(Value::as_str).map(|name| {
-        let files = saved_files(&folder.join(name))?;
+        let files = saved_files(&inside(&path, folder, name)?)?;
         Ok((name.to_owned(), files))
     });
     Ok(SplitFiles::Named(splits.collect::<Result<_>>()?))
@@ -174,11 +178,16 @@ fn saved_files(folder: &Path) -> Result<Vec<PathBuf>> {
             found: "no list `_data_files`",
             required: "the file that save_to_disk writes",
         })?;
-    Ok(files
-        .iter()
-        .filter_map(|file| file.get("filename")?.as_str())
-        .map(|name| folder.join(name))
-        .collect())
+    let names = files.iter().filter_map(|file| file.get("filename")?.as_str());
+    names.map(|name| inside(&path, folder, name)).collect()
+}
+
+/// `name` in `folder`, as the file `list` gives it.
+fn inside(list: &Path, folder: &Path, name: &str) -> Result<PathBuf> {
+    if stays_inside(name) {
+        return Ok(folder.join(name));
+    }
+    Err(Error::LeavesFolder { path: list.to_path_buf(), found: name.to_owned() })
 }
 
 fn read_json(path: &Path) -> Result<Value> {
@@ -277,8 +286,13 @@ fn has_keyword(name: &str, keyword: &str, may_end: bool) -> bool {
 fn all_files(root: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut folders = vec![root.to_path_buf()];
+    // A link to a folder above it would be walked for ever.
+    let mut seen = HashSet::new();
     while let Some(folder) = folders.pop() {
         let error = |source| Error::Read { path: folder.clone(), source };
+        if !seen.insert(folder.canonicalize().map_err(error)?) {
+            continue;
+        }
         for entry in std::fs::read_dir(&folder).map_err(error)? {
             let path = entry.map_err(error)?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();

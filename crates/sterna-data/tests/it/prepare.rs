@@ -3,7 +3,9 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     thread,
+    time::{Duration, SystemTime},
 };
 
 use serde_json::{Value, json};
@@ -352,6 +354,135 @@ fn runs_at_the_same_time_build_an_entry_once() {
     });
     assert_eq!(built, 1);
     assert_eq!(work.cache_entries().len(), 1);
+}
+
+#[test]
+fn a_file_that_changes_before_it_is_read_is_no_entry_of_what_it_was() {
+    let work = Workplace::new();
+    let path = work.write_chats("a", 9);
+    let recipe = work.recipe(&json!([chats(&path)]), &json!({}), &json!({}));
+    work.prepare(&recipe, 1).unwrap();
+    let entry = work.cache_entries().remove(0);
+    fs::remove_dir_all(&entry).unwrap();
+    // As a run that builds the same entry keeps another waiting, which has hashed the files by then.
+    let lock = fs::File::open(entry.with_extension("lock")).unwrap();
+    lock.lock().unwrap();
+    let error = thread::scope(|scope| {
+        let run = scope.spawn(|| work.prepare(&recipe, 1).map(|_| ()).unwrap_err());
+        thread::sleep(Duration::from_secs(2));
+        work.write_chats("a", 5);
+        drop(lock);
+        run.join().unwrap()
+    });
+    assert!(matches!(error, Error::SourceChanged { .. }), "{error}");
+    assert_eq!(work.cache_entries(), Vec::<PathBuf>::new());
+    assert_eq!(work.prepare(&recipe, 1).unwrap().train.len(), 5);
+}
+
+#[test]
+fn an_entry_that_is_cut_under_a_run_is_an_error_and_rebuilt_by_the_next() {
+    let work = Workplace::new();
+    let recipe = work.recipe(&json!([chats(&work.write_chats("a", 9))]), &json!({}), &json!({}));
+    let data = work.prepare(&recipe, 1).unwrap();
+    let entry = work.cache_entries().remove(0);
+    fs::File::options().write(true).open(entry.join("tokens.u32")).unwrap().set_len(8).unwrap();
+    let error = (0..9).find_map(|i| data.train.sample(i).err()).unwrap();
+    assert!(matches!(error, Error::CacheChanged { .. }), "{error}");
+    assert!(error.hint().is_some());
+    assert!(!work.prepare(&recipe, 1).unwrap().report.train.sources[0].from_cache);
+}
+
+#[test]
+fn a_manifest_that_names_other_files_is_damaged() {
+    let work = Workplace::new();
+    let recipe = work.recipe(&json!([chats(&work.write_chats("a", 9))]), &json!({}), &json!({}));
+    work.prepare(&recipe, 1).unwrap();
+    let manifest = work.cache_entries().remove(0).join("manifest.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    for outside in ["../outside", "/etc/passwd", "lengths.u32"] {
+        fs::write(&manifest, text.replace("is_label.u8", outside)).unwrap();
+        assert!(!work.prepare(&recipe, 1).unwrap().report.train.sources[0].from_cache, "{outside}");
+    }
+}
+
+/// Clocks of hosts that share a disk differ, and jump: times of files say nothing.
+#[test]
+fn the_times_of_files_decide_nothing() {
+    let work = Workplace::new();
+    let path = work.write_chats("a", 9);
+    let recipe = work.recipe(&json!([chats(&path)]), &json!({}), &json!({}));
+    work.prepare(&recipe, 1).unwrap();
+    let entry = work.cache_entries().remove(0);
+    let set_time = |path: &Path, time| {
+        fs::File::options().append(true).open(path).unwrap().set_modified(time).unwrap();
+    };
+    let future = SystemTime::now() + Duration::from_hours(40 * 365 * 24);
+    for (data_time, entry_time) in
+        [(future, SystemTime::UNIX_EPOCH), (SystemTime::UNIX_EPOCH, future)]
+    {
+        set_time(&path, data_time);
+        for name in ["tokens.u32", "manifest.json"] {
+            set_time(&entry.join(name), entry_time);
+        }
+        assert!(work.prepare(&recipe, 1).unwrap().report.train.sources[0].from_cache);
+    }
+    // Another content of the same length and time is another source.
+    let time = fs::metadata(&path).unwrap().modified().unwrap();
+    fs::write(&path, fs::read_to_string(&path).unwrap().replace("word", "term")).unwrap();
+    set_time(&path, time);
+    assert!(!work.prepare(&recipe, 1).unwrap().report.train.sources[0].from_cache);
+}
+
+/// A small file system in memory, unmounted when it is dropped; `None`, and a line that says so, where mounting is not allowed.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    #[expect(clippy::print_stderr, reason = "a test that is skipped must say so")]
+    fn new(dir: PathBuf, options: &str) -> Option<Self> {
+        fs::create_dir(&dir).unwrap();
+        let mount =
+            Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&dir).output();
+        let is_mounted = mount.is_ok_and(|mount| mount.status.success());
+        if !is_mounted {
+            eprintln!("skipped: full and read-only disks, because `mount` is not allowed here");
+        }
+        is_mounted.then_some(Self(dir))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_disk_that_fills_while_tokenizing_is_an_error_that_leaves_nothing() {
+    let work = Workplace::new();
+    let Some(disk) = Mounted::new(work.folder.path().join("cache"), "size=64k") else { return };
+    let recipe = work.recipe(&json!([chats(&work.write_chats("a", 2000))]), &json!({}), &json!({}));
+    let error = work.prepare(&recipe, 1).map(|_| ()).unwrap_err();
+    let Error::Write { source, .. } = &error else { panic!("{error}") };
+    assert_eq!(source.kind(), std::io::ErrorKind::StorageFull, "{error}");
+    assert_eq!(work.cache_entries(), Vec::<PathBuf>::new());
+    drop(disk);
+    assert_eq!(work.prepare(&recipe, 1).unwrap().train.len(), 2000);
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_serves_what_it_has_and_refuses_the_rest() {
+    let work = Workplace::new();
+    let recipe = work.recipe(&json!([chats(&work.write_chats("a", 9))]), &json!({}), &json!({}));
+    let Some(disk) = Mounted::new(work.folder.path().join("cache"), "size=1m") else { return };
+    work.prepare(&recipe, 1).unwrap();
+    assert!(
+        Command::new("mount").args(["-o", "remount,ro"]).arg(&disk.0).status().unwrap().success()
+    );
+    assert!(work.prepare(&recipe, 1).unwrap().report.train.sources[0].from_cache);
+    let other = work.recipe(&json!([chats(&work.write_chats("b", 9))]), &json!({}), &json!({}));
+    let error = work.prepare(&other, 1).map(|_| ()).unwrap_err();
+    let Error::Write { source, .. } = &error else { panic!("{error}") };
+    assert_eq!(source.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{error}");
 }
 
 /// The groups of an epoch read every sample as often as each other, and every epoch is the same.

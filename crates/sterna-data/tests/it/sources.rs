@@ -221,3 +221,32 @@ fn errors_name_the_file_and_the_line() {
     );
     assert!(error.hint().unwrap().contains("role_mapping"));
 }
+
+#[test]
+fn lists_of_files_stay_in_their_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let outside = folder.path().join("outside.arrow");
+    fs::copy(fixture_path("sources/saved/data-00000-of-00003.arrow"), &outside).unwrap();
+    let saved = folder.path().join("saved");
+    fs::create_dir(&saved).unwrap();
+    for name in ["../outside.arrow", outside.to_str().unwrap(), "", "a/../../outside.arrow"] {
+        let state = json!({"_data_files": [{"filename": name}]});
+        fs::write(saved.join("state.json"), state.to_string()).unwrap();
+        let error = rows(&source(&saved, "train")).unwrap_err();
+        assert!(matches!(&error, Error::LeavesFolder { found, .. } if found == name), "{error}");
+    }
+    fs::write(saved.join("dataset_dict.json"), r#"{"splits": ["../saved"]}"#).unwrap();
+    let error = rows(&source(&saved, "../saved")).unwrap_err();
+    assert!(matches!(&error, Error::LeavesFolder { .. }), "{error}");
+}
+
+#[test]
+fn links_that_lead_back_are_followed_once() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(fixture_path("sources/json/train.jsonl"), folder.path().join("train.jsonl")).unwrap();
+    for name in ["a", "b"] {
+        std::os::unix::fs::symlink(".", folder.path().join(name)).unwrap();
+    }
+    let expected = rows(&source(&fixture_path("sources/json/train.jsonl"), "train")).unwrap();
+    assert_eq!(rows(&source(folder.path(), "train")).unwrap(), expected);
+}

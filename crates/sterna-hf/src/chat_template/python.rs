@@ -13,6 +13,9 @@ use super::invalid;
 
 pub(super) use self::json::from_json;
 
+/// Most spaces of a level of JSON.
+const MAX_INDENT: usize = 64;
+
 /// The cause of an error that the template raised itself, with its message.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -97,7 +100,12 @@ fn tojson(
     let indent = match indent.kind() {
         ValueKind::None | ValueKind::Undefined => None,
         ValueKind::String => indent.as_str().map(str::to_owned),
-        _ => Some(" ".repeat(usize::try_from(indent)?)),
+        _ => match usize::try_from(indent)? {
+            spaces @ 0..=MAX_INDENT => Some(" ".repeat(spaces)),
+            spaces => {
+                return Err(invalid(format!("an indent of `{spaces}` is above {MAX_INDENT}")));
+            }
+        },
     };
     let (item, key) = match separators.kind() {
         ValueKind::None | ValueKind::Undefined if indent.is_some() => {

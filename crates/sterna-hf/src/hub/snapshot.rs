@@ -37,7 +37,7 @@ impl Snapshot {
                 let unreachable = failed(hub, &repo, None, error);
                 let snapshot = Snapshot::cached(hub, repo).map_err(|_| unreachable)?;
                 tracing::warn!(
-                    endpoint = hub.endpoint,
+                    endpoint = hub.shown_endpoint(),
                     dir = %snapshot.dir.display(),
                     "the hub cannot be reached, what the cache has of `{}` is used",
                     snapshot.repo.id
@@ -198,7 +198,7 @@ fn is_unreachable(error: &ApiError) -> bool {
 /// The error that a user can do something about.
 fn failed(hub: &Hub, repo: &HubRepo, file: Option<&str>, error: ApiError) -> HubError {
     let repo = repo.clone();
-    let endpoint = hub.endpoint.clone();
+    let endpoint = hub.shown_endpoint();
     let status = match &error {
         ApiError::RequestError(error) => match **error {
             ureq::Error::StatusCode(status) => Some(status),

@@ -315,3 +315,35 @@ fn folders_are_returned_as_they_are() {
     assert!(error.to_string().starts_with("`/no/such/folder` is not a folder"), "{error}");
     assert!(server.requests().is_empty());
 }
+
+#[test]
+fn tokens_and_passwords_are_in_no_message() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::start(content());
+    let host = server.endpoint().replace("http://", "");
+    for endpoint in [
+        format!("http://someone:PASSWORD@{host}"),
+        "http://someone:PASSWORD@127.0.0.1:1".to_owned(),
+    ] {
+        let hub = Hub {
+            endpoint,
+            cache_dir: cache.path().to_owned(),
+            token: Some("hf_TOKEN".to_owned()),
+            is_offline: false,
+        };
+        let mut said = vec![format!("{hub:?}")];
+        for name in ["org/nobody", "org/gated", "org/single"] {
+            let Err(error) = hub.model(name) else { continue };
+            said.push(format!("{error:?}"));
+            let mut cause: Option<&dyn std::error::Error> = Some(&error);
+            while let Some(error) = cause {
+                said.push(error.to_string());
+                cause = error.source();
+            }
+        }
+        assert!(said.len() > 2, "something was refused");
+        for text in said {
+            assert!(!text.contains("PASSWORD") && !text.contains("TOKEN"), "{text}");
+        }
+    }
+}

@@ -192,6 +192,32 @@ fn ranks_described_by_torchrun_start_nothing_and_meet() {
 }
 
 #[test]
+fn ranks_that_see_other_data_do_not_train() {
+    let workspace = Workspace::new();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let start = |rank: usize| {
+        let seed = format!("data.seed={rank}");
+        let mut command = workspace.sterna(&["train", "recipe.yaml", "--set", &seed]);
+        for name in ["RANK", "LOCAL_RANK"] {
+            command.env(name, rank.to_string());
+        }
+        command.envs([
+            ("WORLD_SIZE", "2"),
+            ("LOCAL_WORLD_SIZE", "2"),
+            ("MASTER_ADDR", "127.0.0.1"),
+        ]);
+        command.env("MASTER_PORT", port.to_string());
+        command.spawn().unwrap()
+    };
+    for child in [0, 1].map(start) {
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{text}");
+        assert!(text.contains("has other samples, or in another order, than rank"), "{text}");
+    }
+}
+
+#[test]
 fn torchrun_and_num_gpus_may_not_disagree() {
     let workspace = Workspace::new();
     let mut command = workspace.sterna(&["train", "recipe.yaml", "--num_gpus", "4"]);

@@ -1,0 +1,166 @@
+//! A model's `config.json`, its safetensors files and their index.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use sterna_hf::{ModelConfig, WeightFiles};
+
+use super::{Target, answer, crates, files, read, text, write};
+use crate::mutate::Shape;
+
+pub(super) const CONFIG: Target = Target {
+    name: "config",
+    about: "config.json of a model, and the parameters that it describes",
+    shape: Shape::Text,
+    dictionary: &[
+        "hidden_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+        "num_hidden_layers",
+        "intermediate_size",
+        "rope_scaling",
+        "rope_theta",
+        "rope_parameters",
+        "yarn",
+        "llama3",
+        "dynamic",
+        "linear",
+        "factor",
+        "original_max_position_embeddings",
+        "layer_types",
+        "sliding_attention",
+        "sliding_window",
+        "tie_word_embeddings",
+        "model_type",
+        "llama",
+        "qwen2",
+        "qwen3",
+        "mistral",
+        "hidden_act",
+        "silu",
+        "torch_dtype",
+    ],
+    memory: 3,
+    seeds: || {
+        let mut seeds = files("sterna-recipe/tests/fixtures/models", ".json");
+        let path = crates().join("sterna-hf/tests/fixtures/configs.json");
+        if let Ok(Value::Object(cases)) = serde_json::from_slice(&read(&path)) {
+            let configs = cases.values().filter_map(|case| case.get("config"));
+            seeds.extend(configs.map(|config| config.to_string().into_bytes()));
+        }
+        seeds
+    },
+    run: |input, folder| match ModelConfig::from_json(&text(input), &folder.join("config.json")) {
+        Ok(config) => {
+            // A model of a thousand layers is large enough to list.
+            let num_listed = config.parameters().iter().take(1000).count();
+            let _ = config.num_parameters();
+            format!("a model, {num_listed} parameters listed")
+        }
+        Err(err) => answer(&err),
+    },
+};
+
+const HEADER_WORDS: &[&str] = &[
+    "\"dtype\"",
+    "\"shape\"",
+    "\"data_offsets\"",
+    "\"F32\"",
+    "\"BF16\"",
+    "\"F16\"",
+    "\"I64\"",
+    "\"F8_E4M3\"",
+    "\"F4\"",
+    "\"__metadata__\"",
+    "\"format\"",
+    "\"pt\"",
+    "[0,0]",
+    "[0,8]",
+    "[8,0]",
+    "[18446744073709551615,0]",
+    "[4294967296,4294967296]",
+    "\"model.norm.weight\"",
+    "weight_map",
+    "model.safetensors",
+    "../a",
+    "/etc/passwd",
+];
+
+pub(super) const WEIGHTS: Target = Target {
+    name: "weights",
+    about: "a safetensors file, every tensor of it",
+    shape: Shape::Headed,
+    dictionary: HEADER_WORDS,
+    memory: 3,
+    seeds: || {
+        vec![
+            safetensors(&[("a", "F32", 4), ("b.weight", "BF16", 6)]),
+            safetensors(&[("c", "F16", 0)]),
+        ]
+    },
+    run: |input, folder| {
+        write(&folder.join("model.safetensors"), input);
+        open_weights(folder)
+    },
+};
+
+pub(super) const INDEX: Target = Target {
+    name: "index",
+    about: "model.safetensors.index.json, beside two files",
+    shape: Shape::Text,
+    dictionary: HEADER_WORDS,
+    memory: 3,
+    seeds: || {
+        let index = json!({"metadata": {"total_size": 28}, "weight_map": {"a": "1.safetensors", "b": "2.safetensors"}});
+        vec![index.to_string().into_bytes()]
+    },
+    run: |input, folder| {
+        write(&folder.join("model.safetensors.index.json"), input);
+        write(&folder.join("1.safetensors"), &safetensors(&[("a", "F32", 4)]));
+        write(&folder.join("2.safetensors"), &safetensors(&[("b", "BF16", 6)]));
+        // What a path that leaves the folder would find.
+        let _ = std::fs::write(folder.join("../a"), safetensors(&[("a", "F32", 1)]));
+        open_weights(folder)
+    },
+};
+
+/// Tensors of zeros, by name, dtype and number of elements.
+fn safetensors(tensors: &[(&str, &str, usize)]) -> Vec<u8> {
+    let mut header = serde_json::Map::new();
+    let mut end = 0;
+    for (name, dtype, numel) in tensors {
+        let start = end;
+        end += numel * if *dtype == "F32" { 4 } else { 2 };
+        header.insert(
+            (*name).to_owned(),
+            json!({"dtype": dtype, "shape": [numel], "data_offsets": [start, end]}),
+        );
+    }
+    let header = Value::Object(header).to_string().into_bytes();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header);
+    file.resize(file.len() + end, 0);
+    file
+}
+
+fn open_weights(folder: &Path) -> String {
+    let files = match WeightFiles::open(folder) {
+        Ok(files) => files,
+        Err(err) => return answer(&err),
+    };
+    let mut num_bytes = 0_usize;
+    for name in files.names() {
+        match files.tensor(name) {
+            Ok(view) => {
+                let numel: usize = view.shape.iter().product();
+                assert_eq!(view.bytes.len(), numel * view.dtype.size(), "{name}");
+                num_bytes += view.bytes.iter().map(|&byte| usize::from(byte) & 1).sum::<usize>()
+                    + view.bytes.len();
+            }
+            Err(err) => return answer(&err),
+        }
+    }
+    format!("{num_bytes} bytes")
+}

@@ -1,0 +1,118 @@
+//! Where templates are compiled and rendered: on a thread that may be given up.
+//!
+//! Fuel counts instructions, but one instruction can join texts of gigabytes or compare lists that hold each other a billion
+//! times over, and what a template nests is dropped level by level. So the work runs on a thread of its own with room for
+//! what its fuel can nest, and whoever waits for it watches the clock and the memory of the process. Past a limit the waiting
+//! ends with an error. A thread cannot be stopped; it goes on until the process ends, which that error brings about.
+
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::panics::{ReaderPanicked, catch_panic};
+
+/// What a template may take.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    /// Rendering a long conversation takes milliseconds.
+    time: Duration,
+    /// How much the process may grow meanwhile, in bytes. Other threads render at the same time, and none needs this.
+    growth: u64,
+}
+
+/// The limits of every template.
+pub(super) const LIMITS: Limits = Limits { time: Duration::from_secs(30), growth: 1 << 30 };
+
+/// How often the process is looked at.
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// Why a template was given up.
+#[derive(Debug, thiserror::Error)]
+pub enum Overrun {
+    /// It takes too long.
+    #[error("it runs for more than `{} s`", limit.as_secs())]
+    Time {
+        /// What it may take.
+        limit: Duration,
+    },
+    /// It takes too much memory.
+    #[error("it takes more than `{} MiB` of memory", limit_bytes >> 20)]
+    Memory {
+        /// What it may take.
+        limit_bytes: u64,
+    },
+    /// The template engine failed.
+    #[error(transparent)]
+    Panicked(#[from] ReaderPanicked),
+    /// The system gives no thread to run it on.
+    #[error("cannot start a thread for it: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Runs `work` on a thread with a stack of `stack_bytes`, which take up memory only as far as they are used.
+pub(super) fn run<T: Send + 'static>(
+    stack_bytes: usize,
+    limits: Limits,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Overrun> {
+    let (sender, result) = channel();
+    let start = (Instant::now(), resident_bytes());
+    thread::Builder::new().name("chat-template".to_owned()).stack_size(stack_bytes).spawn(
+        move || {
+            // Nobody waits any longer if this fails.
+            let _ = sender.send(catch_panic(work));
+        },
+    )?;
+    loop {
+        match result.recv_timeout(INTERVAL) {
+            Ok(done) => return Ok(done?),
+            Err(RecvTimeoutError::Disconnected) => {
+                unreachable!("the thread sends before it ends, whether or not the work panics")
+            }
+            Err(RecvTimeoutError::Timeout) if start.0.elapsed() > limits.time => {
+                return Err(Overrun::Time { limit: limits.time });
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                if resident_bytes().saturating_sub(start.1) > limits.growth {
+                    return Err(Overrun::Memory { limit_bytes: limits.growth });
+                }
+            }
+        }
+    }
+}
+
+/// Memory of this process; 0 where the system does not tell.
+fn resident_bytes() -> u64 {
+    const PAGE_BYTES: u64 = 4096;
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0) * PAGE_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: Limits = Limits { time: Duration::from_millis(100), growth: 64 << 20 };
+
+    #[test]
+    fn work_past_a_limit_is_given_up() {
+        assert_eq!(run(1 << 20, SMALL, || 7).unwrap(), 7);
+        let slow = run(1 << 20, SMALL, || thread::sleep(Duration::from_secs(2)));
+        assert!(matches!(slow, Err(Overrun::Time { .. })), "{slow:?}");
+        let patient = Limits { time: Duration::from_mins(1), ..SMALL };
+        let large = run(1 << 20, patient, || {
+            let pages: Vec<u8> = vec![1; 256 << 20];
+            thread::sleep(Duration::from_secs(2));
+            pages.len()
+        });
+        assert!(matches!(large, Err(Overrun::Memory { .. })), "{large:?}");
+    }
+
+    #[test]
+    fn a_panic_is_an_error() {
+        let outcome = run(1 << 20, LIMITS, || -> usize { panic!("a mistake of the engine") });
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.contains("a mistake of the engine"), "{error}");
+    }
+}
