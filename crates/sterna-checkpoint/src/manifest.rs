@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read as _};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sterna_hf::weights::stays_inside;
 
 use crate::error::{Error, Result};
 use crate::shard::ShardFile;
@@ -274,12 +275,6 @@ impl Manifest {
     pub(crate) fn to_text(&self) -> Vec<u8> {
         serde_json::to_vec_pretty(self).expect("a manifest is numbers and text")
     }
-}
-
-/// Whether a relative path names something below the folder it is joined to.
-fn stays_inside(path: &str) -> bool {
-    !path.is_empty()
-        && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// A checkpoint whose manifest was read and is as it was written. Its other files are looked at when they are read.

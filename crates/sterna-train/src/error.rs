@@ -135,14 +135,6 @@ pub enum TrainError {
         /// Micro-batches of a step.
         gradient_accumulation_steps: usize,
     },
-    /// The ranks would train on different samples: their files or recipes differ.
-    #[error("rank `{rank}` has other samples, or in another order, than rank `{other}`")]
-    DataDiffers {
-        /// The rank that tells.
-        rank: usize,
-        /// The first rank that it differs from.
-        other: usize,
-    },
     /// The loss or the gradient norm of a step is not a finite number.
     #[error("{name} is `{value}` at optimizer step `{step}`, and must be finite")]
     NotFinite {
@@ -228,11 +220,6 @@ impl TrainError {
             ),
             Self::Disk { .. } => Some(
                 "look for a full or failing disk in the system's log, or set `memory.disk_dir` to another one"
-                    .to_owned(),
-            ),
-            Self::DataDiffers { .. } => Some(
-                "see that every host has the same recipe, data files and tokenizer, and that nobody changes them while \
-                 the ranks start"
                     .to_owned(),
             ),
             Self::NoSteps { .. } => Some(

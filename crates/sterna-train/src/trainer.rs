@@ -229,7 +229,6 @@ impl<'a> Trainer<'a> {
             assets.config.max_position_embeddings,
             assets.tokenizer.pad_token_id(),
         );
-        check_same_data(comm, &datasets.fingerprint)?;
         let identity = RunIdentity {
             data: datasets.fingerprint.clone(),
             model: assets.config.raw.clone(),
@@ -239,7 +238,7 @@ impl<'a> Trainer<'a> {
             tokenizer_dir: assets.tokenizer_dir.clone(),
         };
         // Before what ranks with other recipes would do in another order.
-        check_agreement(recipe, comm, &assets.config, &datasets.train)?;
+        check_agreement(recipe, comm, &assets.config, &datasets.fingerprint)?;
         let mut checkpoints = Checkpoints::open(recipe, comm.world(), env.local_world_size)?;
         let resumed = if let Some(entry) = recipe.checkpoint.iter().find(|entry| entry.auto_resume)
         {
@@ -746,13 +745,4 @@ fn eval_batch(
     let end = (start + rows).min(dataset.len());
     let samples = (start..end).map(|index| dataset.sample(index)).collect::<Result<Vec<_>, _>>()?;
     Ok(collator.collate(&samples)?)
-}
-
-/// Refuses to train on data that the ranks see differently: each computes it by itself, from files that may have changed.
-fn check_same_data(comm: &Comm, fingerprint: &str) -> Result<(), TrainError> {
-    let all = comm.world().all_gather_bytes(fingerprint.as_bytes())?;
-    match all.iter().position(|other| other != fingerprint.as_bytes()) {
-        Some(other) => Err(TrainError::DataDiffers { rank: comm.mesh.rank, other }),
-        None => Ok(()),
-    }
 }

@@ -126,7 +126,8 @@ fn defaults_are_the_references() {
         "betas": [
           0.9,
           0.999
-        ]
+        ],
+        "eps": 1e-8
       },
       "scheduler": {
         "name": "linear",

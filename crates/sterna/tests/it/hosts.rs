@@ -376,7 +376,7 @@ fn cutting_the_link_between_real_hosts_ends_all_ranks_and_names_the_peer() {
     );
     let (code, text) = first.join().unwrap();
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("rank `1` has given no sign of life for 6"), "{text}");
+    assert!(text.contains("rank `1` has given no sign of life for"), "{text}");
     let text = stderr_of(&second.join().unwrap());
     assert!(
         text.contains("rank `0`, which serves the rendezvous store, is gone: it has not answered"),
