@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs, UdpSocket},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sterna_torch_sys::{
@@ -62,6 +62,22 @@ fn route(env: &RankEnv) -> Result<IpAddr, CommError> {
     Ok(local)
 }
 
+/// The addresses of `MASTER_ADDR`. Where ranks span machines it may be a name that is about to be known: a pod's, for one, only
+/// once its service has seen it.
+fn resolve_master(env: &RankEnv) -> io::Result<Vec<SocketAddr>> {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let spans_machines = env.local_world_size < env.world_size;
+    let started = Instant::now();
+    loop {
+        match (env.master_addr.as_str(), env.master_port).to_socket_addrs() {
+            Err(_) if spans_machines && started.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_secs(1));
+            }
+            resolved => return resolved.map(Iterator::collect),
+        }
+    }
+}
+
 /// Listens where the other ranks look for the store and nowhere else: whoever reaches it is trusted.
 ///
 /// That is the address that `MASTER_ADDR` has on this machine. Where it has none (a forwarded address, or a machine that
@@ -70,7 +86,7 @@ fn route(env: &RankEnv) -> Result<IpAddr, CommError> {
 fn listen(env: &RankEnv) -> Result<TcpListener, CommError> {
     let error = |source| CommError::Listen { rank: env.rank, address: address(env), source };
     let spans_machines = env.local_world_size < env.world_size;
-    let resolved = (env.master_addr.as_str(), env.master_port).to_socket_addrs().map_err(error)?;
+    let resolved = resolve_master(env).map_err(error)?.into_iter();
     for candidate in resolved.filter(|found| !(spans_machines && found.ip().is_loopback())) {
         match TcpListener::bind(candidate) {
             Err(err) if err.kind() == io::ErrorKind::AddrNotAvailable => {}
@@ -103,8 +119,8 @@ fn interface_address(name: &str) -> io::Result<IpAddr> {
 }
 
 fn local_address(env: &RankEnv) -> io::Result<IpAddr> {
-    let master = (env.master_addr.as_str(), env.master_port)
-        .to_socket_addrs()?
+    let master = resolve_master(env)?
+        .into_iter()
         .next()
         .ok_or_else(|| io::Error::other("the name has no address"))?;
     let any: SocketAddr = match master {

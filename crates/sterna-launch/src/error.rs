@@ -37,15 +37,13 @@ pub enum LaunchError {
     },
     /// A line of a file of variables is none.
     #[error(
-        "{path}:{line}: found `{found}`, required: NAME=VALUE, a comment that starts with #, or nothing"
+        "{path}:{line}: this line is no NAME=VALUE, no comment that starts with #, and not empty"
     )]
     EnvLine {
         /// The file.
         path: String,
         /// Counted from 1.
         line: usize,
-        /// Its name, or its first word; a value may be secret.
-        found: String,
     },
     /// A part of `--include` or `--exclude` is none.
     #[error(

@@ -1,6 +1,5 @@
 //! Which environment variables the ranks of other hosts are given, and which may be shown.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// Name of the files of variables in the home folder and the working directory.
@@ -29,8 +28,7 @@ const PREFIXES: [&str; 15] = [
 const LOCAL: [&str; 3] = ["CUDA_VISIBLE_DEVICES", "STERNA_LAUNCHER_PID", "STERNA_FAILURE_DIR"];
 
 /// Parts of the names of variables whose values are nobody's business.
-const SECRET: [&str; 8] =
-    ["TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "AUTH", "COOKIE"];
+const SECRET: [&str; 7] = ["TOKEN", "KEY", "SECRET", "PASS", "CREDENTIAL", "AUTH", "COOKIE"];
 
 /// The variables that every rank is given: those of the launcher with one of the usual prefixes, then those of the
 /// files, of which later ones win.
@@ -47,20 +45,14 @@ pub fn exported(
     variables
 }
 
-/// `value` of the variable `name` as it may be shown: `***` where the name says that it is secret.
-pub fn shown<'a>(name: &str, value: &'a str) -> Cow<'a, str> {
-    let name = name.to_ascii_uppercase();
-    if SECRET.iter().any(|part| name.contains(part)) {
-        return Cow::Borrowed("***");
-    }
-    // A URL may carry a password in front of its host.
-    match value.split_once("://") {
-        Some((scheme, rest)) if rest.split('/').next().is_some_and(|host| host.contains('@')) => {
-            let rest = rest.split_once('@').map_or(rest, |(_, rest)| rest);
-            Cow::Owned(format!("{scheme}://***@{rest}"))
-        }
-        _ => Cow::Borrowed(value),
-    }
+/// `value` of the variable `name` as it may be shown: `***` where the name says that it is secret or is none that we know, and for
+/// a URL that may carry a password in front of its host.
+pub fn shown<'a>(name: &str, value: &'a str) -> &'a str {
+    let upper = name.to_ascii_uppercase();
+    let is_known = PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    let is_secret = SECRET.iter().any(|part| upper.contains(part))
+        || value.contains("://") && value.contains('@');
+    if is_known && !is_secret { value } else { "***" }
 }
 
 #[cfg(test)]
@@ -105,7 +97,10 @@ mod tests {
             assert_eq!(shown(name, "hunter2"), "***", "{name}");
         }
         assert_eq!(shown("HF_HOME", "/hf"), "/hf");
-        assert_eq!(shown("HF_ENDPOINT", "https://me:hunter2@mirror/a@b"), "https://***@mirror/a@b");
-        assert_eq!(shown("HF_ENDPOINT", "https://mirror/a@b"), "https://mirror/a@b");
+        assert_eq!(shown("HF_ENDPOINT", "https://me:hunter2@mirror/a"), "***");
+        assert_eq!(shown("HF_PROXY", "http://p1,http://me:hunter2@h2"), "***");
+        assert_eq!(shown("HF_ENDPOINT", "https://mirror/a"), "https://mirror/a");
+        // Only the user knows what is in it.
+        assert_eq!(shown("GITHUB_PAT", "hunter2"), "***");
     }
 }

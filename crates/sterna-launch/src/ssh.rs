@@ -14,7 +14,7 @@ impl SshOptions {
     pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
     /// A host that has not answered for this long counts as lost.
     pub const SILENCE: Duration = Duration::from_mins(1);
-    /// How often ssh asks a silent host for an answer before it gives up.
+    /// How often ssh asks a silent host for an answer; it gives up when the next one would be due.
     const ASKS: u64 = 4;
 
     /// Arguments of `ssh` that run `command` in a shell on `host`.
@@ -23,7 +23,7 @@ impl SshOptions {
         // No terminal and no questions: nobody could tell which host asks.
         let mut args = vec!["-T".to_owned(), "-o".to_owned(), "BatchMode=yes".to_owned()];
         args.extend(option("ConnectTimeout", Self::CONNECT_TIMEOUT.as_secs()));
-        args.extend(option("ServerAliveInterval", Self::SILENCE.as_secs() / Self::ASKS));
+        args.extend(option("ServerAliveInterval", Self::SILENCE.as_secs() / (Self::ASKS + 1)));
         args.extend(option("ServerAliveCountMax", Self::ASKS));
         if let Some(port) = self.port {
             args.extend(["-p".to_owned(), port.to_string()]);
@@ -62,7 +62,7 @@ mod tests {
     fn the_command_of_ssh() {
         let options = SshOptions { port: Some(2222) };
         let args = options.args("node-1", "exec /opt/sterna agent");
-        assert_snapshot!(args.join(" "), @"-T -o BatchMode=yes -o ConnectTimeout=30 -o ServerAliveInterval=15 -o ServerAliveCountMax=4 -p 2222 -- node-1 exec /opt/sterna agent");
+        assert_snapshot!(args.join(" "), @r"-T -o BatchMode=yes -o ConnectTimeout=30 -o ServerAliveInterval=12 -o ServerAliveCountMax=4 -p 2222 -- node-1 exec /opt/sterna agent");
     }
 
     proptest! {

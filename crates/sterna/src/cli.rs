@@ -114,7 +114,8 @@ pub(crate) struct Train {
         long = "stop-within",
         alias = "stop_within",
         value_name = "SECONDS",
-        default_value_t = 120
+        default_value_t = 120,
+        value_parser = clap::value_parser!(u64).range(..=31_536_000)
     )]
     pub(crate) stop_within: u64,
 
@@ -413,6 +414,9 @@ impl Arctic {
             (self.exclude.is_some(), "--exclude"),
             (self.force_multi, "--force_multi"),
             (has_several, "--num_nodes"),
+            (self.master_addr.is_some(), "--master_addr"),
+            (self.master_port.is_some(), "--master_port"),
+            (self.ssh_port.is_some(), "--ssh_port"),
         ];
         checks.into_iter().find(|(is_there, _)| *is_there).map(|(_, argument)| argument)
     }

@@ -90,7 +90,8 @@ impl Launch {
 /// What the first rank that failed said, or how it ended; a host that cannot be reached or differs; an interrupt.
 pub(crate) fn run(launch: &Launch) -> Result<(), Failure> {
     let (sender, events) = mpsc::channel();
-    let signals = Signals::forward(sender.clone())
+    let asked = sender.clone();
+    let signals = Signals::forward(move |signal| asked.send(Event::Signalled(signal)).is_ok())
         .map_err(|err| Failure::new(Exit::Failed, format!("cannot wait for signals: {err}")))?;
     let run = Run { launch, program: own_program()?, signals, sender, events };
     let mut restart_count = 0;
@@ -192,9 +193,8 @@ impl Run<'_> {
         if restart_count == 0 {
             self.announce_hosts();
         }
-        let spawn = |command: &mut Command| self.signals.spawn(command);
         let events = (&self.sender, &self.events);
-        let connected = Hosts::connect(job.nodes(), ssh, &self.program, prepare, spawn, events);
+        let connected = Hosts::connect(job.nodes(), ssh, &self.program, prepare, events);
         let (hosts, ready) = connected.map_err(|failure| match failure.exit {
             // Nothing has run yet: what is wrong is to be put right first.
             Exit::Failed if restart_count == 0 => Setback { failure, again: Again::Never },

@@ -10,8 +10,21 @@ use sterna_train::Stop;
 /// (`--signal=USR1@SECONDS`).
 const ASK_TO_STOP: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1];
 
-/// A signal of another kind within this time of the first is not someone asking again: schedulers send several at once.
+/// Signals of several kinds within this time are one request: schedulers and terminals send more than one.
 const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// What was asked so far.
+#[derive(Default)]
+pub(crate) struct Asked(Option<(Signal, Instant)>);
+
+impl Asked {
+    /// Notes `signal`, and returns whether someone asks again with it.
+    pub(crate) fn is_again(&mut self, signal: Signal) -> bool {
+        let is_again = self.0.is_some_and(|(first, at)| first == signal || at.elapsed() > AT_ONCE);
+        self.0.get_or_insert((signal, Instant::now()));
+        is_again
+    }
+}
 
 /// The signals that ask to stop. One that whoever started us had us ignore, as nohup does SIGHUP, stays ignored.
 pub(crate) fn that_ask_to_stop() -> SigSet {
@@ -21,38 +34,50 @@ pub(crate) fn that_ask_to_stop() -> SigSet {
     ASK_TO_STOP.into_iter().filter(|signal| !is_in(ignored, *signal)).collect()
 }
 
-/// Turns signals into requests to `stop`. Until the run heeds those, the process ends as it would have without us. So it does when
-/// someone asks again, and when the run has not ended `stop_within` later. A rank that our launcher started leaves both to it.
+/// Who looks after a rank that is asked to stop.
+#[derive(Clone, Copy)]
+pub(crate) struct Care {
+    /// Whether it has something to save, and so may take its time.
+    pub(crate) saves: bool,
+    /// Whether our launcher started it, and ends it when someone asks again or it takes too long.
+    pub(crate) has_launcher: bool,
+    /// How long it may take otherwise.
+    pub(crate) stop_within: Duration,
+}
+
+/// Turns signals into requests to `stop`. A rank that saves nothing, or whose run does not heed requests yet, ends at once, as it
+/// does when someone asks again or it takes too long.
 ///
 /// Must be called before the process has other threads: they inherit which signals they do not take.
-pub(crate) fn catch(stop: Stop, has_launcher: bool, stop_within: Duration) -> nix::Result<()> {
+pub(crate) fn catch(stop: Stop, care: Care) -> nix::Result<()> {
     let signals = that_ask_to_stop();
     signals.thread_block()?;
     thread::spawn(move || {
-        let mut first: Option<(Signal, Instant)> = None;
+        let mut asked = Asked::default();
         while let Ok(signal) = signals.wait() {
-            let is_again =
-                first.is_some_and(|(earlier, at)| earlier == signal || at.elapsed() > AT_ONCE);
-            if !stop.is_heeded() || is_again && !has_launcher {
+            let is_again = asked.is_again(signal) && !care.has_launcher;
+            if !care.saves || !stop.is_heeded() || is_again {
                 end(signals, signal);
             }
-            stop.request(signal as i32);
-            if first.is_none() && !has_launcher {
+            if stop.signal().is_none() && !care.has_launcher {
                 thread::spawn(move || {
-                    thread::sleep(stop_within);
+                    thread::sleep(care.stop_within);
                     end(signals, signal);
                 });
             }
-            first = first.or(Some((signal, Instant::now())));
+            stop.request(signal as i32);
         }
     });
     Ok(())
 }
 
 /// Ends the process by `signal`, whose default does that.
+#[expect(clippy::exit, reason = "nobody could be told otherwise")]
 fn end(signals: SigSet, signal: Signal) {
     // Only this thread takes it.
     let _ = signals.thread_unblock().and_then(|()| raise(signal));
+    // The first process of a container is not ended by its own signals.
+    std::process::exit(128 + signal as i32);
 }
 
 /// The mask of ignored signals in the text of `/proc/PID/status`; bit `n - 1` is signal `n` (man page `proc_pid_status`).

@@ -14,7 +14,7 @@ use crate::launch::{self, Launch, child};
 use crate::logging;
 use crate::render::Narrator;
 use crate::report::{Exit, Failure};
-use crate::signals;
+use crate::signals::{self, Care};
 
 /// Trains, as launcher or as rank.
 pub(crate) fn run(args: &Train) -> Result<(), Failure> {
@@ -116,10 +116,13 @@ fn run_rank(args: &Train, recipe: &Recipe, env: &RankEnv) -> Result<(), Failure>
         DeviceChoice::Cuda => sterna_train::DeviceChoice::Cuda,
     };
     let stop = Stop::default();
-    if recipe.checkpoint.iter().any(|entry| entry.kind == CheckpointKind::Sterna) {
-        signals::catch(stop.clone(), child::has_launcher(), Duration::from_secs(args.stop_within))
-            .map_err(|err| Failure::new(Exit::Failed, format!("cannot wait for signals: {err}")))?;
-    }
+    let care = Care {
+        saves: recipe.checkpoint.iter().any(|entry| entry.kind == CheckpointKind::Sterna),
+        has_launcher: child::has_launcher(),
+        stop_within: Duration::from_secs(args.stop_within),
+    };
+    signals::catch(stop.clone(), care)
+        .map_err(|err| Failure::new(Exit::Failed, format!("cannot wait for signals: {err}")))?;
     let mut narrator = Narrator::new(recipe, env);
     logging::init(&recipe.logger, env.local_rank, narrator.screen(), timeline(recipe, env)?)?;
     let collective_timeout = collective_timeout()?;

@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use sterna_launch::wire::{self, FromAgent, Prepare, Ready, Refusal, Start, ToAgent};
 
 use super::local::{Listener, LocalRanks, Output, Said};
+use super::signals::Signals;
 use super::supervisor::Ranks as _;
 use crate::env_vars;
 
@@ -22,6 +23,8 @@ enum Happening {
     Left,
     /// One of the ranks has ended, and the launcher was told.
     Ended,
+    /// Someone on this host asks everything to end: a reboot, a scheduler.
+    Signalled,
 }
 
 /// Does what the launcher says over stdin, and says over stdout what its ranks do.
@@ -32,6 +35,12 @@ pub(crate) fn run() {
     // A greeting of the shell may have left its line open.
     let _ = io::stdout().lock().write_all(b"\n");
     let (sender, happenings) = mpsc::channel();
+    let asked = sender.clone();
+    let signals = match Signals::forward(move |_| asked.send(Happening::Signalled).is_ok()) {
+        Ok(signals) => signals,
+        Err(err) => return say(&FromAgent::Failed(format!("cannot wait for signals: {err}"))),
+    };
+    // A thread that was there before would still take them.
     listen(sender.clone());
     let Some(first) = next_told(&happenings) else { return };
     match prepare(first) {
@@ -39,7 +48,7 @@ pub(crate) fn run() {
         Ok(ready) => {
             say(&FromAgent::Ready(ready));
             if let Some(Ok(ToAgent::Start(start))) = next_told(&happenings) {
-                supervise(start, &happenings, &sender);
+                supervise(start, &signals, &happenings, &sender);
             }
         }
     }
@@ -65,7 +74,7 @@ fn next_told(happenings: &Receiver<Happening>) -> Option<Result<ToAgent, String>
         match happenings.recv_timeout(wire::SILENCE) {
             Ok(Happening::Told(Ok(ToAgent::Ping))) => {}
             Ok(Happening::Told(told)) => return Some(told),
-            Ok(Happening::Left | Happening::Ended) | Err(_) => return None,
+            Ok(Happening::Left | Happening::Ended | Happening::Signalled) | Err(_) => return None,
         }
     }
 }
@@ -113,7 +122,12 @@ fn address() -> Option<String> {
 }
 
 /// Runs the ranks to their end.
-fn supervise(start: Start, happenings: &Receiver<Happening>, sender: &Sender<Happening>) {
+fn supervise(
+    start: Start,
+    signals: &Signals,
+    happenings: &Receiver<Happening>,
+    sender: &Sender<Happening>,
+) {
     let Start { args, ranks: node } = start;
     let program = match std::env::current_exe() {
         Ok(program) => program,
@@ -137,7 +151,13 @@ fn supervise(start: Start, happenings: &Receiver<Happening>, sender: &Sender<Hap
         }
     });
     let mut num_running = node.ranks.len();
-    let ranks = match LocalRanks::start(&node, Output::Lines, command, Command::spawn, &listener) {
+    let ranks = match LocalRanks::start(
+        &node,
+        Output::Lines,
+        command,
+        |command| signals.spawn(command),
+        &listener,
+    ) {
         Ok(ranks) => ranks,
         Err(failure) => return say(&FromAgent::Failed(failure.message().to_owned())),
     };
@@ -146,6 +166,8 @@ fn supervise(start: Start, happenings: &Receiver<Happening>, sender: &Sender<Hap
         let patience = wire::SILENCE.saturating_sub(heard.elapsed());
         match happenings.recv_timeout(patience) {
             Ok(Happening::Ended) => num_running -= 1,
+            // They may save; the launcher hears how they end.
+            Ok(Happening::Signalled) => ranks.signal(Signal::SIGTERM),
             Ok(Happening::Told(told)) => {
                 heard = Instant::now();
                 if let Ok(ToAgent::Signal(signal)) = told

@@ -2,7 +2,7 @@
 
 mod reporter;
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::ops::Range;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -58,7 +58,7 @@ struct Answer {
 }
 
 impl Hosts {
-    /// Reaches every host by an ssh that `spawn` starts, and returns when all are ready, with what each of them said.
+    /// Reaches every host by ssh, and returns when all are ready, with what each of them said.
     ///
     /// # Errors
     ///
@@ -68,7 +68,6 @@ impl Hosts {
         options: &SshOptions,
         program: &Path,
         prepare: &Prepare,
-        spawn: impl Fn(&mut Command) -> io::Result<Child>,
         events: (&Sender<Event>, &Receiver<Event>),
     ) -> Result<(Self, Vec<Ready>), Failure> {
         let (answers, answered) = mpsc::channel();
@@ -84,7 +83,7 @@ impl Hosts {
             };
             let mut ssh = Command::new("ssh");
             ssh.args(options.args(host, &agent_command(program)));
-            let agent = Agent::start(ssh, &spawn, node, reporter, answers.clone())?;
+            let agent = Agent::start(ssh, node, reporter, answers.clone())?;
             agent.tell(&ToAgent::Prepare(prepare.clone()));
             agents.push(agent);
         }
@@ -185,15 +184,15 @@ impl Ranks for Hosts {
 impl Agent {
     fn start(
         mut ssh: Command,
-        spawn: impl Fn(&mut Command) -> io::Result<Child>,
         node: usize,
         reporter: Reporter,
         answers: Sender<Answer>,
     ) -> Result<Self, Failure> {
         ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // Ctrl-C is for us: an ssh that ended by it would take its ranks along before they have saved anything.
+        // Signals that ask to stop are for us: an ssh that ended by one would take its ranks along before they have saved
+        // anything. It inherits that we do not take them, and Ctrl-C does not reach it.
         ssh.process_group(0);
-        let mut ssh = spawn(&mut ssh).map_err(|err| {
+        let mut ssh = ssh.spawn().map_err(|err| {
             Failure::new(Exit::Failed, format!("cannot start `ssh`: {err}")).with_hint(
                 "install the OpenSSH client, or start the ranks of each host there (`--no_ssh`)"
                     .to_owned(),

@@ -54,7 +54,7 @@ fn text(launch: &Launch) -> Result<String, Failure> {
             }
         };
         for (name, value) in env.into_iter().flatten() {
-            let _ = writeln!(text, "#   {name}={}", quote(&shown(name, value)));
+            let _ = writeln!(text, "#   {name}={}", quote(shown(name, value)));
         }
         let described = describe(job, node, (&addr, 0), 0, std::collections::BTreeMap::new());
         for rank in node.ranks.clone() {

@@ -2,30 +2,23 @@
 
 use std::io;
 use std::process::{Child, Command};
-use std::sync::mpsc::Sender;
 use std::thread;
 
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, Signal};
 
-use super::supervisor::Event;
 use crate::signals::that_ask_to_stop;
 
 /// The signals that come as events, and no longer end this process.
 pub(super) struct Signals(SigSet);
 
 impl Signals {
-    /// Waits for them in a thread; the caller's thread and those it starts no longer take them.
-    pub(super) fn forward(sender: Sender<Event>) -> nix::Result<Self> {
+    /// Waits for them in a thread, which gives each to `send` until that returns `false`; the caller's thread and those it starts no
+    /// longer take them.
+    pub(super) fn forward(send: impl Fn(Signal) -> bool + Send + 'static) -> nix::Result<Self> {
         let signals = that_ask_to_stop();
         signals.thread_block()?;
         let waited_for = signals;
-        thread::spawn(move || {
-            while let Ok(signal) = waited_for.wait() {
-                if sender.send(Event::Signalled(signal)).is_err() {
-                    break;
-                }
-            }
-        });
+        thread::spawn(move || while waited_for.wait().is_ok_and(&send) {});
         Ok(Self(signals))
     }
 

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use sterna_launch::wire::Status;
 
 use crate::report::{Exit, Failure};
+use crate::signals::Asked;
 
 /// How long the other ranks may take to say why, after one ended only because another did.
 const GRACE_TO_EXPLAIN: Duration = Duration::from_secs(5);
@@ -122,6 +123,7 @@ pub(super) fn wait(
     let mut interrupted: Option<Signal> = None;
     let mut ending = Ending::No;
     let mut has_lost_some = false;
+    let mut asked = Asked::default();
     while !running.is_empty() {
         let event = match ending.deadline() {
             None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -145,7 +147,9 @@ pub(super) fn wait(
                 running.retain(|rank| !ranks.contains(rank));
                 casualties.push(Casualty { failure, is_cause: true });
             }
-            Ok(Event::Signalled(signal)) if interrupted.is_none() => interrupted = Some(signal),
+            Ok(Event::Signalled(signal)) if !asked.is_again(signal) => {
+                interrupted = interrupted.or(Some(signal));
+            }
             // Someone asked again: at once, and then without us.
             Ok(Event::Signalled(_)) if matches!(ending, Ending::Killed { .. }) => break,
             Ok(Event::Signalled(_)) => ending = kill(ranks),

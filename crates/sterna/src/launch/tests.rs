@@ -61,7 +61,8 @@ fn a_killed_rank_is_named_and_the_others_are_ended() {
         error.starts_with("[rank 1] error: the process was ended by signal 9 (SIGKILL)\n"),
         "{error}"
     );
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    // Well below what the others would sleep.
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
 }
 
 #[test]
@@ -89,9 +90,9 @@ fn after_a_failure_the_others_are_not_asked_but_killed() {
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
-/// Runs ranks that do `on_term` when they are asked to end, and asks them `num_signals` times; `$DIR/report` has the report
+/// Runs ranks that do `on_term` when they are asked to end, and asks them with `signals`; `$DIR/report` has the report
 /// of a rank that has saved.
-fn ask_to_end(on_term: &str, num_signals: usize, stop_within: Duration) -> Result<(), String> {
+fn ask_to_end(on_term: &str, signals: &[Signal], stop_within: Duration) -> Result<(), String> {
     let folder = tempfile::tempdir().unwrap();
     let report = Failure::new(Exit::Interrupted(15), "saved at step 7");
     fs::write(folder.path().join("report"), serde_json::to_string(&report).unwrap()).unwrap();
@@ -105,8 +106,8 @@ fn ask_to_end(on_term: &str, num_signals: usize, stop_within: Duration) -> Resul
         while !(0..3).all(is_up) && start.elapsed() < Duration::from_secs(10) {
             thread::sleep(Duration::from_millis(10));
         }
-        for _ in 0..num_signals {
-            events.send(Event::Signalled(Signal::SIGUSR1)).unwrap();
+        for signal in signals {
+            events.send(Event::Signalled(*signal)).unwrap();
         }
     })
 }
@@ -114,7 +115,9 @@ fn ask_to_end(on_term: &str, num_signals: usize, stop_within: Duration) -> Resul
 #[test]
 fn asked_to_end_ranks_may_save_first() {
     let save = "sleep 1; cat $DIR/report > $STERNA_FAILURE_DIR/rank$RANK.json; exit 143";
-    let outcome = ask_to_end(save, 1, Duration::from_mins(1));
+    // Of several kinds at once, as schedulers and terminals send them.
+    let signals = [Signal::SIGUSR1, Signal::SIGTERM, Signal::SIGHUP];
+    let outcome = ask_to_end(save, &signals, Duration::from_mins(1));
     let expected = "error: interrupted by SIGUSR1\n  caused by: saved at step 7\n";
     assert_eq!(outcome, Err(expected.to_owned()));
 }
@@ -122,7 +125,7 @@ fn asked_to_end_ranks_may_save_first() {
 #[test]
 fn a_rank_that_cannot_save_is_told_with_the_interrupt() {
     let fail = "if [ $RANK = 1 ]; then exit 3; fi; exit 143";
-    let outcome = ask_to_end(fail, 1, Duration::from_mins(1));
+    let outcome = ask_to_end(fail, &[Signal::SIGUSR1], Duration::from_mins(1));
     let expected = "error: interrupted by SIGUSR1\n  \
                     caused by: [rank 1] error: the process exited with code 3 and did not say why\n";
     assert_eq!(outcome, Err(expected.to_owned()));
@@ -132,7 +135,7 @@ fn a_rank_that_cannot_save_is_told_with_the_interrupt() {
 fn ranks_that_do_not_end_in_time_or_are_asked_again_are_killed() {
     for (num_signals, stop_within) in [(1, Duration::from_secs(1)), (2, Duration::from_mins(1))] {
         let start = Instant::now();
-        let outcome = ask_to_end(":", num_signals, stop_within);
+        let outcome = ask_to_end(":", &vec![Signal::SIGUSR1; num_signals], stop_within);
         assert_eq!(outcome, Err("error: interrupted by SIGUSR1\n".to_owned()));
         assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     }

@@ -179,6 +179,27 @@ fn ranks_that_save_do_so_before_control_c_ends_them() {
 }
 
 #[test]
+fn ranks_that_save_do_so_when_every_process_of_the_job_is_asked_to_end() {
+    let Some(hosts) = Hosts::new() else { return };
+    let workspace = workspace();
+    let save = "checkpoint=[{type: sterna, output_dir: saved, save_every_n_steps: 100000, auto_resume: true}]";
+    let launcher = hosts.launcher(&workspace, &[&LONG, &["--set", save][..]].concat());
+    let (launcher, stderr, _) = start(launcher);
+    // As a scheduler or a service manager does: launcher, the ssh of each host, agents and ranks.
+    let of_launcher = crate::launch::children(launcher.id());
+    for pid in [vec![launcher.id().cast_signed()], of_launcher, hosts.processes()].concat() {
+        // One may be named twice, and be gone.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+    }
+    let (code, text) = end(launcher, stderr);
+    assert_eq!(code, Some(143), "{text}");
+    let expected = "error: interrupted by SIGTERM\n  caused by: stopped by SIGTERM after step ";
+    assert!(text.contains(expected), "{text}");
+    assert!(workspace.path("saved").is_dir());
+    hosts.await_end_of_processes(Duration::from_secs(10));
+}
+
+#[test]
 fn killing_the_launcher_ends_ranks_on_both_hosts() {
     let Some(hosts) = Hosts::new() else { return };
     let workspace = workspace();

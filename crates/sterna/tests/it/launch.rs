@@ -213,7 +213,10 @@ fn ranks_that_see_other_data_do_not_train() {
         let output = child.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{text}");
-        assert!(text.contains("has other samples, or in another order, than rank"), "{text}");
+        assert!(
+            text.contains("ranks `[1]` have another recipe, model or data than rank `0`"),
+            "{text}"
+        );
     }
 }
 
@@ -367,7 +370,7 @@ fn what_would_be_started_is_shown_without_secrets() {
     exit status: 0
     ----- stdout -----
     # node-1: rank 0 of 3
-    ssh -T -o BatchMode=yes -o ConnectTimeout=30 -o ServerAliveInterval=15 -o ServerAliveCountMax=4 -- node-1 'exec [DIR]/sterna agent'
+    ssh -T -o BatchMode=yes -o ConnectTimeout=30 -o ServerAliveInterval=12 -o ServerAliveCountMax=4 -- node-1 'exec [DIR]/sterna agent'
     #   HF_HUB_OFFLINE=1
     #   HF_TOKEN='***'
     #   MY_API_KEY='***'
@@ -375,7 +378,7 @@ fn what_would_be_started_is_shown_without_secrets() {
     #   OMP_NUM_THREADS=1
     #   RANK=0 LOCAL_RANK=0 WORLD_SIZE=3 LOCAL_WORLD_SIZE=1 MASTER_ADDR=<address of node-1> MASTER_PORT=<free port> TORCHELASTIC_RESTART_COUNT=0 [DIR]/sterna train recipe.yaml --device auto --set 'logger.output_dir=my logs'
     # me@node-2: ranks 1 to 2 of 3
-    ssh -T -o BatchMode=yes -o ConnectTimeout=30 -o ServerAliveInterval=15 -o ServerAliveCountMax=4 -- me@node-2 'exec [DIR]/sterna agent'
+    ssh -T -o BatchMode=yes -o ConnectTimeout=30 -o ServerAliveInterval=12 -o ServerAliveCountMax=4 -- me@node-2 'exec [DIR]/sterna agent'
     #   HF_HUB_OFFLINE=1
     #   HF_TOKEN='***'
     #   MY_API_KEY='***'
