@@ -160,43 +160,42 @@ fn interrupting_the_launcher_ends_ranks_on_both_hosts() {
     }
 }
 
-#[test]
-fn ranks_that_save_do_so_before_control_c_ends_them() {
+/// A run that saves is asked to end by `ask`, in a process group of its own, and does so with `code` after a checkpoint.
+fn saves_before_it_ends(signal: Signal, code: i32, ask: impl FnOnce(&Hosts, &Child)) {
     let Some(hosts) = Hosts::new() else { return };
     let workspace = workspace();
     let save = "checkpoint=[{type: sterna, output_dir: saved, save_every_n_steps: 100000, auto_resume: true}]";
     let mut launcher = hosts.launcher(&workspace, &[&LONG, &["--set", save][..]].concat());
-    // A terminal sends the signal to the whole group of the foreground job, and ssh must survive it.
     launcher.process_group(0);
     let (launcher, stderr, _) = start(launcher);
-    killpg(Pid::from_raw(launcher.id().cast_signed()), Signal::SIGINT).unwrap();
-    let (code, text) = end(launcher, stderr);
-    assert_eq!(code, Some(130), "{text}");
-    let expected = "error: interrupted by SIGINT\n  caused by: stopped by SIGTERM after step ";
-    assert!(text.contains(expected), "{text}");
+    ask(&hosts, &launcher);
+    let (found, text) = end(launcher, stderr);
+    assert_eq!(found, Some(code), "{text}");
+    let expected =
+        format!("error: interrupted by {signal}\n  caused by: stopped by SIGTERM after step ");
+    assert!(text.contains(&expected), "{text}");
     assert!(workspace.path("saved").is_dir());
     hosts.await_end_of_processes(Duration::from_secs(10));
 }
 
 #[test]
+fn ranks_that_save_do_so_before_control_c_ends_them() {
+    // A terminal sends the signal to the whole group of the foreground job, and ssh must survive it.
+    saves_before_it_ends(Signal::SIGINT, 130, |_, launcher| {
+        killpg(Pid::from_raw(launcher.id().cast_signed()), Signal::SIGINT).unwrap();
+    });
+}
+
+#[test]
 fn ranks_that_save_do_so_when_every_process_of_the_job_is_asked_to_end() {
-    let Some(hosts) = Hosts::new() else { return };
-    let workspace = workspace();
-    let save = "checkpoint=[{type: sterna, output_dir: saved, save_every_n_steps: 100000, auto_resume: true}]";
-    let launcher = hosts.launcher(&workspace, &[&LONG, &["--set", save][..]].concat());
-    let (launcher, stderr, _) = start(launcher);
     // As a scheduler or a service manager does: launcher, the ssh of each host, agents and ranks.
-    let of_launcher = crate::launch::children(launcher.id());
-    for pid in [vec![launcher.id().cast_signed()], of_launcher, hosts.processes()].concat() {
-        // One may be named twice, and be gone.
-        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
-    }
-    let (code, text) = end(launcher, stderr);
-    assert_eq!(code, Some(143), "{text}");
-    let expected = "error: interrupted by SIGTERM\n  caused by: stopped by SIGTERM after step ";
-    assert!(text.contains(expected), "{text}");
-    assert!(workspace.path("saved").is_dir());
-    hosts.await_end_of_processes(Duration::from_secs(10));
+    saves_before_it_ends(Signal::SIGTERM, 143, |hosts, launcher| {
+        let of_launcher = crate::launch::children(launcher.id());
+        for pid in [vec![launcher.id().cast_signed()], of_launcher, hosts.processes()].concat() {
+            // One may be named twice, and be gone.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+    });
 }
 
 #[test]
