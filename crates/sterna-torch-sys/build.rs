@@ -4,7 +4,7 @@
 //! `DEP_STERNA_TORCH_LIBTORCH_LIB`, the folder of libtorch's shared libraries.
 //! The run path of this crate's own tests, and of everybody else's binaries, is the business of `rpath/build.rs`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[path = "rpath/build.rs"]
 mod rpath;
@@ -12,6 +12,7 @@ mod rpath;
 const SOURCES: &[&str] = &[
     "cpp/attention.cc",
     "cpp/autograd.cc",
+    "cpp/device.cc",
     "cpp/memory.cc",
     "cpp/optimizer.cc",
     "cpp/process_group.cc",
@@ -56,10 +57,52 @@ fn main() {
         println!("cargo::rustc-link-lib=dylib:+verbatim=libgomp.so.1");
     }
     build.compile("sterna_torch");
+    if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
+        build_nccl_library(&lib, &include);
+    }
 
     for file in ["cpp", "src/bridge.rs", "build.rs"] {
         println!("cargo::rerun-if-changed={file}");
     }
     println!("cargo::metadata=LIBTORCH_LIB={}", lib.display());
     rpath::main();
+}
+
+/// Builds `cpp/cuda/nccl.cc` into `OUT_DIR/libsterna_nccl.so`, which the program carries in itself and loads beside libtorch_cuda.
+///
+/// It names libtorch_cuda and none of the libraries that come with that, so it links on a machine without a GPU.
+fn build_nccl_library(lib: &Path, include: &Path) {
+    let packages =
+        lib.ancestors().nth(2).expect("libtorch's lib is two folders deep").join("nvidia");
+    let headers = ["cu13/include", "cu13/include/cccl", "nccl/include"].map(|x| packages.join(x));
+    for folder in &headers {
+        assert!(
+            folder.exists(),
+            "`{}` is missing, and the feature `cuda` needs the headers in it: run `cargo xtask libtorch --cuda`, or set \
+             LIBTORCH to the torch folder of a Python environment with torch 2.11.0+cu130",
+            folder.display()
+        );
+    }
+    let out_dir = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let mut compiler =
+        cc::Build::new().cpp(true).std("c++17").opt_level(2).pic(true).get_compiler().to_command();
+    compiler.args([
+        "-shared",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-DUSE_C10D_NCCL",
+        "cpp/cuda/nccl.cc",
+        "-o",
+    ]);
+    compiler.arg(out_dir.join("libsterna_nccl.so"));
+    for folder in [include, &include.join("torch/csrc/api/include")]
+        .into_iter()
+        .chain(headers.iter().map(PathBuf::as_path))
+    {
+        compiler.arg("-isystem").arg(folder);
+    }
+    compiler.arg("-L").arg(lib).args(["-ltorch_cuda", "-ltorch_cpu", "-lc10"]);
+    let status = compiler.status().expect("the C++ compiler starts");
+    assert!(status.success(), "`{compiler:?}` ended with {status}");
 }

@@ -97,7 +97,7 @@ impl<'a> Bench<'a> {
             }
             binary
         } else {
-            stage::stage("libtorch", || libtorch::install(root).map(drop))?;
+            stage::stage("libtorch", || libtorch::install(root, libtorch::Flavor::Cpu).map(drop))?;
             stage::stage("build sterna (release; a few minutes the first time)", || {
                 demo::build(root)
             })?

@@ -22,7 +22,7 @@ const EXPORT: &str = ".sterna/demo/SmolLM2-135M-dialogues";
 /// The first stage that fails.
 pub(crate) fn run(root: &Path) -> Result<()> {
     let start = Instant::now();
-    stage::stage("libtorch", || libtorch::install(root).map(drop))?;
+    stage::stage("libtorch", || libtorch::install(root, libtorch::Flavor::Cpu).map(drop))?;
     let sterna =
         stage::stage("build sterna (release; a few minutes the first time)", || build(root))?;
     let inputs = stage::stage("model and chats", || inputs::fetch(root))?;

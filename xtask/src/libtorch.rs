@@ -3,6 +3,9 @@
 //! The wheel `torch` *is* libtorch with headers (ARCHITECTURE.md, D1). A CPU build links it plus two small CUDA runtime
 //! libraries that `libtorch_cpu` names; pip fetches the three without their dependencies (which would be 3 GB of CUDA).
 //! Python itself is never run by Sterna, so the wheel's Python version does not matter and is pinned: any python3 with pip will do.
+//!
+//! With `--cuda` come the packages that the wheel names for a GPU, at its versions: the libraries that `libtorch_cuda` loads, and the
+//! headers that NCCL's process group is compiled against.
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -14,22 +17,69 @@ use crate::stage;
 
 const TORCH_VERSION: &str = "2.11.0";
 
-/// Package, version, its metadata folder, and a file that proves that the package is there in full.
-const PACKAGES: [(&str, &str, &str, &str); 3] = [
-    ("torch", TORCH_VERSION, "torch", "torch/lib/libtorch_cpu.so"),
-    ("nvidia-cuda-runtime", "13.0.96", "nvidia_cuda_runtime", "nvidia/cu13/lib/libcudart.so.13"),
-    ("nvidia-cuda-cupti", "13.0.85", "nvidia_cuda_cupti", "nvidia/cu13/lib/libcupti.so.13"),
+/// Package, version, and a file that proves that the package is there in full.
+type Package = (&'static str, &'static str, &'static str);
+
+const PACKAGES: [Package; 3] = [
+    ("torch", TORCH_VERSION, "torch/lib/libtorch_cpu.so"),
+    ("nvidia-cuda-runtime", "13.0.96", "nvidia/cu13/lib/libcudart.so.13"),
+    ("nvidia-cuda-cupti", "13.0.85", "nvidia/cu13/lib/libcupti.so.13"),
 ];
 
+/// What a GPU needs beside [`PACKAGES`]: the wheel's own requirements (its METADATA, and that of cuda-toolkit 13.0.2), and the
+/// headers that its own include.
+const CUDA_PACKAGES: [Package; 15] = [
+    ("nvidia-cublas", "13.1.0.3", "nvidia/cu13/lib/libcublas.so.13"),
+    ("nvidia-cuda-cccl", "13.0.85", "nvidia/cu13/include/cccl/cuda/std/version"),
+    ("nvidia-cuda-crt", "13.0.88", "nvidia/cu13/include/crt/host_defines.h"),
+    ("nvidia-cuda-nvrtc", "13.0.88", "nvidia/cu13/lib/libnvrtc.so.13"),
+    ("nvidia-cudnn-cu13", "9.19.0.56", "nvidia/cudnn/lib/libcudnn.so.9"),
+    ("nvidia-cufft", "12.0.0.61", "nvidia/cu13/lib/libcufft.so.12"),
+    ("nvidia-cufile", "1.15.1.6", "nvidia/cu13/lib/libcufile.so.0"),
+    ("nvidia-curand", "10.4.0.35", "nvidia/cu13/lib/libcurand.so.10"),
+    ("nvidia-cusolver", "12.0.4.66", "nvidia/cu13/lib/libcusolver.so.12"),
+    ("nvidia-cusparse", "12.6.3.3", "nvidia/cu13/lib/libcusparse.so.12"),
+    ("nvidia-cusparselt-cu13", "0.8.0", "nvidia/cusparselt/lib/libcusparseLt.so.0"),
+    ("nvidia-nccl-cu13", "2.28.9", "nvidia/nccl/lib/libnccl.so.2"),
+    ("nvidia-nvjitlink", "13.0.88", "nvidia/cu13/lib/libnvJitLink.so.13"),
+    ("nvidia-nvshmem-cu13", "3.4.5", "nvidia/nvshmem/lib/libnvshmem_host.so.3"),
+    ("nvidia-nvtx", "13.0.85", "nvidia/cu13/include/nvtx3/nvToolsExt.h"),
+];
+
+/// What a libtorch is to compute on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flavor {
+    Cpu,
+    /// NVIDIA GPUs as well.
+    Cuda,
+}
+
+impl Flavor {
+    fn packages(self) -> impl Iterator<Item = Package> {
+        let cuda = if self == Self::Cuda { &CUDA_PACKAGES[..] } else { &[] };
+        PACKAGES.into_iter().chain(cuda.iter().copied())
+    }
+
+    /// What pip fetches and how much it takes on disk.
+    fn size(self) -> &'static str {
+        match self {
+            Self::Cpu => "about 530 MB into {} (1.2 GB unpacked; once)",
+            Self::Cuda => "about 2.2 GB into {} (4.2 GB unpacked; once)",
+        }
+    }
+}
+
 /// glibc versions whose wheels we take; the newest, 2.28, is from 2018.
-const PLATFORMS: [&str; 7] = [
+const PLATFORMS: [&str; 9] = [
     "manylinux_2_28",
     "manylinux_2_27",
     "manylinux_2_26",
     "manylinux_2_25",
     "manylinux_2_24",
+    "manylinux_2_18",
     "manylinux_2_17",
     "manylinux2014",
+    "manylinux1",
 ];
 
 /// Makes sure that libtorch is where the build looks for it, and returns that folder (with `lib/` and `include/` in it).
@@ -39,7 +89,7 @@ const PLATFORMS: [&str; 7] = [
 /// # Errors
 ///
 /// No python3 or pip, no such wheel for this machine, a failed download, or a `LIBTORCH` of another version.
-pub(crate) fn install(root: &Path) -> Result<PathBuf> {
+pub(crate) fn install(root: &Path, flavor: Flavor) -> Result<PathBuf> {
     let home = root.join(".libtorch");
     let torch = home.join("torch");
     if let Some(own) = own_libtorch(&torch) {
@@ -49,7 +99,7 @@ pub(crate) fn install(root: &Path) -> Result<PathBuf> {
         println!("libtorch {TORCH_VERSION}: using LIBTORCH=`{}`", own.display());
         return Ok(own);
     }
-    let Some(missing) = missing(&home) else {
+    let Some(missing) = missing(&home, flavor) else {
         println!("libtorch {TORCH_VERSION} is in {}", home.display());
         return Ok(torch);
     };
@@ -59,12 +109,10 @@ pub(crate) fn install(root: &Path) -> Result<PathBuf> {
             home.display()
         );
     }
-    println!(
-        "libtorch {TORCH_VERSION}: downloading about 530 MB into {} (1.2 GB unpacked; once)",
-        home.display()
-    );
-    fetch(root, &home)?;
-    if let Some(missing) = self::missing(&home) {
+    let size = flavor.size().replace("{}", &home.display().to_string());
+    println!("libtorch {TORCH_VERSION}: downloading {size}");
+    fetch(root, &home, flavor)?;
+    if let Some(missing) = self::missing(&home, flavor) {
         bail!("pip succeeded, but `{}` is not there", home.join(missing).display());
     }
     println!("libtorch {TORCH_VERSION} is in {}", home.display());
@@ -79,11 +127,17 @@ fn own_libtorch(ours: &Path) -> Option<PathBuf> {
 }
 
 /// The first file of a complete installation that `home` lacks.
-fn missing(home: &Path) -> Option<String> {
-    PACKAGES.iter().find_map(|(_, version, name, proof)| {
-        let metadata = format!("{name}-{version}.dist-info");
-        [metadata, (*proof).to_owned()].into_iter().find(|file| !home.join(file).exists())
+fn missing(home: &Path, flavor: Flavor) -> Option<String> {
+    flavor.packages().find_map(|(package, version, proof)| {
+        [metadata(package, version), proof.to_owned()]
+            .into_iter()
+            .find(|file| !home.join(file).exists())
     })
+}
+
+/// The folder that says that a package is installed.
+fn metadata(package: &str, version: &str) -> String {
+    format!("{}-{version}.dist-info", package.replace('-', "_"))
 }
 
 /// # Errors
@@ -109,7 +163,7 @@ fn check_version(torch: &Path) -> Result<()> {
 }
 
 /// Installs into a folder beside `home` and moves it into place, so that `home` is complete or absent.
-fn fetch(root: &Path, home: &Path) -> Result<()> {
+fn fetch(root: &Path, home: &Path, flavor: Flavor) -> Result<()> {
     let machine = std::env::consts::ARCH;
     if std::env::consts::OS != "linux" || !matches!(machine, "x86_64" | "aarch64") {
         bail!(
@@ -128,7 +182,7 @@ fn fetch(root: &Path, home: &Path) -> Result<()> {
     }
     pip.args(["--only-binary=:all:", "--python-version=3.12"]).arg("--target").arg(&temporary);
     pip.args(PLATFORMS.map(|platform| format!("--platform={platform}_{machine}")));
-    pip.args(PACKAGES.map(|(package, version, ..)| format!("{package}=={version}")));
+    pip.args(flavor.packages().map(|(package, version, _)| format!("{package}=={version}")));
     stage::run(&mut pip).context("libtorch was not downloaded")?;
     std::fs::rename(&temporary, home)
         .with_context(|| format!("cannot move `{}` to `{}`", temporary.display(), home.display()))
@@ -183,18 +237,22 @@ mod tests {
 
     #[test]
     fn a_folder_is_installed_only_with_every_package_at_its_version() {
-        let dir = tempfile::tempdir().unwrap();
-        let home = dir.path();
-        assert_eq!(missing(home).as_deref(), Some("torch-2.11.0.dist-info"));
-        for (_, version, name, proof) in PACKAGES {
-            fs::create_dir_all(home.join(format!("{name}-{version}.dist-info"))).unwrap();
-            fs::create_dir_all(home.join(proof).parent().unwrap()).unwrap();
-            fs::write(home.join(proof), "").unwrap();
+        for flavor in [Flavor::Cpu, Flavor::Cuda] {
+            let dir = tempfile::tempdir().unwrap();
+            let home = dir.path();
+            assert_eq!(missing(home, flavor).as_deref(), Some("torch-2.11.0.dist-info"));
+            for (package, version, proof) in flavor.packages() {
+                fs::create_dir_all(home.join(metadata(package, version))).unwrap();
+                fs::create_dir_all(home.join(proof).parent().unwrap()).unwrap();
+                fs::write(home.join(proof), "").unwrap();
+            }
+            assert_eq!(missing(home, flavor), None);
+            let lacks_cuda = (flavor == Flavor::Cpu).then_some("nvidia_cublas-13.1.0.3.dist-info");
+            assert_eq!(missing(home, Flavor::Cuda).as_deref(), lacks_cuda);
+            fs::rename(home.join("torch-2.11.0.dist-info"), home.join("torch-2.10.0.dist-info"))
+                .unwrap();
+            assert_eq!(missing(home, flavor).as_deref(), Some("torch-2.11.0.dist-info"));
         }
-        assert_eq!(missing(home), None);
-        fs::rename(home.join("torch-2.11.0.dist-info"), home.join("torch-2.10.0.dist-info"))
-            .unwrap();
-        assert_eq!(missing(home).as_deref(), Some("torch-2.11.0.dist-info"));
     }
 
     #[test]

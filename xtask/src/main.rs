@@ -24,6 +24,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::libtorch::Flavor;
+
 const HELP: &str = "\
 Sterna's chores
 
@@ -44,7 +46,8 @@ Tasks:
                     `--list` lists them
   tidy              The rules of this repository that no compiler checks: crate edges, written architecture,
                     TODOs, fixtures
-  libtorch          Put libtorch (CPU) where the build looks for it, .libtorch/
+  libtorch [--cuda] Put libtorch where the build looks for it, .libtorch/; with --cuda also what it and
+                    `--features cuda` need for NVIDIA GPUs
   inputs            Put the real model and chats that the demo and some tests read into .sterna/inputs/
 
 What a task downloads stays in .libtorch/ and .sterna/ of the checkout, and is not downloaded again.
@@ -70,7 +73,7 @@ fn run(args: &[String]) -> Result<()> {
         None => ("help", args),
         Some((task, rest)) => (task.as_str(), rest),
     };
-    if !matches!(task, "test" | "bench" | "soak" | "fuzz") && !rest.is_empty() {
+    if !matches!(task, "test" | "bench" | "soak" | "fuzz" | "libtorch") && !rest.is_empty() {
         bail!("`{task}` takes no arguments, found `{}`", rest.join(" "));
     }
     match task {
@@ -80,7 +83,14 @@ fn run(args: &[String]) -> Result<()> {
         "soak" => soak::run(&root, rest),
         "fuzz" => fuzz::run(&root, rest),
         "tidy" => tidy::run(&root),
-        "libtorch" => libtorch::install(&root).map(drop),
+        "libtorch" => {
+            let flavor = match rest {
+                [] => Flavor::Cpu,
+                [flag] if flag == "--cuda" => Flavor::Cuda,
+                _ => bail!("`libtorch` takes `--cuda` or nothing, found `{}`", rest.join(" ")),
+            };
+            libtorch::install(&root, flavor).map(drop)
+        }
         "inputs" => inputs::fetch(&root).map(drop),
         "help" | "-h" | "--help" => {
             print!("{HELP}");

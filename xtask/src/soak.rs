@@ -44,7 +44,7 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
             _ => bail!("unknown argument `{arg}`; `cargo xtask soak --help` lists them"),
         }
     }
-    libtorch::install(root)?;
+    libtorch::install(root, libtorch::Flavor::Cpu)?;
     let real_inputs = inputs::fetch(root)?;
     stage::stage(&format!("{kills} kills with seed {seed}"), || {
         let mut command = stage::cargo(root);

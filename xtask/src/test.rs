@@ -35,7 +35,7 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
         stage::stage("tidy", || tidy::run(root))?;
     }
     let real_inputs = stage::stage("libtorch and real inputs", || {
-        libtorch::install(root)?;
+        libtorch::install(root, libtorch::Flavor::Cpu)?;
         inputs::fetch(root)
     })?;
     if !only_tests {
@@ -86,7 +86,7 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
 
 /// Runs the tests whose names contain `large` and which are ignored elsewhere, one at a time: tensors of more than 2^31 elements.
 fn run_large(root: &Path) -> Result<()> {
-    libtorch::install(root)?;
+    libtorch::install(root, libtorch::Flavor::Cpu)?;
     stage::stage("large tests", || {
         let mut command = stage::cargo(root);
         command.args(["test", "-p", "sterna-model", "--test", "it", "--locked", "--", "large"]);

@@ -20,6 +20,17 @@ pub struct Comm {
     world: Group,
     sp: Group,
     dp: Group,
+    /// Where the ranks met, and for how long an operation may last. `None` in a world of one.
+    store: Option<(Store, Duration)>,
+}
+
+/// How tensors of GPUs travel between ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GpuTransport {
+    /// From GPU to GPU, over NCCL.
+    Nccl,
+    /// Through the memory of the host, over Gloo.
+    Host,
 }
 
 impl Comm {
@@ -35,7 +46,13 @@ impl Comm {
         let mesh = Mesh::new(env.rank, env.world_size, sp_size)?;
         if env.world_size == 1 {
             let alone = |name| Group { name, rank: 0, size: 1, engine: None };
-            return Ok(Self { mesh, world: alone("world"), sp: alone("sp"), dp: alone("dp") });
+            return Ok(Self {
+                mesh,
+                world: alone("world"),
+                sp: alone("sp"),
+                dp: alone("dp"),
+                store: None,
+            });
         }
         let store = join_store(env, timeout)?;
         let liveness = Liveness::start(
@@ -55,7 +72,40 @@ impl Comm {
         let sp = builder.group("sp", mesh.dp_rank, mesh.sp_rank, mesh.sp_size, Some(&world))?;
         let dp = builder.group("dp", mesh.sp_rank, mesh.dp_rank, mesh.dp_size, Some(&world))?;
         tracing::debug!(?mesh, "joined");
-        Ok(Self { mesh, world, sp, dp })
+        Ok(Self { mesh, world, sp, dp, store: Some((builder.store, timeout)) })
+    }
+
+    /// Connects the GPUs of the ranks, if each rank has one of its own; if not, their tensors travel through the host, since NCCL
+    /// refuses two ranks on one GPU. The caller has made its GPU the current one.
+    ///
+    /// # Communication
+    ///
+    /// One all-gather of a byte. Collective.
+    ///
+    /// # Errors
+    ///
+    /// [`CommError::Gpus`] if NCCL is not at hand; those of [`crate::Work::wait`].
+    pub fn connect_gpus(&self, has_own_gpu: bool) -> Result<GpuTransport, CommError> {
+        let Some((store, timeout)) = &self.store else { return Ok(GpuTransport::Nccl) };
+        let of_ranks = self.world.all_gather_bytes(&[u8::from(has_own_gpu)])?;
+        if of_ranks.iter().any(|has_own| has_own != &[1]) {
+            return Ok(GpuTransport::Host);
+        }
+        let numbers = [0, self.mesh.dp_rank, self.mesh.sp_rank];
+        for (group, number) in [&self.world, &self.sp, &self.dp].into_iter().zip(numbers) {
+            // A group of the same ranks as the world shares its connections.
+            let Some(engine) = group.engine.as_ref().filter(|engine| !engine.connects_gpus())
+            else {
+                continue;
+            };
+            let prefix = format!("nccl/{}/{number}", group.name);
+            store
+                .prefixed(&prefix)
+                .and_then(|store| ProcessGroup::nccl(&store, group.rank, group.size, *timeout))
+                .and_then(|nccl| engine.connect_gpus(nccl))
+                .map_err(|source| CommError::Gpus { rank: self.mesh.rank, source })?;
+        }
+        Ok(GpuTransport::Nccl)
     }
 
     /// All ranks.

@@ -147,6 +147,15 @@ pub enum CommError {
         #[source]
         source: torch::Error,
     },
+    /// The GPUs of the ranks cannot be connected.
+    #[error("rank `{rank}` cannot connect its GPU to those of the other ranks")]
+    Gpus {
+        /// This rank.
+        rank: usize,
+        /// What is missing, or libtorch's reason.
+        #[source]
+        source: torch::Error,
+    },
     /// Another rank died or gave up.
     #[error("{site}: {failure}")]
     PeerFailed {
@@ -293,7 +302,7 @@ impl CommError {
                  they disagree about its sizes"
                     .to_owned(),
             ),
-            CommError::Engine { source, .. } => source.hint(),
+            CommError::Engine { source, .. } | CommError::Gpus { source, .. } => source.hint(),
             CommError::Tensor { .. }
             | CommError::NotContiguous { .. }
             | CommError::DTypeMismatch { .. }

@@ -1,7 +1,7 @@
 //! A set of ranks and the operations among them.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -19,8 +19,11 @@ use crate::{
 
 /// The connections of one group. Groups of the same ranks share one.
 pub(crate) struct Engine {
-    /// Empty only while being dropped. The lock keeps the order of operations the same for all ranks' counters.
+    /// Gloo, for tensors of the host. Empty only while being dropped. The lock keeps the order of operations the same for all
+    /// ranks' counters.
     process_group: Mutex<Option<ProcessGroup>>,
+    /// NCCL, for tensors of GPUs, where each rank has one of its own ([`crate::Comm::connect_gpus`]).
+    gpus: OnceLock<Mutex<ProcessGroup>>,
     pub(crate) liveness: Arc<Liveness>,
     pub(crate) world_rank: usize,
     pub(crate) timeout: Duration,
@@ -33,7 +36,30 @@ impl Engine {
         world_rank: usize,
         timeout: Duration,
     ) -> Self {
-        Self { process_group: Mutex::new(Some(process_group)), liveness, world_rank, timeout }
+        Self {
+            process_group: Mutex::new(Some(process_group)),
+            gpus: OnceLock::new(),
+            liveness,
+            world_rank,
+            timeout,
+        }
+    }
+
+    /// Lets tensors of GPUs travel over `nccl`, which is aborted when the job fails.
+    pub(crate) fn connect_gpus(&self, nccl: ProcessGroup) -> Result<(), TorchError> {
+        let to_abort = nccl.shared()?;
+        self.liveness.at_failure(move || {
+            if let Err(error) = to_abort.abort() {
+                tracing::debug!(%error, "NCCL was not aborted");
+            }
+        });
+        assert!(self.gpus.set(Mutex::new(nccl)).is_ok(), "GPUs are connected once");
+        Ok(())
+    }
+
+    /// Whether tensors of GPUs travel from GPU to GPU.
+    pub(crate) fn connects_gpus(&self) -> bool {
+        self.gpus.get().is_some()
     }
 }
 
@@ -95,7 +121,14 @@ impl Group {
     pub fn all_reduce_(&self, tensor: &Tensor, op: ReduceOp) -> Result<(), CommError> {
         const OP: &str = "all_reduce_";
         self.check_contiguous(OP, "tensor", tensor)?;
-        self.start(OP, |engine| engine.all_reduce(tensor, op))?.wait()
+        if self.is_staged(tensor) {
+            return self
+                .staged(OP, tensor, tensor, |host, _| {
+                    self.start(OP, Device::Cpu, |engine| engine.all_reduce(host, op))
+                })?
+                .wait();
+        }
+        self.start(OP, tensor.device(), |engine| engine.all_reduce(tensor, op))?.wait()
     }
 
     /// Fills `output` with every rank's `input`, in rank order.
@@ -106,7 +139,8 @@ impl Group {
     ///
     /// # Communication
     ///
-    /// One broadcast from each rank, all under way together; each rank receives `(w-1)/w` of `output`.
+    /// Over NCCL, its all-gather. Over Gloo, one broadcast from each rank, all under way together. Each rank receives
+    /// `(w-1)/w` of `output`.
     ///
     /// # Memory
     ///
@@ -128,6 +162,15 @@ impl Group {
         if self.engine.is_none() {
             return self.copied(OP, output, input);
         }
+        if self.is_staged(output) {
+            return self.staged(OP, output, input, |output, input| {
+                self.all_gather_into_tensor(output, input)
+            });
+        }
+        if output.device().is_cuda() {
+            return self
+                .start(OP, output.device(), |engine| engine.all_gather_into_tensor(output, input));
+        }
         let fail = |source| self.tensor_error(OP, source);
         // Detached, because what happens here is no part of any graph.
         let input = self.flat(OP, input)?.f_detach().map_err(fail)?;
@@ -138,7 +181,7 @@ impl Group {
         let mut slices = output.f_split(input.numel() as i64, 0).map_err(fail)?;
         // This rank sends from its input, so the copy to its own slice needs not come first.
         let mut own = std::mem::replace(&mut slices[self.rank], input.shallow_clone());
-        let work = self.start_all(OP, |engine| {
+        let work = self.start_all(OP, output.device(), |engine| {
             slices.iter().enumerate().map(|(root, slice)| engine.broadcast(slice, root)).collect()
         })?;
         own.f_copy_(&input).map_err(fail)?;
@@ -153,7 +196,8 @@ impl Group {
     ///
     /// # Communication
     ///
-    /// One all-to-all; each rank sends `(w-1)/w` of `input`. Gloo has no reduce-scatter of its own: c10d's does an
+    /// Over NCCL, its reduce-scatter. Over Gloo, one all-to-all; each rank sends `(w-1)/w` of `input`. Gloo has no
+    /// reduce-scatter of its own: c10d's does an
     /// all-reduce of a copy of `input`, which sends twice as much, and it cannot be interrupted.
     ///
     /// # Memory
@@ -162,7 +206,8 @@ impl Group {
     ///
     /// # Numerics
     ///
-    /// The slices are added in one pass over the ranks, with bf16 and fp16 accumulated in fp32 and rounded once.
+    /// Over Gloo, the slices are added in one pass over the ranks, with bf16 and fp16 accumulated in fp32 and rounded once. NCCL
+    /// rounds to the tensor's dtype after every rank.
     ///
     /// # Errors
     ///
@@ -189,11 +234,22 @@ impl Group {
         if self.engine.is_none() {
             return self.copied(OP, output, input);
         }
+        if self.is_staged(output) {
+            return self.staged(OP, output, input, |output, input| {
+                self.reduce_scatter_tensor(output, input, op)
+            });
+        }
+        if output.device().is_cuda() {
+            return self.start(OP, output.device(), |engine| {
+                engine.reduce_scatter_tensor(output, input, op)
+            });
+        }
         let (output, input) = (self.flat(OP, output)?, self.flat(OP, input)?);
         let received = input.f_empty_like().map_err(|source| self.tensor_error(OP, source))?;
         let splits = vec![numel / size; self.size];
-        let mut work =
-            self.start(OP, |engine| engine.all_to_all_single(&received, &input, &splits, &splits))?;
+        let mut work = self.start(OP, input.device(), |engine| {
+            engine.all_to_all_single(&received, &input, &splits, &splits)
+        })?;
         work.finish = Some(Box::new(move || reduce_rows(&output, &received, size, op)));
         Ok(work)
     }
@@ -228,9 +284,15 @@ impl Group {
             self.check_numel(OP, output, input.numel() as i64)?;
             return self.copied(OP, output, input);
         }
-        self.start(OP, |engine| {
-            engine.all_to_all_single(output, input, output_splits, input_splits)
-        })
+        let launch = |output: &Tensor, input: &Tensor| {
+            self.start(OP, output.device(), |engine| {
+                engine.all_to_all_single(output, input, output_splits, input_splits)
+            })
+        };
+        if self.is_staged(output) {
+            return self.staged(OP, output, input, launch);
+        }
+        launch(output, input)
     }
 
     /// Replaces `tensor` on every rank by that of rank `root` of the group.
@@ -250,7 +312,13 @@ impl Group {
         const OP: &str = "broadcast";
         assert!(root < self.size, "a group of {} has no rank {root}", self.size);
         self.check_contiguous(OP, "tensor", tensor)?;
-        self.start(OP, |engine| engine.broadcast(tensor, root))
+        let launch = |tensor: &Tensor, _: &Tensor| {
+            self.start(OP, tensor.device(), |engine| engine.broadcast(tensor, root))
+        };
+        if self.is_staged(tensor) {
+            return self.staged(OP, tensor, tensor, launch);
+        }
+        launch(tensor, tensor)
     }
 
     /// Returns when every rank has called it.
@@ -259,7 +327,7 @@ impl Group {
     ///
     /// Those of [`Work::wait`].
     pub fn barrier(&self) -> Result<(), CommError> {
-        self.start("barrier", ProcessGroup::barrier)?.wait()
+        self.start("barrier", Device::Cpu, ProcessGroup::barrier)?.wait()
     }
 
     /// Gathers a byte string from every rank, of any length each, in rank order.
@@ -301,19 +369,55 @@ impl Group {
         }
     }
 
-    /// Starts an operation, unless the job has failed already.
+    /// Whether a tensor goes through the memory of the host: it is a GPU's, and the ranks' GPUs are not connected.
+    fn is_staged(&self, tensor: &Tensor) -> bool {
+        let is_connected = self.engine.as_ref().is_none_or(|engine| engine.connects_gpus());
+        tensor.device().is_cuda() && !is_connected
+    }
+
+    /// Runs an operation on copies in the memory of the host, and copies its output back when it is awaited. `output` and `input`
+    /// may be one tensor.
+    fn staged(
+        &self,
+        op: &'static str,
+        output: &Tensor,
+        input: &Tensor,
+        launch: impl FnOnce(&Tensor, &Tensor) -> Result<Work, CommError>,
+    ) -> Result<Work, CommError> {
+        let fail = |source| self.tensor_error(op, source);
+        let to_host = |x: &Tensor| x.f_to_device(Device::Cpu).map_err(fail);
+        let host_input = to_host(input)?;
+        let is_in_place = output.data_ptr() == input.data_ptr() && output.numel() == input.numel();
+        let host_output = if is_in_place {
+            host_input.shallow_clone()
+        } else {
+            Tensor::f_empty(output.size(), (output.kind(), Device::Cpu)).map_err(fail)?
+        };
+        let mut work = launch(&host_output, &host_input)?;
+        let mut output = output.shallow_clone();
+        let before = work.finish.take();
+        work.finish = Some(Box::new(move || {
+            before.map_or(Ok(()), |finish| finish())?;
+            output.f_copy_(&host_output)
+        }));
+        Ok(work)
+    }
+
+    /// Starts an operation, unless the job has failed already. `device` is that of the tensors that travel.
     fn start(
         &self,
         op: &'static str,
+        device: Device,
         launch: impl FnOnce(&ProcessGroup) -> Result<c10d::Work, TorchError>,
     ) -> Result<Work, CommError> {
-        self.start_all(op, |engine| Ok(vec![launch(engine)?]))
+        self.start_all(op, device, |engine| Ok(vec![launch(engine)?]))
     }
 
     /// As [`Group::start`], for an operation that takes several of the engine's. All ranks launch them in one order.
     fn start_all(
         &self,
         op: &'static str,
+        device: Device,
         launch: impl FnOnce(&ProcessGroup) -> Result<Vec<c10d::Work>, TorchError>,
     ) -> Result<Work, CommError> {
         let group = self.name;
@@ -325,9 +429,14 @@ impl Group {
             return Err(CommError::PeerFailed { site, failure: failure.clone() });
         }
         engine.liveness.started(op, group);
-        let process_group = engine.process_group.lock().unwrap_or_else(PoisonError::into_inner);
-        let process_group = process_group.as_ref().expect("it is taken in Drop only");
-        match launch(process_group) {
+        let launched = if device.is_cuda() {
+            let nccl = engine.gpus.get().expect("a tensor of a GPU is staged without NCCL");
+            launch(&nccl.lock().unwrap_or_else(PoisonError::into_inner))
+        } else {
+            let gloo = engine.process_group.lock().unwrap_or_else(PoisonError::into_inner);
+            launch(gloo.as_ref().expect("it is taken in Drop only"))
+        };
+        match launched {
             Ok(parts) => {
                 let running = Some(Running::new(parts, Arc::clone(engine)));
                 Ok(Work { op, group, running, finish: None })

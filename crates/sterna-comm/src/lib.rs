@@ -2,7 +2,8 @@
 //!
 //! A program asks [`RankEnv::from_env`] who it is, joins the others with [`Comm::init`], and talks through the
 //! [`Group`]s of the mesh: `world`, `sp` (ranks that share one sequence) and `dp` (ranks that hold the same part of
-//! different sequences). The engine is c10d's Gloo; a group of one rank uses no engine, and a world of one no network.
+//! different sequences). The engine is c10d's Gloo, and its NCCL for tensors of GPUs; a group of one rank uses no engine, and a
+//! world of one no network.
 //!
 //! # The laws of communication
 //!
@@ -26,7 +27,7 @@ mod rank_env;
 mod rendezvous;
 mod work;
 
-pub use comm::Comm;
+pub use comm::{Comm, GpuTransport};
 pub use error::{CommError, Progress, Site};
 pub use group::Group;
 pub use liveness::Failure;

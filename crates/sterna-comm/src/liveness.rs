@@ -181,7 +181,11 @@ struct Shared {
     /// Notified on every request to the thread, and on its every finding.
     changed: Condvar,
     failure: OnceLock<Failure>,
+    /// What to do at the first failure, see [`Liveness::at_failure`].
+    rescues: Mutex<Vec<Rescue>>,
 }
+
+type Rescue = Box<dyn FnOnce() + Send>;
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -194,6 +198,15 @@ impl Shared {
         let _state = self.lock();
         if self.failure.set(failure).is_ok() {
             self.changed.notify_all();
+        }
+    }
+
+    /// Does what is to be done at a failure.
+    fn rescue(&self) {
+        let rescues =
+            std::mem::take(&mut *self.rescues.lock().unwrap_or_else(PoisonError::into_inner));
+        for rescue in rescues {
+            rescue();
         }
     }
 
@@ -236,6 +249,7 @@ impl Liveness {
             state: Mutex::default(),
             changed: Condvar::new(),
             failure: OnceLock::new(),
+            rescues: Mutex::default(),
         });
         let server = (!launcher_serves_store).then_some(0);
         let watcher = Watcher {
@@ -263,6 +277,15 @@ impl Liveness {
     /// The first failure known here.
     pub(crate) fn failure(&self) -> Option<&Failure> {
         self.shared.failure.get()
+    }
+
+    /// Has the thread do something as soon as it knows of a failure: set free a rank that waits for its device, which nothing
+    /// else can interrupt.
+    pub(crate) fn at_failure(&self, rescue: impl FnOnce() + Send + 'static) {
+        self.shared.rescues.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(rescue));
+        if self.failure().is_some() {
+            self.shared.rescue();
+        }
     }
 
     /// Notes that this rank starts an operation.
@@ -402,6 +425,7 @@ impl Watcher {
             tracing::debug!(%error, "the store was gone before this rank said that it knows of the failure");
         }
         self.shared.record(failure);
+        self.shared.rescue();
     }
 
     /// Returns at the first failure, or with none when told to stop.

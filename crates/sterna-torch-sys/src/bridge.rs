@@ -43,6 +43,16 @@ pub(crate) mod ffi {
         d_v: UniquePtr<Tensor>,
     }
 
+    /// Memory of a device, bytes.
+    struct DeviceMemory {
+        allocated: u64,
+        allocated_peak: u64,
+        reserved: u64,
+        reserved_peak: u64,
+        free: u64,
+        total: u64,
+    }
+
     extern "Rust" {
         #[cxx_name = "allocate_block"]
         fn allocate(len: usize) -> *mut u8;
@@ -54,6 +64,7 @@ pub(crate) mod ffi {
     unsafe extern "C++" {
         include!("attention.h");
         include!("autograd.h");
+        include!("device.h");
         include!("memory.h");
         include!("optimizer.h");
         include!("process_group.h");
@@ -72,6 +83,11 @@ pub(crate) mod ffi {
 
         fn install_cpu_allocator();
         fn rust_block(tensor: &Tensor) -> *const u8;
+
+        fn set_device_allocator(settings: &str) -> Result<()>;
+        fn device_memory(device_index: i32) -> Result<DeviceMemory>;
+        fn reset_device_peak(device_index: i32) -> Result<()>;
+        fn set_device(device_index: i32) -> Result<()>;
 
         fn has_attention_kernel() -> bool;
         fn attention_forward(
@@ -135,6 +151,16 @@ pub(crate) mod ffi {
 
         type ProcessGroup;
 
+        /// `constructor` is `sterna_new_nccl_process_group` of `cpp/nccl.h`.
+        unsafe fn nccl_process_group(
+            store: &Store,
+            rank: i32,
+            size: i32,
+            timeout_ms: i64,
+            constructor: *const c_char,
+        ) -> Result<UniquePtr<ProcessGroup>>;
+        fn abort(self: &ProcessGroup) -> Result<()>;
+        fn shared(self: &ProcessGroup) -> Result<UniquePtr<ProcessGroup>>;
         fn gloo_process_group(
             store: &Store,
             rank: i32,
@@ -154,6 +180,17 @@ pub(crate) mod ffi {
             input: &Tensor,
             output_splits: &[i64],
             input_splits: &[i64],
+        ) -> Result<UniquePtr<Work>>;
+        fn all_gather_into_tensor(
+            self: &ProcessGroup,
+            output: &Tensor,
+            input: &Tensor,
+        ) -> Result<UniquePtr<Work>>;
+        fn reduce_scatter_tensor(
+            self: &ProcessGroup,
+            output: &Tensor,
+            input: &Tensor,
+            op: ReduceOp,
         ) -> Result<UniquePtr<Work>>;
         fn broadcast(self: &ProcessGroup, tensor: &Tensor, root: i64) -> Result<UniquePtr<Work>>;
         fn barrier(self: &ProcessGroup) -> Result<UniquePtr<Work>>;

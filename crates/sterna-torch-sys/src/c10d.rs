@@ -1,4 +1,4 @@
-//! c10d: the store where ranks find each other, and collectives over Gloo.
+//! c10d: the store where ranks find each other, and collectives over Gloo (tensors of the host) and NCCL (tensors of GPUs).
 //!
 //! This is the engine as it is. What a program wants (groups of a mesh, errors that name the rank that failed, groups of
 //! one rank) is in `sterna-comm`.
@@ -7,7 +7,7 @@ use std::{net::TcpListener, os::fd::IntoRawFd, time::Duration};
 
 use tch::Tensor;
 
-use crate::{bridge::ffi, error::Error, tensor::borrow};
+use crate::{bridge::ffi, cuda, error::Error, tensor::borrow};
 
 /// How a reduction combines what the ranks bring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,7 +155,7 @@ pub enum Endpoint {
     Address(String),
 }
 
-/// A group of ranks with an engine that moves their tensors (`c10d::ProcessGroupGloo`).
+/// A group of ranks with an engine that moves their tensors (`c10d::ProcessGroupGloo`, `c10d::ProcessGroupNCCL`).
 ///
 /// Every method is collective: all ranks of the group must make the same calls, in the same order. Each starts the
 /// operation on another thread and returns; until [`Work::wait_for`] says so, nobody may touch the tensors.
@@ -190,6 +190,73 @@ impl ProcessGroup {
             interface,
             address,
         )?))
+    }
+
+    /// Connects to every peer over NCCL, at the first operation. Collective over the `size` ranks that share `store`, each with a
+    /// GPU of its own, its current one.
+    ///
+    /// Operations run on NCCL's own stream. [`Work::wait_for`] makes the current stream wait and not the host; NCCL's watchdog
+    /// ends the process when an operation takes longer than `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`cuda::load`], [`cuda::Error::NoNccl`] and [`cuda::Error::Nccl`], within [`Error::Cuda`].
+    pub fn nccl(store: &Store, rank: usize, size: usize, timeout: Duration) -> Result<Self, Error> {
+        let constructor = cuda::nccl_constructor()?;
+        let timeout_ms = milliseconds(timeout);
+        // SAFETY: the address is that of `sterna_new_nccl_process_group` in a library that is never unloaded, compiled from the
+        // declaration in cpp/nccl.h by the same build.
+        let group = unsafe {
+            ffi::nccl_process_group(
+                &store.0,
+                rank as i32,
+                size as i32,
+                timeout_ms,
+                constructor.as_ptr(),
+            )
+        };
+        Ok(Self(group?))
+    }
+
+    /// Ends what is under way over NCCL; the group is of no more use. Does nothing to Gloo, which cannot.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Torch`] if NCCL refuses.
+    pub fn abort(&self) -> Result<(), Error> {
+        Ok(self.0.abort()?)
+    }
+
+    /// The same group, for another thread to [`abort`](Self::abort).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`] only.
+    pub fn shared(&self) -> Result<Self, Error> {
+        Ok(Self(self.0.shared()?))
+    }
+
+    /// Fills `output` with every rank's `input`, in rank order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Torch`] for tensors that are not dense and contiguous.
+    pub fn all_gather_into_tensor(&self, output: &Tensor, input: &Tensor) -> Result<Work, Error> {
+        Ok(Work(self.0.all_gather_into_tensor(borrow(output), borrow(input))?))
+    }
+
+    /// Reduces the ranks' `input`s and leaves each rank its slice, in rank order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Torch`] for tensors that are not dense and contiguous.
+    pub fn reduce_scatter_tensor(
+        &self,
+        output: &Tensor,
+        input: &Tensor,
+        op: ReduceOp,
+    ) -> Result<Work, Error> {
+        Ok(Work(self.0.reduce_scatter_tensor(borrow(output), borrow(input), op.into())?))
     }
 
     /// Replaces `tensor` on every rank by the reduction over the ranks.

@@ -33,6 +33,9 @@ pub enum Error {
         /// What it has to be.
         required: &'static str,
     },
+    /// A GPU was asked for, and something that it needs is missing.
+    #[error(transparent)]
+    Cuda(#[from] crate::cuda::Error),
     /// Anything else libtorch refuses: mostly shapes, dtypes or devices that do not fit together.
     #[error("libtorch: {message}")]
     Torch {
@@ -61,6 +64,7 @@ impl Error {
             Error::OutOfMemory { .. } => {
                 "use more sequence-parallel ranks, offload more, or shorten the sequence"
             }
+            Error::Cuda(error) => return Some(error.hint()),
             Error::Operand { .. } | Error::Torch { .. } => return None,
         };
         Some(hint.to_owned())

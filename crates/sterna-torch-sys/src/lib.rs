@@ -18,6 +18,7 @@ mod autograd;
 )]
 mod bridge;
 pub mod c10d;
+pub mod cuda;
 mod error;
 pub mod file;
 pub mod memory;

@@ -143,6 +143,11 @@ impl<'a> Engine<'a> {
         self.options.kind
     }
 
+    /// Where it computes.
+    pub fn device(&self) -> Device {
+        self.options.device
+    }
+
     fn num_layers(&self) -> usize {
         self.config.num_hidden_layers
     }

@@ -163,11 +163,11 @@ pub enum TrainError {
         /// The file.
         path: PathBuf,
     },
-    /// The device that was asked for cannot be used by this build.
-    #[error("device `{device}` was asked for, and this build of sterna computes on `cpu`")]
+    /// A GPU was asked for, and there is none that can be used.
+    #[error("device `cuda` was asked for")]
     DeviceUnavailable {
-        /// The device as typed.
-        device: String,
+        /// What is missing.
+        source: sterna_torch_sys::cuda::Error,
     },
 }
 
@@ -241,7 +241,7 @@ impl TrainError {
                 "every host needs the same recipe, model folder, data files and version of sterna".to_owned(),
             ),
             Self::KillSwitch { .. } => Some("delete it, or set `kill_switch_path` to another file".to_owned()),
-            Self::DeviceUnavailable { .. } => Some("use `--device cpu` or `--device auto`".to_owned()),
+            Self::DeviceUnavailable { source } => Some(source.hint()),
         }
     }
 }

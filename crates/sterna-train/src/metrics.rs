@@ -7,6 +7,7 @@ use std::{
 };
 
 use serde_json::{Map, Value, json};
+use sterna_torch_sys::cuda::DeviceMemory;
 
 use crate::{error::TrainError, memory::HostMemory, phases::StepMemory};
 
@@ -50,6 +51,8 @@ pub struct IterationMetrics {
     pub peak_memory: u64,
     /// This rank's host memory.
     pub memory: HostMemory,
+    /// The memory of this rank's GPU, its peaks those of the step; `None` on a CPU.
+    pub device_memory: Option<DeviceMemory>,
     /// What this rank's memory held, by phase and kind.
     pub phases: StepMemory,
 }
@@ -76,6 +79,16 @@ impl IterationMetrics {
             "step_time": self.step_time,
             "tokens_per_second": self.tokens_per_second,
         });
+        if let Some(device) = self.device_memory {
+            row["device_memory"] = json!({
+                "allocated": device.allocated,
+                "allocated_peak": device.allocated_peak,
+                "reserved": device.reserved,
+                "reserved_peak": device.reserved_peak,
+                "in_use": device.total - device.free,
+                "total": device.total,
+            });
+        }
         if self.is_skipped {
             row["skipped"] = json!(true);
         }

@@ -18,14 +18,18 @@ use sterna_model::stage::Stage;
 use sterna_recipe::{
     CheckpointKind, CheckpointOptions, LossAverage, NonFinitePolicy, Plan, Recipe,
 };
-use sterna_torch_sys::{AdamW, memory as tensor_memory};
+use sterna_torch_sys::{
+    AdamW,
+    cuda::{self, DeviceMemory},
+    memory as tensor_memory,
+};
 use tch::Device;
 
 use self::{
     course::Course,
     setup::{
-        Assets, check_agreement, matmul_rate, model_config, num_attention_kept, plan_of_data,
-        scratch,
+        Assets, check_agreement, connect_gpus, device, matmul_rate, model_config,
+        num_attention_kept, plan_of_data, scratch,
     },
 };
 use crate::{
@@ -84,12 +88,12 @@ pub enum EarlyExit {
 /// Which device to compute on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
-    /// The best that this build and machine have: the CPU.
+    /// A GPU where the machine has one that libtorch can use, else the CPU.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
-    /// An NVIDIA GPU, which this build does not have.
+    /// An NVIDIA GPU for each process of a machine, or one for several if there are fewer.
     Cuda,
 }
 
@@ -129,12 +133,7 @@ pub fn train(
     options: &TrainOptions,
     observer: &mut dyn Observer,
 ) -> Result<TrainSummary, TrainError> {
-    let device = match options.device {
-        DeviceChoice::Auto | DeviceChoice::Cpu => Device::Cpu,
-        DeviceChoice::Cuda => {
-            return Err(TrainError::DeviceUnavailable { device: "cuda".to_owned() });
-        }
-    };
+    let device = device(options.device, env)?;
     // Before the first tensor: those that exist already would not be counted.
     tensor_memory::install();
     let config = model_config(recipe)?;
@@ -142,6 +141,7 @@ pub fn train(
     let comm = Comm::init(env, recipe.sequence_parallel_size, options.collective_timeout)?;
     // From here on a failure is told to the other ranks, whatever it is: libtorch's exceptions arrive as panics.
     let run = AssertUnwindSafe(|| {
+        connect_gpus(&comm, device, env)?;
         run(recipe, config, &plan, env, &comm, device, &options.stop, observer)
     });
     let result =
@@ -251,7 +251,7 @@ impl<'a> Trainer<'a> {
         let course = Course::new(recipe, stream.len(), mesh, manifest)?;
         let of_data = plan_of_data(recipe, &assets.config, mesh.world_size, datasets)?;
         let disk = scratch(recipe, &of_data)?;
-        let num_attention = num_attention_kept(&of_data, comm, env)?;
+        let num_attention = num_attention_kept(&of_data, comm, env, device)?;
         checkpoints.expect_step_of(&of_data, num_attention);
         let options = EngineOptions::new(plan, device, num_attention, disk.as_ref());
         let mut engine = Engine::new(comm, &assets.config, recipe, options)?;
@@ -493,6 +493,7 @@ impl<'a> Trainer<'a> {
         }
 
         let phases = self.engine.phases.finish();
+        let device_memory = self.device_memory()?;
         let (iter_time, step_time) =
             (started.elapsed().as_secs_f64(), step_started.elapsed().as_secs_f64());
         let memory = HostMemory::now();
@@ -516,8 +517,18 @@ impl<'a> Trainer<'a> {
             mfu: report.model_tflos * 1e12 / (self.matmul_rate * step_time),
             peak_memory: max(self.comm.world(), memory.process_peak as f64)? as u64,
             memory,
+            device_memory,
             phases,
         }))
+    }
+
+    /// The memory of the GPU at the end of a step, whose work it waits for; its peaks count from here on anew.
+    fn device_memory(&self) -> Result<Option<DeviceMemory>, TrainError> {
+        let Device::Cuda(index) = self.engine.device() else { return Ok(None) };
+        tch::Cuda::synchronize(index as i64);
+        let memory = cuda::memory(index)?;
+        cuda::reset_peak(index)?;
+        Ok(Some(memory))
     }
 
     /// Whether the step is left out because its loss or gradient is not finite, as the recipe decides. All ranks see the same two

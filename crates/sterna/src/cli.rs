@@ -216,11 +216,11 @@ pub(crate) struct Overrides {
 /// Where to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DeviceChoice {
-    /// CUDA where this build and machine have it, else the CPU
+    /// CUDA where this machine has it, else the CPU
     Auto,
     /// The CPU
     Cpu,
-    /// GPUs, one for each process
+    /// NVIDIA GPUs, one for each process
     Cuda,
 }
 

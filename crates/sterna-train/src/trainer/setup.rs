@@ -7,18 +7,68 @@ use std::{
     time::Instant,
 };
 
-use sterna_comm::{Comm, RankEnv};
+use sterna_comm::{Comm, GpuTransport, RankEnv};
 use sterna_data::{Dataset, Datasets};
 use sterna_hf::{ModelConfig, Tokenizer, WeightFiles, hub};
 use sterna_recipe::{KeepAttention, MemoryKind, MemoryOptions, PadTo, Place, Plan, Recipe};
+use sterna_torch_sys::cuda;
 use tch::{Device, Kind, Tensor};
 
+use super::DeviceChoice;
 use crate::{
     disk::DiskScratch,
     error::TrainError,
     memory::{HostMemory, reserve},
     scalars::{max, sum},
 };
+
+/// The device that this rank computes on, made its current one if it is a GPU.
+///
+/// # Errors
+///
+/// [`TrainError::DeviceUnavailable`] if a GPU was asked for by name and there is none.
+pub(super) fn device(choice: DeviceChoice, env: &RankEnv) -> Result<Device, TrainError> {
+    if choice == DeviceChoice::Cpu {
+        return Ok(Device::Cpu);
+    }
+    match cuda::load() {
+        Ok(count) => {
+            let index = env.local_rank % count;
+            cuda::set_device(index)?;
+            Ok(Device::Cuda(index))
+        }
+        Err(source) if choice == DeviceChoice::Cuda => {
+            Err(TrainError::DeviceUnavailable { source })
+        }
+        // A machine without a driver is a CPU's; any other reason is one that its owner wants to hear.
+        Err(reason @ cuda::Error::NoDriver { .. }) => {
+            tracing::debug!(%reason, "computing on the CPU");
+            Ok(Device::Cpu)
+        }
+        Err(reason) => {
+            tracing::warn!("computing on the CPU, because {reason}; {}", reason.hint());
+            Ok(Device::Cpu)
+        }
+    }
+}
+
+/// Connects the ranks' GPUs, and says so where their tensors have to go through the host instead.
+///
+/// # Communication
+///
+/// That of [`Comm::connect_gpus`]; every rank calls it, whatever its device. Collective.
+pub(super) fn connect_gpus(comm: &Comm, device: Device, env: &RankEnv) -> Result<(), TrainError> {
+    let num_gpus = if device.is_cuda() { tch::Cuda::device_count().max(0) as usize } else { 0 };
+    let transport = comm.connect_gpus(env.local_world_size <= num_gpus)?;
+    if device.is_cuda() && transport == GpuTransport::Host && env.rank == 0 {
+        tracing::warn!(
+            "`{}` processes share `{num_gpus}` GPUs of this machine: what travels between them goes through host memory \
+             (Gloo), which is for tests; NCCL needs a GPU for each",
+            env.local_world_size
+        );
+    }
+    Ok(())
+}
 
 /// The config of the recipe's model, with the recipe's changes.
 pub(super) fn model_config(recipe: &Recipe) -> Result<ModelConfig, TrainError> {
@@ -87,6 +137,7 @@ pub(super) fn num_attention_kept(
     plan: &Plan,
     comm: &Comm,
     env: &RankEnv,
+    device: Device,
 ) -> Result<usize, TrainError> {
     let num_layers = plan.model.num_hidden_layers;
     let number = match plan.keep.attention {
@@ -96,9 +147,17 @@ pub(super) fn num_attention_kept(
         KeepAttention::Auto if plan.keep.attention_on == Place::Disk => num_layers,
         KeepAttention::Auto => {
             let memory = &plan.memory;
-            // On a CPU, device and host are the same memory.
-            let needed = memory.device_bytes() + memory.host_bytes();
-            let left = HostMemory::now().available() / env.local_world_size as u64;
+            let host = HostMemory::now().available() / env.local_world_size as u64;
+            let (needed, left) = match device {
+                Device::Cuda(index) if plan.keep.attention_on == Place::Device => {
+                    let num_gpus = tch::Cuda::device_count().max(1) as usize;
+                    let sharing = env.local_world_size.div_ceil(num_gpus) as u64;
+                    (memory.device_bytes(), cuda::memory(index)?.free / sharing)
+                }
+                Device::Cuda(_) => (memory.host_bytes(), host),
+                // Device and host are the same memory.
+                _ => (memory.device_bytes() + memory.host_bytes(), host),
+            };
             let fitting = num_fitting(left, needed, memory.kept_attention_bytes).min(num_layers);
             tracing::info!(
                 needed,
@@ -185,22 +244,31 @@ pub(super) fn check_agreement(
     if ranks.is_empty() { Ok(()) } else { Err(TrainError::RanksDisagree { ranks }) }
 }
 
-/// FLOP/s that the ranks' matrix multiplications reach together, measured: what MFU is a fraction of on a CPU, whose
-/// peak no table gives. All ranks measure at once, because they share the machine's cores.
+/// FLOP/s that the ranks' matrix multiplications reach together, measured: what MFU is a fraction of, on a CPU, whose
+/// peak no table gives, and on a GPU, whose table's peak no product reaches. All ranks measure at once, because they share the machine's cores.
 pub(super) fn matmul_rate(comm: &Comm, kind: Kind, device: Device) -> Result<f64, TrainError> {
-    const SIZE: i64 = 1024;
     const REPEATS: usize = 4;
-    let a = Tensor::ones([SIZE, SIZE], (kind, device));
-    let b = Tensor::ones([SIZE, SIZE], (kind, device));
+    // Large enough to fill the device.
+    let size: i64 = if device.is_cuda() { 8192 } else { 1024 };
+    // Zeros and ones would let a GPU run faster than any real data does.
+    let random = || Tensor::randn([size, size], (kind, device));
+    let (a, b) = (random(), random());
+    let synchronize = || {
+        if let Device::Cuda(index) = device {
+            tch::Cuda::synchronize(index as i64);
+        }
+    };
     let _warm_up = a.matmul(&b);
+    synchronize();
     comm.world().barrier()?;
     let mut best = f64::INFINITY;
     for _ in 0..REPEATS {
         let started = Instant::now();
         let _product = a.matmul(&b);
+        synchronize();
         best = best.min(started.elapsed().as_secs_f64());
     }
-    let rate = 2.0 * (SIZE as f64).powi(3) / best;
+    let rate = 2.0 * (size as f64).powi(3) / best;
     Ok(sum(comm.world(), &[rate])?[0])
 }
 

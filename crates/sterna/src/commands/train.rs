@@ -50,10 +50,6 @@ pub(crate) fn refuse_what_is_not_done(args: &Train) -> Result<(), Failure> {
         let message = format!("`{}` {}", refusal.argument, refusal.reason);
         return Err(Failure::new(Exit::Usage, message).with_hint(refusal.instead.to_owned()));
     }
-    if args.device == DeviceChoice::Cuda {
-        let err = TrainError::DeviceUnavailable { device: "cuda".to_owned() };
-        return Err(train_failure(&err, false));
-    }
     Ok(())
 }
 
