@@ -119,6 +119,13 @@ pub(crate) fn install(root: &Path, flavor: Flavor) -> Result<PathBuf> {
     Ok(torch)
 }
 
+/// Whether the packages for a GPU lie beside `torch`, as [`install`] returns it.
+pub(crate) fn has_cuda(torch: &Path) -> bool {
+    torch
+        .parent()
+        .is_some_and(|home| CUDA_PACKAGES.iter().all(|(.., proof)| home.join(proof).exists()))
+}
+
 /// The caller's `LIBTORCH`, when it is another folder than the one cargo's configuration points to.
 fn own_libtorch(ours: &Path) -> Option<PathBuf> {
     let set = PathBuf::from(std::env::var_os("LIBTORCH")?);
@@ -249,6 +256,7 @@ mod tests {
             assert_eq!(missing(home, flavor), None);
             let lacks_cuda = (flavor == Flavor::Cpu).then_some("nvidia_cublas-13.1.0.3.dist-info");
             assert_eq!(missing(home, Flavor::Cuda).as_deref(), lacks_cuda);
+            assert_eq!(has_cuda(&home.join("torch")), flavor == Flavor::Cuda);
             fs::rename(home.join("torch-2.11.0.dist-info"), home.join("torch-2.10.0.dist-info"))
                 .unwrap();
             assert_eq!(missing(home, flavor).as_deref(), Some("torch-2.11.0.dist-info"));

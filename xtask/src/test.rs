@@ -34,35 +34,31 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
         })?;
         stage::stage("tidy", || tidy::run(root))?;
     }
-    let real_inputs = stage::stage("libtorch and real inputs", || {
-        libtorch::install(root, libtorch::Flavor::Cpu)?;
-        inputs::fetch(root)
+    let (features, real_inputs) = stage::stage("libtorch and real inputs", || {
+        let torch = libtorch::install(root, libtorch::Flavor::Cpu)?;
+        Ok((features(&torch), inputs::fetch(root)?))
     })?;
     if !only_tests {
         stage::stage("lints", || {
             let mut clippy = stage::cargo(root);
-            clippy.args([
-                "clippy",
-                "--workspace",
-                "--all-targets",
-                "--locked",
-                "--quiet",
-                "--",
-                "-D",
-                "warnings",
-            ]);
-            stage::run(&mut clippy)
+            clippy.args(["clippy", "--workspace", "--all-targets", "--locked", "--quiet"]);
+            stage::run(clippy.args(features).args(["--", "-D", "warnings"]))
         })?;
         stage::stage("docs", || {
             let mut doc = stage::cargo(root);
             doc.args(["doc", "--workspace", "--no-deps", "--locked", "--quiet"])
+                .args(features)
                 .env("RUSTDOCFLAGS", "-D warnings");
             stage::run(&mut doc)
         })?;
     }
     let tests = |args: &[&str]| {
         let mut command = stage::cargo(root);
-        command.args(args).args(["--workspace", "--locked"]).env(inputs::VARIABLE, &real_inputs);
+        command
+            .args(args)
+            .args(["--workspace", "--locked"])
+            .args(features)
+            .env(inputs::VARIABLE, &real_inputs);
         // One thread for each process: deterministic, and polite where several ranks share few cores.
         if std::env::var_os("OMP_NUM_THREADS").is_none() {
             command.env("OMP_NUM_THREADS", "1");
@@ -82,6 +78,15 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
     }
     println!("all passed in {}", stage::seconds(start.elapsed()));
     Ok(())
+}
+
+/// What is built: NCCL too, where libtorch has what that needs.
+fn features(torch: &Path) -> &'static [&'static str] {
+    if libtorch::has_cuda(torch) {
+        return &["--features", "cuda"];
+    }
+    println!("the feature `cuda` is left out: `cargo xtask libtorch --cuda` fetches what it needs");
+    &[]
 }
 
 /// Runs the tests whose names contain `large` and which are ignored elsewhere, one at a time: tensors of more than 2^31 elements.

@@ -6,6 +6,7 @@
 
 use std::{
     ffi::{CStr, CString},
+    ptr::NonNull,
     sync::OnceLock,
 };
 
@@ -159,14 +160,19 @@ fn load_once() -> Result<usize, Error> {
     }
 }
 
-/// The function of `cpp/cuda/nccl.cc`, loaded from a file in memory that this program carries.
+/// The function of `cpp/cuda/nccl.cc`.
 ///
 /// # Errors
 ///
-/// [`Error::NoNccl`] in a build without the feature `cuda`, [`Error::Nccl`] if the library cannot be loaded, and those of
-/// [`load`].
+/// Those of [`load`]; [`Error::NoNccl`] in a build without the feature `cuda`, [`Error::Nccl`] if the library cannot be loaded.
+pub(crate) fn nccl_constructor() -> Result<NonNull<libc::c_char>, Error> {
+    load()?;
+    load_nccl()
+}
+
+/// Loads NCCL's library from a file in memory, which the program carries in itself.
 #[cfg(feature = "cuda")]
-pub(crate) fn nccl_constructor() -> Result<std::ptr::NonNull<libc::c_char>, Error> {
+fn load_nccl() -> Result<NonNull<libc::c_char>, Error> {
     use std::{
         fs::File,
         io::Write as _,
@@ -175,7 +181,6 @@ pub(crate) fn nccl_constructor() -> Result<std::ptr::NonNull<libc::c_char>, Erro
 
     const LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libsterna_nccl.so"));
 
-    load()?;
     let fail = |reason: String| Error::Nccl { reason };
     // SAFETY: the name ends with a zero, and the call returns a new descriptor or -1.
     let fd = unsafe { libc::memfd_create(c"sterna_nccl".as_ptr(), libc::MFD_CLOEXEC) };
@@ -189,16 +194,11 @@ pub(crate) fn nccl_constructor() -> Result<std::ptr::NonNull<libc::c_char>, Erro
     // SAFETY: `library` is a handle that dlopen returned and nobody closes; the name ends with a zero.
     let function =
         unsafe { libc::dlsym(library.as_ptr(), c"sterna_new_nccl_process_group".as_ptr()) };
-    std::ptr::NonNull::new(function.cast()).ok_or_else(|| fail("it lacks its function".to_owned()))
+    NonNull::new(function.cast()).ok_or_else(|| fail("it lacks its function".to_owned()))
 }
 
-/// NCCL is not part of this build.
-///
-/// # Errors
-///
-/// [`Error::NoNccl`].
 #[cfg(not(feature = "cuda"))]
-pub(crate) fn nccl_constructor() -> Result<std::ptr::NonNull<libc::c_char>, Error> {
+fn load_nccl() -> Result<NonNull<libc::c_char>, Error> {
     Err(Error::NoNccl)
 }
 
@@ -206,12 +206,12 @@ pub(crate) fn nccl_constructor() -> Result<std::ptr::NonNull<libc::c_char>, Erro
 ///
 /// A name without a folder is looked for where this program's own libraries are: in `LD_LIBRARY_PATH`, in the run path that
 /// `rpath/build.rs` wrote, and in the system's folders.
-pub(crate) fn open(name: &str) -> Result<std::ptr::NonNull<libc::c_void>, String> {
+pub(crate) fn open(name: &str) -> Result<NonNull<libc::c_void>, String> {
     let path = CString::new(name).map_err(|error| error.to_string())?;
     // SAFETY: `path` ends with a zero. The libraries run their initialisers, which is what they are loaded for; they are
     // those of the driver, of libtorch, or of this program itself.
     let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
-    std::ptr::NonNull::new(handle).ok_or_else(|| {
+    NonNull::new(handle).ok_or_else(|| {
         // SAFETY: after a failure dlerror returns a text of this thread, which stays until the next call.
         let text = unsafe { libc::dlerror() };
         if text.is_null() {
@@ -244,5 +244,15 @@ mod tests {
             error.to_string().starts_with("this machine has no NVIDIA driver: libcuda.so.1"),
             "{error}"
         );
+    }
+
+    /// libtorch_cuda and what it brings load without a GPU, and NCCL's library fits them.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn nccl_loads_without_a_gpu() {
+        if let Err(reason) = open(LIBTORCH) {
+            panic!("{reason}");
+        }
+        assert!(load_nccl().is_ok());
     }
 }
