@@ -38,7 +38,7 @@ fn copies_wait_unless_pinned_and_not_blocking() {
     {
         let to = || host.to_device_(GPU, Kind::Float, non_blocking, true);
         assert_eq!(syncs_of(to), expected, "to the device, {non_blocking}");
-        let from = || host.shallow_clone().f_copy_(&device).map(|_| ());
+        let from = || host.shallow_clone().f_copy_(&device);
         assert_eq!(syncs_of(from), 1, "from the device");
     }
     assert_eq!(syncs_of(|| device.to_device_(GPU, Kind::Double, false, true)), 0);
