@@ -1,13 +1,17 @@
-//! Compiles `cpp/` to a shared library that is loaded in place of `libtorch_cuda.so`, against the libtorch that torch-sys found.
+//! Compiles `cpp/` to shared libraries that are loaded in place of the driver and of libtorch's CUDA half.
 //!
-//! Its path is `STERNA_FAKE_CUDA_LIBRARY` in the crate's environment.
+//! Their paths are `STERNA_FAKE_DRIVER` and `STERNA_FAKE_LIBTORCH_CUDA` in the crate's environment.
 
 use std::path::{Path, PathBuf};
 
 #[path = "../sterna-torch-sys/rpath/build.rs"]
 mod rpath;
 
-const SOURCES: &[&str] = &["cpp/device.cc", "cpp/fallback.cc", "cpp/memory.cc"];
+/// What is loaded in place of the driver.
+const DRIVER: &[&str] = &["cpp/driver.cc"];
+
+/// What is loaded in place of libtorch's CUDA half.
+const LIBTORCH_CUDA: &[&str] = &["cpp/device.cc", "cpp/fallback.cc", "cpp/memory.cc"];
 
 fn main() {
     let lib = PathBuf::from(
@@ -21,7 +25,6 @@ fn main() {
         .cpp(true)
         .std("c++17")
         .pic(true)
-        .files(SOURCES)
         .include("cpp")
         .flag("-Wall")
         .flag("-Wextra")
@@ -30,32 +33,33 @@ fn main() {
         .flag(format!("-isystem{}", include.display()))
         .flag(format!("-isystem{}", include.join("torch/csrc/api/include").display()))
         .define("_GLIBCXX_USE_CXX11_ABI", "1");
-    // The name under which libtorch's own library would be opened: the dynamic linker then takes this one, which is loaded already.
-    let library = out.join("libtorch_cuda.so");
-    link(&build, &build.compile_intermediates(), &lib, &library);
-
-    println!("cargo::rustc-env=STERNA_FAKE_CUDA_LIBRARY={}", library.display());
+    // The names under which production code opens the real ones: the dynamic linker then takes these, which are loaded already.
+    let driver = link(build.clone().files(DRIVER), &lib, &out.join("libcuda.so.1"));
+    let libtorch_cuda = link(build.files(LIBTORCH_CUDA), &lib, &out.join("libtorch_cuda.so"));
+    println!("cargo::rustc-env=STERNA_FAKE_DRIVER={driver}");
+    println!("cargo::rustc-env=STERNA_FAKE_LIBTORCH_CUDA={libtorch_cuda}");
     for file in ["cpp", "build.rs"] {
         println!("cargo::rerun-if-changed={file}");
     }
     rpath::main();
 }
 
-/// Links `objects` to the shared library `library`.
-fn link(build: &cc::Build, objects: &[PathBuf], lib: &Path, library: &Path) {
+/// Compiles the files of `build`, links them to the shared library `library`, and returns its path as text.
+fn link(build: &cc::Build, lib: &Path, library: &Path) -> String {
     let name = library.file_name().expect("the library has a name").display();
     let status = build
         .get_compiler()
         .to_command()
         .arg("-shared")
-        .args(objects)
+        .args(build.compile_intermediates())
         .arg(format!("-Wl,-soname,{name}"))
         .arg(format!("-Wl,-rpath,{}", lib.display()))
         .arg("-L")
         .arg(lib)
-        .args(["-ltorch_cpu", "-lc10", "-o"])
+        .args(["-Wl,--as-needed", "-ltorch_cpu", "-lc10", "-o"])
         .arg(library)
         .status()
         .expect("the compiler runs, as it has just compiled");
     assert!(status.success(), "linking `{}` failed: {status}", library.display());
+    library.display().to_string()
 }

@@ -1,6 +1,6 @@
 //! A CUDA device of host memory.
 //!
-//! [`install`] loads a library that registers itself in libtorch as the device type CUDA, as `libtorch_cuda` would. Code written for a GPU then
+//! [`install`] loads a driver (`libcuda.so.1`) and a library (`libtorch_cuda.so`) that registers itself in libtorch as the device type CUDA, as `libtorch_cuda` would. Code written for a GPU then
 //! runs with `tch::Device::Cuda(0)`: each op is the CPU's kernel on the same memory, so that results are the CPU's bit for bit.
 //!
 //! What a real GPU would refuse is an error here: tensors of host and device in one op. What would make the host wait for it is
@@ -11,8 +11,11 @@ use std::{
     sync::OnceLock,
 };
 
-/// The library that `build.rs` made, as an absolute path.
-const LIBRARY: &str = env!("STERNA_FAKE_CUDA_LIBRARY");
+/// What is loaded as `libcuda.so.1`, as an absolute path.
+const DRIVER: &str = env!("STERNA_FAKE_DRIVER");
+
+/// What is loaded as `libtorch_cuda.so`, as an absolute path.
+const LIBTORCH_CUDA: &str = env!("STERNA_FAKE_LIBTORCH_CUDA");
 
 /// As `MAX_DEVICES` of `cpp/device.h`.
 const MAX_DEVICES: usize = 16;
@@ -115,14 +118,12 @@ pub fn host_sync_causes() -> Vec<(String, u64)> {
 fn library() -> &'static Library {
     static LOADED: OnceLock<Library> = OnceLock::new();
     LOADED.get_or_init(|| {
-        let path = CString::new(LIBRARY).expect("a path has no zero byte");
-        // SAFETY: the library's constructors only register it in libtorch, which is linked into this process.
-        let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
-        assert!(!handle.is_null(), "cannot load `{LIBRARY}`: {}", last_error());
+        open(DRIVER);
+        let handle = open(LIBTORCH_CUDA);
         let symbol = |name: &CStr| {
             // SAFETY: `handle` is open, and never closed.
             let symbol = unsafe { libc::dlsym(handle, name.as_ptr()) };
-            assert!(!symbol.is_null(), "`{LIBRARY}` has no {name:?}: {}", last_error());
+            assert!(!symbol.is_null(), "`{LIBTORCH_CUDA}` has no {name:?}: {}", last_error());
             symbol
         };
         // SAFETY: each symbol is the function of `cpp/device.cc` with this signature.
@@ -148,6 +149,15 @@ fn library() -> &'static Library {
             }
         }
     })
+}
+
+/// Loads one of our libraries for good.
+fn open(library: &str) -> *mut c_void {
+    let path = CString::new(library).expect("a path has no zero byte");
+    // SAFETY: the libraries' constructors only register them in libtorch, which is linked into this process.
+    let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    assert!(!handle.is_null(), "cannot load `{library}`: {}", last_error());
+    handle
 }
 
 /// What the dynamic linker says of its last failure.

@@ -44,7 +44,7 @@ const ALLOWED: [(&str, &[&str]); 15] = [
         "sterna-fuzz",
         &["sterna-checkpoint", "sterna-data", "sterna-hf", "sterna-launch", "sterna-recipe"],
     ),
-    ("sterna-fake-cuda", &[]),
+    ("sterna-fake-cuda", &["sterna-torch-sys"]),
     ("sterna-testkit", &[]),
     ("xtask", &[]),
 ];
