@@ -1,0 +1,30 @@
+// What the sources of the fake device share.
+
+#pragma once
+
+#include <c10/core/Allocator.h>
+#include <c10/core/Device.h>
+
+#include <string>
+
+namespace sterna::fake {
+
+constexpr size_t MAX_DEVICES = 16;
+
+// Number of fake devices, as CUDAHooksInterface::getNumGPUs reports it.
+c10::DeviceIndex num_devices();
+
+// The device of this thread.
+c10::DeviceIndex current_device();
+
+// Counts one time that a real GPU would have made the host wait; `what` names the op or call.
+void count_host_sync(const std::string& what);
+
+// Device memory: memory of the host, filled with 0xFF (a NaN in every float format) when it is handed out.
+c10::Allocator* device_allocator();
+
+// Pinned memory of the host.
+c10::Allocator* pinned_allocator();
+bool is_pinned(const void* ptr);
+
+} // namespace sterna::fake
