@@ -10,6 +10,7 @@ use sterna_comm::{Comm, RankEnv};
 mod collectives;
 /// Ranks that die, give up, come late or disagree.
 mod failures;
+mod gpus;
 /// Groups of a mesh of several axes.
 mod groups;
 
