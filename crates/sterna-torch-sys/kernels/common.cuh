@@ -10,7 +10,7 @@ using Uint32 = unsigned int;
 using Uint64 = unsigned long long;
 
 constexpr int kWarp = 32;
-// The most threads a block of ours has; the launcher uses at most as many (src/kernels/launch.rs).
+// The most threads a block of ours has (src/kernels.rs says how many each kernel gets).
 constexpr int kMaxThreads = 512;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
 
