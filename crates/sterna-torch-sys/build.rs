@@ -13,6 +13,7 @@ const SOURCES: &[&str] = &[
     "cpp/attention.cc",
     "cpp/autograd.cc",
     "cpp/device.cc",
+    "cpp/kernels.cc",
     "cpp/memory.cc",
     "cpp/optimizer.cc",
     "cpp/process_group.cc",

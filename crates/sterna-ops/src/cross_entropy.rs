@@ -1,9 +1,10 @@
 //! Token cross-entropy: the summed loss of a tile of logits and their gradient, in one pass and in place.
 
+use sterna_torch_sys::kernels;
 use tch::{Kind, Tensor};
 
 use crate::tile::tiles;
-use crate::upcast;
+use crate::{KERNEL, upcast};
 
 /// The label of a token that has no loss.
 pub const IGNORE_INDEX: i64 = -100;
@@ -29,12 +30,20 @@ const BLOCK_ELEMENTS: i64 = 1 << 20;
 ///
 /// # Memory
 ///
-/// Single-precision copies exist for a few rows at a time.
+/// Single-precision copies exist for a few rows at a time; on a GPU, one kernel makes none.
 ///
 /// # Panics
 ///
-/// If the shapes do not fit, or a label is neither [`IGNORE_INDEX`] nor in `0..v`.
+/// If the shapes do not fit, or a label is neither [`IGNORE_INDEX`] nor in `0..v`. On a GPU the latter ends the CUDA context, and a
+/// later call panics.
 pub fn forward_backward(logits: &Tensor, labels: &Tensor, scale: f64) -> Tensor {
+    assert_fits(logits, labels);
+    if kernels::supports(&[logits]) {
+        let mut logits = logits.shallow_clone();
+        let losses =
+            kernels::cross_entropy_forward_backward_(&mut logits, &labels.contiguous(), scale);
+        return losses.expect(KERNEL).sum(Kind::Double);
+    }
     for_each_block(logits, labels, |rows, block| {
         let loss_sum = block.loss_sum();
         let mut d_logits = block.log_p;
@@ -54,6 +63,11 @@ pub fn forward_backward(logits: &Tensor, labels: &Tensor, scale: f64) -> Tensor 
 ///
 /// As [`forward_backward`].
 pub fn forward(logits: &Tensor, labels: &Tensor) -> Tensor {
+    assert_fits(logits, labels);
+    if kernels::supports(&[logits]) {
+        let losses = kernels::cross_entropy_forward(logits, &labels.contiguous());
+        return losses.expect(KERNEL).sum(Kind::Double);
+    }
     for_each_block(logits, labels, |_, block| block.loss_sum())
 }
 
@@ -80,11 +94,6 @@ fn for_each_block(
     body: impl Fn(&Tensor, Block) -> Tensor,
 ) -> Tensor {
     let size = logits.size();
-    assert!(
-        size.len() == 2 && labels.size() == [size[0]],
-        "cross_entropy: logits are {size:?} and labels {:?}, which must be [s, v] and [s]",
-        labels.size()
-    );
     let mut loss_sum = Tensor::zeros([], (Kind::Double, logits.device()));
     for rows in tiles(size[0], (BLOCK_ELEMENTS / size[1]).max(1)) {
         let (start, len) = (rows.start, rows.end - rows.start);
@@ -96,4 +105,12 @@ fn for_each_block(
         let _ = loss_sum.g_add_(&body(&rows, Block { log_p, index, weight }));
     }
     loss_sum
+}
+
+fn assert_fits(logits: &Tensor, labels: &Tensor) {
+    let (logits, labels) = (logits.size(), labels.size());
+    assert!(
+        logits.len() == 2 && labels == [logits[0]],
+        "cross_entropy: logits are {logits:?} and labels {labels:?}, which must be [s, v] and [s]"
+    );
 }

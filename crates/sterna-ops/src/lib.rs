@@ -24,6 +24,9 @@ pub mod swiglu;
 
 use tch::{Kind, Tensor};
 
+/// What a kernel of ours fails with, when its operands are right: the compiler or the driver.
+const KERNEL: &str = "the CUDA kernel runs";
+
 /// The same values in single precision, or in double if they are double already.
 fn upcast(x: &Tensor) -> Tensor {
     x.to_kind(accumulate_kind(x.kind()))

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
+use sterna_torch_sys::kernels;
 use tch::{Kind, Tensor};
 
 use crate::tile::tiles;
-use crate::upcast;
+use crate::{KERNEL, upcast};
 
 /// `weight * (x / sqrt(mean(x^2) + eps))` over the last dimension.
 ///
@@ -24,6 +25,10 @@ pub fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     assert_fits(x, weight);
     let d = weight.size()[0];
     let rows = x.reshape([-1, d]);
+    if kernels::supports(&[x, weight]) {
+        let y = kernels::rms_norm_forward(&rows.contiguous(), &weight.contiguous(), eps);
+        return y.expect(KERNEL).view_as(x);
+    }
     let y = rows.empty_like();
     for block in blocks(&rows) {
         let mut y = y.narrow(0, block.start, block.end - block.start);
@@ -60,6 +65,15 @@ pub fn backward(
     assert_fits(x, weight);
     let d = weight.size()[0];
     let (rows, d_y) = (x.reshape([-1, d]), d_y.reshape([-1, d]));
+    if kernels::supports(&[&d_y, x, weight]) {
+        let (rows, d_y, weight) = (rows.contiguous(), d_y.contiguous(), weight.contiguous());
+        let gradients = kernels::rms_norm_backward(&d_y, &rows, &weight, eps, d_weight.is_some());
+        let (d_x, sum) = gradients.expect(KERNEL);
+        if let (Some(d_weight), Some(sum)) = (d_weight, sum) {
+            let _ = d_weight.g_add_(&sum);
+        }
+        return d_x.view_as(x);
+    }
     let weight = upcast(weight);
     let d_x = rows.empty_like();
     let mut sum = d_weight.is_some().then(|| weight.zeros_like());

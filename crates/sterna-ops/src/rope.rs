@@ -1,6 +1,9 @@
 //! Rotary position embedding in the half-split layout of Hugging Face weights: dimension `i` turns with `i + h/2`.
 
+use sterna_torch_sys::kernels;
 use tch::{Kind, Tensor};
+
+use crate::KERNEL;
 
 /// The angles of a run of tokens, as cosines and sines `[s, 1, h]` in the dtype of the activations.
 #[derive(Debug)]
@@ -104,6 +107,10 @@ fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor, inverse: bool) -> Tensor {
         x_size.len() == 3 && x_size[0] == table_size[0] && x_size[2] == table_size[2],
         "rope: x is {x_size:?} and the table {table_size:?}, which must be [s, n, h] and [s, 1, h]"
     );
+    if kernels::supports(&[x, cos, sin]) {
+        let x = if x.stride()[2] == 1 { x.shallow_clone() } else { x.contiguous() };
+        return kernels::rope(&x, cos, sin, inverse).expect(KERNEL);
+    }
     let half = x_size[2] / 2;
     let (a, b) = (x.narrow(2, 0, half), x.narrow(2, half, half));
     let turned =

@@ -65,6 +65,7 @@ pub(crate) mod ffi {
         include!("attention.h");
         include!("autograd.h");
         include!("device.h");
+        include!("kernels.h");
         include!("memory.h");
         include!("optimizer.h");
         include!("process_group.h");
@@ -80,6 +81,9 @@ pub(crate) mod ffi {
             inputs: &[TensorRef],
             retain_graph: bool,
         ) -> Result<Vec<OptionalTensor>>;
+
+        fn current_cuda_stream(device_index: i32) -> Result<u64>;
+        fn libtorch_folder() -> Result<String>;
 
         fn install_cpu_allocator();
         fn rust_block(tensor: &Tensor) -> *const u8;

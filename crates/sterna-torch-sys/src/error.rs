@@ -36,6 +36,9 @@ pub enum Error {
     /// A GPU was asked for, and something that it needs is missing.
     #[error(transparent)]
     Cuda(#[from] crate::cuda::Error),
+    /// A CUDA kernel of ours cannot be compiled or launched.
+    #[error(transparent)]
+    Kernels(#[from] crate::kernels::Error),
     /// Anything else libtorch refuses: mostly shapes, dtypes or devices that do not fit together.
     #[error("libtorch: {message}")]
     Torch {
@@ -65,6 +68,7 @@ impl Error {
                 "use more sequence-parallel ranks, offload more, or shorten the sequence"
             }
             Error::Cuda(error) => return Some(error.hint()),
+            Error::Kernels(error) => return error.hint().map(str::to_owned),
             Error::Operand { .. } | Error::Torch { .. } => return None,
         };
         Some(hint.to_owned())

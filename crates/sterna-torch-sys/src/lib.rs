@@ -21,6 +21,7 @@ pub mod c10d;
 pub mod cuda;
 mod error;
 pub mod file;
+pub mod kernels;
 pub mod memory;
 mod optimizer;
 mod rounding;

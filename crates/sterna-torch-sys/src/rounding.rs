@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::{bridge::ffi, error::Error, tensor::borrow};
+use crate::{bridge::ffi, error::Error, kernels, tensor::borrow};
 
 /// Rounds `source` to `target`, up or down at random, so that the expected value is the value itself.
 ///
@@ -11,7 +11,7 @@ use crate::{bridge::ffi, error::Error, tensor::borrow};
 ///
 /// # Shapes
 ///
-/// `source` is flat, fp32; `target` as long, bf16. Both contiguous and on the CPU.
+/// `source` is flat, fp32; `target` as long, bf16. Both contiguous, and both on the CPU or on one CUDA device.
 ///
 /// # Numerics
 ///
@@ -27,23 +27,28 @@ pub fn round_stochastically(
     key: u64,
     position: u64,
 ) -> Result<(), Error> {
+    let device = source.device();
     for (operand, tensor, kind, required) in [
-        ("source", source, Kind::Float, "fp32, flat, contiguous and on the CPU"),
+        ("source", source, Kind::Float, "fp32, flat, contiguous, on the CPU or a CUDA device"),
         (
             "target",
             &*target,
             Kind::BFloat16,
-            "bf16, contiguous, on the CPU, and of the shape of `source`",
+            "bf16, contiguous, and of shape and device of `source`",
         ),
     ] {
         let is_right = tensor.kind() == kind
             && tensor.dim() == 1
             && tensor.size() == source.size()
             && tensor.is_contiguous()
-            && tensor.device() == Device::Cpu;
+            && tensor.device() == device
+            && matches!(device, Device::Cpu | Device::Cuda(_));
         if !is_right {
             return Err(Error::operand(operand, tensor, required));
         }
+    }
+    if let Device::Cuda(index) = device {
+        return kernels::round_stochastically(source, target, key, position, index);
     }
     Ok(ffi::round_stochastically(borrow(source), borrow(target), key, position)?)
 }

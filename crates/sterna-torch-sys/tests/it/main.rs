@@ -5,6 +5,7 @@
 mod autograd;
 mod c10d;
 mod file;
+mod kernels;
 mod memory;
 mod optimizer;
 mod rounding;

@@ -1,0 +1,6 @@
+// All kernels, one module.
+#include "cross_entropy.cu"
+#include "rms_norm.cu"
+#include "rope.cu"
+#include "rounding.cu"
+#include "swiglu.cu"
