@@ -64,7 +64,7 @@ impl Flavor {
     fn size(self) -> &'static str {
         match self {
             Self::Cpu => "about 530 MB into {} (1.2 GB unpacked; once)",
-            Self::Cuda => "about 2.2 GB into {} (4.2 GB unpacked; once)",
+            Self::Cuda => "about 2.5 GB into {} (4.1 GB unpacked; once)",
         }
     }
 }
