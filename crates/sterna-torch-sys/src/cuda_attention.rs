@@ -147,7 +147,9 @@ pub fn cudnn_backward(
     gradients(ffi::cudnn_backward(d_o, q, k, v, o, lse, is_causal, scale)?)
 }
 
-fn output(ffi::AttentionOutput { o, lse }: ffi::AttentionOutput) -> Result<(Tensor, Tensor), Error> {
+fn output(
+    ffi::AttentionOutput { o, lse }: ffi::AttentionOutput,
+) -> Result<(Tensor, Tensor), Error> {
     Ok((own(o)?, own(lse)?))
 }
 
@@ -158,5 +160,7 @@ fn gradients(
 }
 
 fn own(x: cxx::UniquePtr<ffi::Tensor>) -> Result<Tensor, Error> {
-    take(x).ok_or_else(|| Error::Torch { message: "attention: a kernel has returned nothing".to_owned() })
+    take(x).ok_or_else(|| Error::Torch {
+        message: "attention: a kernel has returned nothing".to_owned(),
+    })
 }
