@@ -12,6 +12,7 @@ mod rpath;
 const SOURCES: &[&str] = &[
     "cpp/attention.cc",
     "cpp/autograd.cc",
+    "cpp/cuda_attention.cc",
     "cpp/device.cc",
     "cpp/kernels.cc",
     "cpp/memory.cc",

@@ -16,7 +16,7 @@ use sterna_model::head::{self, HeadGrads, HeadParams};
 use sterna_model::{
     BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Keep, block, embed, init, rotary,
 };
-use sterna_ops::attention::{self, AttentionSpec};
+use sterna_ops::attention::{self, AttentionSpec, Implementation};
 use sterna_ops::{cross_entropy, linear, rms_norm, rope, swiglu};
 use tch::{Device, Kind, Tensor};
 
@@ -108,6 +108,7 @@ impl Bench {
             kv_of_q: vec![0, 0, 0, 1, 1, 1, 2, 2, 2],
             scale: 0.125,
             sliding_window: None,
+            implementation: Implementation::Automatic,
         };
         let (o, lse) = attention::forward(&q, &k, &k, &spec, &self.documents);
         time("attention forward", || attention::forward(&q, &k, &k, &spec, &self.documents));
@@ -164,6 +165,7 @@ impl Bench {
                 rope: &rope,
                 num_rows: 1,
                 streaming: None,
+                attention: Implementation::Automatic,
                 pre_tile_len: tile_len,
                 post_tile_len: tile_len,
             };

@@ -25,7 +25,7 @@ use std::collections::VecDeque;
 
 use sterna_comm::Group;
 use sterna_hf::ModelConfig;
-use sterna_ops::attention::{AttentionSpec, Documents};
+use sterna_ops::attention::{AttentionSpec, Documents, Implementation};
 use sterna_ops::rope::RopeTable;
 use sterna_ops::tile::tiles;
 use sterna_torch_sys::memory::{self, MemoryKind};
@@ -60,6 +60,8 @@ pub struct BlockContext<'a> {
     pub num_rows: i64,
     /// Tiles of queries that attend one after the other to keys and values that wait elsewhere; `None` is all at once.
     pub streaming: Option<Streaming<'a>>,
+    /// Which kernels may compute attention on a CUDA device.
+    pub attention: Implementation,
     /// At most how many tokens go through norm and projections at once.
     pub pre_tile_len: i64,
     /// At most how many tokens go through output projection and MLP at once.
@@ -432,6 +434,7 @@ impl<'a> BlockContext<'a> {
             kv_of_q: group.kv_of_q(self.sp.rank()).to_vec(),
             scale: 1.0 / (self.config.head_dim as f64).sqrt(),
             sliding_window: self.config.sliding_window[self.layer_idx].map(|window| window as i64),
+            implementation: self.attention,
         }
     }
 }

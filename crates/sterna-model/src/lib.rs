@@ -31,7 +31,7 @@ pub use error::ModelError;
 pub use heads::{HeadGroup, HeadSplit};
 pub use params::{BlockGrads, BlockParams};
 pub use sterna_ops::{
-    attention::{Documents, KeysValues},
+    attention::{Documents, Implementation, KeysValues},
     cross_entropy::IGNORE_INDEX,
     rope::RopeTable,
 };

@@ -7,7 +7,7 @@
 
 use std::time::Instant;
 
-use sterna_ops::attention::{AttentionSpec, Documents, backward, forward};
+use sterna_ops::attention::{AttentionSpec, Documents, Implementation, backward, forward};
 use sterna_ops::tile::tiles;
 use tch::{Device, Kind, Tensor};
 
@@ -31,6 +31,7 @@ fn compare(num_tokens: i64, num_documents: i64) {
         kv_of_q: vec![0, 0, 0, 1, 1, 1, 2, 2, 2],
         scale: 0.125,
         sliding_window: None,
+        implementation: Implementation::Automatic,
     };
     let random = |heads: i64| Tensor::randn([num_tokens, heads, 64], (Kind::BFloat16, Device::Cpu));
     let (q, k, v, d_o) = (random(9), random(3), random(3), random(9));

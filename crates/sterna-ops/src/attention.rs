@@ -10,14 +10,19 @@
 //! only one head's are repeated at a time.
 
 mod calls;
+mod choice;
 mod kernel;
+mod pack;
 mod streamed;
+mod tiled;
 
 use std::ops::Range;
 
 use tch::Tensor;
 
-use self::calls::calls;
+use self::calls::{Call, calls};
+use self::choice::Kernel;
+pub use self::choice::{Implementation, NotFlash};
 use self::kernel::Runner;
 pub use self::streamed::{KeysValues, Streamed};
 use crate::accumulate_kind;
@@ -31,6 +36,8 @@ pub struct AttentionSpec {
     pub scale: f64,
     /// How many tokens a query sees, itself included: key `j` is visible from query `i` if `0 <= i - j < window`.
     pub sliding_window: Option<i64>,
+    /// Which kernels may compute it on a CUDA device.
+    pub implementation: Implementation,
 }
 
 /// The documents of a packed sequence: ranges of tokens, in order, that cover it.
@@ -106,12 +113,17 @@ pub fn forward(
     documents: &Documents,
 ) -> (Tensor, Tensor) {
     let size = check(q, k, v, spec, documents);
-    let o = Tensor::empty(&size, (q.kind(), q.device()));
-    let lse = Tensor::empty([size[1], size[0]], (accumulate_kind(q.kind()), q.device()));
     let runner = Runner::new(spec, documents, q);
     let all = 0..documents.num_tokens();
-    for call in calls(runner.kernel, spec, documents, &all, &all) {
-        runner.forward(&call, [q, k, v], call.queries(&o), call.log_sums(&lse));
+    let calls = calls(&runner.problem, spec, documents, &all, &all);
+    log_choice(&calls, documents);
+    if let Some(results) = runner.whole_forward(&calls, [q, k, v]) {
+        return results;
+    }
+    let o = Tensor::empty(&size, (q.kind(), q.device()));
+    let lse = Tensor::empty([size[1], size[0]], (accumulate_kind(q.kind()), q.device()));
+    for call in &calls {
+        runner.forward(call, [q, k, v], call.queries(&o), call.log_sums(&lse));
     }
     (o, lse)
 }
@@ -153,10 +165,13 @@ pub fn backward(
     documents: &Documents,
 ) -> (Tensor, Tensor, Tensor) {
     let size = check(q, k, v, spec, documents);
-    let d_q = Tensor::zeros(&size, (q.kind(), q.device()));
     let runner = Runner::new(spec, documents, q);
     let all = 0..documents.num_tokens();
-    let calls = calls(runner.kernel, spec, documents, &all, &all);
+    let calls = calls(&runner.problem, spec, documents, &all, &all);
+    if let Some([d_q, d_k, d_v]) = runner.whole_backward(&calls, [d_o, q, k, v, o, lse]) {
+        return (d_q, d_k, d_v);
+    }
+    let d_q = Tensor::zeros(&size, (q.kind(), q.device()));
     // With libtorch's kernel and a window, several tiles add to a key.
     let kind = if spec.sliding_window.is_some() { accumulate_kind(k.kind()) } else { k.kind() };
     let d_k = Tensor::zeros(k.size(), (kind, k.device()));
@@ -165,6 +180,23 @@ pub fn backward(
         runner.backward(call, [d_o, q, k, v, o, lse], [&d_q, &d_k, &d_v]);
     }
     (d_q, d_k.to_kind(k.kind()), d_v.to_kind(v.kind()))
+}
+
+/// Tells which kernels compute the documents on a device where there is a choice.
+fn log_choice(calls: &[Call], documents: &Documents) {
+    let num_calls = |kernel: Kernel| calls.iter().filter(|call| call.kernel == kernel).count();
+    let [flash, cudnn, tiled] = [Kernel::Flash, Kernel::Cudnn, Kernel::Tiled].map(num_calls);
+    if flash + cudnn + tiled > 0 {
+        let (num_documents, num_tokens) = (documents.ranges().len(), documents.num_tokens());
+        tracing::debug!(
+            num_documents,
+            num_tokens,
+            flash,
+            cudnn,
+            tiled,
+            "calls of attention kernels"
+        );
+    }
 }
 
 /// Checks all shapes and returns that of `q`.

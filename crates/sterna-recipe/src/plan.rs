@@ -17,7 +17,7 @@ use sterna_hf::{DType, Family, ModelConfig};
 
 use crate::{
     diagnostic::{Diagnostics, Note},
-    recipe::{KeepAttention, Place, Recipe, ZeroStage},
+    recipe::{AttnImplementation, KeepAttention, Place, Recipe, ZeroStage},
 };
 
 pub use self::{
@@ -169,6 +169,8 @@ pub struct AttentionPlan {
     pub head_groups: usize,
     /// At most so many queries at once, and as many keys, which wait where attention outputs are kept; 0 is all at once.
     pub query_tile: usize,
+    /// Which kernels the recipe names.
+    pub implementation: AttnImplementation,
 }
 
 /// What decides the number of optimizer steps, as far as the recipe goes; 0 is off, as there.
@@ -224,6 +226,7 @@ impl Plan {
         let attention = AttentionPlan {
             head_groups: options.attention_head_groups,
             query_tile: options.attention_query_tile,
+            implementation: recipe.model.attn_implementation,
         };
         let memory = Memory::new(recipe, model, &zero, &heads[0], batch, tiles, keep, attention);
         let mut notes = recipe.notes.clone();

@@ -108,7 +108,7 @@ pub struct ModelOptions {
     pub name_or_path: String,
     /// The format of weights and activations; masters and gradients are fp32.
     pub dtype: DType,
-    /// Which attention the recipe named; all three mean the same kernel here.
+    /// Which attention the recipe named.
     pub attn_implementation: AttnImplementation,
     /// Whether every activation is kept instead of being recomputed in the backward pass.
     pub disable_activation_checkpoint: bool,
@@ -135,14 +135,16 @@ impl ModelOptions {
     }
 }
 
-/// Names of attention kernels that the reference accepts and that mean exact causal attention per document.
+/// Names of attention kernels that the reference accepts. All mean exact causal attention per document, and on a CPU the same kernel.
+///
+/// On a CUDA device one of them forces a kernel; the others leave the choice to the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttnImplementation {
-    /// `sdpa`.
+    /// `sdpa`: the fastest kernel.
     Sdpa,
-    /// `flash_attention_2`: metrics count the attention of each document.
+    /// `flash_attention_2`: `FlashAttention` 2 and no other kernel; metrics count the attention of each document.
     FlashAttention2,
-    /// `flash_attention_3`: as [`Self::FlashAttention2`].
+    /// `flash_attention_3`: the fastest kernel, because libtorch has none of that name; metrics as [`Self::FlashAttention2`].
     FlashAttention3,
 }
 

@@ -179,7 +179,7 @@ fn model(file: &RecipeFile, reader: &mut Reader) -> Option<ModelOptions> {
         reader.note(&at.path, "its fused kernels are what every model runs on here");
     }
     if let Some(at) = &model.attn_implementation {
-        let text = "every name means the same exact attention here; a flash name makes metrics count each document";
+        let text = "every name means exact attention; on a GPU `flash_attention_2` is that kernel and no other, and the other names are the fastest; a flash name makes metrics count each document";
         reader.note(&at.path, text);
     }
     let dtype = match model.dtype.as_ref().map(|at| (at, at.value)) {

@@ -53,6 +53,29 @@ pub(crate) mod ffi {
         total: u64,
     }
 
+    /// Documents of a pack, for a kernel that computes all of them, and what a query sees of its own.
+    struct PackedLengths<'a> {
+        cu_seqlens_q: &'a Tensor,
+        cu_seqlens_k: &'a Tensor,
+        max_q: i64,
+        max_k: i64,
+        left: i64,
+        right: i64,
+    }
+
+    /// What a forward returns.
+    struct AttentionOutput {
+        o: UniquePtr<Tensor>,
+        lse: UniquePtr<Tensor>,
+    }
+
+    /// What a backward returns.
+    struct AttentionGradients {
+        d_q: UniquePtr<Tensor>,
+        d_k: UniquePtr<Tensor>,
+        d_v: UniquePtr<Tensor>,
+    }
+
     extern "Rust" {
         #[cxx_name = "allocate_block"]
         fn allocate(len: usize) -> *mut u8;
@@ -64,6 +87,7 @@ pub(crate) mod ffi {
     unsafe extern "C++" {
         include!("attention.h");
         include!("autograd.h");
+        include!("cuda_attention.h");
         include!("device.h");
         include!("kernels.h");
         include!("memory.h");
@@ -114,6 +138,41 @@ pub(crate) mod ffi {
             visible: &VisibleKeys,
             scale: f64,
         ) -> Result<KeyGradients>;
+
+        fn flash_forward(
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            lengths: &PackedLengths,
+            scale: f64,
+        ) -> Result<AttentionOutput>;
+        fn flash_backward(
+            d_o: &Tensor,
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            o: &Tensor,
+            lse: &Tensor,
+            lengths: &PackedLengths,
+            scale: f64,
+        ) -> Result<AttentionGradients>;
+        fn cudnn_forward(
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            is_causal: bool,
+            scale: f64,
+        ) -> Result<AttentionOutput>;
+        fn cudnn_backward(
+            d_o: &Tensor,
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            o: &Tensor,
+            lse: &Tensor,
+            is_causal: bool,
+            scale: f64,
+        ) -> Result<AttentionGradients>;
 
         fn fused_adamw_(
             param: &Tensor,

@@ -19,6 +19,7 @@ mod autograd;
 mod bridge;
 pub mod c10d;
 pub mod cuda;
+pub mod cuda_attention;
 mod error;
 pub mod file;
 pub mod kernels;

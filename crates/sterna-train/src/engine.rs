@@ -6,12 +6,12 @@ use sterna_comm::Comm;
 use sterna_data::MicroBatch;
 use sterna_hf::ModelConfig;
 use sterna_model::{
-    BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Keep, Kept, RopeTable, Streaming,
-    block, embed,
+    BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Implementation, Keep, Kept,
+    RopeTable, Streaming, block, embed,
     head::{self, HeadGrads, HeadParams},
     rotary,
 };
-use sterna_recipe::{Place, Plan, Recipe, TileLengths};
+use sterna_recipe::{AttnImplementation, Place, Plan, Recipe, TileLengths};
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use crate::{
@@ -37,6 +37,8 @@ pub struct EngineOptions {
     pub keep: KeepPolicy,
     /// At most how many tokens go through each segment at once.
     pub tiles: TileLengths,
+    /// Which kernels may compute attention on a CUDA device.
+    pub attention: Implementation,
     /// Groups of heads whose attention runs one after the other.
     pub num_head_groups: usize,
     /// At most how many queries attend at once, to as many keys, which wait where attention outputs are kept; 0 is all at once.
@@ -63,9 +65,19 @@ impl EngineOptions {
                 attention_on: Shelf::new(plan.keep.attention_on, device, disk),
             },
             tiles: plan.tiles,
+            attention: implementation_of(plan.attention.implementation),
             num_head_groups: plan.attention.head_groups,
             query_tile_len: plan.attention.query_tile,
         }
+    }
+}
+
+/// The kernels that a recipe's name for attention allows on a CUDA device.
+fn implementation_of(name: AttnImplementation) -> Implementation {
+    match name {
+        AttnImplementation::FlashAttention2 => Implementation::Flash,
+        // libtorch has no third FlashAttention, and cuDNN's kernel is the one made for the processors that it is for.
+        AttnImplementation::Sdpa | AttnImplementation::FlashAttention3 => Implementation::Automatic,
     }
 }
 
@@ -103,6 +115,9 @@ impl<'a> Engine<'a> {
         recipe: &Recipe,
         options: EngineOptions,
     ) -> Result<Self, TrainError> {
+        if let Device::Cuda(_) = options.device {
+            options.attention.check(options.kind, config.head_dim as i64)?;
+        }
         let head_groups = HeadGroup::of_all_ranks(
             config.num_attention_heads,
             config.num_key_value_heads,
@@ -334,6 +349,7 @@ impl<'a> Engine<'a> {
                 tile_len: self.options.query_tile_len as i64,
                 stash: &self.options.keep.attention_on,
             }),
+            attention: self.options.attention,
             pre_tile_len: self.options.tiles.pre as i64,
             post_tile_len: self.options.tiles.post as i64,
         }

@@ -7,6 +7,7 @@ use sterna_comm::CommError;
 use sterna_data::Error as DataError;
 use sterna_hf::Error as HfError;
 use sterna_model::ModelError;
+use sterna_ops::attention::NotFlash;
 use sterna_recipe::Diagnostics;
 use sterna_torch_sys::Error as TorchError;
 
@@ -29,6 +30,9 @@ pub enum TrainError {
     /// A block could not be computed.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The recipe names an attention kernel that does not take this model.
+    #[error(transparent)]
+    Attention(#[from] NotFlash),
     /// libtorch refused a call or ran out of memory.
     #[error(transparent)]
     Torch(#[from] TorchError),
@@ -191,6 +195,10 @@ impl TrainError {
             Self::Model(error) => error.hint(),
             Self::Torch(error) => error.hint(),
             Self::Plan(_) => None,
+            Self::Attention(_) => Some(
+                "set `model.attn_implementation: sdpa`: it takes the fastest exact kernel that there is for this model"
+                    .to_owned(),
+            ),
             Self::Io { .. } => Some("check the folder's permissions and the space left on its disk".to_owned()),
             Self::ScratchFolder { .. } => Some(
                 "`memory.disk_dir` must be a folder that exists on every host and can be written".to_owned(),

@@ -5,7 +5,8 @@ use std::path::Path;
 use serde_json::json;
 use sterna_hf::ModelConfig;
 use sterna_model::{
-    BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Keep, block, rotary,
+    BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Implementation, Keep, block,
+    rotary,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -44,6 +45,7 @@ fn check(config: &ModelConfig) {
         rope: &rope,
         num_rows: 1,
         streaming: None,
+        attention: Implementation::Automatic,
         pre_tile_len: 3,
         post_tile_len: 4,
     };

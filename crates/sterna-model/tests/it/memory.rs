@@ -4,7 +4,9 @@ use std::path::Path;
 
 use serde_json::json;
 use sterna_hf::ModelConfig;
-use sterna_model::{BlockContext, BlockParams, Documents, HeadGroup, Keep, block, embed, rotary};
+use sterna_model::{
+    BlockContext, BlockParams, Documents, HeadGroup, Implementation, Keep, block, embed, rotary,
+};
 use sterna_testkit::spawn_ranks;
 use sterna_torch_sys::memory::{self, MemoryKind};
 use tch::{Device, Kind, Tensor};
@@ -110,6 +112,7 @@ fn growth_of_forward(hidden_size: u32, num_groups: usize) -> u64 {
             rope: &rope,
             num_rows: 1,
             streaming: None,
+            attention: Implementation::Automatic,
             pre_tile_len: 256,
             post_tile_len: 256,
         };

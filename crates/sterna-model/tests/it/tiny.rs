@@ -10,8 +10,8 @@ use sterna_comm::{Comm, RankEnv, ReduceOp};
 use sterna_hf::{ModelConfig, ParamSpec};
 use sterna_model::head::{self, HeadGrads, HeadParams, LossSum};
 use sterna_model::{
-    BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Keep, KeysValues, ModelError,
-    Stash, Streaming, block, embed, rotary,
+    BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Implementation, Keep, KeysValues,
+    ModelError, Stash, Streaming, block, embed, rotary,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -217,6 +217,7 @@ impl Tiny {
             rope: &rope,
             num_rows: batch.num_rows as i64,
             streaming: how.query_tile_len.map(|tile_len| Streaming { tile_len, stash: &Chunks }),
+            attention: Implementation::Automatic,
             pre_tile_len: tile_len,
             post_tile_len: tile_len,
         };

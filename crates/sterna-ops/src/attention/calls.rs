@@ -1,11 +1,13 @@
 //! Which kernel calls compute an attention: their heads, queries and keys, and the parts of whole tensors that each reads and writes.
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use sterna_torch_sys::attention::VisibleKeys;
 use tch::Tensor;
 
-use super::kernel::Kernel;
+use super::choice::{Kernel, Problem};
+use super::pack::{Pack, packs};
 use super::{AttentionSpec, Documents};
 use crate::accumulate_kind;
 use crate::tile::tiles;
@@ -20,14 +22,31 @@ use crate::tile::tiles;
 /// 118 MiB, and no less time.
 const LONG_CALL_LEN: i64 = 8192;
 
-/// One call of a kernel: a run of queries of one document against keys that they see, for kv heads that are each read by the
-/// same number of query heads.
-#[derive(Debug, Clone, PartialEq)]
+/// Elements of the queries of one call on a CUDA device, if they are of more than one kv head.
+///
+/// The backward of a call holds its queries in single precision and the gradients of its keys and values for each query head:
+/// 4 and twice 2 bytes for each of these, so 2 GiB. A kernel reaches all of a processor with far fewer: 2^28 are one head of 128
+/// over 2 million tokens. Far below 2^31, from where offsets need more than 32 bits.
+const MOST_QUERY_ELEMENTS: i64 = 1 << 28;
+
+/// One call of a kernel: a run of queries against keys that they see, for kv heads that are each read by the same number of query
+/// heads.
+#[derive(Debug, Clone)]
 pub(super) struct Call {
-    heads: HeadGroup,
-    queries: Range<i64>,
-    keys: Range<i64>,
-    pub(super) visible: VisibleKeys,
+    pub(super) kernel: Kernel,
+    pub(super) heads: HeadGroup,
+    pub(super) queries: Range<i64>,
+    pub(super) keys: Range<i64>,
+    pub(super) seen: Seen,
+}
+
+/// What the queries of a call see of its keys.
+#[derive(Debug, Clone)]
+pub(super) enum Seen {
+    /// The queries and keys are of one document.
+    Document(VisibleKeys),
+    /// They are those of many.
+    Pack(Rc<Pack>),
 }
 
 /// Consecutive kv heads, each read by `group_size` consecutive query heads.
@@ -36,14 +55,18 @@ pub(super) struct HeadGroup {
     q_start: i64,
     kv_start: i64,
     num_kv: i64,
-    group_size: i64,
+    pub(super) group_size: i64,
 }
 
 impl HeadGroup {
     /// Runs of kv heads with at least `least_q` query heads that read them, or as many as there are.
     fn runs(&self, least_q: i64) -> impl Iterator<Item = HeadGroup> + use<> {
+        self.runs_of((least_q as u64).div_ceil(self.group_size as u64).max(1) as i64)
+    }
+
+    /// Runs of at most `most_kv` kv heads.
+    fn runs_of(&self, most_kv: i64) -> impl Iterator<Item = HeadGroup> + use<> {
         let HeadGroup { q_start, kv_start, num_kv, group_size } = *self;
-        let most_kv = (least_q as u64).div_ceil(group_size as u64).max(1) as i64;
         tiles(num_kv, most_kv).map(move |run| HeadGroup {
             q_start: q_start + run.start * group_size,
             kv_start: kv_start + run.start,
@@ -54,20 +77,38 @@ impl HeadGroup {
 }
 
 impl Call {
+    /// The visible keys of a call of one document.
+    pub(super) fn visible(&self) -> VisibleKeys {
+        match &self.seen {
+            Seen::Document(visible) => *visible,
+            Seen::Pack(_) => unreachable!("only the kernel for packs has calls of packs"),
+        }
+    }
+
+    /// The part of `[s, n, h]` that this call reads or writes, as it lies there: `[queries, kv * group, h]`.
+    pub(super) fn flat_queries(&self, x: &Tensor) -> Tensor {
+        let HeadGroup { q_start, num_kv, group_size, .. } = self.heads;
+        x.narrow(0, self.queries.start, self.num_queries()).narrow(1, q_start, num_kv * group_size)
+    }
+
+    /// The part of `[s, k, h]` that this call reads or writes, as it lies there: `[keys, kv, h]`.
+    pub(super) fn flat_keys(&self, x: &Tensor) -> Tensor {
+        x.narrow(0, self.keys.start, self.num_keys()).narrow(
+            1,
+            self.heads.kv_start,
+            self.heads.num_kv,
+        )
+    }
+
     /// The part of `[s, n, h]` that this call reads or writes, as `[kv, group, queries, h]`.
     pub(super) fn queries(&self, x: &Tensor) -> Tensor {
-        let HeadGroup { q_start, num_kv, group_size, .. } = self.heads;
-        x.narrow(0, self.queries.start, self.num_queries())
-            .narrow(1, q_start, num_kv * group_size)
-            .unflatten(1, [num_kv, group_size])
-            .permute([1, 2, 0, 3])
+        let HeadGroup { num_kv, group_size, .. } = self.heads;
+        self.flat_queries(x).unflatten(1, [num_kv, group_size]).permute([1, 2, 0, 3])
     }
 
     /// The part of `[s, k, h]` that this call reads, as `[kv, keys, h]`.
     pub(super) fn keys(&self, x: &Tensor) -> Tensor {
-        x.narrow(0, self.keys.start, self.num_keys())
-            .narrow(1, self.heads.kv_start, self.heads.num_kv)
-            .permute([1, 0, 2])
+        self.flat_keys(x).permute([1, 0, 2])
     }
 
     /// Adds a gradient `[kv, group, keys, h]` to `[s, k, h]`, summed over the group.
@@ -110,50 +151,93 @@ pub(super) fn query_tile_len(window: i64) -> i64 {
 /// Both are runs of tokens of the packed sequence; the calls count from their starts. Each query is in one call with each key
 /// that it sees in the run, and in no call where it sees none: a kernel has no log-sum-exp of nothing.
 pub(super) fn calls(
-    kernel: Kernel,
+    problem: &Problem,
     spec: &AttentionSpec,
     documents: &Documents,
     queries: &Range<i64>,
     keys: &Range<i64>,
 ) -> Vec<Call> {
     let groups = head_groups(&spec.kv_of_q);
-    let least_q = match kernel {
-        Kernel::Libtorch => 1,
-        // Its backward gives each thread a query head: enough of them that the last round is not a large part.
-        Kernel::Blocked => 2 * i64::from(tch::get_num_threads()),
-    };
-    let few_heads: Vec<HeadGroup> = groups.iter().flat_map(|group| group.runs(least_q)).collect();
+    let kernel_of = |document: &Range<i64>| problem.kernel(document.end - document.start);
+    // One kernel takes many documents at once.
+    let is_pack = |a: &Range<i64>, b: &Range<i64>| [a, b].map(kernel_of) == [Kernel::Flash; 2];
     let mut calls = Vec::new();
-    for document in documents.within(queries) {
-        let window = spec.sliding_window.filter(|window| *window < document.end - document.start);
-        let block = (common(queries, document), common(keys, document));
-        let blocks = match (kernel, window) {
-            (Kernel::Blocked, _) => seen(block, window),
-            (Kernel::Libtorch, Some(window)) => bands(block, window),
-            (Kernel::Libtorch, None) => trapezoid(block),
+    for run in documents.within(queries).chunk_by(is_pack) {
+        let (kernel, len) = (kernel_of(&run[0]), run[0].end - run[0].start);
+        let blocks = run.iter().map(|document| (common(queries, document), common(keys, document)));
+        let parts: Vec<(Block, Seen)> = if kernel == Kernel::Flash {
+            let packs = packs(blocks, spec.sliding_window).into_iter();
+            packs.map(|(block, pack)| (block, Seen::Pack(Rc::new(pack)))).collect()
+        } else {
+            let window = spec.sliding_window.filter(|window| *window < len);
+            blocks
+                .flat_map(|block| cut(kernel, block, window))
+                .map(|b| visible(b, window))
+                .collect()
         };
-        let most_keys = blocks.iter().map(|(_, keys)| keys.end - keys.start).max();
-        let is_long = most_keys.is_some_and(|num_keys| num_keys > LONG_CALL_LEN);
-        for heads in if is_long { &few_heads } else { &groups } {
-            calls.extend(blocks.iter().map(|(queries_here, keys_here)| Call {
+        for heads in heads_of_a_call(problem, kernel, &groups, &parts) {
+            calls.extend(parts.iter().map(|((queries_here, keys_here), seen)| Call {
+                kernel,
                 heads: heads.clone(),
                 queries: shifted(queries_here, -queries.start),
                 keys: shifted(keys_here, -keys.start),
-                visible: VisibleKeys {
-                    keys_before: queries_here.start - keys_here.start,
-                    window: window.unwrap_or(VisibleKeys::NO_WINDOW),
-                },
+                seen: seen.clone(),
             }));
         }
     }
     calls
 }
 
+/// Cuts what a document has of a run of queries and a run of keys into calls of a kernel.
+fn cut(kernel: Kernel, block: Block, window: Option<i64>) -> Vec<Block> {
+    match (kernel, window) {
+        (Kernel::Blocked | Kernel::Tiled | Kernel::Flash, _) => seen(block, window),
+        (Kernel::Libtorch | Kernel::Cudnn, Some(window)) => bands(block, window),
+        (Kernel::Libtorch | Kernel::Cudnn, None) => trapezoid(block),
+    }
+}
+
+fn visible((queries, keys): Block, window: Option<i64>) -> (Block, Seen) {
+    let visible = VisibleKeys {
+        keys_before: queries.start - keys.start,
+        window: window.unwrap_or(VisibleKeys::NO_WINDOW),
+    };
+    ((queries, keys), Seen::Document(visible))
+}
+
+/// The heads that a kernel computes at once of these parts.
+fn heads_of_a_call(
+    problem: &Problem,
+    kernel: Kernel,
+    groups: &[HeadGroup],
+    parts: &[(Block, Seen)],
+) -> Vec<HeadGroup> {
+    let longest = |len: fn(&Block) -> i64| parts.iter().map(|(block, _)| len(block)).max();
+    let least_q = match kernel {
+        Kernel::Flash | Kernel::Cudnn => {
+            let num_queries = longest(|(queries, _)| queries.end - queries.start).unwrap_or(0);
+            let most_kv = |group: &HeadGroup| {
+                let elements = num_queries * group.group_size * problem.head_dim;
+                (MOST_QUERY_ELEMENTS / elements.max(1)).max(1)
+            };
+            return groups.iter().flat_map(|group| group.runs_of(most_kv(group))).collect();
+        }
+        Kernel::Libtorch | Kernel::Tiled => 1,
+        // Its backward gives each thread a query head: enough of them that the last round is not a large part.
+        Kernel::Blocked => 2 * i64::from(tch::get_num_threads()),
+    };
+    if longest(|(_, keys)| keys.end - keys.start).is_some_and(|len| len > LONG_CALL_LEN) {
+        groups.iter().flat_map(|group| group.runs(least_q)).collect()
+    } else {
+        groups.to_vec()
+    }
+}
+
 /// Queries and keys of a call, as tokens of the packed sequence.
-type Block = (Range<i64>, Range<i64>);
+pub(super) type Block = (Range<i64>, Range<i64>);
 
 /// The queries that see one of the keys, and the keys that one of the queries sees.
-fn seen((queries, keys): Block, window: Option<i64>) -> Vec<Block> {
+pub(super) fn seen((queries, keys): Block, window: Option<i64>) -> Vec<Block> {
     let reach = window.map_or(VisibleKeys::NO_WINDOW, |window| window - 1);
     let queries = queries.start.max(keys.start)..queries.end.min(keys.end + reach);
     let keys = keys.start.max(queries.start - reach)..keys.end.min(queries.end);
@@ -196,7 +280,7 @@ fn shifted(range: &Range<i64>, by: i64) -> Range<i64> {
 }
 
 /// Splits a head map into as few groups as can each be one kernel call.
-fn head_groups(kv_of_q: &[usize]) -> Vec<HeadGroup> {
+pub(super) fn head_groups(kv_of_q: &[usize]) -> Vec<HeadGroup> {
     let mut groups: Vec<HeadGroup> = Vec::new();
     let mut q_start = 0;
     for run in kv_of_q.chunk_by(|a, b| a == b) {
@@ -218,6 +302,8 @@ fn head_groups(kv_of_q: &[usize]) -> Vec<HeadGroup> {
 mod tests {
     use std::iter;
 
+    use super::super::Implementation;
+    use super::super::choice::tests::problem;
     use super::*;
 
     fn group(q_start: i64, kv_start: i64, num_kv: i64, group_size: i64) -> HeadGroup {
@@ -237,9 +323,14 @@ mod tests {
     #[test]
     fn only_a_call_with_many_keys_is_made_for_each_kv_head() {
         let heads_of = |len: i64, sliding_window: Option<i64>| {
-            let spec = AttentionSpec { kv_of_q: vec![0, 0, 1, 1, 2], scale: 1.0, sliding_window };
+            let spec = AttentionSpec {
+                kv_of_q: vec![0, 0, 1, 1, 2],
+                scale: 1.0,
+                sliding_window,
+                implementation: Implementation::Automatic,
+            };
             let mut heads: Vec<HeadGroup> = calls(
-                Kernel::Libtorch,
+                &Problem { sliding_window, ..problem(false) },
                 &spec,
                 &Documents::new(iter::once(0..len).collect()),
                 &(0..len),
@@ -262,12 +353,19 @@ mod tests {
 
     #[test]
     fn a_window_that_covers_the_document_needs_no_band() {
-        let spec = AttentionSpec { kv_of_q: vec![0], scale: 1.0, sliding_window: Some(8) };
+        let spec = AttentionSpec {
+            kv_of_q: vec![0],
+            scale: 1.0,
+            sliding_window: Some(8),
+            implementation: Implementation::Automatic,
+        };
         let documents = Documents::new(vec![0..8, 8..17]);
-        for kernel in [Kernel::Libtorch, Kernel::Blocked] {
-            let windows: Vec<i64> = calls(kernel, &spec, &documents, &(0..17), &(0..17))
+        let libtorch = Problem { sliding_window: Some(8), ..problem(false) };
+        let tiled = Problem { kind: tch::Kind::Float, is_cuda: true, ..libtorch };
+        for problem in [libtorch, Problem { is_blocked: true, ..libtorch }, tiled] {
+            let windows: Vec<i64> = calls(&problem, &spec, &documents, &(0..17), &(0..17))
                 .iter()
-                .map(|call| call.visible.window)
+                .map(|call| call.visible().window)
                 .collect();
             assert_eq!(windows, [VisibleKeys::NO_WINDOW, 8]);
         }

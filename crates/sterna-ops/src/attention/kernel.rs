@@ -7,41 +7,26 @@
 //! double precision, because libtorch sums them in bf16.
 
 use sterna_torch_sys::attention::{self, VisibleKeys};
+use sterna_torch_sys::{Error, cuda_attention};
 use tch::Tensor;
 
-use super::calls::{Call, query_tile_len};
-use super::{AttentionSpec, Documents};
+use super::calls::{Call, Seen, query_tile_len};
+use super::choice::{Kernel, MOST_CUDNN_ELEMENTS, Problem};
+use super::{AttentionSpec, Documents, tiled};
 
-/// What computes a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kernel {
-    /// [`sterna_torch_sys::attention`]: a query sees any run of keys.
-    Blocked,
-    /// `aten::_scaled_dot_product_flash_attention_for_cpu`: a query sees all keys, or those of a triangle, or what a mask says.
-    Libtorch,
-}
-
-impl Kernel {
-    pub(super) fn of(q: &Tensor) -> Kernel {
-        if attention::is_supported(q) { Kernel::Blocked } else { Kernel::Libtorch }
-    }
-}
-
-/// A kernel with what all of its calls share.
+/// What all calls of an attention share.
 pub(super) struct Runner {
-    pub(super) kernel: Kernel,
+    pub(super) problem: Problem,
     scale: f64,
     band: Option<BandMask>,
 }
 
 impl Runner {
     pub(super) fn new(spec: &AttentionSpec, documents: &Documents, q: &Tensor) -> Runner {
-        let kernel = Kernel::of(q);
-        let band = match kernel {
-            Kernel::Blocked => None,
-            Kernel::Libtorch => BandMask::new(spec, documents, q),
-        };
-        Runner { kernel, scale: spec.scale, band }
+        let problem = Problem::new(spec, q);
+        let is_masked = !problem.is_cuda && !problem.is_blocked;
+        let band = if is_masked { BandMask::new(spec, documents, q) } else { None };
+        Runner { problem, scale: spec.scale, band }
     }
 
     /// Writes `o` `[kv, group, queries, h]` and `lse` `[kv, group, queries]` of a call's queries, as if it had all their keys.
@@ -52,11 +37,19 @@ impl Runner {
         mut o: Tensor,
         mut lse: Tensor,
     ) {
+        let inputs = [q, k, v];
         let (q, k, v) = (call.queries(q), call.keys(k), call.keys(v));
-        match self.kernel {
+        match call.kernel {
             Kernel::Blocked => {
-                attention::forward([&q, &k, &v], &o, &lse, call.visible, self.scale)
-                    .unwrap_or_else(|error| panic!("attention: {error}"));
+                attention::forward([&q, &k, &v], &o, &lse, call.visible(), self.scale)
+                    .unwrap_or_else(refused);
+            }
+            Kernel::Tiled => tiled::forward([&q, &k, &v], [&o, &lse], call.visible(), self.scale),
+            Kernel::Flash | Kernel::Cudnn => {
+                let heads = [o.size()[0], o.size()[1]];
+                let (o_call, lse_call) = self.fused_forward(call, inputs);
+                o.copy_(&o_call.unflatten(1, heads).permute([1, 2, 0, 3]));
+                lse.copy_(&lse_call.unflatten(0, heads));
             }
             Kernel::Libtorch => {
                 let (o_call, lse_call) =
@@ -84,13 +77,26 @@ impl Runner {
         [d_o, q, k, v, o, lse]: [&Tensor; 6],
         [d_q, d_k, d_v]: [&Tensor; 3],
     ) {
+        let (inputs, gradients) = ([d_o, q, k, v, o, lse], [d_q, d_k, d_v]);
         let [d_o, q, o, mut d_q] = [d_o, q, o, d_q].map(|x| call.queries(x));
         let (k, v, lse) = (call.keys(k), call.keys(v), call.log_sums(lse));
-        let (d_k_call, d_v_call) = match self.kernel {
+        let (d_k_call, d_v_call) = match call.kernel {
             Kernel::Blocked => {
                 let inputs = [&d_o, &q, &k, &v, &o, &lse];
-                attention::backward(inputs, &d_q, call.visible, self.scale)
-                    .unwrap_or_else(|error| panic!("attention: {error}"))
+                attention::backward(inputs, &d_q, call.visible(), self.scale)
+                    .unwrap_or_else(refused)
+            }
+            Kernel::Tiled => {
+                let inputs = [&d_o, &q, &k, &v, &o, &lse];
+                tiled::backward(inputs, &d_q, call.visible(), self.scale)
+            }
+            Kernel::Flash | Kernel::Cudnn => {
+                let [d_q_call, d_k_call, d_v_call] = self.fused_backward(call, inputs);
+                let [d_q, d_k, d_v] = gradients;
+                let _ = call.flat_queries(d_q).g_add_(&d_q_call);
+                let _ = call.flat_keys(d_k).g_add_(&d_k_call);
+                let _ = call.flat_keys(d_v).g_add_(&d_v_call);
+                return;
             }
             Kernel::Libtorch => {
                 let (d_q_call, d_k_call, d_v_call) =
@@ -115,13 +121,90 @@ impl Runner {
         call.add_to_keys(d_v, &d_v_call);
     }
 
+    /// The result of the only call there is, as the kernel returns it, if that call is a fused kernel's and is all of the attention.
+    pub(super) fn whole_forward(
+        &self,
+        calls: &[Call],
+        inputs: [&Tensor; 3],
+    ) -> Option<(Tensor, Tensor)> {
+        is_whole(calls, inputs).then(|| self.fused_forward(&calls[0], inputs))
+    }
+
+    /// As [`Runner::whole_forward`], of the backward.
+    pub(super) fn whole_backward(
+        &self,
+        calls: &[Call],
+        inputs: [&Tensor; 6],
+    ) -> Option<[Tensor; 3]> {
+        let [_, q, k, v, ..] = inputs;
+        is_whole(calls, [q, k, v]).then(|| self.fused_backward(&calls[0], inputs))
+    }
+
+    /// `o` `[queries, kv * group, h]` and `lse` `[kv * group, queries]` of a call of a CUDA device's own kernels.
+    fn fused_forward(&self, call: &Call, [q, k, v]: [&Tensor; 3]) -> (Tensor, Tensor) {
+        let inputs = [call.flat_queries(q), call.flat_keys(k), call.flat_keys(v)];
+        match &call.seen {
+            Seen::Pack(pack) => {
+                let lengths = pack.lengths(q.device());
+                cuda_attention::flash_forward(inputs.each_ref(), lengths, self.scale)
+            }
+            Seen::Document(_) => {
+                let inputs = inputs.map(|x| with_short_offsets(&x));
+                cuda_attention::cudnn_forward(inputs.each_ref(), is_triangle(call), self.scale)
+            }
+        }
+        .unwrap_or_else(refused)
+    }
+
+    /// The gradients of a call of a CUDA device's own kernels, as [`Call::flat_queries`] and [`Call::flat_keys`].
+    fn fused_backward(&self, call: &Call, [d_o, q, k, v, o, lse]: [&Tensor; 6]) -> [Tensor; 3] {
+        let [d_o, q, o] = [d_o, q, o].map(|x| call.flat_queries(x));
+        let [k, v] = [k, v].map(|x| call.flat_keys(x));
+        let lse = call.log_sums(lse).flatten(0, 1);
+        match &call.seen {
+            Seen::Pack(pack) => {
+                let inputs = [&d_o, &q, &k, &v, &o, &lse];
+                cuda_attention::flash_backward(inputs, pack.lengths(q.device()), self.scale)
+            }
+            Seen::Document(_) => {
+                let [q, k, v] = [q, k, v].map(|x| with_short_offsets(&x));
+                let inputs = [&d_o, &q, &k, &v, &o, &lse];
+                cuda_attention::cudnn_backward(inputs, is_triangle(call), self.scale)
+            }
+        }
+        .unwrap_or_else(refused)
+    }
+
     fn mask(&self, call: &Call) -> Option<Tensor> {
-        (call.visible.window < VisibleKeys::NO_WINDOW).then(|| {
+        let VisibleKeys { keys_before, window } = call.visible();
+        (window < VisibleKeys::NO_WINDOW).then(|| {
             let band =
                 self.band.as_ref().expect("a call has a window only if a document is longer");
-            band.of(call.num_queries(), call.num_keys(), call.visible.keys_before)
+            band.of(call.num_queries(), call.num_keys(), keys_before)
         })
     }
+}
+
+/// Whether one call of a fused kernel reads and writes all of the tensors.
+fn is_whole(calls: &[Call], [q, k, _]: [&Tensor; 3]) -> bool {
+    let [call] = calls else { return false };
+    matches!(call.kernel, Kernel::Flash | Kernel::Cudnn)
+        && call.flat_queries(q).size() == q.size()
+        && call.flat_keys(k).size() == k.size()
+}
+
+/// `[tokens, heads, h]` whose elements lie within 2^31 of the first: a copy, if they are some heads of a tensor that is longer.
+fn with_short_offsets(x: &Tensor) -> Tensor {
+    if x.size()[0] * x.stride()[0] < MOST_CUDNN_ELEMENTS {
+        x.shallow_clone()
+    } else {
+        x.contiguous()
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "what `unwrap_or_else` hands over")]
+fn refused<T>(error: Error) -> T {
+    panic!("attention: {error}")
 }
 
 /// Keys `[kv, keys, h]` as `[kv, group, keys, h]`, without a copy for each member of the group.
@@ -131,7 +214,7 @@ fn for_each_member(keys: &Tensor, q: &Tensor) -> Tensor {
 
 /// Whether libtorch's causal mask says what is visible; if not, and there is no window, everything is.
 fn is_triangle(call: &Call) -> bool {
-    call.visible == VisibleKeys { keys_before: 0, window: VisibleKeys::NO_WINDOW }
+    call.visible() == VisibleKeys { keys_before: 0, window: VisibleKeys::NO_WINDOW }
 }
 
 /// Which keys of a band a tile of queries sees: zeros and minus infinities, to add to the scores.
@@ -169,10 +252,16 @@ mod tests {
     use std::iter;
 
     use super::*;
+    use crate::attention::Implementation;
 
     #[test]
     fn the_mask_of_a_long_window_has_few_rows() {
-        let spec = AttentionSpec { kv_of_q: vec![0], scale: 1.0, sliding_window: Some(32_768) };
+        let spec = AttentionSpec {
+            kv_of_q: vec![0],
+            scale: 1.0,
+            sliding_window: Some(32_768),
+            implementation: Implementation::Automatic,
+        };
         let documents = Documents::new(iter::once(0..65_536).collect());
         let q = Tensor::zeros([0], (tch::Kind::BFloat16, tch::Device::Cpu));
         let mask = BandMask::new(&spec, &documents, &q).expect("a window needs a mask").mask;

@@ -88,7 +88,7 @@ impl Streamed<'_> {
         let lse = Tensor::full([size[1], size[0]], f64::NEG_INFINITY, options);
         let runner = Runner::new(self.spec, self.documents, q);
         self.for_each_chunk(q, tokens, kv, |chunk, k, v| {
-            for call in calls(runner.kernel, self.spec, self.documents, tokens, chunk) {
+            for call in calls(&runner.problem, self.spec, self.documents, tokens, chunk) {
                 let o_share = call.queries(q).empty_like();
                 let lse_share = call.log_sums(&lse).empty_like();
                 let share = (o_share.shallow_clone(), lse_share.shallow_clone());
@@ -147,7 +147,7 @@ impl Streamed<'_> {
         self.for_each_chunk(q, tokens, kv, |chunk, k, v| {
             let d_k = Tensor::zeros(k.size(), (kind, k.device()));
             let d_v = d_k.zeros_like();
-            for call in calls(runner.kernel, self.spec, self.documents, tokens, chunk) {
+            for call in calls(&runner.problem, self.spec, self.documents, tokens, chunk) {
                 runner.backward(&call, [d_o, q, k, v, o, lse], [&d_q, &d_k, &d_v]);
             }
             add(chunk, d_k, d_v)

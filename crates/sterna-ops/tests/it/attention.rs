@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use sterna_ops::attention::{AttentionSpec, Documents, backward, forward};
+use sterna_ops::attention::{AttentionSpec, Documents, Implementation, backward, forward};
 use tch::{Device, Kind, Tensor};
 
 use crate::oracle::{AUTOGRAD, DIFFERENCES, assert_close, autograd, differences, random};
@@ -25,7 +25,12 @@ impl Case {
                 end - len..end
             })
             .collect();
-        let spec = AttentionSpec { kv_of_q: kv_of_q.to_vec(), scale: 0.3, sliding_window };
+        let spec = AttentionSpec {
+            kv_of_q: kv_of_q.to_vec(),
+            scale: 0.3,
+            sliding_window,
+            implementation: Implementation::Automatic,
+        };
         Case { spec, documents, num_kv, head_dim: 8 }
     }
 
@@ -235,7 +240,12 @@ fn half_precisions_agree_with_double() {
 #[test]
 fn no_tokens_are_no_work() {
     let empty = Tensor::zeros([0, 2, 8], (Kind::Float, Device::Cpu));
-    let spec = AttentionSpec { kv_of_q: vec![0, 1], scale: 1.0, sliding_window: Some(4) };
+    let spec = AttentionSpec {
+        kv_of_q: vec![0, 1],
+        scale: 1.0,
+        sliding_window: Some(4),
+        implementation: Implementation::Automatic,
+    };
     let (o, lse) = forward(&empty, &empty, &empty, &spec, &Documents::new(Vec::new()));
     assert_eq!((o.size(), lse.size()), (vec![0, 2, 8], vec![2, 0]));
 }

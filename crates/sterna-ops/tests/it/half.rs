@@ -1,6 +1,6 @@
 //! Attention in bf16 at head sizes that have a kernel of ours, against double precision, with libtorch's kernel as the measure.
 
-use sterna_ops::attention::{AttentionSpec, Documents, backward, forward};
+use sterna_ops::attention::{AttentionSpec, Documents, Implementation, backward, forward};
 use tch::{Kind, Tensor};
 
 use crate::oracle::random;
@@ -31,6 +31,7 @@ impl Case {
                 kv_of_q: kv_of_q.to_vec(),
                 scale: 1.0 / (h as f64).sqrt(),
                 sliding_window: window,
+                implementation: Implementation::Automatic,
             },
             documents,
             inputs: [input(n, 1), input(num_kv, 2), input(num_kv, 3), input(n, 4)],

@@ -4,7 +4,9 @@ use std::convert::Infallible;
 use std::ops::Range;
 
 use proptest::prelude::*;
-use sterna_ops::attention::{AttentionSpec, Documents, KeysValues, Streamed, backward, forward};
+use sterna_ops::attention::{
+    AttentionSpec, Documents, Implementation, KeysValues, Streamed, backward, forward,
+};
 use sterna_ops::tile::tiles;
 use tch::{Kind, Tensor};
 
@@ -57,7 +59,12 @@ impl Case {
         });
         Case {
             documents: Documents::new(ranges.collect()),
-            spec: AttentionSpec { kv_of_q: kv_of_q.to_vec(), scale: 0.3, sliding_window: window },
+            spec: AttentionSpec {
+                kv_of_q: kv_of_q.to_vec(),
+                scale: 0.3,
+                sliding_window: window,
+                implementation: Implementation::Automatic,
+            },
             query_tile_len: tile,
             key_chunk_len: chunk,
             kind: Kind::Double,

@@ -176,7 +176,7 @@ impl Plan {
     }
 
     fn attention_line(&self) -> String {
-        let AttentionPlan { head_groups, query_tile } = self.attention;
+        let AttentionPlan { head_groups, query_tile, .. } = self.attention;
         let mut parts = Vec::new();
         if head_groups > 1 {
             parts.push(format!("in {head_groups} groups of heads, one after the other"));

@@ -1,0 +1,214 @@
+//! Which kernel computes the attention of a document.
+//!
+//! On a CPU the processor decides; on a CUDA device the dtype, the head size, the window and the length of the document do.
+
+use sterna_torch_sys::attention;
+use tch::{Device, Kind, Tensor};
+
+use super::AttentionSpec;
+
+/// A document of at least this many tokens is worth a plan of cuDNN's own.
+///
+/// cuDNN compiles a plan for each new length, which a short document never pays back and packs of many lengths would ask for all
+/// the time; packed kernels take any lengths. At 16,384 tokens the attention of one layer is most of the layer's time, and the
+/// plan serves every layer of a step. Judged from what a plan costs, not measured.
+const LEAST_CUDNN_LEN: i64 = 16_384;
+
+/// Elements from where cuDNN's offsets would need more than 32 bits.
+pub(super) const MOST_CUDNN_ELEMENTS: i64 = 1 << 31;
+
+/// Which kernels may compute an attention on a CUDA device. All are exact. A CPU has one for each dtype, and no choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Implementation {
+    /// The fastest for each document: cuDNN for a long one without a window, FlashAttention 2 for packs and windows, and products
+    /// of tiles for what these two do not take.
+    #[default]
+    Automatic,
+    /// FlashAttention 2 for everything.
+    Flash,
+}
+
+/// A dtype or head size that a kernel which was asked for by name does not take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "FlashAttention 2 takes bf16 and fp16 with head sizes that are multiples of 8 up to 256, and this attention has {kind:?} with {head_dim}"
+)]
+pub struct NotFlash {
+    /// The dtype of queries, keys and values.
+    pub kind: Kind,
+    /// The head size.
+    pub head_dim: i64,
+}
+
+impl Implementation {
+    /// Whether attention with this dtype and head size can be computed so on a CUDA device.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFlash`] if [`Implementation::Flash`] is asked for and does not take them.
+    pub fn check(self, kind: Kind, head_dim: i64) -> Result<(), NotFlash> {
+        let is_possible = self == Implementation::Automatic || flash_takes(kind, head_dim);
+        if is_possible { Ok(()) } else { Err(NotFlash { kind, head_dim }) }
+    }
+}
+
+/// What computes a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kernel {
+    /// CPU: [`sterna_torch_sys::attention`]: a query sees any run of keys.
+    Blocked,
+    /// CPU: `aten::_scaled_dot_product_flash_attention_for_cpu`: a query sees all keys, or those of a triangle, or what a mask says.
+    Libtorch,
+    /// CUDA: [`sterna_torch_sys::cuda_attention::flash_forward`]: many documents, a query sees a window of its own.
+    Flash,
+    /// CUDA: [`sterna_torch_sys::cuda_attention::cudnn_forward`]: one document, a query sees all keys or those of a triangle.
+    Cudnn,
+    /// CUDA: [`super::tiled`]: a query sees any run of keys.
+    Tiled,
+}
+
+/// What a choice depends on beside the length of a document.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Problem {
+    pub(super) is_cuda: bool,
+    /// Whether this processor's own kernel takes the queries.
+    pub(super) is_blocked: bool,
+    pub(super) kind: Kind,
+    pub(super) head_dim: i64,
+    /// The most query heads on one kv head.
+    pub(super) group_size: i64,
+    pub(super) sliding_window: Option<i64>,
+    pub(super) implementation: Implementation,
+}
+
+impl Problem {
+    pub(super) fn new(spec: &AttentionSpec, q: &Tensor) -> Problem {
+        let groups = spec.kv_of_q.chunk_by(|a, b| a == b);
+        Problem {
+            is_cuda: matches!(q.device(), Device::Cuda(_)),
+            is_blocked: attention::is_supported(q),
+            kind: q.kind(),
+            head_dim: q.size()[2],
+            group_size: groups.map(<[usize]>::len).max().unwrap_or(1) as i64,
+            sliding_window: spec.sliding_window,
+            implementation: spec.implementation,
+        }
+    }
+
+    /// The kernel for a document of `len` tokens, however much of it a call has.
+    ///
+    /// # Panics
+    ///
+    /// If [`Implementation::check`] refuses.
+    pub(super) fn kernel(&self, len: i64) -> Kernel {
+        if !self.is_cuda {
+            return if self.is_blocked { Kernel::Blocked } else { Kernel::Libtorch };
+        }
+        if let Err(error) = self.implementation.check(self.kind, self.head_dim) {
+            panic!("attention: {error}");
+        }
+        let has_window = self.sliding_window.is_some_and(|window| window < len);
+        let is_long = len >= LEAST_CUDNN_LEN
+            && len.saturating_mul(self.group_size * self.head_dim) < MOST_CUDNN_ELEMENTS;
+        if !flash_takes(self.kind, self.head_dim) {
+            Kernel::Tiled
+        } else if self.implementation == Implementation::Flash
+            || has_window
+            || !is_long
+            || self.head_dim > 128
+        {
+            Kernel::Flash
+        } else {
+            Kernel::Cudnn
+        }
+    }
+}
+
+fn flash_takes(kind: Kind, head_dim: i64) -> bool {
+    matches!(kind, Kind::BFloat16 | Kind::Half)
+        && head_dim % 8 == 0
+        && (8..=256).contains(&head_dim)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// 8 query heads of 128 on each kv head in bf16.
+    pub(in super::super) fn problem(is_cuda: bool) -> Problem {
+        Problem {
+            is_cuda,
+            is_blocked: false,
+            kind: Kind::BFloat16,
+            head_dim: 128,
+            group_size: 8,
+            sliding_window: None,
+            implementation: Implementation::Automatic,
+        }
+    }
+
+    #[test]
+    fn a_cpu_has_one_kernel_for_each_dtype() {
+        for len in [1, LEAST_CUDNN_LEN] {
+            for implementation in [Implementation::Automatic, Implementation::Flash] {
+                let on_cpu = Problem { implementation, ..problem(false) };
+                assert_eq!(on_cpu.kernel(len), Kernel::Libtorch);
+                assert_eq!(Problem { is_blocked: true, ..on_cpu }.kernel(len), Kernel::Blocked);
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_document_is_cudnns_and_everything_else_in_half_precision_flashs() {
+        let long = LEAST_CUDNN_LEN;
+        let auto = problem(true);
+        let forced = Problem { implementation: Implementation::Flash, ..auto };
+        let windowed = Problem { sliding_window: Some(long - 1), ..auto };
+        let table = [
+            (auto, long, Kernel::Cudnn),
+            (auto, long - 1, Kernel::Flash),
+            (auto, 1, Kernel::Flash),
+            (Problem { kind: Kind::Half, ..auto }, long, Kernel::Cudnn),
+            (forced, long, Kernel::Flash),
+            (windowed, long, Kernel::Flash),
+            (windowed, 1, Kernel::Flash),
+            // A window as long as the document is none.
+            (Problem { sliding_window: Some(long), ..auto }, long, Kernel::Cudnn),
+            (Problem { head_dim: 136, ..auto }, long, Kernel::Flash),
+            (Problem { head_dim: 256, ..auto }, long, Kernel::Flash),
+            // 2^21 tokens of 8 heads of 128 are 2^31 elements.
+            (auto, (1 << 21) - 1, Kernel::Cudnn),
+            (auto, 1 << 21, Kernel::Flash),
+            (Problem { group_size: 4, ..auto }, 1 << 21, Kernel::Cudnn),
+        ];
+        for (problem, len, expected) in table {
+            assert_eq!(problem.kernel(len), expected, "{problem:?} of {len} tokens");
+        }
+    }
+
+    #[test]
+    fn what_no_flash_kernel_takes_is_tiled() {
+        for (kind, head_dim) in [
+            (Kind::Float, 128),
+            (Kind::Double, 64),
+            (Kind::BFloat16, 4),
+            (Kind::BFloat16, 60),
+            (Kind::Half, 264),
+        ] {
+            let auto = Problem { kind, head_dim, ..problem(true) };
+            for len in [1, LEAST_CUDNN_LEN] {
+                assert_eq!(auto.kernel(len), Kernel::Tiled);
+            }
+            let refused = Implementation::Flash.check(kind, head_dim);
+            assert_eq!(refused, Err(NotFlash { kind, head_dim }));
+        }
+        assert_eq!(Implementation::Flash.check(Kind::Half, 256), Ok(()));
+    }
+
+    #[test]
+    #[should_panic(expected = "FlashAttention 2 takes bf16 and fp16")]
+    fn a_kernel_asked_for_by_name_is_never_replaced() {
+        let forced = Problem { implementation: Implementation::Flash, ..problem(true) };
+        Problem { kind: Kind::Float, ..forced }.kernel(1);
+    }
+}
