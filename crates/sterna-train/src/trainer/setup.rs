@@ -248,26 +248,35 @@ pub(super) fn check_agreement(
 /// peak no table gives, and on a GPU, whose table's peak no product reaches. All ranks measure at once, because they share the machine's cores.
 pub(super) fn matmul_rate(comm: &Comm, kind: Kind, device: Device) -> Result<f64, TrainError> {
     const REPEATS: usize = 4;
-    // Large enough to fill the device.
-    let size: i64 = if device.is_cuda() { 8192 } else { 1024 };
-    // Zeros and ones would let a GPU run faster than any real data does.
-    let random = || Tensor::randn([size, size], (kind, device));
-    let (a, b) = (random(), random());
+    // A GPU needs more to be filled: it starts with as little as a CPU and grows while a product takes less than this.
+    const LARGEST: i64 = 8192;
+    const LONG: f64 = 0.01;
+    let mut size: i64 = 1024;
     let synchronize = || {
         if let Device::Cuda(index) = device {
             tch::Cuda::synchronize(index as i64);
         }
     };
-    let _warm_up = a.matmul(&b);
-    synchronize();
-    comm.world().barrier()?;
-    let mut best = f64::INFINITY;
-    for _ in 0..REPEATS {
-        let started = Instant::now();
-        let _product = a.matmul(&b);
+    // The shortest of some products of this size, seconds.
+    let measure = |size: i64, repeats: usize| {
+        // Zeros and ones would let a GPU run faster than any real data does.
+        let random = || Tensor::randn([size, size], (kind, device));
+        let (a, b) = (random(), random());
+        let _warm_up = a.matmul(&b);
         synchronize();
-        best = best.min(started.elapsed().as_secs_f64());
+        let of_one = |_| {
+            let started = Instant::now();
+            let _product = a.matmul(&b);
+            synchronize();
+            started.elapsed().as_secs_f64()
+        };
+        (0..repeats).map(of_one).fold(f64::INFINITY, f64::min)
+    };
+    while device.is_cuda() && size < LARGEST && measure(size, 1) < LONG {
+        size *= 2;
     }
+    comm.world().barrier()?;
+    let best = measure(size, REPEATS);
     let rate = 2.0 * (size as f64).powi(3) / best;
     Ok(sum(comm.world(), &[rate])?[0])
 }

@@ -3,6 +3,7 @@
 mod conformance;
 mod disk;
 mod equivalence;
+mod fake_cuda;
 mod nonfinite;
 mod optimizer;
 mod plan;

@@ -1,0 +1,88 @@
+//! Whole runs on a device that is not the host (`sterna-fake-cuda`): the CPU's numbers bit for bit, and nothing of the host
+//! mixed in.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use serde_json::{Value, json};
+use sterna_comm::RankEnv;
+use sterna_hf::WeightFiles;
+use sterna_testkit::{TestRank, spawn_ranks};
+use sterna_train::{DeviceChoice, TrainOptions, train};
+
+use crate::conformance::Recorder;
+use crate::equivalence::{assert_same, set};
+use crate::tiny;
+
+const NUM_STEPS: u64 = 4;
+
+/// What a run computes: loss and gradient norm of each step, each evaluation's loss, and the weights after the last step.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    figures: Vec<f64>,
+    weights: BTreeMap<String, Vec<u8>>,
+}
+
+/// A run with `changes` to the tiny recipe on `device`.
+fn run(folder: &Path, device: DeviceChoice, changes: &[(&str, Value)]) -> Outcome {
+    let mut recipe = tiny::recipe(folder);
+    let out = folder.join("out");
+    // What the run before this one has left.
+    if out.exists() {
+        fs::remove_dir_all(&out).expect("removed");
+    }
+    recipe["checkpoint"] =
+        json!([{"type": "huggingface", "output_dir": out, "save_every_n_steps": NUM_STEPS}]);
+    for (path, value) in changes {
+        set(&mut recipe, path, value.clone());
+    }
+    let recipe = tiny::load(folder, "recipe", &recipe);
+    let mut recorder = Recorder::default();
+    let options = TrainOptions { device, ..TrainOptions::default() };
+    train(&recipe, &RankEnv::single(), &options, &mut recorder)
+        .unwrap_or_else(|error| panic!("{device:?} {changes:?}: {error}"));
+    let of_steps = recorder.iterations.iter().flat_map(|metrics| [metrics.loss, metrics.grad_norm]);
+    let figures = of_steps.chain(recorder.evals.iter().map(|metrics| metrics.loss)).collect();
+    let files = WeightFiles::open(&recorder.exports[0]).expect("an export");
+    let bytes = |name: &str| files.tensor(name).expect("named by the files").bytes.to_vec();
+    let weights = files.names().map(|name| (name.to_owned(), bytes(name))).collect();
+    Outcome { figures, weights }
+}
+
+/// A process of its own: libtorch looks for CUDA once, and other tests have let it look before.
+fn alone(test: impl FnOnce(&Path)) {
+    spawn_ranks(1, |rank: &TestRank| {
+        sterna_fake_cuda::install();
+        test(&rank.folder);
+    });
+}
+
+#[test]
+fn ranks_on_a_device_compute_what_they_compute_on_the_host() {
+    alone(|folder| {
+        for changes in [
+            vec![],
+            vec![("memory", json!({"keep_attention": false}))],
+            vec![(
+                "memory",
+                json!({"keep_inputs_every": 2, "keep_attention": 1, "attention_on": "host"}),
+            )],
+            vec![("memory", json!({"inputs_on": "host", "attention_on": "host"}))],
+            vec![("memory", json!({"attention_query_tile": 20, "attention_head_groups": 2}))],
+            vec![("model.disable_activation_checkpoint", json!(true))],
+            vec![("deepspeed.zero_optimization", json!({"stage": 3}))],
+        ] {
+            let on_host = run(folder, DeviceChoice::Cpu, &changes);
+
+            let on_device = run(folder, DeviceChoice::Cuda, &changes);
+            assert_eq!(on_device, on_host, "{changes:?}");
+        }
+        // The norm of gradients that go to the host's optimizer differs in the ninth digit.
+        let offloaded = [(
+            "deepspeed.zero_optimization",
+            json!({"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}),
+        )];
+        let on_host = run(folder, DeviceChoice::Cpu, &offloaded);
+        let on_device = run(folder, DeviceChoice::Cuda, &offloaded);
+        assert_same("offloaded", &on_device.figures, &on_host.figures);
+    });
+}
