@@ -134,6 +134,7 @@ mod tests {
                 node: 700 << 30,
                 node_total: 1939 << 30,
             },
+            device_memory: None,
             phases: StepMemory::default(),
         };
         // The first 11 fields are from arctic_training's documented output; it has device memory before `CPU mem`.
