@@ -70,9 +70,9 @@ fn main() {
     rpath::main();
 }
 
-/// Builds `cpp/cuda/nccl.cc` into `OUT_DIR/libsterna_nccl.so`, which the program carries in itself and loads beside libtorch_cuda.
+/// Builds `cpp/cuda/nccl.cc` into `OUT_DIR/libsterna_nccl.so`, which the program carries in itself and loads beside `libtorch_cuda`.
 ///
-/// It names libtorch_cuda and none of the libraries that come with that, so it links on a machine without a GPU.
+/// It names `libtorch_cuda` and none of the libraries that come with that, so it links on a machine without a GPU.
 fn build_nccl_library(lib: &Path, include: &Path) {
     let packages =
         lib.ancestors().nth(2).expect("libtorch's lib is two folders deep").join("nvidia");
