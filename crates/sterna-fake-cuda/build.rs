@@ -1,6 +1,6 @@
-//! Compiles `cpp/` to shared libraries that are loaded in place of the driver and of libtorch's CUDA half.
+//! Compiles `cpp/` to shared libraries that are loaded in place of the driver, of NVRTC and of libtorch's CUDA half.
 //!
-//! Their paths are `STERNA_FAKE_DRIVER` and `STERNA_FAKE_LIBTORCH_CUDA` in the crate's environment.
+//! Their paths are `STERNA_FAKE_DRIVER`, `STERNA_FAKE_NVRTC` and `STERNA_FAKE_LIBTORCH_CUDA` in the crate's environment.
 
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,9 @@ mod rpath;
 
 /// What is loaded in place of the driver.
 const DRIVER: &[&str] = &["cpp/driver.cc"];
+
+/// What is loaded in place of NVRTC.
+const NVRTC: &[&str] = &["cpp/nvrtc.cc"];
 
 /// What is loaded in place of libtorch's CUDA half.
 const LIBTORCH_CUDA: &[&str] = &["cpp/device.cc", "cpp/fallback.cc", "cpp/memory.cc"];
@@ -34,11 +37,21 @@ fn main() {
         .flag(format!("-isystem{}", include.join("torch/csrc/api/include").display()))
         .define("_GLIBCXX_USE_CXX11_ABI", "1");
     // The names under which production code opens the real ones: the dynamic linker then takes these, which are loaded already.
-    let driver = link(build.clone().files(DRIVER), &lib, &out.join("libcuda.so.1"));
+    let mut kernels = build.clone();
+    kernels
+        .opt_level(2)
+        .include("../sterna-torch-sys/kernels")
+        // As the real NVRTC is told: products and sums are rounded one by one.
+        .flag("-ffp-contract=off")
+        // The name of a kernel must not hide a function of libtorch, or of the C library.
+        .flag("-fvisibility=hidden");
+    let driver = link(kernels.files(DRIVER), &lib, &out.join("libcuda.so.1"));
+    let nvrtc = link(build.clone().files(NVRTC), &lib, &out.join("libnvrtc.so.13"));
     let libtorch_cuda = link(build.files(LIBTORCH_CUDA), &lib, &out.join("libtorch_cuda.so"));
     println!("cargo::rustc-env=STERNA_FAKE_DRIVER={driver}");
+    println!("cargo::rustc-env=STERNA_FAKE_NVRTC={nvrtc}");
     println!("cargo::rustc-env=STERNA_FAKE_LIBTORCH_CUDA={libtorch_cuda}");
-    for file in ["cpp", "build.rs"] {
+    for file in ["cpp", "build.rs", "../sterna-torch-sys/kernels"] {
         println!("cargo::rerun-if-changed={file}");
     }
     rpath::main();

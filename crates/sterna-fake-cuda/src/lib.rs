@@ -1,6 +1,6 @@
 //! A CUDA device of host memory.
 //!
-//! [`install`] loads a driver (`libcuda.so.1`) and a library (`libtorch_cuda.so`) that registers itself in libtorch as the device type CUDA, as `libtorch_cuda` would. Code written for a GPU then
+//! [`install`] loads a driver (`libcuda.so.1`) whose kernels are those of `sterna-torch-sys`, compiled by g++, and a library (`libtorch_cuda.so`) that registers itself in libtorch as the device type CUDA, as `libtorch_cuda` would. Code written for a GPU then
 //! runs with `tch::Device::Cuda(0)`: each op is the CPU's kernel on the same memory, so that results are the CPU's bit for bit.
 //!
 //! What a real GPU would refuse is an error here: tensors of host and device in one op. What would make the host wait for it is
@@ -13,6 +13,9 @@ use std::{
 
 /// What is loaded as `libcuda.so.1`, as an absolute path.
 const DRIVER: &str = env!("STERNA_FAKE_DRIVER");
+
+/// What is loaded as `libnvrtc.so.13`, as an absolute path.
+const NVRTC: &str = env!("STERNA_FAKE_NVRTC");
 
 /// What is loaded as `libtorch_cuda.so`, as an absolute path.
 const LIBTORCH_CUDA: &str = env!("STERNA_FAKE_LIBTORCH_CUDA");
@@ -119,6 +122,7 @@ fn library() -> &'static Library {
     static LOADED: OnceLock<Library> = OnceLock::new();
     LOADED.get_or_init(|| {
         open(DRIVER);
+        open(NVRTC);
         let handle = open(LIBTORCH_CUDA);
         let symbol = |name: &CStr| {
             // SAFETY: `handle` is open, and never closed.

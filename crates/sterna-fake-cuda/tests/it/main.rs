@@ -1,6 +1,7 @@
 //! Integration tests of the fake device: what it computes, what it refuses, what it counts.
 
 mod device;
+mod kernels;
 mod memory;
 mod ops;
 mod syncs;
