@@ -147,8 +147,7 @@ pub fn load() -> Result<usize, Error> {
 fn load_once() -> Result<usize, Error> {
     open(DRIVER).map_err(|reason| Error::NoDriver { reason })?;
     open(LIBTORCH).map_err(|reason| Error::NoLibraries { reason })?;
-    let is_tuned = |name: &&str| std::env::var_os(name).is_some();
-    if !ALLOCATOR_VARIABLES.iter().any(|name| is_tuned(&name)) {
+    if ALLOCATOR_VARIABLES.iter().all(|name| std::env::var_os(name).is_none()) {
         ffi::set_device_allocator(ALLOCATOR_DEFAULTS).map_err(|error| Error::Allocator {
             settings: ALLOCATOR_DEFAULTS,
             reason: crate::Error::from(error).to_string(),
@@ -246,7 +245,7 @@ mod tests {
         );
     }
 
-    /// libtorch_cuda and what it brings load without a GPU, and NCCL's library fits them.
+    /// `libtorch_cuda` and what it brings load without a GPU, and NCCL's library fits them.
     #[cfg(feature = "cuda")]
     #[test]
     fn nccl_loads_without_a_gpu() {

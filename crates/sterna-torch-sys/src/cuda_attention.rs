@@ -1,12 +1,12 @@
 //! Exact attention on a CUDA device by libtorch's own kernels, with the log-sum-exp of the scores.
 //!
-//! [`flash_forward`] is FlashAttention 2 over all documents of a pack at once, with windows; [`cudnn_forward`] is cuDNN's kernel
+//! [`flash_forward`] is the second flash attention over all documents of a pack at once, with windows; [`cudnn_forward`] is cuDNN's kernel
 //! for one document. Both read keys and values as they are, for any number of query heads on each kv head, hold no scores in
 //! memory, and take half precisions only. The functions need libtorch's CUDA library to be loaded, and link nothing of it.
 //!
 //! # What is relied on
 //!
-//! libtorch 2.11.0, files under `aten/src/ATen/native`:
+//! What follows was read in libtorch's sources of about 2.11.0, under `aten/src/ATen/native`, and has not been run on a GPU:
 //!
 //! - `transformers/cuda/flash_attn/flash_api.cpp`, `mha_varlen_fwd` and `mha_varlen_bwd`: `cu_seqlens` are int32, contiguous and
 //!   on the device; heads are multiples of 8 up to 256; the last stride of `q`, `k` and `v` is 1 and the others are free;

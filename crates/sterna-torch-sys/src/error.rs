@@ -35,10 +35,10 @@ pub enum Error {
     },
     /// A GPU was asked for, and something that it needs is missing.
     #[error(transparent)]
-    Cuda(#[from] crate::cuda::Error),
+    Cuda(Box<crate::cuda::Error>),
     /// A CUDA kernel of ours cannot be compiled or launched.
     #[error(transparent)]
-    Kernels(#[from] crate::kernels::Error),
+    Kernels(Box<crate::kernels::Error>),
     /// Anything else libtorch refuses: mostly shapes, dtypes or devices that do not fit together.
     #[error("libtorch: {message}")]
     Torch {
@@ -72,6 +72,18 @@ impl Error {
             Error::Operand { .. } | Error::Torch { .. } => return None,
         };
         Some(hint.to_owned())
+    }
+}
+
+impl From<crate::cuda::Error> for Error {
+    fn from(error: crate::cuda::Error) -> Self {
+        Self::Cuda(Box::new(error))
+    }
+}
+
+impl From<crate::kernels::Error> for Error {
+    fn from(error: crate::kernels::Error) -> Self {
+        Self::Kernels(Box::new(error))
     }
 }
 

@@ -16,6 +16,7 @@ mod autograd;
     clippy::too_many_arguments,
     reason = "an attention's backward reads what the forward read and wrote"
 )]
+#[expect(clippy::struct_field_names, reason = "gradients are named as they are everywhere else")]
 mod bridge;
 pub mod c10d;
 pub mod cuda;

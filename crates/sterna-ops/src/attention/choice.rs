@@ -20,11 +20,11 @@ pub(super) const MOST_CUDNN_ELEMENTS: i64 = 1 << 31;
 /// Which kernels may compute an attention on a CUDA device. All are exact. A CPU has one for each dtype, and no choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Implementation {
-    /// The fastest for each document: cuDNN for a long one without a window, FlashAttention 2 for packs and windows, and products
+    /// The fastest for each document: `cuDNN` for a long one without a window, flash attention 2 for packs and windows, and products
     /// of tiles for what these two do not take.
     #[default]
     Automatic,
-    /// FlashAttention 2 for everything.
+    /// flash attention 2 for everything.
     Flash,
 }
 
