@@ -2,6 +2,7 @@
 
 use std::{
     ffi::{CStr, CString, c_char, c_int},
+    fmt::Write as _,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
@@ -48,6 +49,10 @@ impl Compiler {
     /// # Errors
     ///
     /// [`Error::NoCompiler`] if it is nowhere.
+    ///
+    /// # Panics
+    ///
+    /// If `folder` has a zero byte in its name.
     pub fn load(folder: Option<&Path>) -> Result<Self, Error> {
         let folder = folder.map_or_else(beside_libtorch, Path::to_owned);
         // NVRTC opens its built-in functions by their name, which the loader's path need not have: they come first.
@@ -87,7 +92,11 @@ impl Compiler {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        let mut digits = String::new();
+        for byte in hash.finalize() {
+            let _ = write!(digits, "{byte:02x}");
+        }
+        digits
     }
 
     /// Compiles all kernels for `arch`, as `sm_90`. Takes about a second.

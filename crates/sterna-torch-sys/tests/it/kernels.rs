@@ -13,6 +13,7 @@ fn compiler() -> Result<Compiler, Error> {
 }
 
 /// Says why the test below does nothing, where it cannot.
+#[expect(clippy::print_stdout, reason = "the reader of the test's output has to know")]
 #[test]
 fn what_tests_of_nvrtc_need() {
     if let Err(error) = compiler() {
