@@ -125,7 +125,8 @@ fn a_plan_reads_well() {
       model.type
         its fused kernels are what every model runs on here
       model.attn_implementation
-        every name means exact attention; on a GPU `flash_attention_2` is that kernel and no other, and the other names are the fastest; a flash name makes metrics count each document
+        every name means exact attention; on a GPU `flash_attention_2` is that kernel and no other, and
+        the other names are the fastest; a flash name makes metrics count each document
       optimizer.type
         the step runs where `offload_optimizer` puts the optimizer state, whatever the name
       data.pack_samples
