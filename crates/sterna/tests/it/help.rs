@@ -103,10 +103,10 @@ fn long_help_of_train_has_the_arguments_of_arctic_training() {
     Options:
           --num_gpus <N>
               Processes to start on each host; by default its slots, or sequence_parallel_size
-
+              
               With twice as many, twice as many sequences are trained on at a time. On a CPU they are
               simply processes.
-
+              
               [aliases: --num-gpus, --num_accelerators, --nproc-per-node]
 
           --device <DEVICE>
@@ -116,22 +116,22 @@ fn long_help_of_train_has_the_arguments_of_arctic_training() {
               - auto: CUDA where this machine has it, else the CPU
               - cpu:  The CPU
               - cuda: NVIDIA GPUs, one for each process
-
+              
               [default: auto]
 
           --max-restarts <N>
               Start all ranks again after a failure, at most N times in all
-
+              
               They go on from the newest good checkpoint: the recipe must have one with `auto_resume`. A
               mistake in the recipe and an interrupt are not failures.
-
+              
               [default: 0]
 
           --stop-within <SECONDS>
               How long ranks may save after SIGTERM, Ctrl-C or SIGUSR1 before they are killed
-
+              
               A second signal kills them at once.
-
+              
               [default: 120]
 
           --set <KEY.PATH=VALUE>
@@ -143,7 +143,7 @@ fn long_help_of_train_has_the_arguments_of_arctic_training() {
     Arguments of arctic_training and deepspeed:
           --mode <MODE>
               train, or process-data to fill the data cache and stop
-
+              
               [default: train]
               [possible values: train, process-data]
 
