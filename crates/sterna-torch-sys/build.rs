@@ -20,6 +20,7 @@ const SOURCES: &[&str] = &[
     "cpp/process_group.cc",
     "cpp/rounding.cc",
     "cpp/store.cc",
+    "cpp/streams.cc",
 ];
 
 fn main() {

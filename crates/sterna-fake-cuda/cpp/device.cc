@@ -2,6 +2,7 @@
 // Rust calls.
 
 #include "device.h"
+#include "streams.h"
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -32,10 +33,16 @@ c10::Device device_at(c10::DeviceIndex index) {
   return {c10::kCUDA, index};
 }
 
-// Work is done when its call returns: an event is the time at which it was recorded.
 struct Event {
+  Point point;
+  // When it was recorded.
   std::chrono::steady_clock::time_point at;
 };
+
+Event& event_of(void* event) {
+  TORCH_CHECK(event != nullptr, "the event was never recorded");
+  return *static_cast<Event*>(event);
+}
 
 class Guard final : public c10::impl::DeviceGuardImplInterface {
  public:
@@ -92,17 +99,19 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
     return reinterpret_cast<void*>(stream.id());
   }
 
-  void record(void** event, const c10::Stream& /*stream*/, c10::DeviceIndex /*index*/, c10::EventFlag /*flag*/) const override {
+  void record(void** event, const c10::Stream& stream, c10::DeviceIndex /*index*/, c10::EventFlag /*flag*/) const override {
     if (*event == nullptr) {
       *event = new Event();
     }
-    static_cast<Event*>(*event)->at = std::chrono::steady_clock::now();
+    *static_cast<Event*>(*event) = {now(key_of(stream)), std::chrono::steady_clock::now()};
   }
 
-  void block(void* /*event*/, const c10::Stream& /*stream*/) const override {}
+  void block(void* event, const c10::Stream& stream) const override {
+    make_wait(key_of(stream), event_of(event).point);
+  }
 
-  bool queryEvent(void* /*event*/) const override {
-    return true;
+  bool queryEvent(void* event) const override {
+    return is_done(event_of(event).point);
   }
 
   void destroyEvent(void* event, c10::DeviceIndex /*index*/) const noexcept override {
@@ -119,20 +128,23 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
     return num_devices();
   }
 
-  bool queryStream(const c10::Stream& /*stream*/) const override {
-    return true;
+  bool queryStream(const c10::Stream& stream) const override {
+    return is_done(now(key_of(stream)));
   }
 
-  void synchronizeStream(const c10::Stream& /*stream*/) const override {
+  void synchronizeStream(const c10::Stream& stream) const override {
     count_host_sync("stream synchronize");
+    run_until(now(key_of(stream)));
   }
 
-  void synchronizeEvent(void* /*event*/) const override {
+  void synchronizeEvent(void* event) const override {
     count_host_sync("event synchronize");
+    run_until(event_of(event).point);
   }
 
   void synchronizeDevice(c10::DeviceIndex /*index*/) const override {
     count_host_sync("device synchronize");
+    run_all();
   }
 
  private:
@@ -242,6 +254,7 @@ struct CUDAHooks final : CUDAHooksInterface {
 
   void deviceSynchronize(DeviceIndex /*index*/) const override {
     count_host_sync("device synchronize");
+    run_all();
   }
 };
 

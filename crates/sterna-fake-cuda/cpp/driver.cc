@@ -7,6 +7,8 @@
 #include "sterna.cu"
 
 #include <cstdio>
+#include <map>
+#include <mutex>
 #include <string_view>
 #include <utility>
 
@@ -59,6 +61,10 @@ const Kernel kKernels[] = {
 
 constexpr int kMultiprocessors = 2;
 
+std::mutex registered_mutex;
+// Start to length of the host's memory that is pinned.
+std::map<const char*, size_t> registered;
+
 }  // namespace
 
 #define EXPORT extern "C" __attribute__((visibility("default"))) int
@@ -105,6 +111,23 @@ EXPORT cuDevicePrimaryCtxRetain(void** context, int /*device*/) {
 EXPORT cuCtxPushCurrent_v2(void* /*context*/) { return kSuccess; }
 
 EXPORT cuCtxPopCurrent_v2(void** context) { return cuDevicePrimaryCtxRetain(context, 0); }
+
+EXPORT cuMemHostRegister_v2(void* data, size_t nbytes, unsigned /*flags*/) {
+  const std::lock_guard<std::mutex> lock(registered_mutex);
+  return registered.emplace(static_cast<const char*>(data), nbytes).second ? kSuccess : kInvalidValue;
+}
+
+EXPORT cuMemHostUnregister(void* data) {
+  const std::lock_guard<std::mutex> lock(registered_mutex);
+  return registered.erase(static_cast<const char*>(data)) == 1 ? kSuccess : kInvalidValue;
+}
+
+EXPORT sterna_fake_is_registered(const void* data) {
+  const auto* start = static_cast<const char*>(data);
+  const std::lock_guard<std::mutex> lock(registered_mutex);
+  const auto after = registered.upper_bound(start);
+  return after != registered.begin() && start < std::prev(after)->first + std::prev(after)->second ? 1 : 0;
+}
 
 // Takes what either NVRTC makes: the real one an ELF image, nvrtc.cc its own mark.
 EXPORT cuModuleLoadData(void** module, const void* image) {

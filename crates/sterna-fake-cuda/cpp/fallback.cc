@@ -1,13 +1,16 @@
 // The ops of the fake device: the few that only a device has, and for all others the CPU's kernels on the same memory.
 
 #include "device.h"
+#include "streams.h"
 
+#include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/native/Resize.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
 #include <cstring>
@@ -248,6 +251,7 @@ at::Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype, std:
                  std::optional<bool> pin_memory, std::optional<at::MemoryFormat> memory_format) {
   TORCH_CHECK(!pin_memory.value_or(false), "Only dense CPU tensors can be pinned");
   TORCH_CHECK(layout.value_or(at::kStrided) == at::kStrided, "the fake device has plain strided tensors only");
+  at::globalContext().lazyInitDevice(c10::kCUDA);
   const c10::OptionalDeviceGuard guard(device);
   return at::detail::empty_generic(size, device_allocator(), CUDA_KEYS, c10::dtype_or_default(dtype), memory_format);
 }
@@ -256,26 +260,36 @@ at::Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, std::opti
                          std::optional<at::Device> device, std::optional<bool> pin_memory) {
   TORCH_CHECK(!pin_memory.value_or(false), "Only dense CPU tensors can be pinned");
   TORCH_CHECK(layout.value_or(at::kStrided) == at::kStrided, "the fake device has plain strided tensors only");
+  at::globalContext().lazyInitDevice(c10::kCUDA);
   const c10::OptionalDeviceGuard guard(device);
   return at::detail::empty_strided_generic(size, stride, device_allocator(), CUDA_KEYS, c10::dtype_or_default(dtype));
 }
 
-// A copy between host and device makes the host wait unless it asks for the opposite and its memory is pinned.
-void count_copy(const at::Tensor& to, const at::Tensor& from, bool non_blocking) {
+// Whether a copy between host and device runs beside the host: it asks for that, and its memory is pinned. Any other makes the host wait.
+bool runs_beside(const at::Tensor& to, const at::Tensor& from, bool non_blocking) {
   if (to.is_cuda() == from.is_cuda() || from.numel() == 0) {
-    return;
+    return false;
   }
   const at::Tensor& host = to.is_cuda() ? from : to;
   if (non_blocking && is_pinned(host.storage().data())) {
-    return;
+    return true;
   }
   std::ostringstream what;
   what << "aten::copy_ " << (to.is_cuda() ? "to" : "from") << " the device, " << from.scalar_type() << " " << from.sizes();
   count_host_sync(what.str());
+  return false;
 }
 
 at::Tensor& copy_(at::Tensor& self, const at::Tensor& src, bool non_blocking) {
-  count_copy(self, src, non_blocking);
+  if (runs_beside(self, src, non_blocking)) {
+    const auto device = self.is_cuda() ? self.device() : src.device();
+    const auto stream = key_of(c10::impl::getDeviceGuardImpl(c10::kCUDA)->getStream(device));
+    const bool is_plain = self.is_contiguous() && src.is_contiguous() && self.scalar_type() == src.scalar_type();
+    if (stream.second != 0 && is_plain) {
+      copy_later(stream, self.mutable_data_ptr(), src.const_data_ptr(), src.nbytes());
+      return self;
+    }
+  }
   // Devices differ in a copy and nowhere else, hence an alias map of its own for each side.
   Aliases to;
   Aliases from;

@@ -1,6 +1,7 @@
 // The two allocators: of device memory, which is the host's, and of pinned memory.
 
 #include "device.h"
+#include "streams.h"
 
 #include <ATen/core/CachingHostAllocator.h>
 #include <c10/core/CachingDeviceAllocator.h>
@@ -11,6 +12,9 @@
 #include <map>
 #include <mutex>
 #include <unordered_map>
+
+// Of driver.cc, which is loaded first: whether memory of the host has been registered with the driver.
+extern "C" int sterna_fake_is_registered(const void* data);
 
 namespace sterna::fake {
 namespace {
@@ -120,6 +124,7 @@ class DeviceMemory final : public c10::DeviceAllocator {
     const Block block = found->second;
     blocks_.erase(found);
     const size_t rounded = round_up(block.nbytes);
+    check_unused(ptr, rounded);
     auto& stats = stats_.at(block.device);
     for (auto* count : {&stats.allocation, &stats.active, &stats.segment}) {
       (*count)[AGGREGATE].decrease(1);
@@ -280,7 +285,7 @@ c10::Allocator* pinned_allocator() {
 }
 
 bool is_pinned(const void* ptr) {
-  return pinned_memory().contains(ptr);
+  return pinned_memory().contains(ptr) || sterna_fake_is_registered(ptr) != 0;
 }
 
 } // namespace sterna::fake

@@ -95,6 +95,7 @@ pub(crate) mod ffi {
         include!("process_group.h");
         include!("rounding.h");
         include!("store.h");
+        include!("streams.h");
 
         #[namespace = "at"]
         type Tensor;
@@ -116,6 +117,17 @@ pub(crate) mod ffi {
         fn device_memory(device_index: i32) -> Result<DeviceMemory>;
         fn reset_device_peak(device_index: i32) -> Result<()>;
         fn set_device(device_index: i32) -> Result<()>;
+
+        type Stream;
+        type Event;
+
+        fn current_stream(device_index: i32) -> Result<UniquePtr<Stream>>;
+        fn new_stream(device_index: i32) -> Result<UniquePtr<Stream>>;
+        fn record_event(stream: &Stream) -> Result<UniquePtr<Event>>;
+        fn wait_event(stream: &Stream, event: &Event) -> Result<()>;
+        fn has_happened(event: &Event) -> Result<bool>;
+        fn wait_on_host(event: &Event) -> Result<()>;
+        fn copy_on(stream: &Stream, target: &Tensor, source: &Tensor) -> Result<()>;
 
         fn has_attention_kernel() -> bool;
         fn attention_forward(

@@ -19,6 +19,7 @@ mod autograd;
 #[expect(clippy::struct_field_names, reason = "gradients are named as they are everywhere else")]
 mod bridge;
 pub mod c10d;
+pub mod copies;
 pub mod cuda;
 pub mod cuda_attention;
 mod error;

@@ -4,6 +4,9 @@
 //! allocated it ([`scope`]), or a later [`retag`]. [`usage`] tells the bytes by kind, now and at the moment when their sum was
 //! largest.
 //!
+//! [`pinned`] makes tensors that a GPU copies from and to on its own, which wait for their next tensor as well: pinning takes the driver
+//! far longer than a copy.
+//!
 //! Blocks of 1 MiB and more are mappings of their own, and are kept for the next tensor of their
 //! size (`cache.rs` says how many). libtorch's own allocator takes the memory of every tensor from glibc, which maps
 //! and unmaps large ones anew each time, and leaves holes between the others. Smaller blocks go to the heap here as well.
@@ -12,7 +15,7 @@ mod block;
 mod cache;
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     fmt::Write as _,
     marker::PhantomData,
     ops::{Index, IndexMut},
@@ -20,7 +23,7 @@ use std::{
     sync::{Mutex, MutexGuard, Once, PoisonError},
 };
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use self::{
     block::{Block, Mapping},
@@ -164,10 +167,32 @@ pub fn retag(tensor: &Tensor, kind: MemoryKind) {
     block.set_kind(kind);
 }
 
+/// An uninitialised tensor in memory of the host that is pinned: the driver copies to and from it while the host does other things.
+///
+/// `size` in elements. The first call makes libtorch allocate here ([`install`]). The thread has a current GPU ([`crate::cuda::set_device`]).
+///
+/// # Errors
+///
+/// [`crate::Error::OutOfMemory`] if the system has no memory left, or the driver refuses to pin it.
+pub fn pinned(size: &[i64], kind: Kind) -> Result<Tensor, crate::Error> {
+    install();
+    let before = IS_PINNED.replace(true);
+    let tensor = Tensor::f_empty(size, (kind, Device::Cpu));
+    IS_PINNED.set(before);
+    let unpinned = PIN_FAILURE.take();
+    tensor.map_err(|error| crate::Error::OutOfMemory {
+        message: unpinned.unwrap_or_else(|| error.to_string()),
+    })
+}
+
 /// What tensors hold now, and held at the peak.
 pub fn usage() -> Usage {
     let ledger = lock();
-    Usage { live: ledger.live, peak: ledger.peak, cached: ledger.cache.num_waiting() as u64 }
+    Usage {
+        live: ledger.live,
+        peak: ledger.peak,
+        cached: (ledger.cache.num_waiting() + ledger.pinned.num_waiting()) as u64,
+    }
 }
 
 /// Starts looking for the peak anew, from what tensors hold now.
@@ -179,6 +204,10 @@ pub fn reset_peak() {
 thread_local! {
     /// What this thread allocates for.
     static CURRENT: Cell<MemoryKind> = const { Cell::new(MemoryKind::Other) };
+    /// Whether this thread allocates pinned memory.
+    static IS_PINNED: Cell<bool> = const { Cell::new(false) };
+    /// Why there was none, from libtorch's question to the end of [`pinned`].
+    static PIN_FAILURE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
 /// The books of the process.
@@ -186,10 +215,17 @@ struct Ledger {
     live: ByKind,
     peak: ByKind,
     cache: Cache,
+    /// Pinned mappings that wait.
+    pinned: Cache,
 }
 
-static LEDGER: Mutex<Ledger> =
-    Mutex::new(Ledger { live: ByKind::NONE, peak: ByKind::NONE, cache: Cache::new() });
+static LEDGER: Mutex<Ledger> = Mutex::new(Ledger {
+    live: ByKind::NONE,
+    peak: ByKind::NONE,
+    cache: Cache::new(512 << 20),
+    // A step needs as many again as the one before, and they are dear to make.
+    pinned: Cache::new(usize::MAX),
+});
 
 /// Nothing panics while it is locked, and no tensor is allocated.
 fn lock() -> MutexGuard<'static, Ledger> {
@@ -203,29 +239,48 @@ impl Ledger {
             self.peak = self.live;
         }
     }
+
+    /// Where mappings wait that are pinned, or are not.
+    fn cache(&mut self, is_pinned: bool) -> &mut Cache {
+        if is_pinned { &mut self.pinned } else { &mut self.cache }
+    }
 }
 
 /// Memory for a tensor, or null. Called by libtorch.
 pub(crate) fn allocate(len: usize) -> *mut u8 {
     let kind = CURRENT.get();
-    let block = if len < LARGE { Block::from_heap(len, kind) } else { map(len, kind) };
+    let is_pinned = IS_PINNED.get();
+    let block = if len < LARGE && !is_pinned {
+        Block::from_heap(len, kind)
+    } else {
+        map(len, kind, is_pinned)
+    };
     let Some(block) = block else { return std::ptr::null_mut() };
     lock().add(kind, len);
     block.into_data().as_ptr()
 }
 
-fn map(len: usize, kind: MemoryKind) -> Option<Block> {
+fn map(len: usize, kind: MemoryKind, is_pinned: bool) -> Option<Block> {
     let mapped_len = Block::mapped_len_for(len)?;
-    let (found, too_many) = lock().cache.take(mapped_len);
+    let (found, too_many) = lock().cache(is_pinned).take(mapped_len);
     drop(too_many);
-    let mapping = found.or_else(|| Mapping::new(mapped_len)).or_else(|| {
+    let new = || {
+        if !is_pinned {
+            return Mapping::new(mapped_len);
+        }
+        let pinned = Mapping::new_pinned(mapped_len);
+        pinned.map_err(|reason| PIN_FAILURE.set(Some(reason))).ok()
+    };
+    let mapping = found.or_else(new).or_else(|| {
         // Unmapped, the blocks that wait leave room for this one.
-        let all = lock().cache.give_up();
+        let mut ledger = lock();
+        let all = [ledger.cache.give_up(), ledger.pinned.give_up()];
+        drop(ledger);
         drop(all);
-        Mapping::new(mapped_len)
+        new()
     });
     let Some(mapping) = mapping else {
-        lock().cache.not_taken(mapped_len);
+        lock().cache(is_pinned).not_taken(mapped_len);
         return None;
     };
     Some(Block::from_mapping(mapping, len, kind))
@@ -244,7 +299,7 @@ pub(crate) unsafe fn release(data: *mut u8) {
     let mapping = block.release();
     let mut ledger = lock();
     ledger.live[kind] -= len as u64;
-    let too_many = mapping.map(|mapping| ledger.cache.put(mapping));
+    let too_many = mapping.map(|mapping| ledger.cache(mapping.is_pinned()).put(mapping));
     drop(ledger);
     drop(too_many);
 }

@@ -5,6 +5,8 @@ use std::{
     ptr::{self, NonNull},
 };
 
+use cudarc::driver::sys;
+
 use super::MemoryKind;
 
 /// libtorch requires 64 (`c10::gAlignment`), a cache line; the header takes one.
@@ -21,6 +23,7 @@ struct Header {
     len: usize,
     /// Length of the block's own mapping, header included; 0 for a block of the heap.
     mapped_len: usize,
+    is_pinned: bool,
     kind: MemoryKind,
 }
 
@@ -32,14 +35,14 @@ impl Block {
     pub(super) fn from_heap(len: usize, kind: MemoryKind) -> Option<Self> {
         // SAFETY: the layout has a size: it contains the header.
         let start = NonNull::new(unsafe { alloc::alloc(heap_layout(len)?) })?;
-        Some(Self::write(start.cast(), Header { len, mapped_len: 0, kind }))
+        Some(Self::write(start.cast(), Header { len, mapped_len: 0, is_pinned: false, kind }))
     }
 
     /// Takes over a mapping that is at least [`Block::mapped_len_for`] `len` long.
     pub(super) fn from_mapping(mapping: Mapping, len: usize, kind: MemoryKind) -> Self {
-        let mapped_len = mapping.len;
+        let (mapped_len, is_pinned) = (mapping.len, mapping.is_pinned);
         let start = mapping.into_start();
-        Self::write(start.cast(), Header { len, mapped_len, kind })
+        Self::write(start.cast(), Header { len, mapped_len, is_pinned, kind })
     }
 
     fn write(start: NonNull<Header>, header: Header) -> Self {
@@ -89,10 +92,10 @@ impl Block {
 
     /// Frees a block of the heap; returns the mapping of any other.
     pub(super) fn release(self) -> Option<Mapping> {
-        let Header { len, mapped_len, .. } = *self.header();
+        let Header { len, mapped_len, is_pinned, .. } = *self.header();
         let start = self.0.cast::<u8>();
         if mapped_len > 0 {
-            return Some(Mapping { start, len: mapped_len });
+            return Some(Mapping { start, len: mapped_len, is_pinned });
         }
         let layout = heap_layout(len).expect("the layout of an allocated block");
         // SAFETY: `from_heap` has allocated it with this layout, and `self` was its only owner.
@@ -110,6 +113,8 @@ fn heap_layout(len: usize) -> Option<Layout> {
 pub(super) struct Mapping {
     start: NonNull<u8>,
     len: usize,
+    /// Whether the driver has been told of it.
+    is_pinned: bool,
 }
 
 // SAFETY: a mapping belongs to the process, and `Mapping` is its only owner.
@@ -125,7 +130,33 @@ impl Mapping {
         if start == libc::MAP_FAILED {
             return None;
         }
-        Some(Self { start: NonNull::new(start.cast())?, len })
+        Some(Self { start: NonNull::new(start.cast())?, len, is_pinned: false })
+    }
+
+    /// As [`Mapping::new`], its pages kept where they are, for a GPU to copy from and to. Fails with words.
+    pub(super) fn new_pinned(len: usize) -> Result<Self, String> {
+        let mut mapping =
+            Self::new(len).ok_or_else(|| format!("the system has no {len} bytes left"))?;
+        let start = mapping.start.as_ptr().cast();
+        // Pages of 2 MiB are fewer to pin. A system that has none goes on with small ones.
+        // SAFETY: the range is this mapping's.
+        let _ = unsafe { libc::madvise(start, len, libc::MADV_HUGEPAGE) };
+        // SAFETY: loads the driver's library, which is loaded already where there is a GPU.
+        if !unsafe { sys::is_culib_present() } {
+            return Err("this machine has no NVIDIA driver to pin memory".to_owned());
+        }
+        // SAFETY: the range is this mapping's, which stays until `drop` has unregistered it.
+        unsafe { sys::cuMemHostRegister_v2(start, len, sys::CU_MEMHOSTREGISTER_PORTABLE) }
+            .result()
+            .map_err(|error| {
+                format!("the NVIDIA driver cannot pin {len} bytes of host memory: {error}")
+            })?;
+        mapping.is_pinned = true;
+        Ok(mapping)
+    }
+
+    pub(super) fn is_pinned(&self) -> bool {
+        self.is_pinned
     }
 
     pub(super) fn len(&self) -> usize {
@@ -142,6 +173,11 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        if self.is_pinned {
+            // A driver that refuses is shutting down, and forgets the range with everything else.
+            // SAFETY: the range was registered when the mapping was made.
+            let _ = unsafe { sys::cuMemHostUnregister(self.start.as_ptr().cast()) };
+        }
         // SAFETY: the range is this mapping's, and `self` was its only owner.
         if unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) } != 0 {
             // The process has as many mappings as it may, and cannot split one: the pages at least go back.

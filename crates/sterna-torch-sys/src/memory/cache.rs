@@ -4,7 +4,7 @@
 //! computing it. A step allocates the same sizes again and again, so blocks are kept; but what is kept is resident, and the
 //! peak of resident memory is what ends a run. Two bounds keep both: blocks wait only as long as they and the blocks in use
 //! together are no more than the blocks in use once were, so that the cache never adds to the peak; and at most
-//! [`Cache::LIMIT`] bytes wait.
+//! so many bytes wait as it is made for.
 
 use super::block::Mapping;
 
@@ -19,14 +19,13 @@ pub(super) struct Cache {
     num_in_use: usize,
     /// The most that was ever handed out at once, bytes.
     most_in_use: usize,
+    /// The most that may wait, bytes.
+    limit: usize,
 }
 
 impl Cache {
-    /// The most that may wait, bytes.
-    const LIMIT: usize = 512 << 20;
-
-    pub(super) const fn new() -> Self {
-        Self { waiting: Vec::new(), num_waiting: 0, num_in_use: 0, most_in_use: 0 }
+    pub(super) const fn new(limit: usize) -> Self {
+        Self { waiting: Vec::new(), num_waiting: 0, num_in_use: 0, most_in_use: 0, limit }
     }
 
     /// Bytes that wait.
@@ -74,7 +73,7 @@ impl Cache {
 
     /// The mappings that have waited longest, until both bounds hold.
     fn shrink(&mut self) -> Vec<Mapping> {
-        let limit = Self::LIMIT.min(self.most_in_use - self.num_in_use);
+        let limit = self.limit.min(self.most_in_use - self.num_in_use);
         let mut count = 0;
         for mapping in &self.waiting {
             if self.num_waiting <= limit {
@@ -102,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_block_that_fits_is_used_again() {
-        let mut cache = Cache::new();
+        let mut cache = Cache::new(512 * MIB);
         let (small, large) = (take(&mut cache, 8 * MIB), take(&mut cache, 9 * MIB));
         assert!(cache.put(large).is_empty() && cache.put(small).is_empty());
         // Both are within an eighth of 8 MiB; the smaller one fits better, although the other has waited longer.
@@ -113,7 +112,7 @@ mod tests {
 
     #[test]
     fn what_waits_never_adds_to_the_peak() {
-        let mut cache = Cache::new();
+        let mut cache = Cache::new(512 * MIB);
         let blocks = [4, 4, 4].map(|mib| take(&mut cache, mib * MIB));
         for block in blocks {
             assert!(cache.put(block).is_empty());
@@ -130,16 +129,16 @@ mod tests {
 
     #[test]
     fn no_more_than_the_limit_waits() {
-        let mut cache = Cache::new();
+        let mut cache = Cache::new(512 * MIB);
         // Nobody writes to them, so no memory is used.
-        let blocks: Vec<_> = (0..5).map(|_| take(&mut cache, Cache::LIMIT / 4)).collect();
+        let blocks: Vec<_> = (0..5).map(|_| take(&mut cache, 128 * MIB)).collect();
         let evicted: usize = blocks.into_iter().map(|block| cache.put(block).len()).sum();
-        assert_eq!((evicted, cache.num_waiting()), (1, Cache::LIMIT));
+        assert_eq!((evicted, cache.num_waiting()), (1, 512 * MIB));
     }
 
     #[test]
     fn giving_up_empties_it() {
-        let mut cache = Cache::new();
+        let mut cache = Cache::new(512 * MIB);
         let block = take(&mut cache, MIB);
         cache.put(block);
         assert!(cache.take(64 * MIB).0.is_none());

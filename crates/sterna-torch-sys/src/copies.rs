@@ -1,0 +1,318 @@
+//! Copies between a GPU and pinned memory of the host, beside what the GPU computes.
+//!
+//! Each direction has a stream of its own. Nothing here makes the host wait but what says so; streams wait for one another by events.
+//! All device memory belongs to the stream that computes, libtorch's current one:
+//!
+//! ```text
+//! compute    | block 0 | block 1 |w| block 2 |       | block 2' |w| block 1' |
+//! to host         `--> x0 `--> x1 `--> x2
+//! to device                                     x1 -----^   x0 -----^
+//! ```
+//!
+//! A tensor that leaves is held until [`Copies::settle`] has been called twice: then the computing stream waits for its copy (`w`), and
+//! what allocates next may have its memory. A tensor that comes is allocated first, so its copy begins when what was
+//! computed up to then is done, and runs beside what is computed next. Memory is thus used again in the order of the computing stream, and the
+//! peak does not depend on how far the host runs ahead, as it does with libtorch's `record_stream`.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    rc::Rc,
+};
+
+use cxx::UniquePtr;
+use tch::{Device, Kind, Tensor};
+
+use crate::{Error, bridge::ffi, memory, tensor::borrow};
+
+/// The streams that copy between one GPU and the host, for one thread of the host.
+pub struct Copies {
+    device_index: i32,
+    to_host: UniquePtr<ffi::Stream>,
+    to_device: UniquePtr<ffi::Stream>,
+    /// What leaves since the last [`Copies::settle`].
+    leaving: RefCell<Vec<Transfer>>,
+    /// What was leaving before it.
+    left: RefCell<Vec<Transfer>>,
+    /// Memory of the host that is being read. In order, so the first one is done first.
+    read: RefCell<VecDeque<Transfer>>,
+    bytes: Cell<CopiedBytes>,
+}
+
+/// Bytes copied since [`Copies::new`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CopiedBytes {
+    /// From the device to the host.
+    pub to_host: u64,
+    /// From the host to the device.
+    pub to_device: u64,
+}
+
+/// A copy under way, and the tensor that it reads.
+struct Transfer {
+    done: Event,
+    _source: Tensor,
+}
+
+/// A point in the work of a stream.
+#[derive(Clone)]
+struct Event(Rc<UniquePtr<ffi::Event>>);
+
+/// A tensor in pinned memory of the host, written by a copy that may be under way.
+pub struct OnHost {
+    tensor: Tensor,
+    written: Option<Event>,
+}
+
+/// A tensor of the device, written by a copy that may be under way.
+pub struct Arriving {
+    device_index: i32,
+    tensor: Tensor,
+    written: Event,
+}
+
+impl Copies {
+    /// Streams for GPU `device_index`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Torch`] if there is no such device.
+    pub fn new(device_index: usize) -> Result<Self, Error> {
+        let device_index = device_index as i32;
+        Ok(Self {
+            device_index,
+            to_host: ffi::new_stream(device_index)?,
+            to_device: ffi::new_stream(device_index)?,
+            leaving: RefCell::default(),
+            left: RefCell::default(),
+            read: RefCell::default(),
+            bytes: Cell::default(),
+        })
+    }
+
+    /// What has been copied, or is being copied.
+    pub fn bytes(&self) -> CopiedBytes {
+        self.bytes.get()
+    }
+
+    /// Starts copying `source`, a tensor of the device with its elements one after the other, when what computes it is done. The result
+    /// has memory of its own, counted as what the thread allocates for ([`memory::scope`]).
+    ///
+    /// Nobody may change `source` from here on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`] if the host has none left, or the driver cannot pin it; [`Error::Operand`] if `source` has gaps.
+    pub fn to_host(&self, source: Tensor) -> Result<OnHost, Error> {
+        let mut target = OnHost::empty(&source.size(), source.kind())?;
+        self.to_host_at(source, &mut target)?;
+        Ok(target)
+    }
+
+    /// As [`Copies::to_host`], into memory that is there already. What reads `target` on the device is done before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Operand`] if `source` has gaps, or is not as `target`.
+    pub fn to_host_at(&self, source: Tensor, target: &mut OnHost) -> Result<(), Error> {
+        check(&source, &target.tensor)?;
+        let compute = ffi::current_stream(self.device_index)?;
+        ffi::wait_event(&self.to_host, Event::record(&compute)?.of_c10())?;
+        ffi::copy_on(&self.to_host, borrow(&target.tensor), borrow(&source))?;
+        let done = Event::record(&self.to_host)?;
+        target.written = Some(done.clone());
+        self.count(|bytes| &mut bytes.to_host, &source);
+        self.leaving.borrow_mut().push(Transfer { done, _source: source });
+        Ok(())
+    }
+
+    /// Lets go of the device memory of what was leaving before the last call: what is computed from here on begins when its copies are
+    /// done. To be called once for each block.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Torch`] if the device has failed.
+    pub fn settle(&self) -> Result<(), Error> {
+        let compute = ffi::current_stream(self.device_index)?;
+        for Transfer { done, .. } in &*self.left.borrow() {
+            ffi::wait_event(&compute, done.of_c10())?;
+        }
+        self.left.replace(self.leaving.take());
+        Ok(())
+    }
+
+    /// Starts copying `source` to the device, when it is written and what has been asked of the device so far is done.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Operand`] if `source` has gaps.
+    ///
+    /// # Panics
+    ///
+    /// If the device has no memory left, as every op does.
+    pub fn to_device(&self, source: &OnHost) -> Result<Arriving, Error> {
+        let options = (source.tensor.kind(), Device::Cuda(self.device_index as usize));
+        let target = Tensor::empty(source.tensor.size(), options);
+        let written = self.start_to_device(source, &target)?;
+        Ok(Arriving { device_index: self.device_index, tensor: target, written })
+    }
+
+    /// As [`Copies::to_device`], into memory that is there already, which nobody reads before [`Copies::synchronize`].
+    ///
+    /// # Waiting
+    ///
+    /// For the oldest copy to the device when sixteen are under way, so that a host which is faster than the copies does not fill its
+    /// memory with what they read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Operand`] if `source` has gaps, or is not as `target`.
+    pub fn to_device_at(&self, source: &OnHost, target: &Tensor) -> Result<(), Error> {
+        const MAX_UNDER_WAY: usize = 16;
+        self.start_to_device(source, target)?;
+        let mut read = self.read.borrow_mut();
+        while read.len() > MAX_UNDER_WAY
+            && let Some(first) = read.pop_front()
+        {
+            ffi::wait_on_host(first.done.of_c10())?;
+        }
+        Ok(())
+    }
+
+    fn start_to_device(&self, source: &OnHost, target: &Tensor) -> Result<Event, Error> {
+        check(&source.tensor, target)?;
+        let compute = ffi::current_stream(self.device_index)?;
+        ffi::wait_event(&self.to_device, Event::record(&compute)?.of_c10())?;
+        if let Some(written) = &source.written {
+            ffi::wait_event(&self.to_device, written.of_c10())?;
+        }
+        ffi::copy_on(&self.to_device, borrow(target), borrow(&source.tensor))?;
+        let done = Event::record(&self.to_device)?;
+        self.count(|bytes| &mut bytes.to_device, target);
+        let mut read = self.read.borrow_mut();
+        while let Some(first) = read.front()
+            && ffi::has_happened(first.done.of_c10())?
+        {
+            read.pop_front();
+        }
+        let source = source.tensor.shallow_clone();
+        read.push_back(Transfer { done: done.clone(), _source: source });
+        Ok(done)
+    }
+
+    /// Waits until every copy is done. The host may then read and write what was copied, and the device what came.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Torch`] if the device has failed.
+    pub fn synchronize(&self) -> Result<(), Error> {
+        for stream in [&self.to_host, &self.to_device] {
+            ffi::wait_on_host(Event::record(stream)?.of_c10())?;
+        }
+        self.leaving.take();
+        self.left.take();
+        self.read.take();
+        Ok(())
+    }
+
+    fn count(&self, direction: impl FnOnce(&mut CopiedBytes) -> &mut u64, tensor: &Tensor) {
+        let mut bytes = self.bytes.get();
+        *direction(&mut bytes) += (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
+        self.bytes.set(bytes);
+    }
+}
+
+impl OnHost {
+    /// Uninitialised, for the host or [`Copies::to_host_at`] to write.
+    ///
+    /// # Errors
+    ///
+    /// As [`memory::pinned`].
+    pub fn empty(size: &[i64], kind: Kind) -> Result<Self, Error> {
+        Ok(Self { tensor: memory::pinned(size, kind)?, written: None })
+    }
+
+    /// The same memory as the host sees it: to be read and written when its copies are done, after [`OnHost::wait`] or
+    /// [`Copies::synchronize`].
+    pub fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// Blocks the host until it is written.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Torch`] if the device has failed.
+    pub fn wait(&self) -> Result<(), Error> {
+        self.written.as_ref().map_or(Ok(()), |written| Ok(ffi::wait_on_host(written.of_c10())?))
+    }
+
+    /// A view of rows `start..start + len`.
+    #[must_use]
+    pub fn narrow(&self, start: i64, len: i64) -> Self {
+        Self { tensor: self.tensor.narrow(0, start, len), written: self.written.clone() }
+    }
+}
+
+impl Arriving {
+    /// The tensor: what is computed from here on begins when it is there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Torch`] if the device has failed.
+    pub fn arrive(self) -> Result<Tensor, Error> {
+        self.make_wait()?;
+        Ok(self.tensor.shallow_clone())
+    }
+
+    fn make_wait(&self) -> Result<(), Error> {
+        let compute = ffi::current_stream(self.device_index)?;
+        Ok(ffi::wait_event(&compute, self.written.of_c10())?)
+    }
+}
+
+impl Drop for Arriving {
+    /// Memory that is still being written must not be the next tensor's.
+    fn drop(&mut self) {
+        // A device that cannot wait has failed, and nothing of it is used again.
+        let _ = self.make_wait();
+    }
+}
+
+impl Event {
+    fn record(stream: &ffi::Stream) -> Result<Self, Error> {
+        Ok(Self(Rc::new(ffi::record_event(stream)?)))
+    }
+
+    fn of_c10(&self) -> &ffi::Event {
+        &self.0
+    }
+}
+
+/// `host`, a small tensor, on `device`. On a GPU the host does not wait for it: libtorch keeps a pinned copy for as long as that is read.
+///
+/// # Panics
+///
+/// If there is no memory for it.
+pub fn upload(host: Tensor, device: Device) -> Tensor {
+    if device == Device::Cpu {
+        return host;
+    }
+    let kind = host.kind();
+    host.pin_memory(device).to_device_(device, kind, true, false)
+}
+
+/// A copy that changes neither sizes nor dtype is one transfer; any other one would need memory of the stream that copies.
+fn check(source: &Tensor, target: &Tensor) -> Result<(), Error> {
+    if !source.is_contiguous() {
+        return Err(Error::operand("source", source, "contiguous"));
+    }
+    if !target.is_contiguous() || target.kind() != source.kind() || target.size() != source.size() {
+        return Err(Error::operand(
+            "target",
+            target,
+            "contiguous, and of the source's size and dtype",
+        ));
+    }
+    Ok(())
+}
