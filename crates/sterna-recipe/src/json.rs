@@ -220,6 +220,7 @@ impl MemoryOptions {
             "attention_query_tile": self.attention_query_tile,
             "tile_bytes": self.tile_bytes,
             "optimizer_on": self.optimizer_on.name(),
+            "gradients_on": self.gradients_on.name(),
             "moments_dtype": self.moments_dtype.torch_name(),
             "disk_dir": self.disk_dir,
             "timeline_dir": self.timeline_dir,

@@ -117,8 +117,10 @@ pub struct ZeroPlan {
     pub shards_optimizer: bool,
     /// Whether the weights rest on the host.
     pub offload_param: bool,
-    /// Where masters and moments live; gradients live on the host unless this is the device.
+    /// Where masters and moments live.
     pub optimizer_on: Place,
+    /// Where gradients live: the device or the host.
+    pub gradients_on: Place,
     /// The format of the moments.
     pub moments_dtype: DType,
     /// The format in which gradients travel.
@@ -315,6 +317,7 @@ impl ZeroPlan {
             shards_optimizer: is_shared && stage.shards_optimizer(),
             offload_param: deepspeed.offload_param,
             optimizer_on: recipe.memory.optimizer_on,
+            gradients_on: recipe.memory.gradients_on,
             moments_dtype: recipe.memory.moments_dtype,
             reduce_dtype: deepspeed.reduce_dtype,
             grad_accum_dtype: deepspeed.grad_accum_dtype,

@@ -474,8 +474,10 @@ pub struct MemoryOptions {
     pub attention_query_tile: usize,
     /// What the intermediate values of one tile may take, in bytes.
     pub tile_bytes: usize,
-    /// Where masters and moments live; gradients live on the host unless this is the device.
+    /// Where masters and moments live.
     pub optimizer_on: Place,
+    /// Where gradients live: the device or the host.
+    pub gradients_on: Place,
     /// The format of the optimizer's moments.
     pub moments_dtype: DType,
     /// The folder for what lives on disk, relative to the working directory; set whenever something does.

@@ -25,6 +25,10 @@ std::unique_ptr<Stream> new_stream(int32_t device_index) {
   return std::make_unique<Stream>(c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device));
 }
 
+std::unique_ptr<Stream> exchange_stream(const Stream& stream) {
+  return std::make_unique<Stream>(c10::impl::VirtualGuardImpl(stream.device_type()).exchangeStream(stream));
+}
+
 std::unique_ptr<Event> record_event(const Stream& stream) {
   auto event = std::make_unique<Event>(stream.device_type());
   event->record(stream);

@@ -19,6 +19,8 @@ using Event = c10::Event;
 std::unique_ptr<Stream> current_stream(int32_t device_index);
 // One of libtorch's pool.
 std::unique_ptr<Stream> new_stream(int32_t device_index);
+// Makes `stream` the one that ops of this thread run on, and returns the one that was.
+std::unique_ptr<Stream> exchange_stream(const Stream& stream);
 // An event that happens when everything given to `stream` so far is done.
 std::unique_ptr<Event> record_event(const Stream& stream);
 // What is given to `stream` from here on begins after `event`.

@@ -123,6 +123,7 @@ pub(crate) mod ffi {
 
         fn current_stream(device_index: i32) -> Result<UniquePtr<Stream>>;
         fn new_stream(device_index: i32) -> Result<UniquePtr<Stream>>;
+        fn exchange_stream(stream: &Stream) -> Result<UniquePtr<Stream>>;
         fn record_event(stream: &Stream) -> Result<UniquePtr<Event>>;
         fn wait_event(stream: &Stream, event: &Event) -> Result<()>;
         fn has_happened(event: &Event) -> Result<bool>;

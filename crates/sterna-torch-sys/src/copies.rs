@@ -17,6 +17,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
+    fmt,
     rc::Rc,
 };
 
@@ -105,20 +106,21 @@ impl Copies {
     /// [`Error::OutOfMemory`] if the host has none left, or the driver cannot pin it; [`Error::Operand`] if `source` has gaps.
     pub fn to_host(&self, source: Tensor) -> Result<OnHost, Error> {
         let mut target = OnHost::empty(&source.size(), source.kind())?;
-        self.to_host_at(source, &mut target)?;
+        self.to_host_at(source, &mut target, 0)?;
         Ok(target)
     }
 
-    /// As [`Copies::to_host`], into memory that is there already. What reads `target` on the device is done before.
+    /// As [`Copies::to_host`], into the rows of `target` from `start` on.
     ///
     /// # Errors
     ///
-    /// [`Error::Operand`] if `source` has gaps, or is not as `target`.
-    pub fn to_host_at(&self, source: Tensor, target: &mut OnHost) -> Result<(), Error> {
-        check(&source, &target.tensor)?;
+    /// [`Error::Operand`] if `source` has gaps, or is not as these rows.
+    pub fn to_host_at(&self, source: Tensor, target: &mut OnHost, start: i64) -> Result<(), Error> {
+        let rows = target.tensor.narrow(0, start, source.size()[0]);
+        check(&source, &rows)?;
         let compute = ffi::current_stream(self.device_index)?;
         ffi::wait_event(&self.to_host, Event::record(&compute)?.of_c10())?;
-        ffi::copy_on(&self.to_host, borrow(&target.tensor), borrow(&source))?;
+        ffi::copy_on(&self.to_host, borrow(&rows), borrow(&source))?;
         let done = Event::record(&self.to_host)?;
         target.written = Some(done.clone());
         self.count(|bytes| &mut bytes.to_host, &source);
@@ -157,7 +159,8 @@ impl Copies {
         Ok(Arriving { device_index: self.device_index, tensor: target, written })
     }
 
-    /// As [`Copies::to_device`], into memory that is there already, which nobody reads before [`Copies::synchronize`].
+    /// As [`Copies::to_device`], into memory that is there already, which nobody reads before
+    /// [`Copies::arrive_all`].
     ///
     /// # Waiting
     ///
@@ -177,6 +180,29 @@ impl Copies {
             ffi::wait_on_host(first.done.of_c10())?;
         }
         Ok(())
+    }
+
+    /// What is computed from here on begins when every copy to the device is done.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Torch`] if the device has failed.
+    pub fn arrive_all(&self) -> Result<(), Error> {
+        let compute = ffi::current_stream(self.device_index)?;
+        Ok(ffi::wait_event(&compute, Event::record(&self.to_device)?.of_c10())?)
+    }
+
+    /// Runs `body`, which starts something with a tensor that is arriving, as the next thing after the copies to the device. What it
+    /// allocates must have been allocated before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Torch`] if the device has failed.
+    pub fn after_copies<T>(&self, body: impl FnOnce() -> T) -> Result<T, Error> {
+        let compute = ffi::exchange_stream(&self.to_device)?;
+        let output = body();
+        ffi::exchange_stream(&compute)?;
+        Ok(output)
     }
 
     fn start_to_device(&self, source: &OnHost, target: &Tensor) -> Result<Event, Error> {
@@ -255,6 +281,11 @@ impl OnHost {
 }
 
 impl Arriving {
+    /// The tensor, for what follows the copies on their stream ([`Copies::after_copies`]).
+    pub fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
     /// The tensor: what is computed from here on begins when it is there.
     ///
     /// # Errors
@@ -276,6 +307,25 @@ impl Drop for Arriving {
     fn drop(&mut self) {
         // A device that cannot wait has failed, and nothing of it is used again.
         let _ = self.make_wait();
+    }
+}
+
+impl fmt::Debug for Copies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (device_index, bytes) = (self.device_index, self.bytes());
+        f.debug_struct("Copies").field("device_index", &device_index).field("bytes", &bytes).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for OnHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OnHost").field(&self.tensor).finish()
+    }
+}
+
+impl fmt::Debug for Arriving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Arriving").field(&self.tensor).finish()
     }
 }
 

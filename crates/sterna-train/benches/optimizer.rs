@@ -131,6 +131,7 @@ fn zero(
         reduce_kind: grad_kind,
         compute_device: Device::Cpu,
         param_device: Device::Cpu,
+        grad_device: Device::Cpu,
         optimizer_device: Device::Cpu,
         optimizer_disk,
         moments_kind,
@@ -138,7 +139,7 @@ fn zero(
     };
     let layouts = vec![UnitLayout::new(vec![spec], 1)];
     let sharding = Sharding::new(ZeroStage::Zero, 1);
-    let mut zero = Zero::new(comm.world(), layouts, sharding, placement).unwrap();
+    let mut zero = Zero::new(comm.world(), layouts, sharding, None, placement).unwrap();
     let config =
         ModelConfig::from_json(&tiny_config("llama").to_string(), "tiny".as_ref()).unwrap();
     zero.load(&WeightSource::Random { config: &config, seed: 1 }).unwrap();

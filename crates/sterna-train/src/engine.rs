@@ -12,6 +12,7 @@ use sterna_model::{
     rotary,
 };
 use sterna_recipe::{AttnImplementation, Place, Plan, Recipe, TileLengths};
+use sterna_torch_sys::copies::Copies;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use crate::{
@@ -33,6 +34,8 @@ pub struct EngineOptions {
     pub kind: Kind,
     /// Where it computes.
     pub device: Device,
+    /// What moves tensors between the device and the host, if the device is a GPU.
+    pub copies: Option<Rc<Copies>>,
     /// What blocks keep from their forward, and where.
     pub keep: KeepPolicy,
     /// At most how many tokens go through each segment at once.
@@ -48,27 +51,37 @@ pub struct EngineOptions {
 impl EngineOptions {
     /// What `plan` says, on `device`. `num_attention`, of how many blocks the attention output is kept, is the trainer's choice
     /// where the recipe leaves it open; `disk` is the file for what lives on disk.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Torch`] if `device` does not answer.
     pub fn new(
         plan: &Plan,
         device: Device,
         num_attention: usize,
         disk: Option<&Rc<DiskScratch>>,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, TrainError> {
+        let copies = match device {
+            Device::Cuda(index) => Some(Rc::new(Copies::new(index)?)),
+            _ => None,
+        };
+        let shelf = |place| Shelf::new(place, copies.as_ref(), disk);
+        Ok(Self {
             kind: kind_of(plan.model.dtype),
             device,
             keep: KeepPolicy {
                 graph: plan.keep.graph,
                 inputs_every: plan.keep.inputs_every,
                 num_attention,
-                inputs_on: Shelf::new(plan.keep.inputs_on, device, disk),
-                attention_on: Shelf::new(plan.keep.attention_on, device, disk),
+                inputs_on: shelf(plan.keep.inputs_on),
+                attention_on: shelf(plan.keep.attention_on),
             },
+            copies,
             tiles: plan.tiles,
             attention: implementation_of(plan.attention.implementation),
             num_head_groups: plan.attention.head_groups,
             query_tile_len: plan.attention.query_tile,
-        }
+        })
     }
 }
 
@@ -134,12 +147,14 @@ impl<'a> Engine<'a> {
             comm.world(),
             units.map(|specs| UnitLayout::new(specs, world_size)).collect(),
             Sharding::new(deepspeed.zero_stage, world_size),
+            options.copies.clone(),
             StatePlacement {
                 param_kind: options.kind,
                 grad_kind: kind_of(deepspeed.grad_accum_dtype),
                 reduce_kind: kind_of(deepspeed.reduce_dtype),
                 compute_device: options.device,
                 param_device: host_if(deepspeed.offload_param),
+                grad_device: host_if(recipe.memory.gradients_on != Place::Device),
                 optimizer_device: host_if(recipe.memory.optimizer_on != Place::Device),
                 optimizer_disk: recipe
                     .memory
@@ -225,7 +240,9 @@ impl<'a> Engine<'a> {
                     segments.get(segment_idx + 1).map(|segment| segment.start)
                 };
                 self.prefetch_block(&mut kept, next)?;
-                let gradients = self.zero.gradients(layer_idx + 1);
+                // Of the unit before this block's.
+                self.zero.prefetch_gradients(layer_idx)?;
+                let gradients = self.zero.gradients(layer_idx + 1)?;
                 let mut grads = BlockGrads::new(self.config, optional(&gradients))?;
                 let context = self.context(&shard, layer_idx);
                 dx = block::backward(&context, &params, &mut grads, of_block, &dx)?;
@@ -234,7 +251,7 @@ impl<'a> Engine<'a> {
             }
         }
 
-        let mut gradients = self.zero.gradients(EMBED);
+        let mut gradients = self.zero.gradients(EMBED)?;
         embed::backward(self.config, &mut gradients.views[0], &shard.input_ids, &dx)?;
         self.zero.reduce(self.comm.world(), gradients)?;
         Ok(loss * scale)
@@ -388,8 +405,8 @@ impl<'a> Engine<'a> {
     ) -> Result<(f64, Tensor), TrainError> {
         let params = self.head_params()?;
         self.zero.prefetch(self.comm.world(), next_layer_idx + 1)?;
-        let of_head = self.zero.gradients(self.head_unit());
-        let of_embed = (of_head.views.len() == 1).then(|| self.zero.gradients(EMBED));
+        let of_head = self.zero.gradients(self.head_unit())?;
+        let of_embed = (of_head.views.len() == 1).then(|| self.zero.gradients(EMBED)).transpose()?;
         let lm_head = match &of_embed {
             Some(of_embed) => of_embed.views[0].shallow_clone(),
             None => of_head.views[1].shallow_clone(),

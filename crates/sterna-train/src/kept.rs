@@ -9,7 +9,11 @@ use sterna_model::{
     stage::{Stage, num_bytes},
 };
 use sterna_recipe::Place;
-use sterna_torch_sys::memory::{self, MemoryKind};
+use sterna_torch_sys::{
+    copies::{Arriving, Copies, OnHost},
+    file::is_dense,
+    memory::{self, MemoryKind},
+};
 use tch::{Device, Tensor};
 
 use crate::{
@@ -35,30 +39,55 @@ pub struct KeepPolicy {
 /// A place where tensors wait until they are needed again.
 #[derive(Debug, Clone)]
 pub enum Shelf {
-    /// The memory of a device: that which computes, or the host. On the same device nothing is copied.
-    Memory(Device),
-    /// A file.
+    /// Where they were computed: nothing is copied.
+    Here,
+    /// The memory of the host, beside a GPU.
+    Host(Rc<Copies>),
+    /// A file. Beside a GPU, the host waits for each tensor that it writes and reads.
     Disk(Rc<DiskScratch>),
 }
 
 impl Shelf {
-    /// The shelf of a [`Place`], as seen from `device`; `disk` is there whenever something lives on disk.
+    /// The shelf of a [`Place`]; `copies` are there if a GPU computes, `disk` whenever something lives on disk.
     ///
     /// # Panics
     ///
     /// If `place` is the disk and there is none.
-    pub fn new(place: Place, device: Device, disk: Option<&Rc<DiskScratch>>) -> Self {
-        match place {
-            Place::Device => Self::Memory(device),
-            Place::Host => Self::Memory(Device::Cpu),
-            Place::Disk => Self::Disk(Rc::clone(disk.expect("a plan with a disk has a file"))),
+    pub fn new(
+        place: Place,
+        copies: Option<&Rc<Copies>>,
+        disk: Option<&Rc<DiskScratch>>,
+    ) -> Self {
+        match (place, copies) {
+            (Place::Host, Some(copies)) => Self::Host(Rc::clone(copies)),
+            (Place::Device | Place::Host, _) => Self::Here,
+            (Place::Disk, _) => {
+                Self::Disk(Rc::clone(disk.expect("a plan with a disk has a file")))
+            }
+        }
+    }
+
+    fn copies(&self) -> Option<&Rc<Copies>> {
+        match self {
+            Self::Host(copies) => Some(copies),
+            Self::Here | Self::Disk(_) => None,
         }
     }
 
     fn put(&self, tensor: Tensor) -> Result<Shelved, TrainError> {
         memory::retag(&tensor, MemoryKind::KeptActivations);
+        let _memory = memory::scope(MemoryKind::KeptActivations);
         match self {
-            Self::Memory(device) => Ok(Shelved::Memory(to_device(tensor, *device))),
+            Self::Here => Ok(Shelved::Here(tensor)),
+            Self::Host(copies) => {
+                let _stage = Stage::Copy.enter_with(None, num_bytes(&tensor));
+                let tensor = if is_dense(&tensor) { tensor } else { tensor.contiguous() };
+                let (size, stride) = (tensor.size(), tensor.stride());
+                // In the order of its memory.
+                let flat = tensor.as_strided([tensor.numel() as i64], [1], None);
+                let away = copies.to_host(flat)?;
+                Ok(Shelved::Host(Box::new(AwayTensor { away, size, stride, arriving: None })))
+            }
             Self::Disk(disk) => {
                 let _stage = Stage::Copy.enter_with(None, num_bytes(&tensor));
                 Ok(Shelved::Disk(disk.write(tensor.to_device(Device::Cpu))?))
@@ -67,41 +96,63 @@ impl Shelf {
     }
 
     fn prefetch(&self, shelved: &mut Shelved) -> Result<(), TrainError> {
+        let _memory = memory::scope(MemoryKind::KeptActivations);
         match (self, shelved) {
-            (Self::Disk(disk), Shelved::Disk(tensor)) => {
-                let _memory = memory::scope(MemoryKind::KeptActivations);
-                disk.prefetch(tensor)
-            }
+            (Self::Disk(disk), Shelved::Disk(tensor)) => disk.prefetch(tensor),
+            (Self::Host(copies), Shelved::Host(tensor)) => tensor.fetch(copies),
             _ => Ok(()),
         }
     }
 
     fn take(&self, shelved: Shelved, device: Device) -> Result<Tensor, TrainError> {
         match (self, shelved) {
+            (_, Shelved::Here(tensor)) => Ok(tensor),
+            (Self::Host(copies), Shelved::Host(mut tensor)) => {
+                tensor.fetch(copies)?;
+                tensor.take()
+            }
             (Self::Disk(disk), Shelved::Disk(tensor)) => {
                 let _stage = Stage::Copy.enter_with(None, tensor.num_bytes());
                 Ok(disk.read(tensor)?.to_device(device))
             }
-            (_, Shelved::Memory(tensor)) => Ok(to_device(tensor, device)),
-            (Self::Memory(_), Shelved::Disk(_)) => unreachable!("a tensor is on its own shelf"),
+            _ => unreachable!("a tensor is on its own shelf"),
         }
     }
-}
-
-/// The tensor on `device`; itself if it is there.
-fn to_device(tensor: Tensor, device: Device) -> Tensor {
-    if tensor.device() == device {
-        return tensor;
-    }
-    let _stage = Stage::Copy.enter_with(None, num_bytes(&tensor));
-    tensor.to_device(device)
 }
 
 /// A tensor on a [`Shelf`].
 #[derive(Debug)]
 enum Shelved {
-    Memory(Tensor),
+    Here(Tensor),
+    Host(Box<AwayTensor>),
     Disk(DiskTensor),
+}
+
+/// A tensor of a GPU in the memory of the host.
+#[derive(Debug)]
+struct AwayTensor {
+    /// Its elements in the order of its memory.
+    away: OnHost,
+    size: Vec<i64>,
+    stride: Vec<i64>,
+    arriving: Option<Arriving>,
+}
+
+impl AwayTensor {
+    /// Starts bringing it back, if it is not on its way.
+    fn fetch(&mut self, copies: &Copies) -> Result<(), TrainError> {
+        if self.arriving.is_none() {
+            let _stage = Stage::Copy.enter_with(None, num_bytes(self.away.tensor()));
+            self.arriving = Some(copies.to_device(&self.away)?);
+        }
+        Ok(())
+    }
+
+    /// The tensor with its strides, on the device.
+    fn take(self) -> Result<Tensor, TrainError> {
+        let flat = self.arriving.expect("it was fetched").arrive()?;
+        Ok(flat.as_strided(&self.size, &self.stride, None))
+    }
 }
 
 /// What one block has kept.
@@ -133,7 +184,7 @@ impl KeepPolicy {
     pub(crate) fn put(&self, layer_idx: usize, kept: Kept) -> Result<KeptBlock, TrainError> {
         let Kept { x, attention, graph } = kept;
         let is_first = layer_idx.is_multiple_of(self.inputs_every);
-        Ok(KeptBlock {
+        let block = KeptBlock {
             x: is_first.then(|| self.inputs_on.put(x)).transpose()?,
             attention: attention
                 .map(|KeptAttention { o, lse }| {
@@ -141,7 +192,11 @@ impl KeepPolicy {
                 })
                 .transpose()?,
             graph: graph.inspect(|graph| graph.retag(MemoryKind::KeptActivations)),
-        })
+        };
+        if let Some(copies) = self.inputs_on.copies().or(self.attention_on.copies()) {
+            copies.settle()?;
+        }
+        Ok(block)
     }
 
     /// Starts bringing back what a block has kept.

@@ -253,7 +253,7 @@ impl<'a> Trainer<'a> {
         let disk = scratch(recipe, &of_data)?;
         let num_attention = num_attention_kept(&of_data, comm, env, device)?;
         checkpoints.expect_step_of(&of_data, num_attention);
-        let options = EngineOptions::new(plan, device, num_attention, disk.as_ref());
+        let options = EngineOptions::new(plan, device, num_attention, disk.as_ref())?;
         let mut engine = Engine::new(comm, &assets.config, recipe, options)?;
         let source = match weights {
             Some(files) => WeightSource::Files(files),

@@ -344,6 +344,7 @@ section! {
         "attention_query_tile" => attention_query_tile: HumanInt<0>,
         "tile_bytes" => tile_bytes: HumanInt<1>,
         "optimizer_on" => optimizer_on: Place,
+        "gradients_on" => gradients_on: Place,
         "moments_dtype" => moments_dtype: DtypeWord,
         "disk_dir" => disk_dir: Maybe<Text>,
         "timeline_dir" => timeline_dir: Maybe<Text>,

@@ -45,6 +45,7 @@ pub(super) fn plan(plan: &Plan) -> Value {
             "shards_optimizer": zero.shards_optimizer,
             "offload_param": zero.offload_param,
             "optimizer_on": zero.optimizer_on.name(),
+            "gradients_on": zero.gradients_on.name(),
             "moments_dtype": zero.moments_dtype.torch_name(),
             "reduce_dtype": zero.reduce_dtype.torch_name(),
             "grad_accum_dtype": zero.grad_accum_dtype.torch_name(),

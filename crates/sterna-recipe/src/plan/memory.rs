@@ -164,14 +164,15 @@ impl Memory {
         if zero.shards_params || zero.offload_param {
             self.push(MemoryKind::GatheredWeights, two_units, dtype.size(), Place::Device);
         }
-        let grads_on = on_host_if(zero.optimizer_on != Place::Device);
+        let grads_on = zero.gradients_on;
         self.push(MemoryKind::Gradients, len(zero.shards_gradients), grad, grads_on);
         if zero.shards_gradients || grads_on == Place::Host {
             self.push(MemoryKind::UnitGradients, two_units, grad, Place::Device);
         }
         // An fp32 model on the same side is its own master.
+        let stepped_on = on_host_if(zero.optimizer_on != Place::Device);
         let master =
-            if dtype == DType::F32 && params_on == grads_on { 0 } else { DType::F32.size() };
+            if dtype == DType::F32 && params_on == stepped_on { 0 } else { DType::F32.size() };
         let bytes = master + 2 * zero.moments_dtype.size();
         self.push(MemoryKind::Optimizer, len(zero.shards_optimizer), bytes, zero.optimizer_on);
     }

@@ -21,6 +21,7 @@ pub(super) fn resolve(file: &RecipeFile, reader: &mut Reader) -> MemoryOptions {
     let offload = offload_optimizer(file);
     let kept_on_host = or(file.activation_checkpoint_cpu_offload.as_ref(), false);
     let default_place = if kept_on_host { Place::Host } else { Place::Device };
+    let optimizer_on = optimizer_place(memory, offload, reader);
     let options = MemoryOptions {
         keep_inputs_every: or(memory.and_then(|m| m.keep_inputs_every.as_ref()), 1),
         keep_attention: or(memory.and_then(|m| m.keep_attention.as_ref()), KeepAttention::Auto),
@@ -29,7 +30,8 @@ pub(super) fn resolve(file: &RecipeFile, reader: &mut Reader) -> MemoryOptions {
         attention_head_groups: or(memory.and_then(|m| m.attention_head_groups.as_ref()), 1),
         attention_query_tile: or(memory.and_then(|m| m.attention_query_tile.as_ref()), 0),
         tile_bytes: or(memory.and_then(|m| m.tile_bytes.as_ref()), DEFAULT_TILE_BYTES),
-        optimizer_on: optimizer_place(memory, offload, reader),
+        optimizer_on,
+        gradients_on: gradients_place(memory, optimizer_on, reader),
         moments_dtype: moments_dtype(memory, reader),
         disk_dir: memory
             .and_then(|m| m.disk_dir.as_ref()?.value.as_ref())
@@ -78,6 +80,27 @@ fn optimizer_place(
         conflict(reader, "memory.optimizer_on", found, "the same place in both", hint);
     }
     typed.or(moved).unwrap_or(Place::Device)
+}
+
+/// Beside the optimizer, unless the recipe says otherwise.
+fn gradients_place(memory: Option<&MemoryFile>, optimizer_on: Place, reader: &mut Reader) -> Place {
+    let beside = if optimizer_on == Place::Device { Place::Device } else { Place::Host };
+    let Some(at) = memory.and_then(|m| m.gradients_on.as_ref()) else { return beside };
+    match (at.value, optimizer_on) {
+        (Place::Disk, _) => {
+            let why = "every micro-batch reads and writes them: use `host` or `device`";
+            reader.refuse(&at.path, at.span, "= `disk`".to_owned(), why);
+            beside
+        }
+        (Place::Host, Place::Device) => {
+            let found = "`memory.gradients_on` is `host` and the optimizer is on the device".to_owned();
+            let hint = Some("set `memory.optimizer_on` to `host`, or remove `memory.gradients_on`");
+            let required = "an optimizer on the host for gradients on the host";
+            conflict(reader, "memory.gradients_on", found, required, hint);
+            beside
+        }
+        (place, _) => place,
+    }
 }
 
 fn moments_dtype(memory: Option<&MemoryFile>, reader: &mut Reader) -> DType {

@@ -159,6 +159,7 @@ fn defaults_are_the_references() {
         "attention_query_tile": 0,
         "tile_bytes": 134217728,
         "optimizer_on": "device",
+        "gradients_on": "device",
         "moments_dtype": "float32",
         "disk_dir": null,
         "timeline_dir": null,

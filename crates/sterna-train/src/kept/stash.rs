@@ -1,8 +1,9 @@
 //! Keys and values that wait on a shelf while tiles of queries attend to them.
 
-use std::ops::Range;
+use std::{ops::Range, rc::Rc};
 
 use sterna_model::{KeysValues, ModelError, Stash, stage::Stage};
+use sterna_torch_sys::copies::{Arriving, Copies, OnHost};
 use tch::{Device, Kind, Tensor};
 
 use super::Shelf;
@@ -17,15 +18,19 @@ impl Stash for Shelf {
         k: Tensor,
         v: Tensor,
     ) -> Result<Box<dyn KeysValues<Error = ModelError>>, ModelError> {
-        let device = k.device();
+        let (size, kind) = (k.size(), k.kind());
+        let token_bytes = (size[1] * size[2]) as u64 * kind.elt_size_in_bytes() as u64;
         match self {
-            Self::Memory(place) => Ok(Box::new(InMemory {
-                kv: [k, v].map(|x| x.to_device(*place).contiguous()),
-                device,
-            })),
+            Self::Here => Ok(Box::new(InMemory { kv: [k, v].map(|x| x.contiguous()) })),
+            Self::Host(copies) => {
+                let put = |x: Tensor| copies.to_host(x.contiguous());
+                let kv = [put(k).map_err(torch_error)?, put(v).map_err(torch_error)?];
+                // The device has the memory of the group before for this one.
+                copies.settle().map_err(torch_error)?;
+                Ok(Box::new(Away { kv, ahead: None, token_bytes, copies: Rc::clone(copies) }))
+            }
             Self::Disk(disk) => {
-                let (size, kind) = (k.size(), k.kind());
-                let token_bytes = (size[1] * size[2]) as u64 * kind.elt_size_in_bytes() as u64;
+                let device = k.device();
                 let bytes = size[0] as u64 * token_bytes;
                 let write = |x: Tensor| -> Result<Region, TrainError> {
                     let region = disk.region(bytes)?;
@@ -50,25 +55,64 @@ fn stash_error(error: TrainError) -> ModelError {
     ModelError::Stash(Box::new(error))
 }
 
-/// In the memory of the device that computes, or of the host.
+fn torch_error(error: sterna_torch_sys::Error) -> ModelError {
+    stash_error(error.into())
+}
+
+/// Where they were computed.
 struct InMemory {
     kv: [Tensor; 2],
-    /// Where attention runs.
-    device: Device,
 }
 
 impl KeysValues for InMemory {
     type Error = ModelError;
 
     fn fetch(&mut self, tokens: &Range<i64>) -> Result<(Tensor, Tensor), ModelError> {
-        let [k, v] = self
-            .kv
-            .each_ref()
-            .map(|x| x.narrow(0, tokens.start, tokens.end - tokens.start).to_device(self.device));
+        let [k, v] = self.kv.each_ref().map(|x| x.narrow(0, tokens.start, tokens.end - tokens.start));
         Ok((k, v))
     }
 
     fn prefetch(&mut self, _: &Range<i64>) -> Result<(), ModelError> {
+        Ok(())
+    }
+}
+
+/// In the memory of the host, beside a GPU.
+struct Away {
+    kv: [OnHost; 2],
+    /// What is on its way.
+    ahead: Option<(Range<i64>, [Arriving; 2])>,
+    token_bytes: u64,
+    copies: Rc<Copies>,
+}
+
+impl Away {
+    fn start(&self, tokens: &Range<i64>) -> Result<[Arriving; 2], ModelError> {
+        let fetch = |x: &OnHost| {
+            let rows = x.narrow(tokens.start, tokens.end - tokens.start);
+            self.copies.to_device(&rows).map_err(torch_error)
+        };
+        let [k, v] = &self.kv;
+        Ok([fetch(k)?, fetch(v)?])
+    }
+}
+
+impl KeysValues for Away {
+    type Error = ModelError;
+
+    fn fetch(&mut self, tokens: &Range<i64>) -> Result<(Tensor, Tensor), ModelError> {
+        let num_bytes = 2 * (tokens.end - tokens.start) as u64 * self.token_bytes;
+        let _stage = Stage::Copy.enter_with(None, num_bytes);
+        let arriving = match self.ahead.take() {
+            Some((ahead, arriving)) if ahead == *tokens => arriving,
+            _ => self.start(tokens)?,
+        };
+        let [k, v] = arriving.map(|x| x.arrive().map_err(torch_error));
+        Ok((k?, v?))
+    }
+
+    fn prefetch(&mut self, tokens: &Range<i64>) -> Result<(), ModelError> {
+        self.ahead = Some((tokens.clone(), self.start(tokens)?));
         Ok(())
     }
 }

@@ -12,10 +12,14 @@
 //! gradients it has seen. The random bits are a hash of seed, step, buffer and place in the buffer, so a run repeats bit
 //! for bit, and how the buffer is cut into shards and slices changes none of them.
 
-use std::ops::Range;
+use std::{collections::VecDeque, ops::Range};
 
 use sterna_checkpoint::StateName;
-use sterna_torch_sys::{AdamW, fused_adamw_, round_stochastically};
+use sterna_torch_sys::{
+    AdamW,
+    copies::{Copies, OnHost},
+    fused_adamw_, round_stochastically,
+};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -27,6 +31,9 @@ use crate::{
 /// holds. Shorter slices wait more often for the slowest thread, longer ones for memory (measured in docs/LOG.md).
 const SLICE_LEN: i64 = 1 << 20;
 
+/// As [`SLICE_LEN`] where a GPU steps: its launches cost more than its caches save.
+const DEVICE_SLICE_LEN: i64 = 1 << 24;
+
 /// One update of all buffers of a rank.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Update<'a> {
@@ -37,6 +44,8 @@ pub(super) struct Update<'a> {
     pub(super) grad_scale: f64,
     /// Of the rounding of bf16 moments.
     pub(super) seed: u64,
+    /// There if a GPU computes.
+    pub(super) copies: Option<&'a Copies>,
 }
 
 /// What is kept for an element.
@@ -89,6 +98,8 @@ pub(super) struct Stepped {
     /// Weights in the model's dtype.
     pub(super) param: Tensor,
     pub(super) grad: Tensor,
+    /// Whether the gradients are zeroed: those that are written over need not be.
+    pub(super) zeroes_grad: bool,
     pub(super) weight_decay: f64,
     /// A number of its own for each flat buffer of the model, for the rounding.
     pub(super) buffer_id: u64,
@@ -316,15 +327,19 @@ impl Run {
         }
     }
 
-    /// `AdamW`, the weights from the masters, zero gradients: all of it slice by slice.
+    /// `AdamW`, the weights from the masters, zero gradients: all of it slice by slice. Gradients and weights may be on the GPU and
+    /// the states on the host: slices of the former come while the ones before them are stepped, and go as soon as they are.
     fn step(&self, stepped: &Stepped, update: &Update<'_>) -> Result<(), TrainError> {
         let Stepped { weight_decay, buffer_id, first, .. } = *stepped;
         let adamw = AdamW { weight_decay, ..*update.adamw };
         let key = |moment: u64| mixed(&[update.seed, update.step, buffer_id, moment]);
         let (first_key, second_key) = (key(0), key(1));
-        for slice in pieces(self.exp_avg.size()[0], SLICE_LEN) {
+        let device = self.exp_avg.device();
+        let slice_len = if device == Device::Cpu { SLICE_LEN } else { DEVICE_SLICE_LEN };
+        let mut grads = GradSlices::new(stepped, update.copies, device, slice_len);
+        for slice in pieces(self.exp_avg.size()[0], slice_len) {
             let of = |x: &Tensor| x.narrow(0, slice.start, slice.end - slice.start);
-            let (mut param, mut grad) = (of(&stepped.param), of(&stepped.grad));
+            let (mut param, mut grad) = (of(&stepped.param), grads.next()?);
             let master = self.master.as_ref().map_or_else(|| param.shallow_clone(), of);
             let mut scaled = grad.to_kind(Kind::Float);
             if update.grad_scale < 1.0 {
@@ -339,12 +354,71 @@ impl Run {
                 round_stochastically(&wide.0, &mut exp_avg, first_key, position)?;
                 round_stochastically(&wide.1, &mut exp_avg_sq, second_key, position)?;
             }
-            if self.master.is_some() {
-                param.copy_(&master);
+            match update.copies.filter(|_| param.device() != device) {
+                Some(copies) => {
+                    let away = OnHost::empty(&param.size(), param.kind())?;
+                    away.tensor().shallow_clone().copy_(&master);
+                    copies.to_device_at(&away, &param)?;
+                }
+                None if self.master.is_some() => param.copy_(&master),
+                None => {}
             }
-            let _ = grad.zero_();
+            if stepped.zeroes_grad && grads.is_here() {
+                let _ = grad.zero_();
+            }
+        }
+        if stepped.zeroes_grad && !grads.is_here() {
+            // The host has waited for all of them.
+            let _ = stepped.grad.shallow_clone().zero_();
         }
         Ok(())
+    }
+}
+
+/// The slices of a run's gradients where its states are, in order.
+struct GradSlices<'a> {
+    grad: &'a Tensor,
+    /// What brings them, if they are elsewhere.
+    copies: Option<&'a Copies>,
+    slices: Box<dyn Iterator<Item = Range<i64>>>,
+    /// On their way to the host.
+    coming: VecDeque<OnHost>,
+}
+
+impl<'a> GradSlices<'a> {
+    fn new(
+        stepped: &'a Stepped,
+        copies: Option<&'a Copies>,
+        device: Device,
+        slice_len: i64,
+    ) -> Self {
+        let grad = &stepped.grad;
+        let copies = copies.filter(|_| grad.device() != device);
+        let slices = Box::new(pieces(grad.size()[0], slice_len));
+        Self { grad, copies, slices, coming: VecDeque::new() }
+    }
+
+    /// Whether the slices are views of the gradients.
+    fn is_here(&self) -> bool {
+        self.copies.is_none()
+    }
+
+    fn next(&mut self) -> Result<Tensor, TrainError> {
+        /// As many as keep the copies going while a slice is stepped.
+        const AHEAD: usize = 8;
+        let view = |slice: Range<i64>| self.grad.narrow(0, slice.start, slice.end - slice.start);
+        let Some(copies) = self.copies else {
+            return Ok(view(self.slices.next().expect("as many slices as of the states")));
+        };
+        while self.coming.len() < AHEAD
+            && let Some(slice) = self.slices.next()
+        {
+            self.coming.push_back(copies.to_host(view(slice))?);
+            copies.settle()?;
+        }
+        let first = self.coming.pop_front().expect("as many slices as of the states");
+        first.wait()?;
+        Ok(first.tensor().shallow_clone())
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) fn reduce_scatter_in_pieces(
     whole: &Tensor,
     kind: Kind,
     piece_len: i64,
-    mut take: impl FnMut(i64, &Tensor),
+    mut take: impl FnMut(i64, &Tensor) -> Result<(), TrainError>,
 ) -> Result<(), TrainError> {
     let num_ranks = world.size() as i64;
     let of_ranks = whole.view([num_ranks, -1]);
@@ -32,7 +32,7 @@ pub(super) fn reduce_scatter_in_pieces(
         let sent = of_ranks.narrow(1, piece.start, len).to_kind(kind).contiguous();
         let sum = Tensor::empty([len], (kind, whole.device()));
         world.reduce_scatter_tensor(&sum, &sent.view(-1), ReduceOp::Sum)?.wait()?;
-        take(piece.start, &sum);
+        take(piece.start, &sum)?;
     }
     Ok(())
 }
@@ -87,6 +87,7 @@ mod tests {
                     let own = Tensor::zeros([10], (Kind::Float, Device::Cpu));
                     reduce_scatter_in_pieces(world, &whole, kind, piece_len, |start, sum| {
                         own.narrow(0, start, sum.size()[0]).copy_(sum);
+                        Ok(())
                     })
                     .unwrap();
                     assert_eq!(own, expected.narrow(0, first, 10), "{kind:?} {piece_len}");

@@ -1,12 +1,12 @@
 //! All units of a model on one rank: gather, reduce, clip, step.
 
-use std::{collections::HashMap, ops::Range, path::PathBuf};
+use std::{collections::HashMap, ops::Range, path::PathBuf, rc::Rc};
 
 use sterna_comm::{Group, ReduceOp, Work};
 use sterna_model::stage::{Stage, num_bytes};
-use sterna_ops::tile::tiles;
 use sterna_torch_sys::{
     AdamW,
+    copies::{Arriving, Copies},
     memory::{self, MemoryKind},
 };
 use tch::{Device, Kind, Tensor, no_grad_guard};
@@ -32,7 +32,9 @@ pub struct StatePlacement {
     pub compute_device: Device,
     /// Where the weights rest between uses (`offload_param`).
     pub param_device: Device,
-    /// Where gradients live, and masters and moments unless they are on disk (`memory.optimizer_on`).
+    /// Where gradients live (`memory.gradients_on`).
+    pub grad_device: Device,
+    /// Where masters and moments live unless they are on disk (`memory.optimizer_on`).
     pub optimizer_device: Device,
     /// The folder of the scratch file that masters and moments live in, if they are on disk.
     pub optimizer_disk: Option<PathBuf>,
@@ -56,10 +58,14 @@ pub struct Zero {
     units: Vec<Unit>,
     options: FlatOptions,
     placement: StatePlacement,
+    /// There if the model computes on a GPU.
+    copies: Option<Rc<Copies>>,
     world_size: usize,
     /// Elements of the largest flat buffer of the usual unit, a block: the median over units.
     usual_len: usize,
     gathering: HashMap<usize, Vec<Gathering>>,
+    /// Gradients of earlier micro-batches on their way to the device.
+    returning: HashMap<usize, Vec<Arriving>>,
     reducing: Vec<Reducing>,
 }
 
@@ -69,9 +75,11 @@ struct Unit {
     flats: Vec<Flat>,
 }
 
-/// A flat buffer on its way to being whole.
+/// A flat buffer on its way to being whole on the device.
 struct Gathering {
     whole: Tensor,
+    /// What comes from the host: all of it, or this rank's part.
+    arriving: Option<Arriving>,
     work: Option<Work>,
 }
 
@@ -102,7 +110,7 @@ pub struct Gradients {
 }
 
 impl Zero {
-    /// Allocates the states of `units` (zeroed) for this rank of `world`. What is on disk is valid from [`Zero::load`] on.
+    /// Allocates the states of `units` (zeroed) for this rank of `world`. `copies` are there if a GPU computes. What is on disk is valid from [`Zero::load`] on.
     ///
     /// # Errors
     ///
@@ -111,6 +119,7 @@ impl Zero {
         world: &Group,
         units: Vec<UnitLayout>,
         sharding: Sharding,
+        copies: Option<Rc<Copies>>,
         placement: StatePlacement,
     ) -> Result<Self, TrainError> {
         let options = FlatOptions {
@@ -118,7 +127,9 @@ impl Zero {
             rank: world.rank(),
             param_kind: placement.param_kind,
             grad_kind: placement.grad_kind,
+            compute_device: placement.compute_device,
             param_device: placement.param_device,
+            grad_device: placement.grad_device,
             optimizer_device: placement.optimizer_device,
             moments_kind: placement.moments_kind,
         };
@@ -144,9 +155,11 @@ impl Zero {
             units: units.into_iter().map(unit).collect::<Result<_, TrainError>>()?,
             options,
             placement,
+            copies,
             world_size: world.size(),
             usual_len,
             gathering: HashMap::new(),
+            returning: HashMap::new(),
             reducing: Vec::new(),
         })
     }
@@ -212,9 +225,7 @@ impl Zero {
     pub fn discard_gradients(&mut self) -> Result<(), TrainError> {
         let _no_grad = no_grad_guard();
         self.finish_reducing()?;
-        for flat in self.flats_mut() {
-            let _ = flat.grad.zero_();
-        }
+        self.flats_mut().for_each(Flat::clear_grad);
         Ok(())
     }
 
@@ -248,18 +259,32 @@ impl Zero {
         world: &Group,
         unit_idx: usize,
     ) -> Result<Vec<Gathering>, TrainError> {
+        let is_sharded = self.options.sharding.params;
         let mut gathering = Vec::new();
         for flat in &self.units[unit_idx].flats {
-            let local = flat.param.to_device(self.placement.compute_device);
-            gathering.push(if self.options.sharding.params {
-                let whole = Tensor::empty(
-                    flat.layout.len as i64,
-                    (self.placement.param_kind, local.device()),
-                );
-                let work = world.all_gather_into_tensor(&whole, &local)?;
-                Gathering { whole, work: Some(work) }
-            } else {
-                Gathering { whole: local, work: None }
+            let empty = || {
+                let options = (self.placement.param_kind, self.placement.compute_device);
+                Tensor::empty(flat.layout.len as i64, options)
+            };
+            gathering.push(match (&self.copies, &flat.param_away) {
+                (Some(copies), Some(away)) if is_sharded => {
+                    let whole = empty();
+                    let local = copies.to_device(away)?;
+                    let work = copies
+                        .after_copies(|| world.all_gather_into_tensor(&whole, local.tensor()))??;
+                    Gathering { whole, arriving: Some(local), work: Some(work) }
+                }
+                (Some(copies), Some(away)) => {
+                    let whole = copies.to_device(away)?;
+                    let tensor = whole.tensor().shallow_clone();
+                    Gathering { whole: tensor, arriving: Some(whole), work: None }
+                }
+                _ if is_sharded => {
+                    let whole = empty();
+                    let work = world.all_gather_into_tensor(&whole, &flat.param)?;
+                    Gathering { whole, arriving: None, work: Some(work) }
+                }
+                _ => Gathering { whole: flat.param.shallow_clone(), arriving: None, work: None },
             });
         }
         Ok(gathering)
@@ -277,37 +302,68 @@ impl Zero {
             None => self.start_gathering(world, unit_idx)?,
         };
         let mut wholes = Vec::new();
-        for Gathering { whole, work } in gathering {
+        for Gathering { whole, arriving, work } in gathering {
             if let Some(work) = work {
                 work.wait()?;
+            }
+            if let Some(arriving) = arriving {
+                // `whole`, or what was gathered to it.
+                let _ = arriving.arrive()?;
             }
             wholes.push(whole);
         }
         Ok(views(&self.units[unit_idx].layout, &wholes))
     }
 
+    /// Starts bringing back what earlier micro-batches have added up for unit `unit_idx`, where the host holds it whole, so that
+    /// [`Zero::gradients`] finds it under way.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Torch`] if the device has failed.
+    pub fn prefetch_gradients(&mut self, unit_idx: usize) -> Result<(), TrainError> {
+        let flats = &self.units[unit_idx].flats;
+        let (Some(copies), false) = (&self.copies, self.options.sharding.gradients) else {
+            return Ok(());
+        };
+        let away = flats.iter().filter(|flat| flat.has_grad_away);
+        let away: Vec<_> = away.filter_map(|flat| flat.grad_away.as_ref()).collect();
+        if !away.is_empty() && !self.returning.contains_key(&unit_idx) {
+            let num_bytes = away.iter().map(|away| num_bytes(away.tensor())).sum();
+            let _stage = Stage::Copy.enter_with(Some(unit_idx), num_bytes);
+            let _memory = memory::scope(MemoryKind::Gradients);
+            let returning = away.into_iter().map(|away| copies.to_device(away));
+            self.returning.insert(unit_idx, returning.collect::<Result<_, _>>()?);
+        }
+        Ok(())
+    }
+
     /// Gradient buffers for one backward of unit `unit_idx`.
     ///
-    /// Where gradients are kept whole these are the accumulators themselves; where they are sharded, a zeroed buffer of
-    /// the unit's size that [`Zero::reduce`] frees.
-    pub fn gradients(&self, unit_idx: usize) -> Gradients {
+    /// Where gradients are kept whole by the device that computes, these are the accumulators themselves. Where the host keeps them
+    /// whole, what it has of this step, on the device. Where they are sharded, a zeroed buffer of the unit's size.
+    /// [`Zero::reduce`] frees the latter two.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Torch`] if the device has failed.
+    pub fn gradients(&mut self, unit_idx: usize) -> Result<Gradients, TrainError> {
+        self.prefetch_gradients(unit_idx)?;
+        let mut returned = self.returning.remove(&unit_idx).into_iter().flatten();
         let unit = &self.units[unit_idx];
         let _memory = memory::scope(MemoryKind::Gradients);
-        let flats: Vec<_> = unit
-            .flats
-            .iter()
-            .map(|flat| {
-                if self.options.sharding.gradients
-                    || flat.grad.device() != self.placement.compute_device
-                {
-                    let options = (self.placement.grad_kind, self.placement.compute_device);
-                    Tensor::zeros(flat.layout.len as i64, options)
-                } else {
-                    flat.grad.shallow_clone()
-                }
-            })
-            .collect();
-        Gradients { unit_idx, views: views(&unit.layout, &flats), flats }
+        let mut flats = Vec::with_capacity(unit.flats.len());
+        for flat in &unit.flats {
+            flats.push(if let Some(returned) = returned.next() {
+                returned.arrive()?
+            } else if self.options.sharding.gradients || flat.grad_away.is_some() {
+                let options = (self.placement.grad_kind, self.placement.compute_device);
+                Tensor::zeros(flat.layout.len as i64, options)
+            } else {
+                flat.grad.shallow_clone()
+            });
+        }
+        Ok(Gradients { unit_idx, views: views(&unit.layout, &flats), flats })
     }
 
     /// Takes the gradients of one backward of a unit. A unit may be reduced several times in a step: gradients add up.
@@ -338,11 +394,9 @@ impl Zero {
                         &whole,
                         reduce_kind,
                         PIECE_LEN,
-                        |start, sum| {
-                            let mut own = flat.grad.narrow(0, start, sum.size()[0]);
-                            let _ = own.g_add_(&sum.to_device(own.device()));
-                        },
+                        |start, sum| flat.add_grad(self.copies.as_deref(), start, sum),
                     )?;
+                    flat.has_grad_away = true;
                     continue;
                 }
                 let whole = whole.to_kind(reduce_kind);
@@ -350,9 +404,14 @@ impl Zero {
                     Tensor::empty(flat.layout.shard_len as i64, (whole.kind(), whole.device()));
                 let work = world.reduce_scatter_tensor(&shard, &whole, ReduceOp::Sum)?;
                 self.reducing.push(Reducing { unit_idx, flat_idx, shard, _whole: whole, work });
-            } else if whole.data_ptr() != flat.grad.data_ptr() {
-                let _ = flat.grad.g_add_(&whole.to_device(flat.grad.device()));
+            } else if let (Some(copies), true) = (&self.copies, flat.grad_away.is_some()) {
+                // What the host had of this step is in it.
+                flat.put_grad(copies, 0, whole)?;
+                flat.has_grad_away = true;
             }
+        }
+        if let Some(copies) = &self.copies {
+            copies.settle()?;
         }
         Ok(())
     }
@@ -360,9 +419,10 @@ impl Zero {
     fn finish_reducing(&mut self) -> Result<(), TrainError> {
         for Reducing { unit_idx, flat_idx, shard, _whole, work } in self.reducing.drain(..) {
             work.wait()?;
-            let grad = &mut self.units[unit_idx].flats[flat_idx].grad;
+            let flat = &mut self.units[unit_idx].flats[flat_idx];
             // A shard's gradient is a sum over ranks (above) and over micro-batches (here).
-            let _ = grad.g_add_(&shard.to_device(grad.device()));
+            flat.add_grad(self.copies.as_deref(), 0, &shard)?;
+            flat.has_grad_away = true;
         }
         Ok(())
     }
@@ -383,7 +443,12 @@ impl Zero {
         if self.world_size == 1 || self.options.sharding.gradients {
             return Ok(());
         }
+        if let Some(copies) = &self.copies {
+            copies.synchronize()?;
+        }
         for flat in self.units.iter_mut().flat_map(|unit| &mut unit.flats) {
+            // Of this rank's own gradients.
+            flat.squares_away = None;
             let reduce_kind = self.placement.reduce_kind;
             if self.options.sharding.optimizer {
                 let own = flat.own_grad(&self.options);
@@ -394,6 +459,7 @@ impl Zero {
                     PIECE_LEN,
                     |start, sum| {
                         own.narrow(0, start, sum.size()[0]).copy_(sum);
+                        Ok(())
                     },
                 )?;
             } else {
@@ -414,10 +480,11 @@ impl Zero {
     /// [`TrainError::Comm`] if a peer failed.
     pub fn gradient_norm(&self, world: &Group) -> Result<f64, TrainError> {
         let _no_grad = no_grad_guard();
-        let mut sum_of_squares = 0.0;
-        for flat in self.units.iter().flat_map(|unit| &unit.flats) {
-            sum_of_squares += sum_of_squares_f64(&flat.own_grad(&self.options));
-        }
+        let flats = self.units.iter().flat_map(|unit| &unit.flats);
+        let of_flats: Vec<_> = flats.map(|flat| flat.sum_of_squares(&self.options)).collect();
+        // Read at once: each reading makes the host wait for a GPU.
+        let of_flats = Tensor::stack(&of_flats, 0).to_device(Device::Cpu);
+        let mut sum_of_squares = (0..of_flats.size()[0]).map(|i| of_flats.double_value(&[i])).sum();
         if self.options.sharding.optimizer {
             sum_of_squares = sum(world, &[sum_of_squares])?[0];
         }
@@ -434,7 +501,12 @@ impl Zero {
     ///
     /// # Memory
     ///
-    /// A few slices. What is on disk is read ahead and written behind while the slices in between are stepped.
+    /// A few slices. What is on disk is read ahead and written behind while the slices in between are stepped; so is what travels
+    /// between a GPU and the host.
+    ///
+    /// # Waiting
+    ///
+    /// Where the host holds gradients or states beside a GPU, it waits until all gradients have come.
     ///
     /// # Errors
     ///
@@ -447,7 +519,17 @@ impl Zero {
         grad_scale: f64,
     ) -> Result<(), TrainError> {
         let _no_grad = no_grad_guard();
-        let update = Update { adamw, step, grad_scale, seed: self.placement.seed };
+        let copies = self.copies.clone();
+        if let Some(copies) = &copies {
+            copies.synchronize()?;
+        }
+        let update = Update {
+            adamw,
+            step,
+            grad_scale,
+            seed: self.placement.seed,
+            copies: copies.as_deref(),
+        };
         let runs = self.runs();
         let mut buffers = RunBuffers::default();
         let mut ahead = None;
@@ -462,10 +544,16 @@ impl Zero {
             flat.step(&self.options, range, loading, buffer_id, &update)?;
             let is_last = range.end == self.options.optimizer_len(&flat.layout);
             if is_last && self.options.sharding.optimizer && !self.options.sharding.params {
+                if let Some(copies) = &copies {
+                    copies.arrive_all()?;
+                }
                 // The input is this rank's own slice of the output.
                 let own = flat.own_param(&self.options);
                 world.all_gather_into_tensor(&flat.param, &own)?.wait()?;
             }
+        }
+        if let Some(copies) = &copies {
+            copies.arrive_all()?;
         }
         Ok(())
     }
@@ -485,20 +573,6 @@ impl Zero {
     fn load_run(&self, run: &RunId, buffers: &mut RunBuffers) -> Result<Loading, TrainError> {
         self.units[run.unit_idx].flats[run.flat_idx].state.load(&run.range, buffers)
     }
-}
-
-/// The sum of squares of a flat tensor, in double precision.
-///
-/// libtorch's `norm` adds single-precision squares one after the other: it is 1.4% off on 134 million normal numbers, and
-/// differently so on each shard size. Blocks keep the double-precision copy in the cache.
-fn sum_of_squares_f64(x: &Tensor) -> f64 {
-    const BLOCK_LEN: i64 = 1 << 16;
-    tiles(x.size()[0], BLOCK_LEN)
-        .map(|block| {
-            let block = x.narrow(0, block.start, block.end - block.start).to_kind(Kind::Double);
-            block.dot(&block).double_value(&[])
-        })
-        .sum()
 }
 
 /// A view of each parameter of `layout` in its whole flat buffers, in the order of the specs.

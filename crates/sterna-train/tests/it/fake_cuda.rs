@@ -69,3 +69,19 @@ fn ranks_on_a_device_compute_what_they_compute_on_the_host() {
         assert_eq!(run(folder, DeviceChoice::Cuda, &[("memory", memory)]), on_device);
     });
 }
+
+#[test]
+fn ranks_with_states_on_the_host_step_as_those_on_the_device_bit_for_bit() {
+    alone(|folder| {
+        // The second micro-batch adds to gradients that have left the device.
+        let twice = ("gradient_accumulation_steps", json!(2));
+        let on_device = run(folder, DeviceChoice::Cuda, &[twice.clone()]);
+        let offload = json!({"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}});
+        let zero = ("deepspeed", json!({"zero_optimization": offload}));
+        sterna_fake_cuda::reset_host_syncs();
+        assert_eq!(run(folder, DeviceChoice::Cuda, &[twice.clone(), zero]), on_device);
+        println!("SYNCS {:#?}", sterna_fake_cuda::host_sync_causes());
+        let memory = ("memory", json!({"optimizer_on": "host", "gradients_on": "device"}));
+        assert_eq!(run(folder, DeviceChoice::Cuda, &[twice, memory]), on_device);
+    });
+}

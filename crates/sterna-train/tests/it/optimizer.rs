@@ -31,6 +31,7 @@ fn stepped(comm: &Comm, stage: ZeroStage, kind: Kind, moments: Kind, disk: Optio
         reduce_kind: Kind::Float,
         compute_device: Device::Cpu,
         param_device: Device::Cpu,
+        grad_device: Device::Cpu,
         optimizer_device: Device::Cpu,
         optimizer_disk: disk.map(Into::into),
         moments_kind: moments,
@@ -38,11 +39,11 @@ fn stepped(comm: &Comm, stage: ZeroStage, kind: Kind, moments: Kind, disk: Optio
     };
     let layouts = units.map(|specs| UnitLayout::new(specs, world.size())).collect();
     let mut zero =
-        Zero::new(world, layouts, Sharding::new(stage, world.size()), placement).expect("states");
+        Zero::new(world, layouts, Sharding::new(stage, world.size()), None, placement).expect("states");
     zero.load(&WeightSource::Random { config: &config, seed: 1 }).expect("weights");
     for step in 1..=3 {
         for unit_idx in 0..zero.num_units() {
-            let mut gradients = zero.gradients(unit_idx);
+            let mut gradients = zero.gradients(unit_idx).expect("gradients");
             for (i, view) in gradients.views.iter_mut().enumerate() {
                 tch::manual_seed((100 * step + 10 * unit_idx + world.rank()) as i64);
                 let _ = view.g_add_(&(Tensor::randn_like(view) * (i as f64 + 1.0)));

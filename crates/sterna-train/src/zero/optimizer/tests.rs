@@ -37,7 +37,7 @@ impl Buffer {
 
     fn step(&mut self, grad: &Tensor, step: u64, grad_scale: f64) {
         self.grad.copy_(grad);
-        let update = Update { adamw: &ADAMW, step, grad_scale, seed: 42 };
+        let update = Update { adamw: &ADAMW, step, grad_scale, seed: 42, copies: None };
         let mut buffers = RunBuffers::default();
         let runs = self.state.runs();
         let mut ahead = self.state.load(&runs[0], &mut buffers).unwrap();
@@ -50,6 +50,7 @@ impl Buffer {
             let stepped = Stepped {
                 param: of(&self.param),
                 grad: of(&self.grad),
+                zeroes_grad: true,
                 weight_decay: ADAMW.weight_decay,
                 buffer_id: 5,
                 first: self.first + range.start as u64,
