@@ -2,7 +2,8 @@
 
 use sterna_hf::ModelConfig;
 use sterna_ops::tile::tiles;
-use tch::Tensor;
+use sterna_torch_sys::copies::upload;
+use tch::{Device, Tensor};
 
 use crate::error::{ModelError, check_shape};
 use crate::stage::Stage;
@@ -28,7 +29,7 @@ pub fn forward(
     )?;
     check_vocabulary("input_ids", input_ids.iter().copied().enumerate(), config)?;
     let _stage = Stage::Embed.enter();
-    Ok(weight.index_select(0, &Tensor::from_slice(input_ids).to_device(weight.device())))
+    Ok(weight.index_select(0, &upload(Tensor::from_slice(input_ids), weight.device())))
 }
 
 /// Adds the gradient of the embedding: `d_weight[input_ids[i]] += d_x[i]`.
@@ -72,8 +73,14 @@ pub fn backward(
             .map(|row| (row, input_ids[row as usize]))
             .filter(|(_, id)| Some(*id) != pad)
             .unzip();
-        let [rows, ids] = [rows, ids].map(|x| Tensor::from_slice(&x).to_device(d_x.device()));
-        let _ = d_weight.index_add_(0, &ids, &d_x.index_select(0, &rows).to_kind(d_weight.kind()));
+        let [rows, ids] = [rows, ids].map(|x| upload(Tensor::from_slice(&x), d_x.device()));
+        let of_rows = d_x.index_select(0, &rows).to_kind(d_weight.kind());
+        let _ = if d_x.device() == Device::Cpu {
+            d_weight.index_add_(0, &ids, &of_rows)
+        } else {
+            // It sorts the ids: a GPU's `index_add_` adds in another order each time.
+            d_weight.index_put_(&[Some(&ids)], &of_rows, true)
+        };
     }
     Ok(())
 }

@@ -7,6 +7,7 @@
 use sterna_hf::ModelConfig;
 use sterna_ops::tile::tiles;
 use sterna_ops::{cross_entropy, linear, rms_norm};
+use sterna_torch_sys::copies::upload;
 use tch::{Kind, Tensor};
 
 use crate::IGNORE_INDEX;
@@ -165,8 +166,8 @@ impl Labelled {
         let rows: Vec<i64> = valid().map(|(row, _)| row as i64).collect();
         let labels: Vec<i64> = valid().map(|(_, label)| label).collect();
         Ok(Labelled {
-            rows: Tensor::from_slice(&rows).to_device(x.device()),
-            labels: Tensor::from_slice(&labels).to_device(x.device()),
+            rows: upload(Tensor::from_slice(&rows), x.device()),
+            labels: upload(Tensor::from_slice(&labels), x.device()),
         })
     }
 

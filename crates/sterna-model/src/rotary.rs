@@ -1,6 +1,7 @@
 //! The rotary table of a rank's tokens.
 
 use sterna_hf::ModelConfig;
+use sterna_torch_sys::copies::upload;
 use tch::{Device, Kind, Tensor};
 
 use crate::RopeTable;
@@ -18,6 +19,6 @@ pub fn table(
     device: Device,
 ) -> RopeTable {
     let (inv_freq, attention_factor) = config.rope.inverse_frequencies(config.head_dim, seq_len);
-    let position_ids = Tensor::from_slice(position_ids).to_device(device);
+    let position_ids = upload(Tensor::from_slice(position_ids), device);
     RopeTable::new(&position_ids, &inv_freq, attention_factor, kind)
 }

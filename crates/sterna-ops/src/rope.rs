@@ -1,6 +1,6 @@
 //! Rotary position embedding in the half-split layout of Hugging Face weights: dimension `i` turns with `i + h/2`.
 
-use sterna_torch_sys::kernels;
+use sterna_torch_sys::{copies::upload, kernels};
 use tch::{Kind, Tensor};
 
 use crate::KERNEL;
@@ -41,8 +41,8 @@ impl RopeTable {
             position_ids.size()
         );
         let compute_kind = crate::accumulate_kind(kind);
-        let inv_freq =
-            Tensor::from_slice(inv_freq).to_kind(compute_kind).to_device(position_ids.device());
+        let inv_freq = Tensor::from_slice(inv_freq).to_kind(compute_kind);
+        let inv_freq = upload(inv_freq, position_ids.device());
         let angles = position_ids.to_kind(compute_kind).outer(&inv_freq);
         let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(1);
         RopeTable {

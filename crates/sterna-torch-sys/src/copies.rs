@@ -313,7 +313,10 @@ impl Drop for Arriving {
 impl fmt::Debug for Copies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (device_index, bytes) = (self.device_index, self.bytes());
-        f.debug_struct("Copies").field("device_index", &device_index).field("bytes", &bytes).finish_non_exhaustive()
+        f.debug_struct("Copies")
+            .field("device_index", &device_index)
+            .field("bytes", &bytes)
+            .finish_non_exhaustive()
     }
 }
 

@@ -406,7 +406,8 @@ impl<'a> Engine<'a> {
         let params = self.head_params()?;
         self.zero.prefetch(self.comm.world(), next_layer_idx + 1)?;
         let of_head = self.zero.gradients(self.head_unit())?;
-        let of_embed = (of_head.views.len() == 1).then(|| self.zero.gradients(EMBED)).transpose()?;
+        let of_embed =
+            (of_head.views.len() == 1).then(|| self.zero.gradients(EMBED)).transpose()?;
         let lm_head = match &of_embed {
             Some(of_embed) => of_embed.views[0].shallow_clone(),
             None => of_head.views[1].shallow_clone(),

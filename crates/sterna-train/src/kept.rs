@@ -53,17 +53,11 @@ impl Shelf {
     /// # Panics
     ///
     /// If `place` is the disk and there is none.
-    pub fn new(
-        place: Place,
-        copies: Option<&Rc<Copies>>,
-        disk: Option<&Rc<DiskScratch>>,
-    ) -> Self {
+    pub fn new(place: Place, copies: Option<&Rc<Copies>>, disk: Option<&Rc<DiskScratch>>) -> Self {
         match (place, copies) {
             (Place::Host, Some(copies)) => Self::Host(Rc::clone(copies)),
             (Place::Device | Place::Host, _) => Self::Here,
-            (Place::Disk, _) => {
-                Self::Disk(Rc::clone(disk.expect("a plan with a disk has a file")))
-            }
+            (Place::Disk, _) => Self::Disk(Rc::clone(disk.expect("a plan with a disk has a file"))),
         }
     }
 

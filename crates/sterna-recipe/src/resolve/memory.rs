@@ -93,7 +93,8 @@ fn gradients_place(memory: Option<&MemoryFile>, optimizer_on: Place, reader: &mu
             beside
         }
         (Place::Host, Place::Device) => {
-            let found = "`memory.gradients_on` is `host` and the optimizer is on the device".to_owned();
+            let found =
+                "`memory.gradients_on` is `host` and the optimizer is on the device".to_owned();
             let hint = Some("set `memory.optimizer_on` to `host`, or remove `memory.gradients_on`");
             let required = "an optimizer on the host for gradients on the host";
             conflict(reader, "memory.gradients_on", found, required, hint);

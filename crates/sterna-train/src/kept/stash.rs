@@ -68,7 +68,8 @@ impl KeysValues for InMemory {
     type Error = ModelError;
 
     fn fetch(&mut self, tokens: &Range<i64>) -> Result<(Tensor, Tensor), ModelError> {
-        let [k, v] = self.kv.each_ref().map(|x| x.narrow(0, tokens.start, tokens.end - tokens.start));
+        let [k, v] =
+            self.kv.each_ref().map(|x| x.narrow(0, tokens.start, tokens.end - tokens.start));
         Ok((k, v))
     }
 

@@ -443,9 +443,7 @@ impl Zero {
         if self.world_size == 1 || self.options.sharding.gradients {
             return Ok(());
         }
-        if let Some(copies) = &self.copies {
-            copies.synchronize()?;
-        }
+        self.wait_for_copies()?;
         for flat in self.units.iter_mut().flat_map(|unit| &mut unit.flats) {
             // Of this rank's own gradients.
             flat.squares_away = None;
@@ -506,7 +504,8 @@ impl Zero {
     ///
     /// # Waiting
     ///
-    /// Where the host holds gradients or states beside a GPU, it waits until all gradients have come.
+    /// Where the host holds gradients or weights beside a GPU, it waits until all copies of them are done; where it holds the states
+    /// only, for each slice of the gradients.
     ///
     /// # Errors
     ///
@@ -519,10 +518,8 @@ impl Zero {
         grad_scale: f64,
     ) -> Result<(), TrainError> {
         let _no_grad = no_grad_guard();
+        self.wait_for_copies()?;
         let copies = self.copies.clone();
-        if let Some(copies) = &copies {
-            copies.synchronize()?;
-        }
         let update = Update {
             adamw,
             step,
@@ -556,6 +553,17 @@ impl Zero {
             copies.arrive_all()?;
         }
         Ok(())
+    }
+
+    /// Waits until the host may read and write what it holds beside a GPU.
+    fn wait_for_copies(&self) -> Result<(), TrainError> {
+        let StatePlacement { compute_device, param_device, grad_device, .. } = self.placement;
+        match &self.copies {
+            Some(copies) if [param_device, grad_device].iter().any(|x| *x != compute_device) => {
+                Ok(copies.synchronize()?)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What is stepped at once, in order.

@@ -5,9 +5,11 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use serde_json::{Value, json};
 use sterna_comm::RankEnv;
+use sterna_data::PrepareReport;
 use sterna_hf::WeightFiles;
+use sterna_recipe::Plan;
 use sterna_testkit::{TestRank, spawn_ranks};
-use sterna_train::{DeviceChoice, TrainOptions, train};
+use sterna_train::{DeviceChoice, EvalMetrics, IterationMetrics, Observer, TrainOptions, train};
 
 use crate::conformance::Recorder;
 use crate::equivalence::{assert_same, set};
@@ -23,10 +25,19 @@ struct Outcome {
     weights: BTreeMap<String, Vec<u8>>,
 }
 
-/// A run with `changes` to the tiny recipe on `device`.
-fn run(folder: &Path, device: DeviceChoice, changes: &[(&str, Value)]) -> Outcome {
+/// The tiny recipe with `changes`.
+fn recipe(folder: &Path, changes: &[(&str, Value)]) -> Value {
     let mut recipe = tiny::recipe(folder);
     set(&mut recipe, "train_iters", json!(NUM_STEPS));
+    for (path, value) in changes {
+        set(&mut recipe, path, value.clone());
+    }
+    recipe
+}
+
+/// A run with `changes` to the tiny recipe on `device`.
+fn run(folder: &Path, device: DeviceChoice, changes: &[(&str, Value)]) -> Outcome {
+    let mut recipe = recipe(folder, changes);
     let out = folder.join("out");
     // What the run before this one has left.
     if out.exists() {
@@ -34,9 +45,6 @@ fn run(folder: &Path, device: DeviceChoice, changes: &[(&str, Value)]) -> Outcom
     }
     recipe["checkpoint"] =
         json!([{"type": "huggingface", "output_dir": out, "save_every_n_steps": NUM_STEPS}]);
-    for (path, value) in changes {
-        set(&mut recipe, path, value.clone());
-    }
     let recipe = tiny::load(folder, "recipe", &recipe);
     let mut recorder = Recorder::default();
     let options = TrainOptions { device, ..TrainOptions::default() };
@@ -78,10 +86,61 @@ fn ranks_with_states_on_the_host_step_as_those_on_the_device_bit_for_bit() {
         let on_device = run(folder, DeviceChoice::Cuda, &[twice.clone()]);
         let offload = json!({"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}});
         let zero = ("deepspeed", json!({"zero_optimization": offload}));
-        sterna_fake_cuda::reset_host_syncs();
         assert_eq!(run(folder, DeviceChoice::Cuda, &[twice.clone(), zero]), on_device);
-        println!("SYNCS {:#?}", sterna_fake_cuda::host_sync_causes());
         let memory = ("memory", json!({"optimizer_on": "host", "gradients_on": "device"}));
         assert_eq!(run(folder, DeviceChoice::Cuda, &[twice, memory]), on_device);
+    });
+}
+
+/// What makes the host wait in the steps of a run, startup and exports not counted.
+#[derive(Default)]
+struct HostWaits(Vec<(String, u64)>);
+
+impl Observer for HostWaits {
+    fn on_start(&mut self, _: &Plan, _: &PrepareReport, _: u64) {
+        sterna_fake_cuda::reset_host_syncs();
+    }
+
+    fn on_iteration(&mut self, _: &IterationMetrics) {
+        self.0.extend(sterna_fake_cuda::host_sync_causes());
+    }
+
+    fn on_eval(&mut self, _: &EvalMetrics) {}
+    fn on_export(&mut self, _: &Path) {}
+    fn on_resume(&mut self, _: &Path, _: u64) {}
+    fn on_checkpoint(&mut self, _: &Path) {}
+}
+
+/// The list of docs/concepts/engine.md.
+#[test]
+fn ranks_wait_for_the_device_where_the_page_says_so_and_nowhere_else() {
+    alone(|folder| {
+        let waits = |changes: &[(&str, Value)]| {
+            let recipe = tiny::load(folder, "recipe", &recipe(folder, changes));
+            let options = TrainOptions { device: DeviceChoice::Cuda, ..TrainOptions::default() };
+            let mut waits = HostWaits::default();
+            train(&recipe, &RankEnv::single(), &options, &mut waits).expect("a run");
+            waits.0
+        };
+        let places = json!({
+            "keep_inputs_every": 2, "keep_attention": 1, "inputs_on": "host", "attention_on": "host",
+        });
+        let offload = json!({"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}});
+        let named = |causes: &[(&str, u64)]| -> Vec<(String, u64)> {
+            causes.iter().map(|(what, count)| ((*what).to_owned(), *count)).collect()
+        };
+        // The loss of each micro-batch, the sums of squares, and the end of the step, which is timed.
+        let (loss, squares, end) = (
+            "aten::_local_scalar_dense",
+            ("aten::copy_ from the device, Double [12]", 1),
+            ("device synchronize", 1),
+        );
+        assert_eq!(waits(&[]), named(&[(loss, 1), squares, end]));
+        let twice = ("gradient_accumulation_steps", json!(2));
+        let changes =
+            [twice, ("memory", places), ("deepspeed", json!({"zero_optimization": offload}))];
+        // The end of all copies in either direction before the host steps.
+        let copies = ("event synchronize", 2);
+        assert_eq!(waits(&changes), named(&[(loss, 2), squares, end, copies]));
     });
 }

@@ -38,8 +38,8 @@ fn stepped(comm: &Comm, stage: ZeroStage, kind: Kind, moments: Kind, disk: Optio
         seed: 42,
     };
     let layouts = units.map(|specs| UnitLayout::new(specs, world.size())).collect();
-    let mut zero =
-        Zero::new(world, layouts, Sharding::new(stage, world.size()), None, placement).expect("states");
+    let mut zero = Zero::new(world, layouts, Sharding::new(stage, world.size()), None, placement)
+        .expect("states");
     zero.load(&WeightSource::Random { config: &config, seed: 1 }).expect("weights");
     for step in 1..=3 {
         for unit_idx in 0..zero.num_units() {

@@ -29,8 +29,10 @@ fn tiles_change_neither_loss_nor_gradient() {
     let files = WeightFiles::open(&model).expect("weights");
 
     let run = |tiles: TileLengths, num_attention: usize| {
-        let options =
-            EngineOptions { tiles, ..EngineOptions::new(&plan, Device::Cpu, num_attention, None).expect("options") };
+        let options = EngineOptions {
+            tiles,
+            ..EngineOptions::new(&plan, Device::Cpu, num_attention, None).expect("options")
+        };
         let mut engine = Engine::new(&comm, &config, &recipe, options).expect("an engine");
         engine.zero.load(&WeightSource::Files(&files)).expect("weights");
         let loss = engine.forward_backward(&batch, 0.125).expect("computed");
