@@ -215,6 +215,10 @@ void check_devices(const c10::FunctionSchema& schema, size_t arg_idx, const at::
               argument.name(), "` of size ", tensor.sizes(), " is on ", tensor.device(), " and others are on cuda");
 }
 
+StreamKey current_stream(c10::Device device) {
+  return key_of(c10::impl::getDeviceGuardImpl(c10::kCUDA)->getStream(device));
+}
+
 void run_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const size_t num_args = schema.arguments().size();
@@ -233,6 +237,8 @@ void run_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
       });
     }
   }
+  // What a side stream computes comes after the copies that it was given.
+  run_until(now(current_stream(c10::Device(c10::kCUDA, current_device()))));
   if (waits_for_the_device(schema.name())) {
     count_host_sync(schema.name());
   }
@@ -282,12 +288,16 @@ bool runs_beside(const at::Tensor& to, const at::Tensor& from, bool non_blocking
 
 at::Tensor& copy_(at::Tensor& self, const at::Tensor& src, bool non_blocking) {
   if (runs_beside(self, src, non_blocking)) {
-    const auto device = self.is_cuda() ? self.device() : src.device();
-    const auto stream = key_of(c10::impl::getDeviceGuardImpl(c10::kCUDA)->getStream(device));
+    const auto stream = current_stream(self.is_cuda() ? self.device() : src.device());
     const bool is_plain = self.is_contiguous() && src.is_contiguous() && self.scalar_type() == src.scalar_type();
     if (stream.second != 0 && is_plain) {
       copy_later(stream, self.mutable_data_ptr(), src.const_data_ptr(), src.nbytes());
       return self;
+    }
+  }
+  for (const auto& tensor : {self, src}) {
+    if (tensor.is_cuda()) {
+      run_until(now(current_stream(tensor.device())));
     }
   }
   // Devices differ in a copy and nowhere else, hence an alias map of its own for each side.

@@ -310,6 +310,14 @@ impl Drop for Arriving {
     }
 }
 
+impl Drop for Copies {
+    /// What is being read must not be the next tensor's memory.
+    fn drop(&mut self) {
+        // A device that cannot wait has failed, and nothing of it is used again.
+        let _ = self.synchronize();
+    }
+}
+
 impl fmt::Debug for Copies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (device_index, bytes) = (self.device_index, self.bytes());

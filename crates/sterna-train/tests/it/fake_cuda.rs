@@ -92,6 +92,40 @@ fn ranks_with_states_on_the_host_step_as_those_on_the_device_bit_for_bit() {
     });
 }
 
+#[test]
+fn ranks_with_streamed_keys_on_the_host_are_those_with_keys_on_the_device_bit_for_bit() {
+    alone(|folder| {
+        let streamed = |place: &str| json!({"attention_query_tile": 40, "attention_head_groups": 2, "attention_on": place});
+        let run = |place| run(folder, DeviceChoice::Cuda, &[("memory", streamed(place))]);
+        assert_eq!(run("host"), run("device"));
+    });
+}
+
+/// Two ranks on one device, so that what travels between them goes through the host as well.
+#[test]
+fn ranks_with_shards_on_the_host_are_those_with_shards_on_the_device_bit_for_bit() {
+    spawn_ranks(2, |rank: &TestRank| {
+        sterna_fake_cuda::install();
+        let run = |device: &str| {
+            let offload = json!({"stage": 3, "offload_optimizer": {"device": device}, "offload_param": {"device": device}});
+            let changes = [
+                ("deepspeed", json!({"zero_optimization": offload})),
+                ("sequence_parallel_size", json!(2)),
+                ("gradient_accumulation_steps", json!(2)),
+            ];
+            let recipe = tiny::load(&rank.folder, "recipe", &recipe(&rank.folder, &changes));
+            let options = TrainOptions { device: DeviceChoice::Cuda, ..TrainOptions::default() };
+            let mut recorder = Recorder::default();
+            let env = RankEnv::from_env().expect("a rank");
+            train(&recipe, &env, &options, &mut recorder).expect("a run");
+            let of_steps = recorder.iterations.iter();
+            let figures: Vec<_> = of_steps.map(|metrics| (metrics.loss, metrics.grad_norm)).collect();
+            (figures, recorder.evals.iter().map(|metrics| metrics.loss).collect::<Vec<_>>())
+        };
+        assert_eq!(run("cpu"), run("none"));
+    });
+}
+
 /// What makes the host wait in the steps of a run, startup and exports not counted.
 #[derive(Default)]
 struct HostWaits(Vec<(String, u64)>);
