@@ -202,8 +202,13 @@ impl Memory {
         let (q, kv) = a.heads_at_once();
         self.push(MemoryKind::Attention, a.attention_bytes(q, kv), 1, Place::Device);
         self.push(MemoryKind::StreamedKeysValues, a.streamed_bytes(kv), 1, keep.attention_on);
-        // The gradients of a block's output and input, and its rotary angles; what is kept elsewhere has come back to be read.
-        let fetched = |width: usize, place: Place| if place == Place::Device { 0 } else { width };
+        // The gradients of a block's output and input, and its rotary angles; what is kept elsewhere has come back to be read,
+        // and from the host the next block's comes beside it.
+        let fetched = |width: usize, place: Place| match place {
+            Place::Device => 0,
+            Place::Host => 2 * width,
+            Place::Disk => width,
+        };
         let values = 2 * a.model.hidden_size
             + fetched(a.model.hidden_size, keep.inputs_on)
             + if num_attention > 0 { fetched(a.q_width(), keep.attention_on) } else { 0 }
