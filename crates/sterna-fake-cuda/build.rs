@@ -14,8 +14,13 @@ const DRIVER: &[&str] = &["cpp/driver.cc"];
 const NVRTC: &[&str] = &["cpp/nvrtc.cc"];
 
 /// What is loaded in place of libtorch's CUDA half.
-const LIBTORCH_CUDA: &[&str] =
-    &["cpp/device.cc", "cpp/fallback.cc", "cpp/memory.cc", "cpp/streams.cc"];
+const LIBTORCH_CUDA: &[&str] = &[
+    "cpp/attention_ops.cc",
+    "cpp/device.cc",
+    "cpp/fallback.cc",
+    "cpp/memory.cc",
+    "cpp/streams.cc",
+];
 
 fn main() {
     let lib = PathBuf::from(
