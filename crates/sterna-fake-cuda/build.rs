@@ -19,6 +19,7 @@ const LIBTORCH_CUDA: &[&str] = &[
     "cpp/device.cc",
     "cpp/fallback.cc",
     "cpp/memory.cc",
+    "cpp/product_ops.cc",
     "cpp/streams.cc",
 ];
 

@@ -3,6 +3,8 @@
 // What the real ones refuse is refused, and what they silently get wrong is refused too. The contracts are those that
 // `sterna-torch-sys/src/cuda_attention.rs` lists with their sources.
 
+#include "device.h"
+
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -20,11 +22,6 @@ namespace sterna::fake {
 namespace {
 
 constexpr int64_t OPEN = std::numeric_limits<int64_t>::max() / 4;
-
-// The same memory as a CPU tensor: it lives as long as `x`.
-at::Tensor on_host(const at::Tensor& x) {
-  return at::from_blob(x.mutable_data_ptr(), x.sizes(), x.strides(), x.options().device(at::kCPU));
-}
 
 // Query `i` sees key `j` if `first + i <= j <= last + i`.
 struct Band {

@@ -5,6 +5,7 @@
 #include "streams.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -167,6 +168,10 @@ c10::DeviceIndex num_devices() {
 
 c10::DeviceIndex current_device() {
   return thread_device;
+}
+
+at::Tensor on_host(const at::Tensor& x) {
+  return at::from_blob(x.mutable_data_ptr(), x.sizes(), x.strides(), x.options().device(at::kCPU));
 }
 
 void count_host_sync(const std::string& what) {

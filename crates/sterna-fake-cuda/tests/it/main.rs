@@ -3,6 +3,7 @@
 mod copies;
 mod device;
 mod kernels;
+mod linear;
 mod memory;
 mod ops;
 mod syncs;
