@@ -21,6 +21,9 @@
 namespace sterna::fake {
 namespace {
 
+// A grid's second and third dimension have no more.
+constexpr int64_t MOST_BLOCKS = 65535;
+
 constexpr int64_t OPEN = std::numeric_limits<int64_t>::max() / 4;
 
 // Query `i` sees key `j` if `first + i <= j <= last + i`.
@@ -80,10 +83,17 @@ void check_operand(const char* name, const at::Tensor& x, const at::Tensor& q, i
               ": only fp16 and bf16 are supported");
   TORCH_CHECK(x.scalar_type() == q.scalar_type(), name, " and q must have the same dtype");
   TORCH_CHECK(x.dim() == dim && x.stride(-1) == 1, name, " must have ", dim, " dimensions of which the last is contiguous");
+  TORCH_CHECK(x.numel() > 0, name, " is empty");
+  // The real kernels load 16 bytes at a time and fail with a misaligned address.
+  TORCH_CHECK(reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0, name, " begins at a misaligned address");
+  for (int64_t i = 0; i + 1 < dim; ++i) {
+    TORCH_CHECK(x.size(i) == 1 || x.stride(i) % 8 == 0, name, " has misaligned strides ", x.strides());
+  }
 }
 
 void check_heads(int64_t num_q, int64_t num_kv, int64_t head_dim, int64_t most) {
   TORCH_CHECK(num_kv > 0 && num_q % num_kv == 0, "Number of heads in key/value must divide number of heads in query");
+  TORCH_CHECK(num_q <= MOST_BLOCKS, num_q, " heads are more than a grid's third dimension has");
   TORCH_CHECK(head_dim > 0 && head_dim % 8 == 0 && head_dim <= most, "head size ", head_dim, " must be a multiple of 8 up to ", most);
 }
 
@@ -138,6 +148,7 @@ Packed check_flash(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v
   TORCH_CHECK(max_q > 1, "with max_q of 1 the real kernel regroups the heads, which the fake does not");
   Packed packed{check_ends("cum_seq_q", ends_q, q.size(0), max_q), check_ends("cum_seq_k", ends_k, k.size(0), max_k), -1, -1};
   TORCH_CHECK(ends_q.size(0) == ends_k.size(0), "cum_seq_q and cum_seq_k must have as many documents");
+  TORCH_CHECK(packed.num_documents() <= MOST_BLOCKS, packed.num_documents(), " documents are more than a grid's second dimension has");
   packed.left = window_left ? window_left->expect_int() : -1;
   packed.right = is_causal ? 0 : (window_right ? window_right->expect_int() : -1);
   packed.left = packed.left >= max_k ? -1 : packed.left;
@@ -207,6 +218,14 @@ void check_cudnn(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, 
   check_heads(q.size(1), k.size(1), q.size(3), 128);
   TORCH_CHECK(k.sizes() == v.sizes() && q.size(3) == k.size(3), "q, k and v do not fit each other");
   TORCH_CHECK(q.size(0) == 1 && k.size(0) == 1, "the fake computes one document");
+  // libtorch asks for this where it chooses a kernel (check_cudnn_tensor_shapes), not in the operator.
+  TORCH_CHECK(k.size(2) > 1, "cudnn SDPA does not support key/value sequence length 1.");
+  TORCH_CHECK(q.size(2) > 1, "cuDNN 9.19 is wrong for a single query on compute capability 10");
+  for (const at::Tensor& x : {q, k, v}) {
+    TORCH_CHECK(x.stride(0) >= x.size(2) * x.stride(2), "strides ", x.strides(), " of ", x.sizes(),
+                " are not those of a batch: cuDNN tells layouts apart by their order");
+    TORCH_CHECK(x.size(2) * x.stride(2) < int64_t{1} << 31, "offsets of 32 bits do not reach all of ", x.sizes(), " with strides ", x.strides());
+  }
   TORCH_CHECK(dropout_p == 0.0, "the fake has no dropout");
 }
 

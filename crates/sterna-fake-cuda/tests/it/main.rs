@@ -1,5 +1,6 @@
 //! Integration tests of the fake device: what it computes, what it refuses, what it counts.
 
+mod attention;
 mod copies;
 mod device;
 mod kernels;
