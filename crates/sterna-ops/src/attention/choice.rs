@@ -154,28 +154,35 @@ impl Problem {
     }
 }
 
-/// Tells of the first use of each kernel where there is a choice, so that a run's log says what computes its attention.
+/// Tells of the first use of each kernel in this process, on a device where there is a choice.
 pub(super) fn log_first_use(problem: &Problem, calls: &[Call], documents: &Documents) {
     static TOLD: AtomicU8 = AtomicU8::new(0);
-    for (kernel, name, bit) in [
+    for kernel in first_uses(&TOLD, calls) {
+        let lengths = documents.ranges().iter().map(|document| document.end - document.start);
+        tracing::info!(
+            kernel,
+            dtype = ?problem.kind,
+            head_dim = problem.head_dim,
+            sliding_window = problem.sliding_window,
+            num_documents = documents.ranges().len(),
+            longest_document = lengths.max().unwrap_or(0),
+            "attention on the GPU, first use of a kernel",
+        );
+    }
+}
+
+/// The names of those kernels of the calls that were not told of before.
+fn first_uses(told: &AtomicU8, calls: &[Call]) -> Vec<&'static str> {
+    let kernels = [
         (Kernel::Flash, "FlashAttention 2", 1),
         (Kernel::Cudnn, "cuDNN", 2),
         (Kernel::Tiled, "products of tiles", 4),
-    ] {
-        let is_used = calls.iter().any(|call| call.kernel == kernel);
-        if is_used && TOLD.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
-            let lengths = documents.ranges().iter().map(|document| document.end - document.start);
-            tracing::info!(
-                kernel = name,
-                dtype = ?problem.kind,
-                head_dim = problem.head_dim,
-                sliding_window = problem.sliding_window,
-                num_documents = documents.ranges().len(),
-                longest_document = lengths.max().unwrap_or(0),
-                "attention of this kind begins",
-            );
-        }
-    }
+    ];
+    let is_first = |(kernel, _, bit): &(Kernel, &str, u8)| {
+        calls.iter().any(|call| call.kernel == *kernel)
+            && told.fetch_or(*bit, Ordering::Relaxed) & bit == 0
+    };
+    kernels.into_iter().filter(is_first).map(|(_, name, _)| name).collect()
 }
 
 fn flash_takes(kind: Kind, head_dim: i64) -> bool {
@@ -186,6 +193,7 @@ fn flash_takes(kind: Kind, head_dim: i64) -> bool {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::calls::calls;
     use super::*;
 
     /// 8 query heads of 128 on each kv head in bf16.
@@ -270,6 +278,29 @@ pub(super) mod tests {
             assert_eq!(refused, Err(NotFlash { kind, head_dim }));
         }
         assert_eq!(Implementation::Flash.check(Kind::Half, 256), Ok(()));
+    }
+
+    #[test]
+    fn each_kernel_is_told_of_once() {
+        let spec = AttentionSpec {
+            kv_of_q: vec![0],
+            scale: 1.0,
+            sliding_window: None,
+            implementation: Implementation::Automatic,
+        };
+        let told = AtomicU8::new(0);
+        let first_uses = |problem: &Problem, len: i64| {
+            let documents = Documents::new(vec![0..len, len..len + 5]);
+            let all = 0..len + 5;
+            super::first_uses(&told, &calls(problem, &spec, &documents, &all, &all))
+        };
+        // A CPU has no choice.
+        assert!(first_uses(&problem(false), 9).is_empty());
+        assert_eq!(first_uses(&problem(true), 9), ["FlashAttention 2"]);
+        assert_eq!(first_uses(&problem(true), LEAST_CUDNN_LEN), ["cuDNN"]);
+        assert!(first_uses(&problem(true), LEAST_CUDNN_LEN).is_empty());
+        let single = Problem { kind: Kind::Float, ..problem(true) };
+        assert_eq!(first_uses(&single, 9), ["products of tiles"]);
     }
 
     #[test]
