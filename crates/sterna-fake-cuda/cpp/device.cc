@@ -189,7 +189,9 @@ using namespace sterna::fake;
 struct CUDAHooks final : CUDAHooksInterface {
   explicit CUDAHooks(CUDAHooksArgs /*args*/) {}
 
-  void init() const override {}
+  void init() const override {
+    init_device_allocator();
+  }
 
   bool isBuilt() const override {
     return true;
@@ -279,6 +281,7 @@ void sterna_fake_cuda_set_num_devices(int count) {
 
 // Bytes that tensors of device `index` hold, and held at most. Asked as production code asks, through c10's interface.
 void sterna_fake_cuda_allocated_bytes(int index, uint64_t* current, uint64_t* peak) {
+  init_device_allocator();
   const auto stats = c10::getDeviceAllocator(c10::kCUDA)->getDeviceStats(static_cast<c10::DeviceIndex>(index));
   const auto& bytes = stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)];
   *current = static_cast<uint64_t>(bytes.current);

@@ -27,6 +27,9 @@ at::Tensor on_host(const at::Tensor& x);
 // Device memory: memory of the host, filled with 0xFF (a NaN in every float format) when it is handed out.
 c10::Allocator* device_allocator();
 
+// What libtorch does before its first tensor of a device. Until then the real allocator has neither memory nor figures.
+void init_device_allocator();
+
 // Pinned memory of the host.
 c10::Allocator* pinned_allocator();
 bool is_pinned(const void* ptr);

@@ -4,6 +4,7 @@
 #include "streams.h"
 
 #include <ATen/Context.h>
+#include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -26,6 +27,7 @@ const c10::DispatchKeySet CPU_KEYS(c10::DispatchKey::CPU);
 const c10::DispatchKeySet CUDA_KEYS(c10::DispatchKey::CUDA);
 
 at::Tensor empty_on(c10::Device device, at::IntArrayRef size, at::IntArrayRef stride, at::ScalarType dtype) {
+  at::globalContext().lazyInitDevice(c10::kCUDA);
   const c10::DeviceGuard guard(device);
   return at::detail::empty_strided_generic(size, stride, device_allocator(), CUDA_KEYS, dtype);
 }
@@ -252,6 +254,7 @@ at::Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype, std:
   TORCH_CHECK(!pin_memory.value_or(false), "Only dense CPU tensors can be pinned");
   TORCH_CHECK(layout.value_or(at::kStrided) == at::kStrided, "the fake device has plain strided tensors only");
   at::globalContext().lazyInitDevice(c10::kCUDA);
+  at::globalContext().lazyInitDevice(c10::kCUDA);
   const c10::OptionalDeviceGuard guard(device);
   return at::detail::empty_generic(size, device_allocator(), CUDA_KEYS, c10::dtype_or_default(dtype), memory_format);
 }
@@ -260,6 +263,7 @@ at::Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, std::opti
                          std::optional<at::Device> device, std::optional<bool> pin_memory) {
   TORCH_CHECK(!pin_memory.value_or(false), "Only dense CPU tensors can be pinned");
   TORCH_CHECK(layout.value_or(at::kStrided) == at::kStrided, "the fake device has plain strided tensors only");
+  at::globalContext().lazyInitDevice(c10::kCUDA);
   at::globalContext().lazyInitDevice(c10::kCUDA);
   const c10::OptionalDeviceGuard guard(device);
   return at::detail::empty_strided_generic(size, stride, device_allocator(), CUDA_KEYS, c10::dtype_or_default(dtype));

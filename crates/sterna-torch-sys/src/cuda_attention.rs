@@ -35,7 +35,7 @@ use tch::Tensor;
 
 use crate::bridge::ffi;
 use crate::error::Error;
-use crate::tensor::{borrow, take};
+use crate::tensor::{borrow, own};
 
 /// The documents of a pack, and what a query sees of the keys of its own document.
 ///
@@ -162,10 +162,4 @@ fn gradients(
     ffi::AttentionGradients { d_q, d_k, d_v }: ffi::AttentionGradients,
 ) -> Result<[Tensor; 3], Error> {
     Ok([own(d_q)?, own(d_k)?, own(d_v)?])
-}
-
-fn own(x: cxx::UniquePtr<ffi::Tensor>) -> Result<Tensor, Error> {
-    take(x).ok_or_else(|| Error::Torch {
-        message: "attention: a kernel has returned nothing".to_owned(),
-    })
 }
