@@ -206,14 +206,14 @@ bool waits_for_the_device(const std::string& name) {
 }
 
 // Refuses what a real GPU refuses: tensors of the host among those of the device. Values of the host (0-dim tensors) are passed with the
-// launch, but nothing is written to them.
-void check_devices(const c10::FunctionSchema& schema, size_t arg_idx, const at::Tensor& tensor) {
+// launch, but nothing is written to them. In a list they are not: its kernels read addresses, and look at no device.
+void check_devices(const c10::FunctionSchema& schema, size_t arg_idx, bool is_in_list, const at::Tensor& tensor) {
   if (!tensor.defined() || tensor.is_cuda()) {
     return;
   }
   const auto& argument = schema.arguments()[arg_idx];
   const bool is_written = argument.alias_info() != nullptr && argument.alias_info()->isWrite();
-  TORCH_CHECK(tensor.dim() == 0 && !is_written, schema.operator_name(), ": expected all tensors to be on the same device, but argument `",
+  TORCH_CHECK(tensor.dim() == 0 && !is_written && !is_in_list, schema.operator_name(), ": expected all tensors to be on the same device, but argument `",
               argument.name(), "` of size ", tensor.sizes(), " is on ", tensor.device(), " and others are on cuda");
 }
 
@@ -229,8 +229,9 @@ void run_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     } else if (value.isStorage()) {
       value = aliases.to_cpu(value.toStorage());
     } else {
+      const bool is_list = value.isTensorList();
       value = map_tensors(value, [&](const at::Tensor& tensor) {
-        check_devices(schema, i, tensor);
+        check_devices(schema, i, is_list, tensor);
         return aliases.to_cpu(tensor);
       });
     }
