@@ -6,6 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
+#[path = "libtorch/build.rs"]
+mod libtorch;
 #[path = "rpath/build.rs"]
 mod rpath;
 
@@ -24,26 +26,13 @@ const SOURCES: &[&str] = &[
 ];
 
 fn main() {
-    let lib = PathBuf::from(
-        std::env::var_os("DEP_TCH_LIBTORCH_LIB")
-            .expect("torch-sys exports the folder of libtorch's libraries"),
-    );
-    let include = lib.parent().expect("libtorch's lib folder has a parent").join("include");
-
+    let lib = libtorch::lib();
     let mut build = cxx_build::bridge("src/bridge.rs");
+    libtorch::configure(&mut build, &lib);
     build
-        .std("c++17")
         // As libtorch, in debug builds too: what is computed per element would be a hundred times slower.
         .opt_level(3)
         .files(SOURCES)
-        .include("cpp")
-        .flag("-Wall")
-        .flag("-Wextra")
-        .flag("-Werror")
-        // libtorch's headers are not ours to keep free of warnings.
-        .flag(format!("-isystem{}", include.display()))
-        .flag(format!("-isystem{}", include.join("torch/csrc/api/include").display()))
-        .define("_GLIBCXX_USE_CXX11_ABI", "1")
         // c10d's headers are empty without it.
         .define("USE_C10D_GLOO", None);
     // libtorch's thread pool is OpenMP's, and there must be one of it: the library that lies beside libtorch.
@@ -61,7 +50,7 @@ fn main() {
     }
     build.compile("sterna_torch");
     if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
-        build_nccl_library(&lib, &include);
+        build_nccl_library(&lib);
     }
 
     for file in ["cpp", "src/bridge.rs", "build.rs"] {
@@ -74,7 +63,7 @@ fn main() {
 /// Builds `cpp/cuda/nccl.cc` into `OUT_DIR/libsterna_nccl.so`, which the program carries in itself and loads beside `libtorch_cuda`.
 ///
 /// It names `libtorch_cuda` and none of the libraries that come with that, so it links on a machine without a GPU.
-fn build_nccl_library(lib: &Path, include: &Path) {
+fn build_nccl_library(lib: &Path) {
     let packages =
         lib.ancestors().nth(2).expect("libtorch's lib is two folders deep").join("nvidia");
     let headers = ["cu13/include", "cu13/include/cccl", "nccl/include"].map(|x| packages.join(x));
@@ -87,25 +76,12 @@ fn build_nccl_library(lib: &Path, include: &Path) {
         );
     }
     let out_dir = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let mut compiler =
-        cc::Build::new().cpp(true).std("c++17").opt_level(2).pic(true).get_compiler().to_command();
-    compiler.args([
-        "-shared",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-DUSE_C10D_NCCL",
-        "cpp/cuda/nccl.cc",
-        "-o",
-    ]);
-    compiler.arg(out_dir.join("libsterna_nccl.so"));
-    for folder in [include, &include.join("torch/csrc/api/include")]
-        .into_iter()
-        .chain(headers.iter().map(PathBuf::as_path))
-    {
-        compiler.arg("-isystem").arg(folder);
+    let mut build = cc::Build::new();
+    libtorch::configure(&mut build, lib);
+    for folder in &headers {
+        libtorch::system_include(&mut build, folder);
     }
-    compiler.arg("-L").arg(lib).args(["-ltorch_cuda", "-ltorch_cpu", "-lc10"]);
-    let status = compiler.status().expect("the C++ compiler starts");
-    assert!(status.success(), "`{compiler:?}` ended with {status}");
+    build.opt_level(2).define("USE_C10D_NCCL", None).file("cpp/cuda/nccl.cc");
+    let library = out_dir.join("libsterna_nccl.so");
+    libtorch::link_shared(&build, lib, &["torch_cuda", "torch_cpu", "c10"], &library);
 }

@@ -5,6 +5,7 @@
 #include "streams.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -169,6 +170,10 @@ c10::DeviceIndex current_device() {
   return thread_device;
 }
 
+at::Tensor on_host(const at::Tensor& x) {
+  return at::from_blob(x.mutable_data_ptr(), x.sizes(), x.strides(), x.options().device(at::kCPU));
+}
+
 void count_host_sync(const std::string& what) {
   const std::lock_guard<std::mutex> lock(syncs_mutex);
   syncs[what] += 1;
@@ -184,7 +189,9 @@ using namespace sterna::fake;
 struct CUDAHooks final : CUDAHooksInterface {
   explicit CUDAHooks(CUDAHooksArgs /*args*/) {}
 
-  void init() const override {}
+  void init() const override {
+    init_device_allocator();
+  }
 
   bool isBuilt() const override {
     return true;
@@ -274,6 +281,7 @@ void sterna_fake_cuda_set_num_devices(int count) {
 
 // Bytes that tensors of device `index` hold, and held at most. Asked as production code asks, through c10's interface.
 void sterna_fake_cuda_allocated_bytes(int index, uint64_t* current, uint64_t* peak) {
+  init_device_allocator();
   const auto stats = c10::getDeviceAllocator(c10::kCUDA)->getDeviceStats(static_cast<c10::DeviceIndex>(index));
   const auto& bytes = stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)];
   *current = static_cast<uint64_t>(bytes.current);

@@ -4,6 +4,7 @@
 #include "streams.h"
 
 #include <ATen/Context.h>
+#include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -26,6 +27,7 @@ const c10::DispatchKeySet CPU_KEYS(c10::DispatchKey::CPU);
 const c10::DispatchKeySet CUDA_KEYS(c10::DispatchKey::CUDA);
 
 at::Tensor empty_on(c10::Device device, at::IntArrayRef size, at::IntArrayRef stride, at::ScalarType dtype) {
+  at::globalContext().lazyInitDevice(c10::kCUDA);
   const c10::DeviceGuard guard(device);
   return at::detail::empty_strided_generic(size, stride, device_allocator(), CUDA_KEYS, dtype);
 }
@@ -204,14 +206,14 @@ bool waits_for_the_device(const std::string& name) {
 }
 
 // Refuses what a real GPU refuses: tensors of the host among those of the device. Values of the host (0-dim tensors) are passed with the
-// launch, but nothing is written to them.
-void check_devices(const c10::FunctionSchema& schema, size_t arg_idx, const at::Tensor& tensor) {
+// launch, but nothing is written to them. In a list they are not: its kernels read addresses, and look at no device.
+void check_devices(const c10::FunctionSchema& schema, size_t arg_idx, bool is_in_list, const at::Tensor& tensor) {
   if (!tensor.defined() || tensor.is_cuda()) {
     return;
   }
   const auto& argument = schema.arguments()[arg_idx];
   const bool is_written = argument.alias_info() != nullptr && argument.alias_info()->isWrite();
-  TORCH_CHECK(tensor.dim() == 0 && !is_written, schema.operator_name(), ": expected all tensors to be on the same device, but argument `",
+  TORCH_CHECK(tensor.dim() == 0 && !is_written && !is_in_list, schema.operator_name(), ": expected all tensors to be on the same device, but argument `",
               argument.name(), "` of size ", tensor.sizes(), " is on ", tensor.device(), " and others are on cuda");
 }
 
@@ -231,8 +233,9 @@ void run_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     } else if (value.isStorage()) {
       value = aliases.to_cpu(value.toStorage());
     } else {
+      const bool is_list = value.isTensorList();
       value = map_tensors(value, [&](const at::Tensor& tensor) {
-        check_devices(schema, i, tensor);
+        check_devices(schema, i, is_list, tensor);
         return aliases.to_cpu(tensor);
       });
     }
@@ -258,6 +261,7 @@ at::Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype, std:
   TORCH_CHECK(!pin_memory.value_or(false), "Only dense CPU tensors can be pinned");
   TORCH_CHECK(layout.value_or(at::kStrided) == at::kStrided, "the fake device has plain strided tensors only");
   at::globalContext().lazyInitDevice(c10::kCUDA);
+  at::globalContext().lazyInitDevice(c10::kCUDA);
   const c10::OptionalDeviceGuard guard(device);
   return at::detail::empty_generic(size, device_allocator(), CUDA_KEYS, c10::dtype_or_default(dtype), memory_format);
 }
@@ -266,6 +270,7 @@ at::Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, std::opti
                          std::optional<at::Device> device, std::optional<bool> pin_memory) {
   TORCH_CHECK(!pin_memory.value_or(false), "Only dense CPU tensors can be pinned");
   TORCH_CHECK(layout.value_or(at::kStrided) == at::kStrided, "the fake device has plain strided tensors only");
+  at::globalContext().lazyInitDevice(c10::kCUDA);
   at::globalContext().lazyInitDevice(c10::kCUDA);
   const c10::OptionalDeviceGuard guard(device);
   return at::detail::empty_strided_generic(size, stride, device_allocator(), CUDA_KEYS, c10::dtype_or_default(dtype));

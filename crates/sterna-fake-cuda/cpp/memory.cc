@@ -7,6 +7,7 @@
 #include <c10/core/CachingDeviceAllocator.h>
 
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -39,6 +40,7 @@ void* allocate_aligned(size_t nbytes) {
 class DeviceMemory final : public c10::DeviceAllocator {
  public:
   c10::DataPtr allocate(size_t nbytes) override {
+    check_initialized();
     const c10::DeviceIndex index = current_device();
     const c10::Device device(c10::kCUDA, index);
     if (nbytes == 0) {
@@ -78,7 +80,11 @@ class DeviceMemory final : public c10::DeviceAllocator {
   }
 
   bool initialized() override {
-    return true;
+    return is_initialized_;
+  }
+
+  void init() {
+    is_initialized_ = true;
   }
 
   // Nothing is cached.
@@ -88,6 +94,7 @@ class DeviceMemory final : public c10::DeviceAllocator {
   void recordStream(const c10::DataPtr& /*ptr*/, c10::Stream /*stream*/) override {}
 
   c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex device) override {
+    check_initialized();
     const std::lock_guard<std::mutex> lock(mutex_);
     return stats_.at(device);
   }
@@ -111,6 +118,11 @@ class DeviceMemory final : public c10::DeviceAllocator {
     size_t nbytes;
     c10::DeviceIndex device;
   };
+
+  // In the words of the real one.
+  void check_initialized() const {
+    TORCH_CHECK(is_initialized_, "Allocator not initialized for device ", static_cast<int>(current_device()), ": did you call init?");
+  }
 
   static void deallocate(void* ptr);
 
@@ -146,6 +158,7 @@ class DeviceMemory final : public c10::DeviceAllocator {
 
   template <typename F>
   void for_each_stat(c10::DeviceIndex device, F apply) {
+    check_initialized();
     const std::lock_guard<std::mutex> lock(mutex_);
     auto& stats = stats_.at(device);
     for (auto* array : {&stats.allocation, &stats.active, &stats.segment, &stats.allocated_bytes, &stats.active_bytes, &stats.reserved_bytes,
@@ -154,6 +167,7 @@ class DeviceMemory final : public c10::DeviceAllocator {
     }
   }
 
+  std::atomic<bool> is_initialized_{false};
   std::mutex mutex_;
   std::unordered_map<void*, Block> blocks_;
   std::array<c10::CachingDeviceAllocator::DeviceStats, MAX_DEVICES> stats_;
@@ -275,6 +289,10 @@ struct Registration {
 } registration;
 
 } // namespace
+
+void init_device_allocator() {
+  device_memory().init();
+}
 
 c10::Allocator* device_allocator() {
   return &device_memory();

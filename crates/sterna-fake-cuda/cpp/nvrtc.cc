@@ -1,11 +1,15 @@
 // An NVRTC that compiles nothing: g++ has compiled the kernels already (driver.cc). It says that it is version 0.0, so that
 // nothing it makes is taken for a real one's. Built as libnvrtc.so.13 (build.rs).
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 
 namespace {
 
 constexpr char kCubin[] = "emulated";
+
+std::atomic<uint64_t> num_compilations{0};
 
 }  // namespace
 
@@ -24,7 +28,10 @@ EXPORT nvrtcCreateProgram(void** program, const char* /*source*/, const char* /*
   return 0;
 }
 
-EXPORT nvrtcCompileProgram(void* /*program*/, int /*num_options*/, const char* const* /*options*/) { return 0; }
+EXPORT nvrtcCompileProgram(void* /*program*/, int /*num_options*/, const char* const* /*options*/) {
+  num_compilations += 1;
+  return 0;
+}
 
 EXPORT nvrtcGetProgramLogSize(void* /*program*/, size_t* size) {
   *size = 1;
@@ -50,3 +57,5 @@ EXPORT nvrtcDestroyProgram(void** program) {
   *program = nullptr;
   return 0;
 }
+
+extern "C" __attribute__((visibility("default"))) uint64_t sterna_fake_nvrtc_num_compilations() { return num_compilations; }

@@ -7,9 +7,12 @@
 //! counted: [`host_syncs`]. Memory that nobody wrote reads as NaN. What is *not* noticed: host code that reads device memory by its address.
 
 use std::{
-    ffi::{CStr, CString, c_char, c_int, c_void},
+    ffi::{CStr, c_char, c_int, c_void},
+    ptr::NonNull,
     sync::OnceLock,
 };
+
+use sterna_torch_sys::library::Library;
 
 /// What is loaded as `libcuda.so.1`, as an absolute path.
 const DRIVER: &str = env!("STERNA_FAKE_DRIVER");
@@ -34,13 +37,14 @@ pub struct AllocatedBytes {
 
 type Visit = extern "C" fn(context: *mut c_void, what: *const c_char, len: usize, count: u64);
 
-/// The functions of `cpp/device.cc` that Rust calls.
-struct Library {
+/// The functions of `cpp/device.cc` and `cpp/nvrtc.cc` that Rust calls.
+struct Functions {
     set_num_devices: extern "C" fn(c_int),
     allocated_bytes: extern "C" fn(c_int, *mut u64, *mut u64),
     host_syncs: extern "C" fn() -> u64,
     reset_host_syncs: extern "C" fn(),
     visit_host_syncs: extern "C" fn(context: *mut c_void, visit: Visit),
+    num_compilations: extern "C" fn() -> u64,
 }
 
 /// Makes one fake device available, once in a process and before its first tensor: libtorch remembers whether there is CUDA from the first
@@ -63,7 +67,7 @@ pub fn install_devices(num_devices: usize) {
         num_devices <= MAX_DEVICES,
         "there are at most {MAX_DEVICES} fake devices, and {num_devices} were asked for"
     );
-    (library().set_num_devices)(num_devices as c_int);
+    (functions().set_num_devices)(num_devices as c_int);
 }
 
 /// What tensors of device `index` hold, by the statistics of `c10::DeviceAllocator`.
@@ -74,7 +78,7 @@ pub fn install_devices(num_devices: usize) {
 pub fn allocated_bytes(index: usize) -> AllocatedBytes {
     assert!(index < MAX_DEVICES, "there is no fake device {index}");
     let (mut current, mut peak) = (0, 0);
-    (library().allocated_bytes)(index as c_int, &raw mut current, &raw mut peak);
+    (functions().allocated_bytes)(index as c_int, &raw mut current, &raw mut peak);
     AllocatedBytes { current, peak }
 }
 
@@ -85,7 +89,7 @@ pub fn allocated_bytes(index: usize) -> AllocatedBytes {
 ///
 /// As [`install`].
 pub fn host_syncs() -> u64 {
-    (library().host_syncs)()
+    (functions().host_syncs)()
 }
 
 /// Starts the count of [`host_syncs`] again at zero.
@@ -94,7 +98,7 @@ pub fn host_syncs() -> u64 {
 ///
 /// As [`install`].
 pub fn reset_host_syncs() {
-    (library().reset_host_syncs)();
+    (functions().reset_host_syncs)();
 }
 
 /// What [`host_syncs`] counted: each op or call that waited, and how often it did.
@@ -114,65 +118,69 @@ pub fn host_sync_causes() -> Vec<(String, u64)> {
         causes.push((String::from_utf8_lossy(what).into_owned(), count));
     }
     let mut causes: Vec<(String, u64)> = Vec::new();
-    (library().visit_host_syncs)((&raw mut causes).cast(), visit);
+    (functions().visit_host_syncs)((&raw mut causes).cast(), visit);
     causes
 }
 
-fn library() -> &'static Library {
-    static LOADED: OnceLock<Library> = OnceLock::new();
+/// How often this process has compiled the kernels, instead of finding them in the cache.
+///
+/// # Panics
+///
+/// As [`install`].
+pub fn num_compilations() -> u64 {
+    (functions().num_compilations)()
+}
+
+fn functions() -> &'static Functions {
+    static LOADED: OnceLock<Functions> = OnceLock::new();
     LOADED.get_or_init(|| {
         open(DRIVER);
-        open(NVRTC);
-        let handle = open(LIBTORCH_CUDA);
-        let symbol = |name: &CStr| {
-            // SAFETY: `handle` is open, and never closed.
-            let symbol = unsafe { libc::dlsym(handle, name.as_ptr()) };
-            assert!(!symbol.is_null(), "`{LIBTORCH_CUDA}` has no {name:?}: {}", last_error());
-            symbol
+        let nvrtc = open(NVRTC);
+        let device = open(LIBTORCH_CUDA);
+        let symbol = |library: Library, name: &CStr| {
+            let symbol = library.symbol(name);
+            symbol.map_or_else(|error| panic!("{error}"), NonNull::as_ptr)
         };
-        // SAFETY: each symbol is the function of `cpp/device.cc` with this signature.
+        // SAFETY: each symbol is the function of `cpp/device.cc` or `cpp/nvrtc.cc` with this signature.
         unsafe {
-            Library {
+            Functions {
                 set_num_devices: std::mem::transmute::<*mut c_void, extern "C" fn(c_int)>(symbol(
+                    device,
                     c"sterna_fake_cuda_set_num_devices",
                 )),
                 allocated_bytes: std::mem::transmute::<
                     *mut c_void,
                     extern "C" fn(c_int, *mut u64, *mut u64),
-                >(symbol(c"sterna_fake_cuda_allocated_bytes")),
+                >(symbol(
+                    device,
+                    c"sterna_fake_cuda_allocated_bytes",
+                )),
                 host_syncs: std::mem::transmute::<*mut c_void, extern "C" fn() -> u64>(symbol(
+                    device,
                     c"sterna_fake_cuda_host_syncs",
                 )),
                 reset_host_syncs: std::mem::transmute::<*mut c_void, extern "C" fn()>(symbol(
+                    device,
                     c"sterna_fake_cuda_reset_host_syncs",
                 )),
                 visit_host_syncs: std::mem::transmute::<
                     *mut c_void,
                     extern "C" fn(*mut c_void, Visit),
-                >(symbol(c"sterna_fake_cuda_visit_host_syncs")),
+                >(symbol(
+                    device,
+                    c"sterna_fake_cuda_visit_host_syncs",
+                )),
+                num_compilations: std::mem::transmute::<*mut c_void, extern "C" fn() -> u64>(
+                    symbol(nvrtc, c"sterna_fake_nvrtc_num_compilations"),
+                ),
             }
         }
     })
 }
 
-/// Loads one of our libraries for good.
-fn open(library: &str) -> *mut c_void {
-    let path = CString::new(library).expect("a path has no zero byte");
+/// Loads one of our libraries.
+fn open(library: &str) -> Library {
     // SAFETY: the libraries' constructors only register them in libtorch, which is linked into this process.
-    let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
-    assert!(!handle.is_null(), "cannot load `{library}`: {}", last_error());
-    handle
-}
-
-/// What the dynamic linker says of its last failure.
-fn last_error() -> String {
-    // SAFETY: dlerror returns null or a string that lives until the next call of this thread.
-    unsafe {
-        let error = libc::dlerror();
-        if error.is_null() {
-            String::new()
-        } else {
-            CStr::from_ptr(error).to_string_lossy().into_owned()
-        }
-    }
+    unsafe { Library::open(library) }
+        .unwrap_or_else(|error| panic!("cannot load `{library}`: {error}"))
 }

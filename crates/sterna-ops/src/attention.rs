@@ -11,6 +11,8 @@
 
 mod calls;
 mod choice;
+#[cfg(test)]
+mod device_tests;
 mod kernel;
 mod pack;
 mod streamed;
@@ -20,9 +22,9 @@ use std::ops::Range;
 
 use tch::Tensor;
 
-use self::calls::{Call, calls};
-use self::choice::Kernel;
+use self::calls::calls;
 pub use self::choice::{Implementation, NotFlash};
+use self::choice::{Problem, log_first_use};
 use self::kernel::Runner;
 pub use self::streamed::{KeysValues, Streamed};
 use crate::accumulate_kind;
@@ -112,11 +114,21 @@ pub fn forward(
     spec: &AttentionSpec,
     documents: &Documents,
 ) -> (Tensor, Tensor) {
-    let size = check(q, k, v, spec, documents);
-    let runner = Runner::new(spec, documents, q);
+    check(q, k, v, spec, documents);
+    forward_of(&Problem::new(spec, q), [q, k, v], spec, documents)
+}
+
+fn forward_of(
+    problem: &Problem,
+    [q, k, v]: [&Tensor; 3],
+    spec: &AttentionSpec,
+    documents: &Documents,
+) -> (Tensor, Tensor) {
+    let size = q.size();
+    let runner = Runner::new(problem, spec, documents, q);
     let all = 0..documents.num_tokens();
-    let calls = calls(&runner.problem, spec, documents, &all, &all);
-    log_choice(&calls, documents);
+    let calls = calls(problem, spec, documents, &all, &all);
+    log_first_use(problem, &calls, documents);
     if let Some(results) = runner.whole_forward(&calls, [q, k, v]) {
         return results;
     }
@@ -164,14 +176,23 @@ pub fn backward(
     spec: &AttentionSpec,
     documents: &Documents,
 ) -> (Tensor, Tensor, Tensor) {
-    let size = check(q, k, v, spec, documents);
-    let runner = Runner::new(spec, documents, q);
+    check(q, k, v, spec, documents);
+    backward_of(&Problem::new(spec, q), [d_o, q, k, v, o, lse], spec, documents)
+}
+
+fn backward_of(
+    problem: &Problem,
+    [d_o, q, k, v, o, lse]: [&Tensor; 6],
+    spec: &AttentionSpec,
+    documents: &Documents,
+) -> (Tensor, Tensor, Tensor) {
+    let runner = Runner::new(problem, spec, documents, q);
     let all = 0..documents.num_tokens();
-    let calls = calls(&runner.problem, spec, documents, &all, &all);
+    let calls = calls(problem, spec, documents, &all, &all);
     if let Some([d_q, d_k, d_v]) = runner.whole_backward(&calls, [d_o, q, k, v, o, lse]) {
         return (d_q, d_k, d_v);
     }
-    let d_q = Tensor::zeros(&size, (q.kind(), q.device()));
+    let d_q = Tensor::zeros(q.size(), (q.kind(), q.device()));
     // With libtorch's kernel and a window, several tiles add to a key.
     let kind = if spec.sliding_window.is_some() { accumulate_kind(k.kind()) } else { k.kind() };
     let d_k = Tensor::zeros(k.size(), (kind, k.device()));
@@ -182,31 +203,8 @@ pub fn backward(
     (d_q, d_k.to_kind(k.kind()), d_v.to_kind(v.kind()))
 }
 
-/// Tells which kernels compute the documents on a device where there is a choice.
-fn log_choice(calls: &[Call], documents: &Documents) {
-    let num_calls = |kernel: Kernel| calls.iter().filter(|call| call.kernel == kernel).count();
-    let [flash, cudnn, tiled] = [Kernel::Flash, Kernel::Cudnn, Kernel::Tiled].map(num_calls);
-    if flash + cudnn + tiled > 0 {
-        let (num_documents, num_tokens) = (documents.ranges().len(), documents.num_tokens());
-        tracing::debug!(
-            num_documents,
-            num_tokens,
-            flash,
-            cudnn,
-            tiled,
-            "calls of attention kernels"
-        );
-    }
-}
-
-/// Checks all shapes and returns that of `q`.
-fn check(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    spec: &AttentionSpec,
-    documents: &Documents,
-) -> Vec<i64> {
+/// Checks all shapes.
+fn check(q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttentionSpec, documents: &Documents) {
     let (q, k, v) = (q.size(), k.size(), v.size());
     assert!(
         q.len() == 3 && k.len() == 3 && k == v && q[0] == k[0] && q[2] == k[2],
@@ -219,7 +217,6 @@ fn check(
         q[0]
     );
     check_heads(spec, q[1], k[1]);
-    q
 }
 
 /// Checks that a head map and a window fit the numbers of heads.

@@ -40,8 +40,13 @@ pub fn backward_input(d_y: &Tensor, weight: &Tensor) -> Tensor {
 ///
 /// # Numerics
 ///
-/// The product sums in single precision over the tokens given and is rounded to the dtype of `x` once; the accumulators are
-/// single (or double) precision, so tiles and micro-batches add up without losing digits.
+/// The product sums in single precision over the tokens given. On a CUDA device it is added as it is; on a CPU it is first rounded
+/// to the dtype of `x`, once. The accumulators are single (or double) precision, so tiles and micro-batches add up without losing
+/// digits.
+///
+/// # Memory
+///
+/// On a CPU with `x` in half precision the product of a call, else nothing.
 ///
 /// # Panics
 ///
@@ -53,9 +58,13 @@ pub fn backward_params(
     d_bias: Option<&mut Tensor>,
 ) {
     if let Some(d_weight) = d_weight {
+        let is_half = matches!(x.kind(), Kind::BFloat16 | Kind::Half);
         if d_weight.kind() == x.kind() {
             // One kernel that adds while it multiplies.
             let _ = d_weight.addmm_(&d_y.tr(), x);
+        } else if x.device().is_cuda() && is_half && d_weight.kind() == Kind::Float {
+            // The same. libtorch has no such product on a CPU.
+            let _ = d_weight.addmm_dtype_out(d_weight, &d_y.tr(), x, Kind::Float);
         } else {
             let _ = d_weight.g_add_(&d_y.tr().mm(x));
         }

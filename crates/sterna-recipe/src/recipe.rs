@@ -142,7 +142,7 @@ impl ModelOptions {
 pub enum AttnImplementation {
     /// `sdpa`: the fastest kernel.
     Sdpa,
-    /// `flash_attention_2`: `FlashAttention` 2 and no other kernel; metrics count the attention of each document.
+    /// `flash_attention_2`: FlashAttention 2 and no other kernel; metrics count the attention of each document.
     FlashAttention2,
     /// `flash_attention_3`: the fastest kernel, because libtorch has none of that name; metrics as [`Self::FlashAttention2`].
     FlashAttention3,

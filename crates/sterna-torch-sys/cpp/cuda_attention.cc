@@ -8,6 +8,7 @@
 #include <ATen/ops/_scaled_dot_product_cudnn_attention_backward.h>
 #include <ATen/ops/empty.h>
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -41,8 +42,25 @@ bool is_causal(const PackedLengths& lengths) { return lengths.right == 0; }
 // on compute capability 10.0.
 at::Tensor no_random(const at::Tensor& q) { return at::empty({2}, q.options().dtype(at::kLong)); }
 
-// `[tokens, heads, h]` as the `[1, heads, tokens, h]` of cuDNN's operators, without a copy.
-at::Tensor batched(const at::Tensor& x) { return x.transpose(0, 1).unsqueeze(0); }
+// The kernels load 16 bytes at a time and do not look: what is not aligned ends the CUDA context.
+void check_aligned(const at::Tensor& x, const char* name) {
+  constexpr int64_t kBytes = 16;
+  bool is_aligned = reinterpret_cast<uintptr_t>(x.const_data_ptr()) % kBytes == 0;
+  for (int64_t dim = 0; dim + 1 < x.dim(); ++dim) {
+    is_aligned &= x.size(dim) <= 1 || x.stride(dim) * x.element_size() % kBytes == 0;
+  }
+  TORCH_CHECK(is_aligned, name, " ", x.sizes(), " with strides ", x.strides(), " must begin each head at a multiple of ", kBytes, " bytes");
+}
+
+void check_aligned(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+  check_aligned(q, "q");
+  check_aligned(k, "k");
+  check_aligned(v, "v");
+}
+
+// `[tokens, heads, h]` as the `[1, heads, tokens, h]` of cuDNN's operators, without a copy. The batch has the stride that it would have
+// if there were another: cuDNN tells layouts apart by the order of strides.
+at::Tensor batched(const at::Tensor& x) { return x.unsqueeze(0).transpose(1, 2); }
 
 at::Tensor unbatched(const at::Tensor& x) { return x.squeeze(0).transpose(0, 1); }
 
@@ -50,6 +68,7 @@ at::Tensor unbatched(const at::Tensor& x) { return x.squeeze(0).transpose(0, 1);
 
 AttentionOutput flash_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const PackedLengths& lengths,
                               double scale) {
+  check_aligned(q, k, v);
   auto [o, lse, rng_state, unused, debug_mask] = at::_flash_attention_forward(
       q, k, v, lengths.cu_seqlens_q, lengths.cu_seqlens_k, lengths.max_q, lengths.max_k, /*dropout_p=*/0.0,
       is_causal(lengths), /*return_debug_mask=*/false, scale, left(lengths), right(lengths));
@@ -58,6 +77,7 @@ AttentionOutput flash_forward(const at::Tensor& q, const at::Tensor& k, const at
 
 AttentionGradients flash_backward(const at::Tensor& d_o, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                   const at::Tensor& o, const at::Tensor& lse, const PackedLengths& lengths, double scale) {
+  check_aligned(q, k, v);
   const at::Tensor rng_state = no_random(q);
   return gradients(at::_flash_attention_backward(d_o, q, k, v, o, lse.contiguous(), lengths.cu_seqlens_q, lengths.cu_seqlens_k,
                                                  lengths.max_q, lengths.max_k, /*dropout_p=*/0.0, is_causal(lengths),
@@ -65,6 +85,7 @@ AttentionGradients flash_backward(const at::Tensor& d_o, const at::Tensor& q, co
 }
 
 AttentionOutput cudnn_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool is_causal, double scale) {
+  check_aligned(q, k, v);
   auto results = at::_scaled_dot_product_cudnn_attention(batched(q), batched(k), batched(v), /*attn_bias=*/std::nullopt,
                                                          /*compute_log_sumexp=*/true, /*dropout_p=*/0.0, is_causal,
                                                          /*return_debug_mask=*/false, scale);
@@ -73,6 +94,7 @@ AttentionOutput cudnn_forward(const at::Tensor& q, const at::Tensor& k, const at
 
 AttentionGradients cudnn_backward(const at::Tensor& d_o, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                   const at::Tensor& o, const at::Tensor& lse, bool is_causal, double scale) {
+  check_aligned(q, k, v);
   const at::Tensor philox = no_random(q);
   // Plans are found again by the strides of q, k and v alone: those of the other operands must follow from them.
   const at::Tensor stats = lse.contiguous().unsqueeze(0).unsqueeze(-1);

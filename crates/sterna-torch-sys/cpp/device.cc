@@ -1,5 +1,6 @@
 #include "device.h"
 
+#include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <c10/core/AllocatorConfig.h>
 
@@ -9,6 +10,14 @@ namespace sterna {
 
 void set_device_allocator(rust::Str settings) {
   c10::CachingAllocator::setAllocatorSettings(std::string(settings));
+}
+
+// The allocator's figures exist from here on: libtorch itself does this at its first tensor of a device, and not before.
+void init_devices() {
+  auto& context = at::globalContext();
+  context.lazyInitDevice(c10::DeviceType::CUDA);
+  context.setAllowBF16ReductionCuBLAS(/*allow_reduced_precision=*/false);
+  context.setAllowFP16ReductionCuBLAS(/*allow_reduced_precision=*/false);
 }
 
 DeviceMemory device_memory(int32_t device_index) {

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use crate::bridge::ffi;
 use crate::error::Error;
-use crate::tensor::{borrow, take};
+use crate::tensor::{borrow, own};
 
 /// Which keys a query of a call sees: key `j` is visible from query `i` if `0 <= i + keys_before - j < window`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,9 +93,5 @@ pub fn backward(
     let [d_o, q, k, v, o, lse, d_q] = [d_o, q, k, v, o, lse, d_q].map(borrow);
     let ffi::KeyGradients { d_k, d_v } =
         ffi::attention_backward(d_o, q, k, v, o, lse, d_q, &visible, scale)?;
-    let own = |x| {
-        let message = || "attention: the kernel has returned no gradient".to_owned();
-        take(x).ok_or_else(|| Error::Torch { message: message() })
-    };
     Ok((own(d_k)?, own(d_v)?))
 }

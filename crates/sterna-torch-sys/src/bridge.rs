@@ -114,6 +114,7 @@ pub(crate) mod ffi {
         fn rust_block(tensor: &Tensor) -> *const u8;
 
         fn set_device_allocator(settings: &str) -> Result<()>;
+        fn init_devices() -> Result<()>;
         fn device_memory(device_index: i32) -> Result<DeviceMemory>;
         fn reset_device_peak(device_index: i32) -> Result<()>;
         fn set_device(device_index: i32) -> Result<()>;

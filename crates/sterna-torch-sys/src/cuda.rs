@@ -4,13 +4,9 @@
 //! [`Error`] in words, where the loader of the system would end the process before `main`. Loaded libraries add themselves to
 //! libtorch's dispatcher, after which a tensor can live on [`tch::Device::Cuda`].
 
-use std::{
-    ffi::{CStr, CString},
-    ptr::NonNull,
-    sync::OnceLock,
-};
+use std::{ptr::NonNull, sync::OnceLock};
 
-use crate::bridge::ffi;
+use crate::{bridge::ffi, library::Library};
 
 /// The driver, which comes with the system.
 const DRIVER: &str = "libcuda.so.1";
@@ -41,6 +37,12 @@ pub enum Error {
     /// Everything is there but a GPU.
     #[error("the NVIDIA driver shows no GPU that this libtorch can use")]
     NoGpu,
+    /// libtorch fails at its first use of the GPUs.
+    #[error("libtorch cannot use the GPUs: {reason}")]
+    Init {
+        /// libtorch's text.
+        reason: String,
+    },
     /// This program was built without NCCL.
     #[error("this build has no NCCL, which ranks on several GPUs talk through")]
     NoNccl,
@@ -72,7 +74,7 @@ impl Error {
                 "libtorch's wheel needs its CUDA packages beside it: `cargo xtask libtorch --cuda` fetches them; a python3 that \
                  has torch 2.11.0+cu130 has them too, if LD_LIBRARY_PATH names its torch/lib"
             }
-            Self::NoGpu => {
+            Self::NoGpu | Self::Init { .. } => {
                 "see what `nvidia-smi` and CUDA_VISIBLE_DEVICES say; the driver must be of CUDA 13"
             }
             Self::NoNccl => "build it with `--features cuda`, or use one GPU",
@@ -134,7 +136,8 @@ pub fn reset_peak(device_index: usize) -> Result<(), crate::Error> {
 /// Loads the driver and libtorch's CUDA libraries, and returns the number of GPUs, at least one.
 ///
 /// The first call decides for the whole process. Unless the user's environment tunes libtorch's device allocator, it is set to
-/// segments that grow.
+/// segments that grow. Matrix products in half precision are told to add partial sums in single precision: by default cuBLAS may round
+/// them.
 ///
 /// # Errors
 ///
@@ -145,18 +148,23 @@ pub fn load() -> Result<usize, Error> {
 }
 
 fn load_once() -> Result<usize, Error> {
-    open(DRIVER).map_err(|reason| Error::NoDriver { reason })?;
-    open(LIBTORCH).map_err(|reason| Error::NoLibraries { reason })?;
+    // SAFETY: the driver's initialisers are made for programs that load it so.
+    unsafe { Library::open(DRIVER) }.map_err(|reason| Error::NoDriver { reason })?;
+    // SAFETY: those of libtorch's CUDA half add its kernels to the dispatcher, which is what it is loaded for.
+    unsafe { Library::open(LIBTORCH) }.map_err(|reason| Error::NoLibraries { reason })?;
     if ALLOCATOR_VARIABLES.iter().all(|name| std::env::var_os(name).is_none()) {
         ffi::set_device_allocator(ALLOCATOR_DEFAULTS).map_err(|error| Error::Allocator {
             settings: ALLOCATOR_DEFAULTS,
             reason: crate::Error::from(error).to_string(),
         })?;
     }
-    match tch::Cuda::device_count() {
-        ..=0 => Err(Error::NoGpu),
-        count => Ok(count as usize),
+    let count = tch::Cuda::device_count().max(0) as usize;
+    if count == 0 {
+        return Err(Error::NoGpu);
     }
+    ffi::init_devices()
+        .map_err(|error| Error::Init { reason: crate::Error::from(error).to_string() })?;
+    Ok(count)
 }
 
 /// The function of `cpp/cuda/nccl.cc`.
@@ -189,11 +197,10 @@ fn load_nccl() -> Result<NonNull<libc::c_char>, Error> {
     // SAFETY: the descriptor was just made and belongs to nobody else.
     let mut file = unsafe { File::from_raw_fd(fd) };
     file.write_all(LIBRARY).map_err(|error| fail(error.to_string()))?;
-    let library = open(&format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(fail)?;
-    // SAFETY: `library` is a handle that dlopen returned and nobody closes; the name ends with a zero.
-    let function =
-        unsafe { libc::dlsym(library.as_ptr(), c"sterna_new_nccl_process_group".as_ptr()) };
-    NonNull::new(function.cast()).ok_or_else(|| fail("it lacks its function".to_owned()))
+    // SAFETY: the library is this program's own; it has no initialisers but those of the C++ library.
+    let library = unsafe { Library::open(&format!("/proc/self/fd/{}", file.as_raw_fd())) };
+    let function = library.and_then(|library| library.symbol(c"sterna_new_nccl_process_group"));
+    function.map(NonNull::cast).map_err(fail)
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -201,40 +208,15 @@ fn load_nccl() -> Result<NonNull<libc::c_char>, Error> {
     Err(Error::NoNccl)
 }
 
-/// Loads a library for good, its symbols seen by those that come after it.
-///
-/// A name without a folder is looked for where this program's own libraries are: in `LD_LIBRARY_PATH`, in the run path that
-/// `rpath/build.rs` wrote, and in the system's folders.
-pub(crate) fn open(name: &str) -> Result<NonNull<libc::c_void>, String> {
-    let path = CString::new(name).map_err(|error| error.to_string())?;
-    // SAFETY: `path` ends with a zero. The libraries run their initialisers, which is what they are loaded for; they are
-    // those of the driver, of libtorch, or of this program itself.
-    let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
-    NonNull::new(handle).ok_or_else(|| {
-        // SAFETY: after a failure dlerror returns a text of this thread, which stays until the next call.
-        let text = unsafe { libc::dlerror() };
-        if text.is_null() {
-            return format!("{name} cannot be loaded");
-        }
-        // SAFETY: as above; it ends with a zero.
-        unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_library_that_is_not_there_is_named() {
-        let reason = open("libsterna-has-no-such-library.so").unwrap_err();
-        assert!(reason.contains("libsterna-has-no-such-library.so"), "{reason}");
-    }
-
     /// Where there is no driver, as on the machines of CI, the first missing thing is said in words.
     #[test]
     fn a_machine_without_a_driver_gets_a_sentence() {
-        if open(DRIVER).is_ok() {
+        // SAFETY: as in `load_once`.
+        if unsafe { Library::open(DRIVER) }.is_ok() {
             return;
         }
         let error = load().unwrap_err();
@@ -249,7 +231,8 @@ mod tests {
     #[cfg(feature = "cuda")]
     #[test]
     fn nccl_loads_without_a_gpu() {
-        if let Err(reason) = open(LIBTORCH) {
+        // SAFETY: as in `load_once`.
+        if let Err(reason) = unsafe { Library::open(LIBTORCH) } {
             panic!("{reason}");
         }
         assert!(load_nccl().is_ok());

@@ -1,36 +1,41 @@
 //! Exact attention on a CUDA device by libtorch's own kernels, with the log-sum-exp of the scores.
 //!
-//! [`flash_forward`] is the second flash attention over all documents of a pack at once, with windows; [`cudnn_forward`] is cuDNN's kernel
-//! for one document. Both read keys and values as they are, for any number of query heads on each kv head, hold no scores in
-//! memory, and take half precisions only. The functions need libtorch's CUDA library to be loaded, and link nothing of it.
+//! [`flash_forward`] is FlashAttention 2 over all documents of a pack at once, with windows; [`cudnn_forward`] is cuDNN's kernel for
+//! one document. Both read keys and values as they are, for any number of query heads on each kv head, hold no scores in memory, and
+//! take half precisions only. The functions need libtorch's CUDA library to be loaded, and link nothing of it.
 //!
 //! # What is relied on
 //!
-//! What follows was read in libtorch's sources of about 2.11.0, under `aten/src/ATen/native`, and has not been run on a GPU:
+//! Signatures are those of the headers of libtorch 2.11.0, shapes those of its `torch/_meta_registrations.py`, and what is refused is
+//! what its `libtorch_cuda.so` has messages for. The rest was read in the sources of versions before and after it, under
+//! `aten/src/ATen/native`. `sterna-fake-cuda/cpp/attention_ops.cc` holds callers to all of this; none of it has run on a GPU.
 //!
 //! - `transformers/cuda/flash_attn/flash_api.cpp`, `mha_varlen_fwd` and `mha_varlen_bwd`: `cu_seqlens` are int32, contiguous and
-//!   on the device; heads are multiples of 8 up to 256; the last stride of `q`, `k` and `v` is 1 and the others are free;
-//!   `max_q` and `max_k` are upper bounds that size the grid; a side of the window that is not below `max_k` counts as open. The
-//!   log-sum-exp is `[n, tokens]`, the natural logarithm, in single precision. With `max_q` of 1 the forward regroups the heads and
-//!   assumes a query in each document: [`PackedLengths::max_q`] is raised to 2. `rng_state` is read with dropout only. The backward
-//!   allocates `d_k` and `d_v` once for each query head, and `d_q` in single precision.
+//!   on the device; heads are multiples of 8 up to 256; the last stride of `q`, `k` and `v` is 1 and the others are free, but the
+//!   kernels load 16 bytes at a time, which nobody checks; `max_q` and `max_k` are upper bounds that size the grid; a side of the
+//!   window that is not below `max_k` counts as open. The log-sum-exp is `[n, tokens]`, the natural logarithm, in single precision.
+//!   With `max_q` of 1 the forward regroups the heads and assumes a query in each document: [`PackedLengths::max_q`] is raised to
+//!   2. `rng_state` is read with dropout only. The backward allocates `d_k` and `d_v` once for each query head, and `d_q` in single
+//!   precision with 128 rows more for each document.
 //! - `flash_attn/flash.h`: offsets are 64 bits (`index_t`). `flash_attn/mask.h`: query `i` of `q` sees key `j` of `k` if
-//!   `-left <= j - (i + num_keys - num_queries) <= right`, so the last query stands at the last key.
+//!   `-left <= j - (i + num_keys - num_queries) <= right`, so the last query stands at the last key. Documents and heads are the
+//!   second and third dimension of the grids, which end at 65,535.
 //! - `transformers/cuda/attention_backward.cu`: the backward makes `d_o` and `o` contiguous itself, but not the log-sum-exp.
 //! - `cudnn/MHA.cpp`, `run_cudnn_SDP_fprop` and `run_cudnn_SDP_bprop`: causal lets query `i` see keys `0 ..= i`, which for
 //!   as many keys as queries is the same; fewer kv heads than query heads are cuDNN's own business. A plan is compiled for each new
-//!   shape and set of strides of `q`, `k` and `v`, and found again by these alone, so the strides of `o`, `d_o` and the
-//!   log-sum-exp must follow from them: all are contiguous here. The plan of its packed backward is looked up among those of the
-//!   forward, which is why packs never go to cuDNN. The log-sum-exp is `[1, n, tokens, 1]`, natural
-//!   (`torch/_meta_registrations.py`, and the merging of shares in `torch/distributed/tensor/experimental/_context_parallel`).
-//! - cuDNN's own table of what it supports: heads are multiples of 8, up to 128 in the backward of every processor from compute
-//!   capability 8.0.
+//!   shape and set of strides of `q`, `k` and `v` in each thread, and found again by these alone in older versions, so the strides of
+//!   `o`, `d_o` and the log-sum-exp must follow from them: all are contiguous here. The plan of its packed backward was once looked
+//!   up among those of the forward, which is why packs never go to cuDNN. The log-sum-exp is `[1, n, tokens, 1]`, natural
+//!   (`torch/_meta_registrations.py`, and the merging of shares in `torch/distributed/tensor/experimental/_context_parallel`). The
+//!   seed is converted on compute capability 10.0, dropout or not, so it must be a tensor.
+//! - `transformers/cuda/sdp_utils.cpp`, `check_cudnn_tensor_shapes`, which the operators themselves do not call: heads are multiples of
+//!   8, up to 128 (more on some processors), and a single key is not supported.
 
 use tch::Tensor;
 
 use crate::bridge::ffi;
 use crate::error::Error;
-use crate::tensor::{borrow, take};
+use crate::tensor::{borrow, own};
 
 /// The documents of a pack, and what a query sees of the keys of its own document.
 ///
@@ -157,10 +162,4 @@ fn gradients(
     ffi::AttentionGradients { d_q, d_k, d_v }: ffi::AttentionGradients,
 ) -> Result<[Tensor; 3], Error> {
     Ok([own(d_q)?, own(d_k)?, own(d_v)?])
-}
-
-fn own(x: cxx::UniquePtr<ffi::Tensor>) -> Result<Tensor, Error> {
-    take(x).ok_or_else(|| Error::Torch {
-        message: "attention: a kernel has returned nothing".to_owned(),
-    })
 }

@@ -68,7 +68,7 @@ impl Error {
                 "use more sequence-parallel ranks, offload more, or shorten the sequence"
             }
             Error::Cuda(error) => return Some(error.hint()),
-            Error::Kernels(error) => return error.hint().map(str::to_owned),
+            Error::Kernels(error) => return error.hint(),
             Error::Operand { .. } | Error::Torch { .. } => return None,
         };
         Some(hint.to_owned())

@@ -25,6 +25,7 @@ pub mod cuda_attention;
 mod error;
 pub mod file;
 pub mod kernels;
+pub mod library;
 pub mod memory;
 mod optimizer;
 mod rounding;

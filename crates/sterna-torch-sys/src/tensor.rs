@@ -5,7 +5,7 @@
 
 use tch::Tensor;
 
-use crate::bridge::ffi;
+use crate::{bridge::ffi, error::Error};
 
 /// Borrows a tensor for a call into C++.
 pub(crate) fn borrow(tensor: &Tensor) -> &ffi::Tensor {
@@ -28,4 +28,10 @@ pub(crate) fn take(tensor: cxx::UniquePtr<ffi::Tensor>) -> Option<Tensor> {
     // SAFETY: the pointer comes from std::make_unique<at::Tensor>, so tch's Drop, which calls `delete` on an at::Tensor*,
     // is its matching end; `into_raw` has given up the other owner.
     Some(unsafe { Tensor::from_ptr(pointer.cast()) })
+}
+
+/// Takes over a tensor that a kernel must have made.
+pub(crate) fn own(tensor: cxx::UniquePtr<ffi::Tensor>) -> Result<Tensor, Error> {
+    let message = || "a kernel has returned no tensor".to_owned();
+    take(tensor).ok_or_else(|| Error::Torch { message: message() })
 }

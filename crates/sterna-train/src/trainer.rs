@@ -133,7 +133,7 @@ pub fn train(
     options: &TrainOptions,
     observer: &mut dyn Observer,
 ) -> Result<TrainSummary, TrainError> {
-    let device = device(options.device, env)?;
+    let device = device(options.device, env, &recipe.data.cache_dir)?;
     // Before the first tensor: those that exist already would not be counted.
     tensor_memory::install();
     let config = model_config(recipe)?;

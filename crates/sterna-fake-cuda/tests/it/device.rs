@@ -30,3 +30,12 @@ fn each_device_has_its_own_tensors() {
     assert!(message.contains("same device"), "{message}");
     assert_eq!(&a + b.to_device(GPU), Tensor::full([2], 2.0, (Kind::Float, GPU)));
 }
+
+/// libtorch's allocator has no figures before its first use, and says so in an exception.
+#[test]
+fn figures_are_there_before_the_first_tensor() {
+    let _alone = alone();
+    assert_eq!(cuda::load(), Ok(2));
+    assert_eq!(cuda::memory(1).expect("it has statistics").allocated, 0);
+    cuda::reset_peak(1).expect("as above");
+}

@@ -1,8 +1,10 @@
 //! Integration tests of the fake device: what it computes, what it refuses, what it counts.
 
+mod attention;
 mod copies;
 mod device;
 mod kernels;
+mod linear;
 mod memory;
 mod ops;
 mod syncs;

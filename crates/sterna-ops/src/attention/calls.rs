@@ -1,5 +1,6 @@
 //! Which kernel calls compute an attention: their heads, queries and keys, and the parts of whole tensors that each reads and writes.
 
+use std::iter;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -7,7 +8,7 @@ use sterna_torch_sys::attention::VisibleKeys;
 use tch::Tensor;
 
 use super::choice::{Kernel, Problem};
-use super::pack::{Pack, packs};
+use super::pack::{MOST_DOCUMENTS, Pack, packs};
 use super::{AttentionSpec, Documents};
 use crate::accumulate_kind;
 use crate::tile::tiles;
@@ -21,13 +22,6 @@ use crate::tile::tiles;
 /// tokens in fp32, on one core, results included: 30 MiB and 1.3 s forward, 54 MiB and 3.2 s backward; all heads at once take 40 and
 /// 118 MiB, and no less time.
 const LONG_CALL_LEN: i64 = 8192;
-
-/// Elements of the queries of one call on a CUDA device, if they are of more than one kv head.
-///
-/// The backward of a call holds its queries in single precision and the gradients of its keys and values for each query head:
-/// 4 and twice 2 bytes for each of these, so 2 GiB. A kernel reaches all of a processor with far fewer: 2^28 are one head of 128
-/// over 2 million tokens. Far below 2^31, from where offsets need more than 32 bits.
-const MOST_QUERY_ELEMENTS: i64 = 1 << 28;
 
 /// One call of a kernel: a run of queries against keys that they see, for kv heads that are each read by the same number of query
 /// heads.
@@ -165,19 +159,24 @@ pub(super) fn calls(
     for run in documents.within(queries).chunk_by(is_pack) {
         let (kernel, len) = (kernel_of(&run[0]), run[0].end - run[0].start);
         let blocks = run.iter().map(|document| (common(queries, document), common(keys, document)));
-        let parts: Vec<(Block, Seen)> = if kernel == Kernel::Flash {
-            let packs = packs(blocks, spec.sliding_window).into_iter();
-            packs.map(|(block, pack)| (block, Seen::Pack(Rc::new(pack)))).collect()
-        } else {
-            let window = spec.sliding_window.filter(|window| *window < len);
-            blocks
-                .flat_map(|block| cut(kernel, block, window))
-                .map(|b| visible(b, window))
-                .collect()
+        let window = spec.sliding_window.filter(|window| *window < len);
+        let parts: Vec<Part> = match kernel {
+            Kernel::Flash => of_packs(blocks, spec.sliding_window),
+            Kernel::Blocked | Kernel::Tiled => {
+                blocks.flat_map(|block| seen(block, window)).map(|b| visible(b, window)).collect()
+            }
+            Kernel::Libtorch => {
+                let cut = |block| match window {
+                    Some(window) => bands(block, window),
+                    None => trapezoid(&block),
+                };
+                blocks.flat_map(cut).map(|b| visible(b, window)).collect()
+            }
+            Kernel::Cudnn => blocks.flat_map(|block| of_cudnn(problem, &block)).collect(),
         };
         for heads in heads_of_a_call(problem, kernel, &groups, &parts) {
             calls.extend(parts.iter().map(|((queries_here, keys_here), seen)| Call {
-                kernel,
+                kernel: if matches!(seen, Seen::Pack(_)) { Kernel::Flash } else { kernel },
                 heads: heads.clone(),
                 queries: shifted(queries_here, -queries.start),
                 keys: shifted(keys_here, -keys.start),
@@ -188,16 +187,27 @@ pub(super) fn calls(
     calls
 }
 
-/// Cuts what a document has of a run of queries and a run of keys into calls of a kernel.
-fn cut(kernel: Kernel, block: Block, window: Option<i64>) -> Vec<Block> {
-    match (kernel, window) {
-        (Kernel::Blocked | Kernel::Tiled | Kernel::Flash, _) => seen(block, window),
-        (Kernel::Libtorch | Kernel::Cudnn, Some(window)) => bands(block, window),
-        (Kernel::Libtorch | Kernel::Cudnn, None) => trapezoid(block),
-    }
+/// A block of queries and keys, and what the former see of the latter.
+type Part = (Block, Seen);
+
+fn of_packs(blocks: impl Iterator<Item = Block>, window: Option<i64>) -> Vec<Part> {
+    let packs = packs(blocks, window, MOST_DOCUMENTS).into_iter();
+    packs.map(|(block, pack)| (block, Seen::Pack(Rc::new(pack)))).collect()
 }
 
-fn visible((queries, keys): Block, window: Option<i64>) -> (Block, Seen) {
+/// Cuts a long document into calls of cuDNN, and of the kernel for packs where what is cut off is small.
+fn of_cudnn(problem: &Problem, block: &Block) -> Vec<Part> {
+    let cut = |block: Block| {
+        if problem.is_cudnn_block(&block) {
+            vec![visible(block, None)]
+        } else {
+            of_packs(iter::once(block), None)
+        }
+    };
+    trapezoid(block).into_iter().flat_map(cut).collect()
+}
+
+fn visible((queries, keys): Block, window: Option<i64>) -> Part {
     let visible = VisibleKeys {
         keys_before: queries.start - keys.start,
         window: window.unwrap_or(VisibleKeys::NO_WINDOW),
@@ -210,7 +220,7 @@ fn heads_of_a_call(
     problem: &Problem,
     kernel: Kernel,
     groups: &[HeadGroup],
-    parts: &[(Block, Seen)],
+    parts: &[Part],
 ) -> Vec<HeadGroup> {
     let longest = |len: fn(&Block) -> i64| parts.iter().map(|(block, _)| len(block)).max();
     let least_q = match kernel {
@@ -218,7 +228,7 @@ fn heads_of_a_call(
             let num_queries = longest(|(queries, _)| queries.end - queries.start).unwrap_or(0);
             let most_kv = |group: &HeadGroup| {
                 let elements = num_queries * group.group_size * problem.head_dim;
-                (MOST_QUERY_ELEMENTS / elements.max(1)).max(1)
+                (problem.most_query_elements / elements.max(1)).max(1)
             };
             return groups.iter().flat_map(|group| group.runs_of(most_kv(group))).collect();
         }
@@ -246,12 +256,13 @@ pub(super) fn seen((queries, keys): Block, window: Option<i64>) -> Vec<Block> {
 
 /// Cuts what a run of queries sees of a run of keys into a triangle and the rectangles beside and below it.
 ///
-/// libtorch's causal mask lets a call's first query see its first key, so a triangle needs a call of its own.
-fn trapezoid((queries, keys): Block) -> Vec<Block> {
-    let both = common(&queries, &keys);
+/// The causal masks of libtorch's CPU kernel and of cuDNN let a call's first query see its first key, so a triangle needs a call of
+/// its own.
+fn trapezoid((queries, keys): &Block) -> Vec<Block> {
+    let both = common(queries, keys);
     let before = keys.start..keys.end.min(both.start);
     let after = queries.start.max(keys.end)..queries.end;
-    [(both.clone(), both.clone()), (both, before), (after, keys)]
+    [(both.clone(), both.clone()), (both, before), (after, keys.clone())]
         .into_iter()
         .filter(|(queries, keys)| !queries.is_empty() && !keys.is_empty())
         .collect()
@@ -300,8 +311,6 @@ pub(super) fn head_groups(kv_of_q: &[usize]) -> Vec<HeadGroup> {
 
 #[cfg(test)]
 mod tests {
-    use std::iter;
-
     use super::super::Implementation;
     use super::super::choice::tests::problem;
     use super::*;

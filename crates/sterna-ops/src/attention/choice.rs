@@ -2,10 +2,13 @@
 //!
 //! On a CPU the processor decides; on a CUDA device the dtype, the head size, the window and the length of the document do.
 
+use std::sync::atomic::{AtomicU8, Ordering};
+
 use sterna_torch_sys::attention;
 use tch::{Device, Kind, Tensor};
 
-use super::AttentionSpec;
+use super::calls::{Block, Call};
+use super::{AttentionSpec, Documents};
 
 /// A document of at least this many tokens is worth a plan of cuDNN's own.
 ///
@@ -14,17 +17,32 @@ use super::AttentionSpec;
 /// plan serves every layer of a step. Judged from what a plan costs, not measured.
 const LEAST_CUDNN_LEN: i64 = 16_384;
 
+/// How many queries and keys a call of cuDNN has at least, for each token of the shortest document that is cuDNN's: 128 for 16,384,
+/// the length of a tile of its kernels.
+///
+/// Queries that are streamed against chunks of keys leave blocks of any size, each with a plan of its own. cuDNN 9.19 takes no single
+/// key at all (`check_cudnn_tensor_shapes` in libtorch's `transformers/cuda/sdp_utils.cpp`), and is wrong for a single query on
+/// compute capability 10 (`cudnn/MHA.cpp` of later versions refuses it).
+const LEAST_CUDNN_SIDE: i64 = 128;
+
 /// Elements from where cuDNN's offsets would need more than 32 bits.
 pub(super) const MOST_CUDNN_ELEMENTS: i64 = 1 << 31;
+
+/// [`Problem::most_query_elements`], but in tests.
+///
+/// The backward of a call holds its queries in single precision and the gradients of its keys and values for each query head:
+/// 4 and twice 2 bytes for each of these, so 2 GiB. A kernel reaches all of a processor with far fewer: 2^28 are one head of 128
+/// over 2 million tokens. Far below 2^31, from where offsets need more than 32 bits.
+const MOST_QUERY_ELEMENTS: i64 = 1 << 28;
 
 /// Which kernels may compute an attention on a CUDA device. All are exact. A CPU has one for each dtype, and no choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Implementation {
-    /// The fastest for each document: `cuDNN` for a long one without a window, flash attention 2 for packs and windows, and products
+    /// The fastest for each document: cuDNN for a long one without a window, FlashAttention 2 for packs and windows, and products
     /// of tiles for what these two do not take.
     #[default]
     Automatic,
-    /// flash attention 2 for everything.
+    /// FlashAttention 2 for everything.
     Flash,
 }
 
@@ -79,6 +97,10 @@ pub(super) struct Problem {
     pub(super) group_size: i64,
     pub(super) sliding_window: Option<i64>,
     pub(super) implementation: Implementation,
+    /// Tokens from where a document is cuDNN's.
+    pub(super) least_cudnn_len: i64,
+    /// Elements of the queries of one call on a CUDA device, if they are of more than one kv head.
+    pub(super) most_query_elements: i64,
 }
 
 impl Problem {
@@ -92,6 +114,8 @@ impl Problem {
             group_size: groups.map(<[usize]>::len).max().unwrap_or(1) as i64,
             sliding_window: spec.sliding_window,
             implementation: spec.implementation,
+            least_cudnn_len: LEAST_CUDNN_LEN,
+            most_query_elements: MOST_QUERY_ELEMENTS,
         }
     }
 
@@ -108,7 +132,7 @@ impl Problem {
             panic!("attention: {error}");
         }
         let has_window = self.sliding_window.is_some_and(|window| window < len);
-        let is_long = len >= LEAST_CUDNN_LEN
+        let is_long = len >= self.least_cudnn_len
             && len.saturating_mul(self.group_size * self.head_dim) < MOST_CUDNN_ELEMENTS;
         if !flash_takes(self.kind, self.head_dim) {
             Kernel::Tiled
@@ -122,6 +146,43 @@ impl Problem {
             Kernel::Cudnn
         }
     }
+
+    /// Whether cuDNN computes a block of a document that is its own; FlashAttention 2 does otherwise.
+    pub(super) fn is_cudnn_block(&self, (queries, keys): &Block) -> bool {
+        let side = (queries.end - queries.start).min(keys.end - keys.start);
+        side >= (self.least_cudnn_len / (LEAST_CUDNN_LEN / LEAST_CUDNN_SIDE)).max(2)
+    }
+}
+
+/// Tells of the first use of each kernel in this process, on a device where there is a choice.
+pub(super) fn log_first_use(problem: &Problem, calls: &[Call], documents: &Documents) {
+    static TOLD: AtomicU8 = AtomicU8::new(0);
+    for kernel in first_uses(&TOLD, calls) {
+        let lengths = documents.ranges().iter().map(|document| document.end - document.start);
+        tracing::info!(
+            kernel,
+            dtype = ?problem.kind,
+            head_dim = problem.head_dim,
+            sliding_window = problem.sliding_window,
+            num_documents = documents.ranges().len(),
+            longest_document = lengths.max().unwrap_or(0),
+            "attention on the GPU, first use of a kernel",
+        );
+    }
+}
+
+/// The names of those kernels of the calls that were not told of before.
+fn first_uses(told: &AtomicU8, calls: &[Call]) -> Vec<&'static str> {
+    let kernels = [
+        (Kernel::Flash, "FlashAttention 2", 1),
+        (Kernel::Cudnn, "cuDNN", 2),
+        (Kernel::Tiled, "products of tiles", 4),
+    ];
+    let is_first = |(kernel, _, bit): &(Kernel, &str, u8)| {
+        calls.iter().any(|call| call.kernel == *kernel)
+            && told.fetch_or(*bit, Ordering::Relaxed) & bit == 0
+    };
+    kernels.into_iter().filter(is_first).map(|(_, name, _)| name).collect()
 }
 
 fn flash_takes(kind: Kind, head_dim: i64) -> bool {
@@ -132,6 +193,7 @@ fn flash_takes(kind: Kind, head_dim: i64) -> bool {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::calls::calls;
     use super::*;
 
     /// 8 query heads of 128 on each kv head in bf16.
@@ -144,7 +206,20 @@ pub(super) mod tests {
             group_size: 8,
             sliding_window: None,
             implementation: Implementation::Automatic,
+            least_cudnn_len: LEAST_CUDNN_LEN,
+            most_query_elements: MOST_QUERY_ELEMENTS,
         }
+    }
+
+    #[test]
+    fn a_block_of_cudnn_has_more_than_one_query_and_key() {
+        let problem = problem(true);
+        let takes = |queries, keys| problem.is_cudnn_block(&(7..7 + queries, 3..3 + keys));
+        assert!(takes(128, 128) && takes(LEAST_CUDNN_LEN, 128));
+        assert!(!takes(LEAST_CUDNN_LEN, 127) && !takes(127, LEAST_CUDNN_LEN));
+        let least = Problem { least_cudnn_len: 1, ..problem };
+        assert!(!least.is_cudnn_block(&(0..1, 0..9)) && !least.is_cudnn_block(&(0..9, 0..1)));
+        assert!(least.is_cudnn_block(&(0..2, 0..2)));
     }
 
     #[test]
@@ -206,9 +281,34 @@ pub(super) mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "FlashAttention 2 takes bf16 and fp16")]
+    fn each_kernel_is_told_of_once() {
+        let spec = AttentionSpec {
+            kv_of_q: vec![0],
+            scale: 1.0,
+            sliding_window: None,
+            implementation: Implementation::Automatic,
+        };
+        let told = AtomicU8::new(0);
+        let first_uses = |problem: &Problem, len: i64| {
+            let documents = Documents::new(vec![0..len, len..len + 5]);
+            let all = 0..len + 5;
+            super::first_uses(&told, &calls(problem, &spec, &documents, &all, &all))
+        };
+        // A CPU has no choice.
+        assert!(first_uses(&problem(false), 9).is_empty());
+        assert_eq!(first_uses(&problem(true), 9), ["FlashAttention 2"]);
+        assert_eq!(first_uses(&problem(true), LEAST_CUDNN_LEN), ["cuDNN"]);
+        assert!(first_uses(&problem(true), LEAST_CUDNN_LEN).is_empty());
+        let single = Problem { kind: Kind::Float, ..problem(true) };
+        assert_eq!(first_uses(&single, 9), ["products of tiles"]);
+    }
+
+    #[test]
     fn a_kernel_asked_for_by_name_is_never_replaced() {
         let forced = Problem { implementation: Implementation::Flash, ..problem(true) };
-        Problem { kind: Kind::Float, ..forced }.kernel(1);
+        let refused = Problem { kind: Kind::Float, ..forced };
+        let panic = std::panic::catch_unwind(|| refused.kernel(1)).unwrap_err();
+        let message = panic.downcast_ref::<String>().unwrap();
+        assert!(message.contains("FlashAttention 2 takes bf16 and fp16"), "{message}");
     }
 }

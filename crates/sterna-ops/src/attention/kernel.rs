@@ -16,17 +16,20 @@ use super::{AttentionSpec, Documents, tiled};
 
 /// What all calls of an attention share.
 pub(super) struct Runner {
-    pub(super) problem: Problem,
     scale: f64,
     band: Option<BandMask>,
 }
 
 impl Runner {
-    pub(super) fn new(spec: &AttentionSpec, documents: &Documents, q: &Tensor) -> Runner {
-        let problem = Problem::new(spec, q);
+    pub(super) fn new(
+        problem: &Problem,
+        spec: &AttentionSpec,
+        documents: &Documents,
+        q: &Tensor,
+    ) -> Runner {
         let is_masked = !problem.is_cuda && !problem.is_blocked;
         let band = if is_masked { BandMask::new(spec, documents, q) } else { None };
-        Runner { problem, scale: spec.scale, band }
+        Runner { scale: spec.scale, band }
     }
 
     /// Writes `o` `[kv, group, queries, h]` and `lse` `[kv, group, queries]` of a call's queries, as if it had all their keys.

@@ -69,13 +69,18 @@ fn num_keys((_, keys): &Block) -> i64 {
     keys.end - keys.start
 }
 
-/// The calls for blocks of consecutive documents: what of a run of queries and of a run of keys belongs to each.
+/// The most documents of a call: they are a dimension of the kernel's grid other than the first (`flash_fwd_launch_template.h`).
+pub(super) const MOST_DOCUMENTS: usize = 65_535;
+
+/// The calls for blocks of consecutive documents, at most so many in each: what of a run of queries and of a run of keys belongs to
+/// each.
 ///
 /// A kernel for packs sets the last query of a document at its last key. That holds for the queries up to the run's last key, in
-/// one call for all documents; the queries behind it, of one document at most, are a call of their own.
+/// the same calls for all documents; the queries behind it, of one document at most, are a call of their own.
 pub(super) fn packs(
     blocks: impl Iterator<Item = Block>,
     window: Option<i64>,
+    most_documents: usize,
 ) -> Vec<(Block, Pack)> {
     let mut aligned: Vec<Block> = Vec::new();
     let mut behind: Option<Block> = None;
@@ -89,9 +94,10 @@ pub(super) fn packs(
         }
     }
     let mut packs = Vec::new();
-    if let (Some(first), Some(last)) = (aligned.first(), aligned.last()) {
+    for blocks in aligned.chunks(most_documents) {
+        let (first, last) = (&blocks[0], &blocks[blocks.len() - 1]);
         let block = (first.0.start..last.0.end, first.1.start..last.1.end);
-        packs.push((block, Pack::new(&aligned, window.map(|window| window - 1), Some(0))));
+        packs.push((block, Pack::new(blocks, window.map(|window| window - 1), Some(0))));
     }
     if let Some((queries, keys)) = behind {
         // A query's own place is behind the keys, by as much as the last query is behind the last key. Only a window looks there.
@@ -146,6 +152,7 @@ mod tests {
             (query_start, num_queries) in (0_i64..40, 1_i64..40),
             (key_start, num_keys) in (0_i64..40, 1_i64..40),
             window in prop::option::of(1_i64..14),
+            most_documents in 1_usize..6,
         ) {
             let (queries, keys) =
                 (query_start..query_start + num_queries, key_start..key_start + num_keys);
@@ -171,7 +178,9 @@ mod tests {
                     expected.extend(common(&keys, document).filter(is_seen).map(|j| (i, j)));
                 }
             }
-            prop_assert_eq!(pairs(&packs(blocks, window)), expected);
+            let packs = packs(blocks, window, most_documents);
+            prop_assert!(packs.iter().all(|(_, pack)| pack.cu_seqlens_q.len() <= most_documents + 1));
+            prop_assert_eq!(pairs(&packs), expected);
         }
     }
 }

@@ -14,6 +14,7 @@ use std::ops::Range;
 use tch::Tensor;
 
 use super::calls::{Call, calls};
+use super::choice::{Problem, log_first_use};
 use super::kernel::Runner;
 use super::{AttentionSpec, Documents, check_heads};
 use crate::accumulate_kind;
@@ -82,13 +83,26 @@ impl Streamed<'_> {
         tokens: &Range<i64>,
         kv: &mut S,
     ) -> Result<(Tensor, Tensor), S::Error> {
-        let size = self.check(q, tokens);
+        self.check(q, tokens);
+        self.forward_of(&Problem::new(self.spec, q), q, tokens, kv)
+    }
+
+    pub(super) fn forward_of<S: KeysValues + ?Sized>(
+        &self,
+        problem: &Problem,
+        q: &Tensor,
+        tokens: &Range<i64>,
+        kv: &mut S,
+    ) -> Result<(Tensor, Tensor), S::Error> {
+        let size = q.size();
         let options = (accumulate_kind(q.kind()), q.device());
         let o = Tensor::zeros(&size, options);
         let lse = Tensor::full([size[1], size[0]], f64::NEG_INFINITY, options);
-        let runner = Runner::new(self.spec, self.documents, q);
+        let runner = Runner::new(problem, self.spec, self.documents, q);
         self.for_each_chunk(q, tokens, kv, |chunk, k, v| {
-            for call in calls(&runner.problem, self.spec, self.documents, tokens, chunk) {
+            let calls = calls(problem, self.spec, self.documents, tokens, chunk);
+            log_first_use(problem, &calls, self.documents);
+            for call in calls {
                 let o_share = call.queries(q).empty_like();
                 let lse_share = call.log_sums(&lse).empty_like();
                 let share = (o_share.shallow_clone(), lse_share.shallow_clone());
@@ -138,16 +152,27 @@ impl Streamed<'_> {
         lse: &Tensor,
         tokens: &Range<i64>,
         kv: &mut S,
+        add: impl FnMut(&Range<i64>, Tensor, Tensor) -> Result<(), S::Error>,
+    ) -> Result<Tensor, S::Error> {
+        self.check(q, tokens);
+        self.backward_of(&Problem::new(self.spec, q), [d_o, q, o, lse], tokens, kv, add)
+    }
+
+    pub(super) fn backward_of<S: KeysValues + ?Sized>(
+        &self,
+        problem: &Problem,
+        [d_o, q, o, lse]: [&Tensor; 4],
+        tokens: &Range<i64>,
+        kv: &mut S,
         mut add: impl FnMut(&Range<i64>, Tensor, Tensor) -> Result<(), S::Error>,
     ) -> Result<Tensor, S::Error> {
-        let size = self.check(q, tokens);
         let kind = accumulate_kind(q.kind());
-        let d_q = Tensor::zeros(&size, (kind, q.device()));
-        let runner = Runner::new(self.spec, self.documents, q);
+        let d_q = Tensor::zeros(q.size(), (kind, q.device()));
+        let runner = Runner::new(problem, self.spec, self.documents, q);
         self.for_each_chunk(q, tokens, kv, |chunk, k, v| {
             let d_k = Tensor::zeros(k.size(), (kind, k.device()));
             let d_v = d_k.zeros_like();
-            for call in calls(&runner.problem, self.spec, self.documents, tokens, chunk) {
+            for call in calls(problem, self.spec, self.documents, tokens, chunk) {
                 runner.backward(&call, [d_o, q, k, v, o, lse], [&d_q, &d_k, &d_v]);
             }
             add(chunk, d_k, d_v)
@@ -198,8 +223,8 @@ impl Streamed<'_> {
             .collect()
     }
 
-    /// Checks the tile of queries and returns its shape.
-    fn check(&self, q: &Tensor, tokens: &Range<i64>) -> Vec<i64> {
+    /// Checks the tile of queries.
+    fn check(&self, q: &Tensor, tokens: &Range<i64>) {
         let size = q.size();
         let num_tokens = self.documents.num_tokens();
         assert!(
@@ -209,7 +234,6 @@ impl Streamed<'_> {
                 && tokens.end <= num_tokens,
             "attention: q is {size:?}, which must be [s, n, h] of tokens {tokens:?} of {num_tokens}"
         );
-        size
     }
 }
 

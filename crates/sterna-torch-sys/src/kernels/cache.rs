@@ -14,7 +14,7 @@ use super::{Compiler, Error};
 /// An entry begins with the hash of what follows: a damaged one must never reach the driver, which is told no length.
 const DIGEST: usize = 32;
 
-/// The machine code for `arch`: that of `folder` if it has it, else compiled now and written there.
+/// The machine code for `arch`, and the file that it is kept in: that of `folder` if it has it, else compiled now and written there.
 ///
 /// An entry that is damaged is written anew. Processes that start at once write the same file, each under a name of its own
 /// first: a reader sees a whole entry or none.
@@ -26,15 +26,17 @@ pub(super) fn cubin(
     compiler: &Compiler,
     arch: &str,
     folder: Option<&Path>,
-) -> Result<Vec<u8>, Error> {
-    let Some(folder) = folder else { return Ok(compiler.compile(arch)?.cubin) };
-    let path = folder.join(format!("{arch}-{}.cubin", compiler.key(arch)));
+) -> Result<(Vec<u8>, Option<PathBuf>), Error> {
+    let Some(folder) = folder else { return Ok((compiler.compile(arch)?.cubin, None)) };
+    let path = folder.join(format!("sterna-kernels-{arch}-{}.cubin", &compiler.key(arch)[..32]));
     if let Some(cubin) = fs::read(&path).ok().and_then(|entry| whole(&entry)) {
-        return Ok(cubin);
+        return Ok((cubin, Some(path)));
     }
-    let cubin = compiler.compile(arch)?.cubin;
-    write(&path, &cubin).map_err(|source| Error::Cache { path, source })?;
-    Ok(cubin)
+    let compiled = compiler.compile(arch).map_err(|error| error.with_cache(&path))?;
+    match write(&path, &compiled.cubin) {
+        Ok(()) => Ok((compiled.cubin, Some(path))),
+        Err(source) => Err(Error::Cache { path, source }),
+    }
 }
 
 /// The machine code of an entry, if it is as it was written.

@@ -11,9 +11,10 @@ use cudarc::nvrtc::{result, sys};
 use sha2::{Digest, Sha256};
 
 use super::Error;
-use crate::bridge::ffi;
+use crate::{bridge::ffi, library::Library};
 
 /// The file that names all others, and under which names it includes them.
+const PROGRAM_FILE: &str = "kernels/sterna.cu";
 const PROGRAM: &str = include_str!("../../kernels/sterna.cu");
 const INCLUDES: [(&str, &str); 6] = [
     ("common.cuh", include_str!("../../kernels/common.cuh")),
@@ -49,10 +50,6 @@ impl Compiler {
     /// # Errors
     ///
     /// [`Error::NoCompiler`] if it is nowhere.
-    ///
-    /// # Panics
-    ///
-    /// If `folder` has a zero byte in its name.
     pub fn load(folder: Option<&Path>) -> Result<Self, Error> {
         let folder = folder.map_or_else(beside_libtorch, Path::to_owned);
         // NVRTC opens its built-in functions by their name, which the loader's path need not have: they come first.
@@ -65,15 +62,15 @@ impl Compiler {
         });
         // "-" sorts before ".".
         libraries.sort();
-        for library in libraries {
-            let path = CString::new(library.as_os_str().as_bytes())
-                .expect("a path from the system has no zero byte");
-            // SAFETY: `path` is a string; NVRTC's libraries do nothing when loaded but set up their own state.
-            unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+        for library in libraries.iter().filter_map(|path| path.to_str()) {
+            // SAFETY: NVRTC's libraries do nothing when loaded but set up their own state.
+            if let Err(reason) = unsafe { Library::open(library) } {
+                return Err(Error::NoCompiler { folder, reason });
+            }
         }
         // SAFETY: as above; cudarc keeps the library open.
         if !unsafe { sys::is_culib_present() } {
-            return Err(Error::NoCompiler { folder });
+            return Err(Error::NoCompiler { folder, reason: "no `libnvrtc.so`".to_owned() });
         }
         let (mut major, mut minor) = (0, 0);
         // SAFETY: both are integers of this function.
@@ -114,9 +111,13 @@ impl Compiler {
         let cubin = status.and_then(|()| program.cubin());
         match cubin {
             Ok(cubin) => Ok(Compiled { cubin, log }),
-            Err(error) => {
-                Err(Error::Compile { arch: arch.to_owned(), reason: error.to_string(), log })
-            }
+            Err(error) => Err(Error::Compile {
+                file: PROGRAM_FILE,
+                arch: arch.to_owned(),
+                cache: None,
+                reason: error.to_string(),
+                log,
+            }),
         }
     }
 }

@@ -137,10 +137,8 @@ fn with_device<T>(
 
 impl Device {
     fn load(index: usize) -> Result<Self, Error> {
-        // SAFETY: loads the driver's library, which libtorch's CUDA half has loaded before a tensor could be on a GPU.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(Error::NoDriver);
-        }
+        // Loads the driver's library, which cudarc then finds by its name.
+        crate::cuda::load()?;
         result::init().map_err(Error::driver("start"))?;
         let device = result::device::get(index as i32)
             .map_err(Error::driver(format!("open device {index}")))?;
@@ -157,7 +155,8 @@ impl Device {
         };
         let compiler = Compiler::load(folder_of(&NVRTC_FOLDER).as_deref())?;
         let arch = format!("sm_{major}{minor}");
-        let cubin = cache::cubin(&compiler, &arch, folder_of(&CACHE_FOLDER).as_deref())?;
+        let (cubin, file) = cache::cubin(&compiler, &arch, folder_of(&CACHE_FOLDER).as_deref())?;
+        let file = file.map_or_else(String::new, |file| format!(" from `{}`", file.display()));
         // SAFETY: `device` comes from the driver. The context is libtorch's own, and is never released.
         let context = unsafe { result::primary_ctx::retain(device) }
             .map_err(Error::driver(format!("share the context of device {index}")))?;
@@ -170,7 +169,7 @@ impl Device {
         device.module = device.in_context(|| {
             // SAFETY: the image is a whole one: it comes from NVRTC, or from the cache with the hash that it had then.
             unsafe { result::module::load_data(cubin.as_ptr().cast()) }
-                .map_err(Error::driver(format!("load the kernels for {arch}")))
+                .map_err(Error::driver(format!("load the kernels for {arch}{file}")))
         })?;
         Ok(device)
     }

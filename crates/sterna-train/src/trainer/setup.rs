@@ -2,7 +2,7 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
-    path::PathBuf,
+    path::{Path, PathBuf},
     rc::Rc,
     time::Instant,
 };
@@ -11,7 +11,7 @@ use sterna_comm::{Comm, GpuTransport, RankEnv};
 use sterna_data::{Dataset, Datasets};
 use sterna_hf::{ModelConfig, Tokenizer, WeightFiles, hub};
 use sterna_recipe::{KeepAttention, MemoryKind, MemoryOptions, PadTo, Place, Plan, Recipe};
-use sterna_torch_sys::cuda;
+use sterna_torch_sys::{cuda, kernels};
 use tch::{Device, Kind, Tensor};
 
 use super::DeviceChoice;
@@ -22,12 +22,17 @@ use crate::{
     scalars::{max, sum},
 };
 
-/// The device that this rank computes on, made its current one if it is a GPU.
+/// The device that this rank computes on, made its current one if it is a GPU. The GPU's kernels are compiled once for all processes
+/// with this `cache_dir`.
 ///
 /// # Errors
 ///
 /// [`TrainError::DeviceUnavailable`] if a GPU was asked for by name and there is none.
-pub(super) fn device(choice: DeviceChoice, env: &RankEnv) -> Result<Device, TrainError> {
+pub(super) fn device(
+    choice: DeviceChoice,
+    env: &RankEnv,
+    cache_dir: &Path,
+) -> Result<Device, TrainError> {
     if choice == DeviceChoice::Cpu {
         return Ok(Device::Cpu);
     }
@@ -35,6 +40,7 @@ pub(super) fn device(choice: DeviceChoice, env: &RankEnv) -> Result<Device, Trai
         Ok(count) => {
             let index = env.local_rank % count;
             cuda::set_device(index)?;
+            kernels::set_cache_dir(cache_dir.to_owned());
             Ok(Device::Cuda(index))
         }
         Err(source) if choice == DeviceChoice::Cuda => {

@@ -1,7 +1,7 @@
 //! Whole runs on a device that is not the host (`sterna-fake-cuda`): nothing of the host mixed in, the CPU's numbers but for the
 //! order of sums, which attention and our kernels have of their own, and the same bits wherever tensors wait.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, thread, time::Duration};
 
 use serde_json::{Value, json};
 use sterna_comm::RankEnv;
@@ -176,5 +176,24 @@ fn ranks_wait_for_the_device_where_the_page_says_so_and_nowhere_else() {
         // The end of all copies in either direction before the host steps.
         let copies = ("event synchronize", 2);
         assert_eq!(waits(&changes), named(&[(loss, 2), squares, end, copies]));
+    });
+}
+
+#[test]
+fn ranks_that_come_later_find_the_kernels_compiled() {
+    spawn_ranks(2, |rank: &TestRank| {
+        sterna_fake_cuda::install();
+        let first_is_done = rank.folder.join("first-is-done");
+        while rank.rank == 1 && !first_is_done.exists() {
+            thread::sleep(Duration::from_millis(50));
+        }
+        run(&rank.folder, DeviceChoice::Cuda, &[]);
+        assert_eq!(sterna_fake_cuda::num_compilations(), 1 - rank.rank as u64);
+        let names = fs::read_dir(rank.folder.join("cache")).expect("the recipe's cache_dir");
+        let names = names.map(|entry| entry.expect("listed").file_name().into_string().unwrap());
+        let kernels: Vec<String> =
+            names.filter(|name| name.starts_with("sterna-kernels-")).collect();
+        assert_eq!(kernels.len(), 1, "{kernels:?}");
+        fs::write(first_is_done, "").expect("written");
     });
 }
