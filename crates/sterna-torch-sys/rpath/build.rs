@@ -7,7 +7,8 @@
 //! 1. `$ORIGIN/../libtorch/torch/lib`, the place in an installed tree: `libtorch`, unpacked from its wheels, beside `bin`;
 //! 2. `$LIBTORCH/lib` as it was at build time, resolved to an absolute path, which is what a checkout needs.
 //!
-//! libtorch's own run path leads it to its CUDA libraries, so no `LD_LIBRARY_PATH` is needed.
+//! libtorch's own run path leads it to its CUDA libraries, so no `LD_LIBRARY_PATH` is needed. The program `sterna` sets that for
+//! its engine where neither place has libtorch (`sterna/src/start/main.rs`).
 
 use std::path::Path;
 

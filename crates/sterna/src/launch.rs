@@ -335,10 +335,12 @@ fn list_of_ranks(ranks: &Range<usize>) -> String {
     }
 }
 
+/// What starts a rank or an agent: the program that finds libtorch, which is not the same on every host, and becomes this one.
 fn own_program() -> Result<PathBuf, Failure> {
-    std::env::current_exe().map_err(|err| {
+    let engine = std::env::current_exe().map_err(|err| {
         Failure::new(Exit::Failed, format!("cannot find this program's own file: {err}"))
-    })
+    })?;
+    Ok(engine.with_file_name("sterna"))
 }
 
 /// A port that nobody listened on a moment ago.

@@ -1,4 +1,5 @@
-//! The `sterna` command: argv to plan to ranks to exit status.
+//! The `sterna` command: argv to plan to ranks to exit status. The program is called `sterna-engine`; `start/main.rs` is what users
+//! start, and becomes this once it has found libtorch.
 //!
 //! The only crate that prints, exits or reads the command line. Data goes to stdout, everything else to stderr.
 

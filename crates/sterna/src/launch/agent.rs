@@ -129,11 +129,9 @@ fn supervise(
     sender: &Sender<Happening>,
 ) {
     let Start { args, ranks: node } = start;
-    let program = match std::env::current_exe() {
+    let program = match super::own_program() {
         Ok(program) => program,
-        Err(err) => {
-            return say(&FromAgent::Failed(format!("cannot find this program's own file: {err}")));
-        }
+        Err(failure) => return say(&FromAgent::Failed(failure.message().to_owned())),
     };
     let command = || {
         let mut command = Command::new(&program);

@@ -207,7 +207,7 @@ impl Hosts {
         self.sterna(0, workspace, &[args, &["--ssh_port", PORT]].concat())
     }
 
-    /// Ids of the processes on either host whose program is `sterna`.
+    /// Ids of the processes on either host whose program is `sterna`, or the engine that it becomes.
     pub(super) fn processes(&self) -> Vec<i32> {
         let of_host = |name: &String| {
             let listed = Command::new("ip").args(["netns", "pids", name]).output().unwrap();
@@ -218,7 +218,7 @@ impl Hosts {
             .split_whitespace()
             .filter(|pid| {
                 fs::read_to_string(format!("/proc/{pid}/comm"))
-                    .is_ok_and(|name| name.trim() == "sterna")
+                    .is_ok_and(|name| name.starts_with("sterna"))
             })
             .map(|pid| pid.parse().unwrap())
             .collect()
