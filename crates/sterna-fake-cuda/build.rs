@@ -1,6 +1,6 @@
-//! Compiles `cpp/` to shared libraries that are loaded in place of the driver, of NVRTC and of libtorch's CUDA half.
+//! Compiles `cpp/` to shared libraries that are loaded in place of the driver, of NVML, of NVRTC and of libtorch's CUDA half.
 //!
-//! Their paths are `STERNA_FAKE_DRIVER`, `STERNA_FAKE_NVRTC` and `STERNA_FAKE_LIBTORCH_CUDA` in the crate's environment.
+//! Their paths are `STERNA_FAKE_DRIVER`, `STERNA_FAKE_NVML`, `STERNA_FAKE_NVRTC` and `STERNA_FAKE_LIBTORCH_CUDA` in the crate's environment.
 
 use std::path::PathBuf;
 
@@ -11,6 +11,9 @@ mod rpath;
 
 /// What is loaded in place of the driver.
 const DRIVER: &[&str] = &["cpp/driver.cc"];
+
+/// What is loaded in place of NVML.
+const NVML: &[&str] = &["cpp/nvml.cc"];
 
 /// What is loaded in place of NVRTC.
 const NVRTC: &[&str] = &["cpp/nvrtc.cc"];
@@ -41,6 +44,7 @@ fn main() {
     // The names under which production code opens the real ones: the dynamic linker then takes these, which are loaded already.
     for (variable, build, files, name) in [
         ("STERNA_FAKE_DRIVER", kernels, DRIVER, "libcuda.so.1"),
+        ("STERNA_FAKE_NVML", build.clone(), NVML, "libnvidia-ml.so.1"),
         ("STERNA_FAKE_NVRTC", build.clone(), NVRTC, "libnvrtc.so.13"),
         ("STERNA_FAKE_LIBTORCH_CUDA", build, LIBTORCH_CUDA, "libtorch_cuda.so"),
     ] {

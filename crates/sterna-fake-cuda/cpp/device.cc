@@ -279,6 +279,10 @@ void sterna_fake_cuda_set_num_devices(int count) {
   device_count = count;
 }
 
+void sterna_fake_cuda_set_device_bytes(uint64_t nbytes) {
+  set_device_bytes(nbytes);
+}
+
 // Bytes that tensors of device `index` hold, and held at most. Asked as production code asks, through c10's interface.
 void sterna_fake_cuda_allocated_bytes(int index, uint64_t* current, uint64_t* peak) {
   init_device_allocator();

@@ -30,6 +30,9 @@ c10::Allocator* device_allocator();
 // What libtorch does before its first tensor of a device. Until then the real allocator has neither memory nor figures.
 void init_device_allocator();
 
+// What each device has of it from now on; what is in use already stays.
+void set_device_bytes(size_t nbytes);
+
 // Pinned memory of the host.
 c10::Allocator* pinned_allocator();
 bool is_pinned(const void* ptr);

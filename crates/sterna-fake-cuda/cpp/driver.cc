@@ -82,6 +82,24 @@ EXPORT cuDeviceGet(int* device, int ordinal) {
   return kSuccess;
 }
 
+EXPORT cuDeviceGetName(char* name, int len, int /*device*/) {
+  std::snprintf(name, static_cast<size_t>(len), "Fake GPU");
+  return kSuccess;
+}
+
+// As the allocator of memory.cc has.
+EXPORT cuDeviceTotalMem_v2(size_t* bytes, int /*device*/) {
+  *bytes = size_t{16} << 30;
+  return kSuccess;
+}
+
+// The number of the device, and zeros.
+EXPORT cuDeviceGetUuid_v2(unsigned char* uuid, int device) {
+  std::memset(uuid, 0, 16);
+  uuid[15] = static_cast<unsigned char>(device);
+  return kSuccess;
+}
+
 // The device has compute capability 9.0 and two multiprocessors, so that grids are smaller than the rows of most tests.
 EXPORT cuDeviceGetAttribute(int* value, int attribute, int /*device*/) {
   constexpr int kMultiprocessorCount = 16;

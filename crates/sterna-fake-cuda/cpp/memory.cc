@@ -6,6 +6,7 @@
 #include <ATen/core/CachingHostAllocator.h>
 #include <c10/core/CachingDeviceAllocator.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdlib>
@@ -23,7 +24,7 @@ namespace {
 // The real allocator hands out multiples of this many bytes.
 constexpr size_t GRANULE = 512;
 // What each fake device claims to have.
-constexpr size_t DEVICE_BYTES = size_t{16} << 30;
+std::atomic<size_t> device_bytes{size_t{16} << 30};
 
 constexpr auto AGGREGATE = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
 
@@ -50,10 +51,11 @@ class DeviceMemory final : public c10::DeviceAllocator {
     const std::lock_guard<std::mutex> lock(mutex_);
     auto& stats = stats_.at(index);
     const auto in_use = static_cast<size_t>(stats.allocated_bytes[AGGREGATE].current);
-    if (in_use + rounded > DEVICE_BYTES) {
+    if (in_use + rounded > device_bytes) {
       stats.num_ooms += 1;
+      c10::reportOutOfMemoryToProfiler(static_cast<int64_t>(rounded), in_use, in_use, device);
       TORCH_CHECK_WITH(OutOfMemoryError, false, "CUDA out of memory. Tried to allocate ", nbytes, " bytes of the fake device; ", in_use,
-                       " of ", DEVICE_BYTES, " are in use");
+                       " of ", device_bytes.load(), " are in use");
     }
     void* ptr = allocate_aligned(nbytes);
     // Whoever reads what nobody wrote reads NaN.
@@ -110,7 +112,8 @@ class DeviceMemory final : public c10::DeviceAllocator {
   std::pair<size_t, size_t> getMemoryInfo(c10::DeviceIndex device) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto in_use = static_cast<size_t>(stats_.at(device).reserved_bytes[AGGREGATE].current);
-    return {DEVICE_BYTES - in_use, DEVICE_BYTES};
+    const size_t total = device_bytes;
+    return {total - std::min(in_use, total), total};
   }
 
  private:
@@ -292,6 +295,10 @@ struct Registration {
 
 void init_device_allocator() {
   device_memory().init();
+}
+
+void set_device_bytes(size_t nbytes) {
+  device_bytes = nbytes;
 }
 
 c10::Allocator* device_allocator() {

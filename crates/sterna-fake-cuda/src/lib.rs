@@ -17,6 +17,9 @@ use sterna_torch_sys::library::Library;
 /// What is loaded as `libcuda.so.1`, as an absolute path.
 const DRIVER: &str = env!("STERNA_FAKE_DRIVER");
 
+/// What is loaded as `libnvidia-ml.so.1`, as an absolute path.
+pub const NVML: &str = env!("STERNA_FAKE_NVML");
+
 /// What is loaded as `libnvrtc.so.13`, as an absolute path.
 const NVRTC: &str = env!("STERNA_FAKE_NVRTC");
 
@@ -40,6 +43,7 @@ type Visit = extern "C" fn(context: *mut c_void, what: *const c_char, len: usize
 /// The functions of `cpp/device.cc` and `cpp/nvrtc.cc` that Rust calls.
 struct Functions {
     set_num_devices: extern "C" fn(c_int),
+    set_device_bytes: extern "C" fn(u64),
     allocated_bytes: extern "C" fn(c_int, *mut u64, *mut u64),
     host_syncs: extern "C" fn() -> u64,
     reset_host_syncs: extern "C" fn(),
@@ -68,6 +72,15 @@ pub fn install_devices(num_devices: usize) {
         "there are at most {MAX_DEVICES} fake devices, and {num_devices} were asked for"
     );
     (functions().set_num_devices)(num_devices as c_int);
+}
+
+/// Gives each fake device so much memory from now on, instead of 16 GiB. What is in use already stays, and counts.
+///
+/// # Panics
+///
+/// As [`install`].
+pub fn set_device_memory(bytes: u64) {
+    (functions().set_device_bytes)(bytes);
 }
 
 /// What tensors of device `index` hold, by the statistics of `c10::DeviceAllocator`.
@@ -135,6 +148,7 @@ fn functions() -> &'static Functions {
     static LOADED: OnceLock<Functions> = OnceLock::new();
     LOADED.get_or_init(|| {
         open(DRIVER);
+        open(NVML);
         let nvrtc = open(NVRTC);
         let device = open(LIBTORCH_CUDA);
         let symbol = |library: Library, name: &CStr| {
@@ -147,6 +161,10 @@ fn functions() -> &'static Functions {
                 set_num_devices: std::mem::transmute::<*mut c_void, extern "C" fn(c_int)>(symbol(
                     device,
                     c"sterna_fake_cuda_set_num_devices",
+                )),
+                set_device_bytes: std::mem::transmute::<*mut c_void, extern "C" fn(u64)>(symbol(
+                    device,
+                    c"sterna_fake_cuda_set_device_bytes",
                 )),
                 allocated_bytes: std::mem::transmute::<
                     *mut c_void,

@@ -57,6 +57,7 @@ pub enum Stage {
 pub struct Running {
     _span: EnteredSpan,
     _memory: Option<memory::Scope>,
+    _place: memory::Place,
 }
 
 impl Stage {
@@ -82,6 +83,30 @@ impl Stage {
         Running {
             _span: self.span(index, bytes).entered(),
             _memory: self.memory_kind().map(memory::scope),
+            _place: memory::place(self.name(), index),
+        }
+    }
+
+    /// Its name in a timeline, and where an error says what was under way.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Iteration => ITERATION,
+            Self::Data => "data",
+            Self::Forward => "forward",
+            Self::Backward => "backward",
+            Self::Block => "block",
+            Self::BlockAgain => "block again",
+            Self::BlockBackward => "block backward",
+            Self::Gather => "gather",
+            Self::Embed => "embed",
+            Self::Pre => "pre",
+            Self::AllToAll => "all-to-all",
+            Self::Attention => "attention",
+            Self::Post => "post",
+            Self::Loss => "loss",
+            Self::Reduce => "reduce",
+            Self::Step => "step",
+            Self::Copy => "copy",
         }
     }
 
@@ -108,31 +133,31 @@ impl Stage {
     fn span(self, index: Option<usize>, bytes: Option<u64>) -> Span {
         // The name and the target of a span are constants of the place where it is made.
         macro_rules! span {
-            ($name:expr) => {
-                trace_span!(target: TIMELINE, $name, bytes)
+            ($stage:ident) => {
+                trace_span!(target: TIMELINE, Stage::$stage.name(), bytes)
             };
-            ($name:expr, $index:ident) => {
-                trace_span!(target: TIMELINE, $name, $index = index, bytes)
+            ($stage:ident, $index:ident) => {
+                trace_span!(target: TIMELINE, Stage::$stage.name(), $index = index, bytes)
             };
         }
         match self {
-            Self::Iteration => span!(ITERATION, iter),
-            Self::Data => span!("data"),
-            Self::Forward => span!("forward"),
-            Self::Backward => span!("backward"),
-            Self::Block => span!("block", layer),
-            Self::BlockAgain => span!("block again", layer),
-            Self::BlockBackward => span!("block backward", layer),
-            Self::Gather => span!("gather", unit),
-            Self::Embed => span!("embed"),
-            Self::Pre => span!("pre"),
-            Self::AllToAll => span!("all-to-all"),
-            Self::Attention => span!("attention"),
-            Self::Post => span!("post"),
-            Self::Loss => span!("loss"),
-            Self::Reduce => span!("reduce", unit),
-            Self::Step => span!("step"),
-            Self::Copy => span!("copy"),
+            Self::Iteration => span!(Iteration, iter),
+            Self::Data => span!(Data),
+            Self::Forward => span!(Forward),
+            Self::Backward => span!(Backward),
+            Self::Block => span!(Block, layer),
+            Self::BlockAgain => span!(BlockAgain, layer),
+            Self::BlockBackward => span!(BlockBackward, layer),
+            Self::Gather => span!(Gather, unit),
+            Self::Embed => span!(Embed),
+            Self::Pre => span!(Pre),
+            Self::AllToAll => span!(AllToAll),
+            Self::Attention => span!(Attention),
+            Self::Post => span!(Post),
+            Self::Loss => span!(Loss),
+            Self::Reduce => span!(Reduce, unit),
+            Self::Step => span!(Step),
+            Self::Copy => span!(Copy),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The signatures that both languages agree on. Nothing else in the workspace crosses into C++.
 
-use crate::memory::{allocate, refusal, release};
+use crate::memory::{allocate, on_block, on_refusal, refusal, release};
 
 #[cxx::bridge(namespace = "sterna")]
 pub(crate) mod ffi {
@@ -82,6 +82,11 @@ pub(crate) mod ffi {
         #[cxx_name = "release_block"]
         unsafe fn release(data: *mut u8);
         fn refusal(len: usize) -> String;
+
+        #[cxx_name = "on_device_block"]
+        fn on_block(address: usize, len: i64, allocated: u64, reserved: u64, device_index: i32);
+        #[cxx_name = "on_device_refusal"]
+        fn on_refusal(asked: i64, allocated: u64, reserved: u64, device_index: i32);
     }
 
     unsafe extern "C++" {
@@ -89,7 +94,9 @@ pub(crate) mod ffi {
         include!("autograd.h");
         include!("cuda_attention.h");
         include!("device.h");
+        include!("device_books.h");
         include!("kernels.h");
+        include!("mark.h");
         include!("memory.h");
         include!("optimizer.h");
         include!("process_group.h");
@@ -130,6 +137,15 @@ pub(crate) mod ffi {
         fn has_happened(event: &Event) -> Result<bool>;
         fn wait_on_host(event: &Event) -> Result<()>;
         fn copy_on(stream: &Stream, target: &Tensor, source: &Tensor) -> Result<()>;
+
+        fn keep_device_books();
+        fn storage_address(tensor: &Tensor) -> usize;
+
+        type Mark;
+
+        fn record_mark(device_index: i32) -> Result<UniquePtr<Mark>>;
+        fn elapsed_ms(start: &Mark, end: &Mark) -> Result<f64>;
+        fn wait_for_mark(mark: &Mark) -> Result<()>;
 
         fn has_attention_kernel() -> bool;
         fn attention_forward(

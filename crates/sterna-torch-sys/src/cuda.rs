@@ -4,6 +4,12 @@
 //! [`Error`] in words, where the loader of the system would end the process before `main`. Loaded libraries add themselves to
 //! libtorch's dispatcher, after which a tensor can live on [`tch::Device::Cuda`].
 
+mod mark;
+mod properties;
+
+pub use mark::{Mark, current_device};
+pub use properties::{Properties, properties};
+
 use std::{ptr::NonNull, sync::OnceLock};
 
 use crate::{bridge::ffi, library::Library};
@@ -71,8 +77,8 @@ impl Error {
                  its GPUs"
             }
             Self::NoLibraries { .. } => {
-                "libtorch's wheel needs its CUDA packages beside it: `cargo xtask libtorch --cuda` fetches them; a python3 that \
-                 has torch 2.11.0+cu130 has them too, if LD_LIBRARY_PATH names its torch/lib"
+                "libtorch's wheel needs its CUDA packages beside it: `cargo xtask libtorch --cuda` fetches them; a Python \
+                 environment with torch 2.11.0+cu130 has them too: set LIBTORCH to its folder `torch`"
             }
             Self::NoGpu | Self::Init { .. } => {
                 "see what `nvidia-smi` and CUDA_VISIBLE_DEVICES say; the driver must be of CUDA 13"
@@ -87,13 +93,18 @@ impl Error {
     }
 }
 
-/// Makes a GPU the current one of this thread: the one that libraries use which are told of none.
+/// Makes a GPU the current one of this thread: the one that libraries use which are told of none, and whose memory
+/// [`crate::memory::device_usage`] counts.
 ///
 /// # Errors
 ///
 /// [`crate::Error::Torch`] if there is no such device.
 pub fn set_device(device_index: usize) -> Result<(), crate::Error> {
-    Ok(ffi::set_device(device_index as i32)?)
+    ffi::set_device(device_index as i32)?;
+    mark::set_device(device_index);
+    crate::memory::count_on(device_index as i32);
+    ffi::keep_device_books();
+    Ok(())
 }
 
 /// Memory of a device, bytes. What libtorch's allocator holds beyond what tensors have is kept for the next ones.

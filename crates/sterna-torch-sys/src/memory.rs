@@ -1,4 +1,4 @@
-//! The memory of tensors on the CPU: who has how much, and a cache of large blocks.
+//! The memory of tensors: who has how much, and for the CPU a cache of large blocks.
 //!
 //! [`install`] puts an allocator into libtorch. Each block remembers what it is for: the [`MemoryKind`] of the thread that
 //! allocated it ([`scope`]), or a later [`retag`]. [`usage`] tells the bytes by kind, now and at the moment when their sum was
@@ -7,12 +7,16 @@
 //! [`pinned`] makes tensors that a GPU copies from and to on its own, which wait for their next tensor as well: pinning takes the driver
 //! far longer than a copy.
 //!
+//! [`device_usage`] tells the same of the GPU that [`crate::cuda::set_device`] chose, whose allocator is libtorch's own.
+//!
 //! Blocks of 1 MiB and more are mappings of their own, and are kept for the next tensor of their
 //! size (`cache.rs` says how many). libtorch's own allocator takes the memory of every tensor from glibc, which maps
 //! and unmaps large ones anew each time, and leaves holes between the others. Smaller blocks go to the heap here as well.
 
 mod block;
 mod cache;
+mod device;
+mod refusal;
 
 use std::{
     cell::{Cell, RefCell},
@@ -24,6 +28,12 @@ use std::{
 };
 
 use tch::{Device, Kind, Tensor};
+
+pub(crate) use self::device::{count_on, on_block, on_refusal};
+pub use self::{
+    device::{DeviceUsage, device_usage},
+    refusal::{Place, Refusal, place, take_refusal},
+};
 
 use self::{
     block::{Block, Mapping},
@@ -156,8 +166,11 @@ impl Drop for Scope {
 
 /// Says what an existing tensor is for from now on. All tensors that share its storage go with it.
 ///
-/// Does nothing to memory that was not allocated here: a mapped file, a tensor older than [`install`], another device.
+/// Does nothing to memory that is not counted: a mapped file, a tensor older than [`install`], a device that was not chosen.
 pub fn retag(tensor: &Tensor, kind: MemoryKind) {
+    if tensor.defined() && tensor.device().is_cuda() {
+        return device::retag(ffi::storage_address(borrow(tensor)), kind);
+    }
     let Some(data) = NonNull::new(ffi::rust_block(borrow(tensor)).cast_mut()) else { return };
     // SAFETY: `rust_block` returns what `allocate` has handed out, and the tensor keeps it from being released.
     let mut block = unsafe { Block::from_data(data) };
@@ -195,10 +208,12 @@ pub fn usage() -> Usage {
     }
 }
 
-/// Starts looking for the peak anew, from what tensors hold now.
+/// Starts looking for the peaks anew, those of the CPU and of the GPU, from what tensors hold now.
 pub fn reset_peak() {
     let mut ledger = lock();
     ledger.peak = ledger.live;
+    drop(ledger);
+    device::reset_peak();
 }
 
 thread_local! {
@@ -210,7 +225,7 @@ thread_local! {
     static PIN_FAILURE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// The books of the process.
+/// The books of the process for the CPU.
 struct Ledger {
     live: ByKind,
     peak: ByKind,
@@ -306,7 +321,8 @@ pub(crate) unsafe fn release(data: *mut u8) {
 
 /// What to say when there is no memory for `len` bytes. Called by libtorch.
 pub(crate) fn refusal(len: usize) -> String {
-    let live = lock().live;
+    let Usage { live, cached, .. } = usage();
+    refusal::note(Refusal::new(None, len as u64, live, cached));
     let mut text = format!(
         "can't allocate memory: a tensor of {len} bytes was asked for, and tensors hold {} bytes",
         live.total()

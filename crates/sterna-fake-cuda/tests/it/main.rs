@@ -1,6 +1,7 @@
 //! Integration tests of the fake device: what it computes, what it refuses, what it counts.
 
 mod attention;
+mod books;
 mod copies;
 mod device;
 mod kernels;

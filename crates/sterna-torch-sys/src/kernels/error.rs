@@ -50,7 +50,7 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn driver(
+    pub(crate) fn driver(
         attempt: impl Into<String>,
     ) -> impl FnOnce(cudarc::driver::DriverError) -> Self {
         let attempt = attempt.into();

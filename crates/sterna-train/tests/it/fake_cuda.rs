@@ -119,7 +119,8 @@ fn ranks_with_shards_on_the_host_are_those_with_shards_on_the_device_bit_for_bit
             let env = RankEnv::from_env().expect("a rank");
             train(&recipe, &env, &options, &mut recorder).expect("a run");
             let of_steps = recorder.iterations.iter();
-            let figures: Vec<_> = of_steps.map(|metrics| (metrics.loss, metrics.grad_norm)).collect();
+            let figures: Vec<_> =
+                of_steps.map(|metrics| (metrics.loss, metrics.grad_norm)).collect();
             (figures, recorder.evals.iter().map(|metrics| metrics.loss).collect::<Vec<_>>())
         };
         assert_eq!(run("cpu"), run("none"));
