@@ -9,6 +9,7 @@ pub mod disk;
 pub mod engine;
 pub mod export;
 pub mod flops;
+pub mod gpus;
 pub mod kept;
 pub mod load;
 pub mod memory;

@@ -83,7 +83,7 @@ pub(crate) struct Train {
     /// The recipe, a YAML file
     pub(crate) recipe: PathBuf,
 
-    /// Processes to start on each host; by default its slots, or sequence_parallel_size
+    /// Processes to start on each host; by default its slots, or its GPUs, or sequence_parallel_size
     ///
     /// With twice as many, twice as many sequences are trained on at a time. On a CPU they are simply processes.
     #[arg(

@@ -18,7 +18,7 @@ pub(crate) const COLLECTIVE_TIMEOUT: &str = "DEEPSPEED_TIMEOUT";
 /// What libtorch's C++ code says by itself. ERROR for the ranks that we start, unless the user has set it.
 pub(crate) const TORCH_LOG_LEVEL: &str = "TORCH_CPP_LOG_LEVEL";
 
-/// Which GPUs a process sees. Set for the ranks of a host whose slots were chosen by number.
+/// Which GPUs a process sees: by default a rank runs on each. Set for the ranks of a host whose slots were chosen by number.
 pub(crate) const CUDA_VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
 
 /// Set by sshd: address and port of the client, then those by which it reached this host.

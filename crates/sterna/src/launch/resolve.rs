@@ -13,6 +13,7 @@ use sterna_launch::{
     parse_env_file, parse_hostfile,
 };
 use sterna_recipe::Recipe;
+use sterna_train::gpus;
 
 use super::{Launch, Place};
 use crate::cli::{Arctic, DeviceChoice, Train};
@@ -97,7 +98,7 @@ pub(crate) fn resolve(args: &Train, recipe: &Recipe) -> Result<Launch, Failure> 
 /// The hosts of the hostfile, if there is one.
 fn hosts(args: &Train, recipe: &Recipe) -> Result<Option<Vec<Host>>, Failure> {
     let Some(path) = &args.arctic.hostfile else {
-        let slots = args.num_gpus().unwrap_or(recipe.sequence_parallel_size);
+        let slots = slots_here(args, recipe);
         let here = || vec![Host { name: "localhost".to_owned(), slots }];
         return Ok(args.arctic.force_multi.then(here));
     };
@@ -171,7 +172,6 @@ fn job(args: &Train, recipe: &Recipe, hosts: Option<&[Host]>) -> Result<Job, Fai
             "leave `--num_nodes` and `--num_gpus` out",
         ));
     }
-    let per_node = num_gpus.unwrap_or(recipe.sequence_parallel_size);
     match (hosts, selection) {
         (Some(hosts), Some(selection)) => Job::of_selection(hosts, selection),
         (Some(hosts), None) => Job::of_hosts(hosts, num_nodes, num_gpus),
@@ -183,7 +183,7 @@ fn job(args: &Train, recipe: &Recipe, hosts: Option<&[Host]>) -> Result<Job, Fai
         }
         (None, Some(Selection::Include(include))) => {
             chosen_here(include).and_then(|slots| match slots {
-                None => Ok(Job::of_equal_nodes(1, per_node)),
+                None => Ok(Job::of_equal_nodes(1, slots_here(args, recipe))),
                 Some(slots) => {
                     let num_slots = slots.last().map_or(0, |last| last + 1);
                     let here = [Host { name: "localhost".to_owned(), slots: num_slots }];
@@ -199,10 +199,26 @@ fn job(args: &Train, recipe: &Recipe, hosts: Option<&[Host]>) -> Result<Job, Fai
                     "say how many ranks run on each host",
                 ));
             }
-            Ok(Job::of_equal_nodes(num_nodes, per_node))
+            Ok(Job::of_equal_nodes(num_nodes, slots_here(args, recipe)))
         }
     }
     .map_err(|err| wrong(&err))
+}
+
+/// How many ranks run on this host where no hostfile says it: as many as were asked for, else one on each GPU, else those that
+/// share a sequence.
+fn slots_here(args: &Train, recipe: &Recipe) -> usize {
+    args.num_gpus().or_else(|| gpus_for_ranks(args.device)).unwrap_or(recipe.sequence_parallel_size)
+}
+
+/// The GPUs that the ranks of this host are to compute on, one each; `None` if there are none. Without NCCL they could not talk.
+fn gpus_for_ranks(device: DeviceChoice) -> Option<usize> {
+    if !cfg!(feature = "cuda") || device == DeviceChoice::Cpu {
+        return None;
+    }
+    // Not `variable`: that it is set to nothing says that there is no GPU.
+    let visible_devices = std::env::var(env_vars::CUDA_VISIBLE_DEVICES).ok();
+    gpus::num_visible(visible_devices.as_deref()).filter(|count| *count > 0)
 }
 
 /// Whether ssh would only lead back here.

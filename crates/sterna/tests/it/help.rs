@@ -56,8 +56,8 @@ fn help_of_train() {
       <RECIPE>  The recipe, a YAML file
 
     Options:
-          --num_gpus <N>           Processes to start on each host; by default its slots, or
-                                   sequence_parallel_size [aliases: --num-gpus, --num_accelerators,
+          --num_gpus <N>           Processes to start on each host; by default its slots, or its GPUs,
+                                   or sequence_parallel_size [aliases: --num-gpus, --num_accelerators,
                                    --nproc-per-node]
           --device <DEVICE>        Where to compute [default: auto] [possible values: auto, cpu, cuda]
           --max-restarts <N>       Start all ranks again after a failure, at most N times in all
@@ -102,7 +102,8 @@ fn long_help_of_train_has_the_arguments_of_arctic_training() {
 
     Options:
           --num_gpus <N>
-              Processes to start on each host; by default its slots, or sequence_parallel_size
+              Processes to start on each host; by default its slots, or its GPUs, or
+              sequence_parallel_size
               
               With twice as many, twice as many sequences are trained on at a time. On a CPU they are
               simply processes.

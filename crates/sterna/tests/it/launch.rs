@@ -438,3 +438,29 @@ fn ranks_of_a_run_with_restarts_go_on_where_they_were() {
         |workspace: &Workspace| workspace.rows("metrics.jsonl").pop().unwrap()["loss"].clone();
     assert_eq!(last(&workspace), last(&whole));
 }
+
+/// As many ranks as GPUs that the driver's library shows, and the variable lets be seen.
+#[cfg(feature = "cuda")]
+#[test]
+fn a_rank_is_started_on_each_gpu() {
+    let workspace = Workspace::new();
+    let library = Path::new(sterna_fake_cuda::NVML).parent().unwrap();
+    let num_ranks = |visible: Option<&str>, args: &[&str]| {
+        let args = [&["launch", "recipe.yaml", "--print"], args].concat();
+        let mut command = workspace.sterna(&args);
+        command.env("LD_LIBRARY_PATH", library).env("STERNA_FAKE_NUM_GPUS", "4");
+        match visible {
+            Some(visible) => command.env("CUDA_VISIBLE_DEVICES", visible),
+            None => command.env_remove("CUDA_VISIBLE_DEVICES"),
+        };
+        let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        text.matches(" LOCAL_RANK=").count()
+    };
+    assert_eq!(num_ranks(None, &[]), 4);
+    assert_eq!(num_ranks(Some("1,3"), &[]), 2);
+    assert_eq!(num_ranks(Some("GPU-00000000-0000-0000-0000-000000000002"), &[]), 1);
+    // Not to be on a GPU, or told how many: as without one.
+    assert_eq!(num_ranks(Some(""), &[]), 1);
+    assert_eq!(num_ranks(None, &["--device", "cpu"]), 1);
+    assert_eq!(num_ranks(None, &["--num_gpus", "3"]), 3);
+}

@@ -76,6 +76,8 @@ impl Workspace {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sterna"));
         command.args(args).current_dir(self.folder.path()).env_clear();
         command.envs([("HF_HUB_OFFLINE", "1"), ("OMP_NUM_THREADS", "1"), ("HOME", "/nonexistent")]);
+        // As on a machine without a GPU, of which a rank on each would be the default.
+        command.env("CUDA_VISIBLE_DEVICES", "");
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
