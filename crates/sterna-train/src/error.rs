@@ -11,6 +11,8 @@ use sterna_ops::attention::NotFlash;
 use sterna_recipe::Diagnostics;
 use sterna_torch_sys::Error as TorchError;
 
+use crate::oom::OutOfMemory;
+
 /// Why training, evaluation or an export ended early.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -154,7 +156,12 @@ pub enum TrainError {
     Panicked {
         /// libtorch's message, or the panic's.
         message: String,
+        /// libtorch's operation, if it names one.
+        op: Option<String>,
     },
+    /// There was no memory for a tensor.
+    #[error("{0}")]
+    OutOfMemory(Box<OutOfMemory>),
     /// The ranks did not read the same recipe, model or data.
     #[error("ranks `{ranks:?}` have another recipe, model or data than rank `0`")]
     RanksDisagree {
@@ -183,7 +190,10 @@ impl TrainError {
             .map(String::as_str)
             .or_else(|| panic.downcast_ref::<&str>().copied())
             .unwrap_or("a panic without a message");
-        Self::Panicked { message: libtorch_reason(text).unwrap_or_else(|| text.trim().to_owned()) }
+        Self::Panicked {
+            message: libtorch_reason(text).unwrap_or_else(|| text.trim().to_owned()),
+            op: libtorch_op(text),
+        }
     }
 
     /// What the reader can do about it, where that is known.
@@ -194,7 +204,7 @@ impl TrainError {
             Self::Comm(error) => error.hint(),
             Self::Model(error) => error.hint(),
             Self::Torch(error) => error.hint(),
-            Self::Plan(_) => None,
+            Self::Plan(_) | Self::Panicked { .. } => None,
             Self::Attention(_) => Some(
                 "set `model.attn_implementation: sdpa`: it takes the fastest exact kernel that there is for this model"
                     .to_owned(),
@@ -239,12 +249,7 @@ impl TrainError {
                  values overflow; `on_nonfinite: skip` leaves such steps out"
                     .to_owned(),
             ),
-            Self::Panicked { message } => is_out_of_memory(message).then(|| {
-                "use more sequence-parallel ranks, let blocks keep less (`memory.keep_attention: false`, `memory.keep_inputs_every`) or \
-                 keep it elsewhere (`memory.inputs_on`, `memory.optimizer_on`), or lower `data.max_length`; `sterna check` shows what \
-                 each takes"
-                    .to_owned()
-            }),
+            Self::OutOfMemory(error) => Some(error.hint()),
             Self::RanksDisagree { .. } => Some(
                 "every host needs the same recipe, model folder, data files and version of sterna".to_owned(),
             ),
@@ -264,11 +269,10 @@ fn libtorch_reason(text: &str) -> Option<String> {
     Some(first.replace("\\\"", "\"").replace("\\'", "'").replace("\\\\", "\\").trim().to_owned())
 }
 
-/// Whether a libtorch message says that memory ran out.
-fn is_out_of_memory(message: &str) -> bool {
-    ["out of memory", "can't allocate memory", "bad_alloc"]
-        .iter()
-        .any(|text| message.contains(text))
+/// The operation that was called, by libtorch's C++ stack: the outermost, which is the last.
+fn libtorch_op(text: &str) -> Option<String> {
+    let (_, after) = text.rsplit_once("at::_ops::")?;
+    after.split_once("::").map(|(op, _)| op.to_owned())
 }
 
 #[cfg(test)]

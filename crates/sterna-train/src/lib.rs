@@ -21,13 +21,16 @@ pub mod zero;
 
 mod checkpoint;
 mod error;
+mod oom;
 mod scalars;
 mod stop;
 
 pub use error::TrainError;
+pub use gpus::Gpu;
 pub use memory::HostMemory;
 pub use metrics::{EvalMetrics, IterationMetrics};
-pub use phases::{Phase, PhaseMemory, StepMemory};
+pub use oom::OutOfMemory;
+pub use phases::{Phase, PhaseMemory, PhaseTime, StepMemory, StepTime};
 pub use stop::Stop;
 pub use timeline::TimelineLayer;
 pub use trainer::{DeviceChoice, EarlyExit, Observer, TrainOptions, TrainSummary, train};

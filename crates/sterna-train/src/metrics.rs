@@ -9,9 +9,14 @@ use std::{
 use serde_json::{Map, Value, json};
 use sterna_torch_sys::cuda::DeviceMemory;
 
-use crate::{error::TrainError, memory::HostMemory, phases::StepMemory};
+use crate::{
+    error::TrainError,
+    gpus::BoardMemory,
+    memory::HostMemory,
+    phases::{StepMemory, StepTime},
+};
 
-/// The figures of one optimizer step, the same on every rank but for `memory` and `phases`.
+/// The figures of one optimizer step, the same on every rank but for those of its own memory and phases.
 #[derive(Debug, Clone, PartialEq)]
 pub struct IterationMetrics {
     /// Pass over the data, from 0.
@@ -53,8 +58,12 @@ pub struct IterationMetrics {
     pub memory: HostMemory,
     /// The memory of this rank's GPU, its peaks those of the step; `None` on a CPU.
     pub device_memory: Option<DeviceMemory>,
+    /// What all processes use of this rank's GPU, at the end of the step; `None` on a CPU, and where there is no NVML.
+    pub board_memory: Option<BoardMemory>,
     /// What this rank's memory held, by phase and kind.
     pub phases: StepMemory,
+    /// How long this rank's phases took.
+    pub phase_time: StepTime,
 }
 
 impl IterationMetrics {
@@ -74,6 +83,7 @@ impl IterationMetrics {
             "num_tokens": self.num_tokens,
             "num_valid_tokens": self.num_valid_tokens,
             "peak_memory_bytes": self.peak_memory,
+            "phase_time": self.phase_time.json(),
             "seqlen": self.seqlen,
             "step_tflops": self.step_tflops,
             "step_time": self.step_time,
@@ -88,6 +98,13 @@ impl IterationMetrics {
                 "in_use": device.total - device.free,
                 "total": device.total,
             });
+            for (phase, kinds) in self.phases.device_json() {
+                row["device_memory"][phase] = kinds;
+            }
+        }
+        if let Some(board) = self.board_memory {
+            row["device_memory"]["nvml_used"] = json!(board.used);
+            row["device_memory"]["nvml_total"] = json!(board.total);
         }
         if self.is_skipped {
             row["skipped"] = json!(true);

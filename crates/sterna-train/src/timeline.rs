@@ -4,6 +4,9 @@
 //! a JSON array: one process for each rank, one track for each thread, one event for each span with its layer and bytes where
 //! they are known, and counters of what tensors hold by kind and of what is resident, sampled at the end of each span.
 //!
+//! Where a GPU computes, a track of its own shows the same spans as it measured them: from the moment when it came to what the
+//! span asked of it to the moment when that was done. The marks between which it measures are read at the end of each step.
+//!
 //! The file is whole at every moment, however the process ends: events are collected, and each write ends with the bracket
 //! that the next one overwrites. A killed process loses the events of the phase that it was in, and those spans that had not
 //! ended.
@@ -11,6 +14,8 @@
 //! # Source
 //!
 //! "Trace Event Format", Google, 2016: events `X` (complete), `C` (counter), `M` (metadata).
+
+mod device;
 
 use std::{
     collections::HashMap,
@@ -26,7 +31,10 @@ use std::{
 use serde_json::{Map, Value, json};
 use sterna_model::stage::ITERATION;
 pub use sterna_model::stage::TIMELINE;
-use sterna_torch_sys::memory;
+use sterna_torch_sys::{
+    cuda::{Mark, current_device},
+    memory,
+};
 use tracing::{
     Subscriber,
     field::{Field, Visit},
@@ -37,6 +45,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
+use self::device::{DeviceTrack, GPU_TRACK};
 use crate::error::TrainError;
 
 /// Events are written when there are this many bytes of them, and at the end of every phase and step.
@@ -72,6 +81,8 @@ struct State {
     /// Events that wait to be written.
     buffer: Vec<u8>,
     threads: HashMap<ThreadId, usize>,
+    /// What this step's spans took on the GPU, if there is one.
+    gpu: Option<DeviceTrack>,
     /// `/proc/self/statm`.
     statm: File,
     num_steps: usize,
@@ -83,6 +94,8 @@ struct State {
 struct Recorded {
     arguments: Map<String, Value>,
     entered: Option<Instant>,
+    /// The same moment of the GPU that this thread computes on, while a step is recorded.
+    mark: Option<Mark>,
 }
 
 impl TimelineLayer {
@@ -101,6 +114,7 @@ impl TimelineLayer {
                 end: 0,
                 buffer: Vec::new(),
                 threads: HashMap::new(),
+                gpu: None,
                 statm: File::open("/proc/self/statm")?,
                 num_steps: 0,
                 is_recording: false,
@@ -145,17 +159,27 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for TimelineLayer {
         {
             arguments.entry("layer").or_insert_with(|| layer.clone());
         }
-        span.extensions_mut().insert(Recorded { arguments, entered: None });
+        span.extensions_mut().insert(Recorded { arguments, entered: None, mark: None });
     }
 
     fn on_enter(&self, id: &Id, context: Context<'_, S>) {
         let Some(span) = context.span(id) else { return };
         let mut extensions = span.extensions_mut();
         let Some(recorded) = extensions.get_mut::<Recorded>() else { return };
+        let mut state = self.state();
         if span.name() == ITERATION {
-            let mut state = self.state();
             state.is_recording = state.num_steps < self.max_steps;
+            if let (true, Some(index)) = (state.is_recording, current_device()) {
+                let track = state.gpu.get_or_insert_with(|| DeviceTrack::new(index));
+                track.begin(self.us(Instant::now()));
+                let name = format!("GPU {index}");
+                if track.is_new() {
+                    state.metadata(self.rank, Some(GPU_TRACK), "thread_name", &name);
+                }
+            }
         }
+        recorded.mark = if state.is_recording { device::mark() } else { None };
+        drop(state);
         recorded.entered = Some(Instant::now());
     }
 
@@ -175,10 +199,20 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for TimelineLayer {
             "name": span.name(), "cat": "stage", "ph": "X", "pid": self.rank, "tid": thread,
             "ts": start, "dur": end - start, "args": recorded.arguments,
         }));
+        if let (Some(start), Some(gpu)) = (recorded.mark.take(), &mut state.gpu) {
+            gpu.add(span.name(), &recorded.arguments, start);
+        }
         // A warning below may look at the span.
         drop(extensions);
         state.counters(self.rank, end);
+        if span.name() == ITERATION || PHASES.contains(&span.name()) {
+            state.board_counter(self.rank, end);
+        }
         if span.name() == ITERATION {
+            let events = state.gpu.as_mut().map(|gpu| gpu.finish(self.rank));
+            for event in events.into_iter().flatten() {
+                state.event(&event);
+            }
             state.is_recording = false;
             state.num_steps += 1;
             state.flush();
@@ -192,16 +226,31 @@ impl State {
     /// What tensors hold, what waits to be used again, and what is resident.
     fn counters(&mut self, rank: usize, us: f64) {
         let usage = memory::usage();
-        let live: Map<String, Value> =
-            usage.live.iter().map(|(kind, bytes)| (kind.name().to_owned(), json!(bytes))).collect();
-        let counters = [
-            ("tensors", Value::Object(live)),
+        let kinds = |bytes: memory::ByKind| -> Value {
+            bytes.iter().map(|(kind, bytes)| (kind.name(), bytes)).collect()
+        };
+        let mut counters = vec![
+            ("tensors", kinds(usage.live)),
             ("free blocks", json!({"bytes": usage.cached})),
             ("resident", json!({"bytes": self.resident()})),
         ];
+        if self.gpu.is_some() {
+            let device = memory::device_usage();
+            let free = device.reserved.saturating_sub(device.live.total());
+            counters.push(("device tensors", kinds(device.live)));
+            counters.push(("device free blocks", json!({"bytes": free})));
+        }
         for (name, arguments) in counters {
             self.event(&json!({"name": name, "ph": "C", "pid": rank, "ts": us, "args": arguments}));
         }
+    }
+
+    /// What all processes use of the GPU, where NVML tells: too slow to be asked at every span.
+    fn board_counter(&mut self, rank: usize, us: f64) {
+        let Some(used) = self.gpu.as_ref().and_then(DeviceTrack::used_by_all) else { return };
+        self.event(&json!({
+            "name": "device in use", "ph": "C", "pid": rank, "ts": us, "args": {"bytes": used},
+        }));
     }
 
     /// Resident memory of the process, bytes; 0 if the system does not say. The second number of `statm`.

@@ -38,9 +38,11 @@ use crate::{
     error::TrainError,
     export::export,
     flops,
+    gpus::{Gpu, Monitor},
     load::WeightSource,
     memory::HostMemory,
     metrics::{EvalMetrics, IterationMetrics, MetricsFile},
+    oom,
     optim::{LrSchedule, clip_scale},
     phases::Phase,
     scalars::{max, maxima, sum},
@@ -49,8 +51,8 @@ use crate::{
 
 /// Receives what a run has to say. The library itself prints nothing.
 pub trait Observer {
-    /// Everything is known and nothing has been computed.
-    fn on_start(&mut self, plan: &Plan, report: &PrepareReport, num_steps: u64);
+    /// Everything is known and nothing has been computed; `gpu` is this rank's, `None` on a CPU.
+    fn on_start(&mut self, plan: &Plan, report: &PrepareReport, num_steps: u64, gpu: Option<&Gpu>);
     /// An optimizer step ended.
     fn on_iteration(&mut self, metrics: &IterationMetrics);
     /// An evaluation ended.
@@ -139,13 +141,15 @@ pub fn train(
     let config = model_config(recipe)?;
     let plan = Plan::new(recipe, &config, env.world_size).map_err(TrainError::Plan)?;
     let comm = Comm::init(env, recipe.sequence_parallel_size, options.collective_timeout)?;
+    let model = config.clone();
     // From here on a failure is told to the other ranks, whatever it is: libtorch's exceptions arrive as panics.
     let run = AssertUnwindSafe(|| {
         connect_gpus(&comm, device, env)?;
         run(recipe, config, &plan, env, &comm, device, &options.stop, observer)
     });
-    let result =
-        catch_unwind(run).unwrap_or_else(|panic| Err(TrainError::from_panic(panic.as_ref())));
+    let result = catch_unwind(run)
+        .unwrap_or_else(|panic| Err(TrainError::from_panic(panic.as_ref())))
+        .map_err(|error| oom::explained(error, recipe, &model, env.world_size));
     if let Err(error) = &result {
         comm.abort(&error.to_string());
     }
@@ -194,6 +198,8 @@ struct Trainer<'a> {
     stop: &'a Stop,
     /// What the ranks' matrix multiplications reach together, FLOP/s.
     matmul_rate: f64,
+    /// What NVML says of this rank's GPU, if there are both.
+    monitor: Option<Monitor>,
 }
 
 /// What the ranks tell each other about a step before the optimizer moves.
@@ -286,6 +292,10 @@ impl<'a> Trainer<'a> {
             checkpoints,
             identity,
             matmul_rate: matmul_rate(comm, engine.kind(), device)?,
+            monitor: match device {
+                Device::Cuda(index) => Monitor::new(index),
+                _ => None,
+            },
             engine,
             resumed,
             stop,
@@ -309,7 +319,8 @@ impl<'a> Trainer<'a> {
         if self.early_exit()? == Some(self.kill_switch()) {
             return Err(TrainError::KillSwitch { path: self.recipe.kill_switch_path.clone() });
         }
-        observer.on_start(plan, &self.datasets.report, self.course.num_steps);
+        let gpu = self.gpu()?;
+        observer.on_start(plan, &self.datasets.report, self.course.num_steps, gpu.as_ref());
         let mut newest = None;
         if let Some(checkpoint) = &self.resumed {
             let manifest = &checkpoint.manifest;
@@ -459,6 +470,10 @@ impl<'a> Trainer<'a> {
     fn step(&mut self, step: u64) -> Result<Option<IterationMetrics>, TrainError> {
         let started = Instant::now();
         let _iteration = Stage::Iteration.enter_at(step as usize);
+        if let Device::Cuda(index) = self.engine.device() {
+            // What loading, an evaluation or an export took is not the step's.
+            cuda::reset_peak(index)?;
+        }
         let reading = Stage::Data.enter();
         let gas = self.recipe.gradient_accumulation_steps;
         let first = self.course.micro_batches(step - 1) as usize;
@@ -492,8 +507,9 @@ impl<'a> Trainer<'a> {
             self.num_updates = update;
         }
 
-        let phases = self.engine.phases.finish();
+        self.engine.phases.end();
         let device_memory = self.device_memory()?;
+        let (phases, phase_time) = self.engine.phases.finish();
         let (iter_time, step_time) =
             (started.elapsed().as_secs_f64(), step_started.elapsed().as_secs_f64());
         let memory = HostMemory::now();
@@ -518,17 +534,27 @@ impl<'a> Trainer<'a> {
             peak_memory: max(self.comm.world(), memory.process_peak as f64)? as u64,
             memory,
             device_memory,
+            board_memory: self.monitor.as_ref().and_then(Monitor::memory),
             phases,
+            phase_time,
         }))
     }
 
-    /// The memory of the GPU at the end of a step, whose work it waits for; its peaks count from here on anew.
+    /// The GPU that this rank computes on.
+    fn gpu(&self) -> Result<Option<Gpu>, TrainError> {
+        let Device::Cuda(index) = self.engine.device() else { return Ok(None) };
+        Ok(Some(Gpu {
+            index,
+            properties: cuda::properties(index)?,
+            driver_version: self.monitor.as_ref().and_then(Monitor::driver_version),
+        }))
+    }
+
+    /// The memory of the GPU at the end of a step, whose work it waits for.
     fn device_memory(&self) -> Result<Option<DeviceMemory>, TrainError> {
         let Device::Cuda(index) = self.engine.device() else { return Ok(None) };
         tch::Cuda::synchronize(index as i64);
-        let memory = cuda::memory(index)?;
-        cuda::reset_peak(index)?;
-        Ok(Some(memory))
+        Ok(Some(cuda::memory(index)?))
     }
 
     /// Whether the step is left out because its loss or gradient is not finite, as the recipe decides. All ranks see the same two

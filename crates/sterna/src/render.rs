@@ -20,7 +20,7 @@ const GIB: f64 = (1_u64 << 30) as f64;
 pub(crate) fn iteration_line(metrics: &IterationMetrics) -> String {
     let memory = &metrics.memory;
     let node_percent = 100.0 * memory.node as f64 / (memory.node_total as f64).max(1.0);
-    [
+    let head = [
         progress("Train", metrics.iter, metrics.max_iter),
         format!("loss: {:.4}", metrics.loss),
         format!("iter time: {}", seconds(metrics.iter_time)),
@@ -30,6 +30,8 @@ pub(crate) fn iteration_line(metrics: &IterationMetrics) -> String {
         format!("step time: {}", seconds(metrics.step_time)),
         format!("step tflops: {:.1}", metrics.step_tflops),
         format!("epoch: {}", metrics.epoch),
+    ];
+    let tail = [
         format!(
             "CPU mem: proc {:.2} GB / node {:.2} GB ({node_percent:.1}%)",
             memory.process as f64 / GIB,
@@ -39,8 +41,22 @@ pub(crate) fn iteration_line(metrics: &IterationMetrics) -> String {
         format!("mfu: {:.1}%", 100.0 * metrics.mfu),
         format!("grad norm: {:.4}", metrics.grad_norm),
         format!("peak mem: {:.2} GB", metrics.peak_memory as f64 / GIB),
-    ]
-    .join(" | ")
+    ];
+    head.into_iter().chain(gpu_memory(metrics)).chain(tail).collect::<Vec<_>>().join(" | ")
+}
+
+/// Memory of the GPU in the reference's words: what tensors have, what they had at most in this step, and what all processes
+/// use of it. Nothing on a CPU, and no `NV` without NVML.
+fn gpu_memory(metrics: &IterationMetrics) -> Vec<String> {
+    let gigabytes = |name: &str, bytes: u64| format!("{name} {:.2} GB", bytes as f64 / GIB);
+    let Some(device) = &metrics.device_memory else { return Vec::new() };
+    let mut parts = vec![
+        gigabytes("MA", device.allocated),
+        gigabytes("Max_MA", device.allocated_peak),
+        gigabytes("reserved", device.reserved_peak),
+    ];
+    parts.extend(metrics.board_memory.map(|board| gigabytes("NV", board.used)));
+    parts
 }
 
 /// The line for one evaluation.
@@ -104,7 +120,7 @@ pub(crate) fn base10(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use insta::assert_snapshot;
-    use sterna_train::{HostMemory, StepMemory};
+    use sterna_train::{HostMemory, StepMemory, StepTime};
 
     use super::*;
 
@@ -135,6 +151,8 @@ mod tests {
                 node_total: 1939 << 30,
             },
             device_memory: None,
+            board_memory: None,
+            phase_time: StepTime::default(),
             phases: StepMemory::default(),
         };
         // The first 11 fields are from arctic_training's documented output; it has device memory before `CPU mem`.

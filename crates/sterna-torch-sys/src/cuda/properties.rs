@@ -1,5 +1,7 @@
 //! What a GPU is, as its driver says.
 
+use std::fmt::Write as _;
+
 use cudarc::driver::{
     result,
     sys::{self, CUdevice_attribute},
@@ -59,10 +61,12 @@ pub fn properties(device_index: usize) -> Result<Properties, crate::Error> {
 
 /// A UUID as `nvidia-smi -L` and `CUDA_VISIBLE_DEVICES` write it.
 fn uuid_text(bytes: [u8; 16]) -> String {
-    let hex = |range: std::ops::Range<usize>| -> String {
-        bytes[range].iter().map(|byte| format!("{byte:02x}")).collect()
-    };
-    format!("GPU-{}-{}-{}-{}-{}", hex(0..4), hex(4..6), hex(6..8), hex(8..10), hex(10..16))
+    let mut text = "GPU".to_owned();
+    for (i, byte) in bytes.iter().enumerate() {
+        let dash = if [0, 4, 6, 8, 10].contains(&i) { "-" } else { "" };
+        let _ = write!(text, "{dash}{byte:02x}");
+    }
+    text
 }
 
 #[cfg(test)]

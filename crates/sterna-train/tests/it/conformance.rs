@@ -22,7 +22,14 @@ pub(crate) struct Recorder {
 }
 
 impl Observer for Recorder {
-    fn on_start(&mut self, _: &sterna_recipe::Plan, _: &sterna_data::PrepareReport, _: u64) {}
+    fn on_start(
+        &mut self,
+        _: &sterna_recipe::Plan,
+        _: &sterna_data::PrepareReport,
+        _: u64,
+        _: Option<&sterna_train::Gpu>,
+    ) {
+    }
 
     fn on_iteration(&mut self, metrics: &IterationMetrics) {
         self.iterations.push(metrics.clone());

@@ -59,7 +59,7 @@ fn run(folder: &Path, device: DeviceChoice, changes: &[(&str, Value)]) -> Outcom
 }
 
 /// A process of its own: libtorch looks for CUDA once, and other tests have let it look before.
-fn alone(test: impl FnOnce(&Path)) {
+pub(crate) fn alone(test: impl FnOnce(&Path)) {
     spawn_ranks(1, |rank: &TestRank| {
         sterna_fake_cuda::install();
         test(&rank.folder);
@@ -132,7 +132,7 @@ fn ranks_with_shards_on_the_host_are_those_with_shards_on_the_device_bit_for_bit
 struct HostWaits(Vec<(String, u64)>);
 
 impl Observer for HostWaits {
-    fn on_start(&mut self, _: &Plan, _: &PrepareReport, _: u64) {
+    fn on_start(&mut self, _: &Plan, _: &PrepareReport, _: u64, _: Option<&sterna_train::Gpu>) {
         sterna_fake_cuda::reset_host_syncs();
     }
 

@@ -375,7 +375,14 @@ struct Stopper {
 }
 
 impl Observer for Stopper {
-    fn on_start(&mut self, _: &sterna_recipe::Plan, _: &sterna_data::PrepareReport, _: u64) {}
+    fn on_start(
+        &mut self,
+        _: &sterna_recipe::Plan,
+        _: &sterna_data::PrepareReport,
+        _: u64,
+        _: Option<&sterna_train::Gpu>,
+    ) {
+    }
 
     fn on_iteration(&mut self, metrics: &IterationMetrics) {
         self.recorder.on_iteration(metrics);

@@ -25,7 +25,14 @@ use crate::tiny;
 struct Live(Vec<ByKind>);
 
 impl Observer for Live {
-    fn on_start(&mut self, _: &Plan, _: &sterna_data::PrepareReport, _: u64) {}
+    fn on_start(
+        &mut self,
+        _: &Plan,
+        _: &sterna_data::PrepareReport,
+        _: u64,
+        _: Option<&sterna_train::Gpu>,
+    ) {
+    }
     fn on_iteration(&mut self, _: &IterationMetrics) {
         self.0.push(memory::usage().live);
     }

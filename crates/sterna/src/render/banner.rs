@@ -2,11 +2,12 @@
 
 use sterna_data::PrepareReport;
 use sterna_recipe::Plan;
+use sterna_train::Gpu;
 
-use super::base10;
+use super::{GIB, base10};
 
 /// Model, ranks, batch and steps, and what the reader of the recipe should know.
-pub(super) fn run(plan: &Plan, num_steps: u64) -> Vec<String> {
+pub(super) fn run(plan: &Plan, num_steps: u64, gpu: Option<&Gpu>) -> Vec<String> {
     let Plan { model, mesh, batch, zero, .. } = plan;
     let sequences = batch.micro_batch_size * batch.micro_batches_per_step;
     let random = if model.has_random_weights { ", random weights" } else { "" };
@@ -35,8 +36,24 @@ pub(super) fn run(plan: &Plan, num_steps: u64) -> Vec<String> {
         ),
         format!("steps: {num_steps}"),
     ];
+    lines.insert(1, device(gpu));
     lines.extend(plan.notes.iter().map(|note| format!("note:  {}: {}", note.key_path, note.text)));
     lines
+}
+
+/// What the printing rank computes on; those of other ranks are its like, or slower.
+fn device(gpu: Option<&Gpu>) -> String {
+    let Some(Gpu { index, properties, driver_version }) = gpu else {
+        return "device: CPU".to_owned();
+    };
+    let (major, minor) = properties.compute_capability;
+    let (cuda_major, cuda_minor) = properties.driver_cuda;
+    let driver = driver_version.as_ref().map_or_else(String::new, |version| format!(" {version}"));
+    format!(
+        "device: GPU {index}, {}, {:.2} GB, compute capability {major}.{minor}, driver{driver} for CUDA {cuda_major}.{cuda_minor}",
+        properties.name,
+        properties.total_memory as f64 / GIB
+    )
 }
 
 /// What each source gave and what was dropped.
@@ -75,4 +92,31 @@ pub(super) fn data(report: &PrepareReport) -> Vec<String> {
 
 fn plural(count: usize) -> &'static str {
     if count == 1 { "" } else { "s" }
+}
+
+#[cfg(test)]
+mod tests {
+    use insta::assert_snapshot;
+    use sterna_train::gpus::Properties;
+
+    use super::*;
+
+    #[test]
+    fn a_gpu_is_named_with_what_decides_how_it_is_used() {
+        let mut gpu = Gpu {
+            index: 0,
+            properties: Properties {
+                name: "NVIDIA H200".to_owned(),
+                total_memory: 150_000_000_000,
+                compute_capability: (9, 0),
+                driver_cuda: (13, 0),
+                uuid: "GPU-0".to_owned(),
+            },
+            driver_version: Some("580.95.05".to_owned()),
+        };
+        assert_snapshot!(device(Some(&gpu)), @"device: GPU 0, NVIDIA H200, 139.70 GB, compute capability 9.0, driver 580.95.05 for CUDA 13.0");
+        gpu.driver_version = None;
+        assert_snapshot!(device(Some(&gpu)), @"device: GPU 0, NVIDIA H200, 139.70 GB, compute capability 9.0, driver for CUDA 13.0");
+        assert_snapshot!(device(None), @"device: CPU");
+    }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use sterna_comm::RankEnv;
 use sterna_data::PrepareReport;
 use sterna_recipe::{Plan, Recipe};
-use sterna_train::{EarlyExit, EvalMetrics, IterationMetrics, Observer, TrainSummary};
+use sterna_train::{EarlyExit, EvalMetrics, Gpu, IterationMetrics, Observer, TrainSummary};
 
 use super::{Screen, banner, eval_line, iteration_line};
 use crate::logging;
@@ -78,9 +78,9 @@ impl Narrator {
 }
 
 impl Observer for Narrator {
-    fn on_start(&mut self, plan: &Plan, report: &PrepareReport, num_steps: u64) {
+    fn on_start(&mut self, plan: &Plan, report: &PrepareReport, num_steps: u64, gpu: Option<&Gpu>) {
         self.has_started = true;
-        for line in banner::run(plan, num_steps) {
+        for line in banner::run(plan, num_steps, gpu) {
             self.say(&line);
         }
         self.data(report);
