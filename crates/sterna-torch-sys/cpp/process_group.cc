@@ -2,7 +2,7 @@
 
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
-#include "nccl.h"
+#include "nccl_library.h"
 #include "sterna-torch-sys/src/bridge.rs.h"
 
 namespace sterna {

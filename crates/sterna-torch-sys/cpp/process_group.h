@@ -57,7 +57,7 @@ class ProcessGroup {
 std::unique_ptr<ProcessGroup> gloo_process_group(const Store& store, int32_t rank, int32_t size, int64_t timeout_ms,
                                                  rust::Str interface, rust::Str address);
 
-// `constructor` is the address of sterna_new_nccl_process_group, see nccl.h.
+// `constructor` is the address of sterna_new_nccl_process_group, see nccl_library.h.
 std::unique_ptr<ProcessGroup> nccl_process_group(const Store& store, int32_t rank, int32_t size, int64_t timeout_ms,
                                                  const char* constructor);
 

@@ -244,7 +244,7 @@ pub(crate) mod ffi {
 
         type ProcessGroup;
 
-        /// `constructor` is `sterna_new_nccl_process_group` of `cpp/nccl.h`.
+        /// `constructor` is `sterna_new_nccl_process_group` of `cpp/nccl_library.h`.
         unsafe fn nccl_process_group(
             store: &Store,
             rank: i32,

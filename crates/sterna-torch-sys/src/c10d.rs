@@ -205,7 +205,7 @@ impl ProcessGroup {
         let constructor = cuda::nccl_constructor()?;
         let timeout_ms = milliseconds(timeout);
         // SAFETY: the address is that of `sterna_new_nccl_process_group` in a library that is never unloaded, compiled from the
-        // declaration in cpp/nccl.h by the same build.
+        // declaration in cpp/nccl_library.h by the same build.
         let group = unsafe {
             ffi::nccl_process_group(
                 &store.0,

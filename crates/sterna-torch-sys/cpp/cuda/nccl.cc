@@ -1,7 +1,7 @@
 // c10d::ProcessGroupNCCL, in a library of its own: it needs libtorch_cuda, which the program loads only where there is a GPU.
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
-#include "../nccl.h"
+#include "../nccl_library.h"
 
 extern "C" c10d::Backend* sterna_new_nccl_process_group(const c10::intrusive_ptr<c10d::Store>& store, int32_t rank,
                                                         int32_t size, int64_t timeout_ms) {
