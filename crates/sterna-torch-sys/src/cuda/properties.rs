@@ -28,12 +28,10 @@ pub struct Properties {
 ///
 /// # Errors
 ///
-/// [`crate::Error::Kernels`] if there is no driver, or no such device.
+/// Those of [`super::load`]; [`crate::Error::Kernels`] if there is no such device.
 pub fn properties(device_index: usize) -> Result<Properties, crate::Error> {
-    // SAFETY: loads the driver's library, which runs its initialisers and nothing else.
-    if !unsafe { sys::is_culib_present() } {
-        return Err(Error::NoDriver.into());
-    }
+    // Loads the driver's library, which cudarc then finds by its name.
+    super::load()?;
     let failed = || Error::driver(format!("describe device {device_index}"));
     result::init().map_err(Error::driver("start"))?;
     let device = result::device::get(device_index as i32).map_err(failed())?;

@@ -50,6 +50,10 @@ impl Compiler {
     /// # Errors
     ///
     /// [`Error::NoCompiler`] if it is nowhere.
+    ///
+    /// # Panics
+    ///
+    /// If NVRTC does not tell its version.
     pub fn load(folder: Option<&Path>) -> Result<Self, Error> {
         let folder = folder.map_or_else(beside_libtorch, Path::to_owned);
         // NVRTC opens its built-in functions by their name, which the loader's path need not have: they come first.

@@ -83,7 +83,7 @@ fn ranks_with_states_on_the_host_step_as_those_on_the_device_bit_for_bit() {
     alone(|folder| {
         // The second micro-batch adds to gradients that have left the device.
         let twice = ("gradient_accumulation_steps", json!(2));
-        let on_device = run(folder, DeviceChoice::Cuda, &[twice.clone()]);
+        let on_device = run(folder, DeviceChoice::Cuda, std::slice::from_ref(&twice));
         let offload = json!({"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}});
         let zero = ("deepspeed", json!({"zero_optimization": offload}));
         assert_eq!(run(folder, DeviceChoice::Cuda, &[twice.clone(), zero]), on_device);
