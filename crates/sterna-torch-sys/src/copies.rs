@@ -360,7 +360,8 @@ pub fn upload(host: Tensor, device: Device) -> Tensor {
         return host;
     }
     let kind = host.kind();
-    host.pin_memory(device).to_device_(device, kind, true, false)
+    // What `pin_memory` calls: tch gives that one a device, of which libtorch warns each time.
+    host.internal_pin_memory(device).to_device_(device, kind, true, false)
 }
 
 /// A copy that changes neither sizes nor dtype is one transfer; any other one would need memory of the stream that copies.

@@ -217,6 +217,17 @@ fn packs_are_computed_by_flash_attention() {
 }
 
 #[test]
+fn the_host_does_not_wait_for_attention() {
+    sterna_fake_cuda::install();
+    let mut case = Case::new(Kind::BFloat16, &[0, 0, 1], 64, &[20, 300, 7]);
+    case.least_cudnn_len = 256;
+    sterna_fake_cuda::reset_host_syncs();
+    let _ = case.whole();
+    let _ = case.streamed(100, 150);
+    assert_eq!(sterna_fake_cuda::host_sync_causes(), []);
+}
+
+#[test]
 fn packs_are_streamed_through_flash_attention() {
     sterna_fake_cuda::install();
     for head_map in HEAD_MAPS {

@@ -2,8 +2,9 @@
 
 use std::cell::OnceCell;
 
+use sterna_torch_sys::copies;
 use sterna_torch_sys::cuda_attention::PackedLengths;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::calls::{Block, seen};
 
@@ -45,11 +46,9 @@ impl Pack {
         }
     }
 
-    /// The lengths on the device. The first call copies them, and nothing waits for the copy: the runtime takes what it needs of
-    /// the host's memory before it returns.
+    /// The lengths on the device, copied at the first call. Nothing waits for it.
     pub(super) fn lengths(&self, device: Device) -> &PackedLengths {
-        let upload =
-            |ends: &[i32]| Tensor::from_slice(ends).to_device_(device, Kind::Int, true, false);
+        let upload = |ends: &[i32]| copies::upload(Tensor::from_slice(ends), device);
         self.on_device.get_or_init(|| PackedLengths {
             cu_seqlens_q: upload(&self.cu_seqlens_q),
             cu_seqlens_k: upload(&self.cu_seqlens_k),
