@@ -61,11 +61,52 @@ fn visible_pairs(len: f64, window: Option<f64>) -> f64 {
     }
 }
 
+/// Dense bf16 FLOP/s of a GPU by NVIDIA's datasheets, for the name that its driver gives; `None` for one that is not in the list.
+///
+/// Datasheets of the newer ones print the rate with sparsity, which is twice this.
+pub fn datasheet_rate(name: &str) -> Option<f64> {
+    // Longer names first: those with less power come under a name of their own.
+    const RATES: [(&str, f64); 9] = [
+        ("H100 PCIe", 756e12),
+        ("H100 NVL", 835e12),
+        ("H200 NVL", 835e12),
+        ("GH200", 989e12),
+        ("H100", 989e12),
+        ("H200", 989e12),
+        ("B200", 2250e12),
+        ("A100", 312e12),
+        ("L40S", 362e12),
+    ];
+    // `GB200` and `H100 MIG 1g.10gb` are not what their endings say.
+    let is_whole = |known: &str| {
+        name.split_once(known).is_some_and(|(before, after)| {
+            !before.ends_with(char::is_alphanumeric) && !after.contains("MIG")
+        })
+    };
+    RATES.iter().find(|(known, _)| is_whole(known)).map(|(_, rate)| *rate)
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
     use super::*;
+
+    #[test]
+    fn a_gpu_is_known_by_the_name_of_its_driver() {
+        for (name, tflops) in [
+            ("NVIDIA H200", Some(989.0)),
+            ("NVIDIA H100 80GB HBM3", Some(989.0)),
+            ("NVIDIA H100 PCIe", Some(756.0)),
+            ("NVIDIA GH200 480GB", Some(989.0)),
+            ("NVIDIA A100-SXM4-80GB", Some(312.0)),
+            ("NVIDIA GB200", None),
+            ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+            ("NVIDIA GeForce RTX 4090", None),
+        ] {
+            assert_eq!(datasheet_rate(name), tflops.map(|tflops| tflops * 1e12), "{name}");
+        }
+    }
 
     fn llama_8b() -> ModelConfig {
         let json = r#"{"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,

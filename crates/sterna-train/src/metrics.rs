@@ -50,7 +50,8 @@ pub struct IterationMetrics {
     pub step_tflops: f64,
     /// `num_tokens` per second of `iter_time`, all ranks together.
     pub tokens_per_second: f64,
-    /// Model FLOPs ([`crate::flops::model_tflos`]) over what the ranks' matrix multiplication could do in `step_time`.
+    /// Model FLOPs ([`crate::flops::model_tflos`]) over what the ranks could do in `step_time`: the datasheets' rate
+    /// of known GPUs ([`crate::flops::datasheet_rate`]), else that of matrix products, measured.
     pub mfu: f64,
     /// The largest peak resident memory of any rank, bytes.
     pub peak_memory: u64,

@@ -28,8 +28,8 @@ use tch::Device;
 use self::{
     course::Course,
     setup::{
-        Assets, check_agreement, connect_gpus, device, matmul_rate, model_config,
-        num_attention_kept, plan_of_data, scratch,
+        Assets, check_agreement, connect_gpus, device, model_config, num_attention_kept, peak_rate,
+        plan_of_data, scratch,
     },
 };
 use crate::{
@@ -196,8 +196,8 @@ struct Trainer<'a> {
     /// What the run goes on from.
     resumed: Option<Checkpoint>,
     stop: &'a Stop,
-    /// What the ranks' matrix multiplications reach together, FLOP/s.
-    matmul_rate: f64,
+    /// What the ranks can reach together, FLOP/s.
+    peak_rate: f64,
     /// What NVML says of this rank's GPU, if there are both.
     monitor: Option<Monitor>,
 }
@@ -291,7 +291,7 @@ impl<'a> Trainer<'a> {
             course,
             checkpoints,
             identity,
-            matmul_rate: matmul_rate(comm, engine.kind(), device)?,
+            peak_rate: peak_rate(comm, engine.kind(), device)?,
             monitor: match device {
                 Device::Cuda(index) => Monitor::new(index),
                 _ => None,
@@ -530,7 +530,7 @@ impl<'a> Trainer<'a> {
             iter_tflops: report.reference_tflos / (world_size * iter_time),
             step_tflops: report.reference_tflos / (world_size * step_time),
             tokens_per_second: report.num_tokens / iter_time,
-            mfu: report.model_tflos * 1e12 / (self.matmul_rate * step_time),
+            mfu: report.model_tflos * 1e12 / (self.peak_rate * step_time),
             peak_memory: max(self.comm.world(), memory.process_peak as f64)? as u64,
             memory,
             device_memory,

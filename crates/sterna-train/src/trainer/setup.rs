@@ -18,6 +18,7 @@ use super::DeviceChoice;
 use crate::{
     disk::DiskScratch,
     error::TrainError,
+    flops,
     memory::{HostMemory, reserve},
     scalars::{max, sum},
 };
@@ -250,9 +251,26 @@ pub(super) fn check_agreement(
     if ranks.is_empty() { Ok(()) } else { Err(TrainError::RanksDisagree { ranks }) }
 }
 
-/// FLOP/s that the ranks' matrix multiplications reach together, measured: what MFU is a fraction of, on a CPU, whose
-/// peak no table gives, and on a GPU, whose table's peak no product reaches. All ranks measure at once, because they share the machine's cores.
-pub(super) fn matmul_rate(comm: &Comm, kind: Kind, device: Device) -> Result<f64, TrainError> {
+/// FLOP/s that the ranks can reach together, which MFU is a fraction of: of a GPU the datasheet's rate for bf16, where we know it, as
+/// everybody counts; of others and of a CPU what matrix products reach, measured. All ranks measure at once, because they share the machine's cores.
+///
+/// # Communication
+///
+/// A barrier and an all-reduce. Collective.
+pub(super) fn peak_rate(comm: &Comm, kind: Kind, device: Device) -> Result<f64, TrainError> {
+    let known = match device {
+        Device::Cuda(index) if kind == Kind::BFloat16 => {
+            flops::datasheet_rate(&cuda::properties(index)?.name)
+        }
+        _ => None,
+    };
+    comm.world().barrier()?;
+    let rate = known.unwrap_or_else(|| matmul_rate(kind, device));
+    Ok(sum(comm.world(), &[rate])?[0])
+}
+
+/// FLOP/s of matrix products.
+fn matmul_rate(kind: Kind, device: Device) -> f64 {
     const REPEATS: usize = 4;
     // A GPU needs more to be filled: it starts with as little as a CPU and grows while a product takes less than this.
     const LARGEST: i64 = 8192;
@@ -281,10 +299,8 @@ pub(super) fn matmul_rate(comm: &Comm, kind: Kind, device: Device) -> Result<f64
     while device.is_cuda() && size < LARGEST && measure(size, 1) < LONG {
         size *= 2;
     }
-    comm.world().barrier()?;
     let best = measure(size, REPEATS);
-    let rate = 2.0 * (size as f64).powi(3) / best;
-    Ok(sum(comm.world(), &[rate])?[0])
+    2.0 * (size as f64).powi(3) / best
 }
 
 #[cfg(test)]
