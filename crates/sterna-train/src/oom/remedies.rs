@@ -87,6 +87,9 @@ fn candidates(recipe: &Recipe, world_size: usize) -> Vec<(String, Recipe)> {
             recipe.memory.optimizer_on = place;
         });
     }
+    change("memory.gradients_on: host".to_owned(), &|recipe| {
+        recipe.memory.gradients_on = Place::Host;
+    });
     if memory.keep_attention != KeepAttention::Auto {
         change("memory.keep_attention: false".to_owned(), &|recipe| {
             recipe.memory.keep_attention = KeepAttention::Blocks(0);
