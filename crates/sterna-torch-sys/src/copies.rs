@@ -18,7 +18,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     fmt,
-    rc::Rc,
+    sync::Arc,
 };
 
 use cxx::UniquePtr;
@@ -57,9 +57,15 @@ struct Transfer {
 
 /// A point in the work of a stream.
 #[derive(Clone)]
-struct Event(Rc<UniquePtr<ffi::Event>>);
+struct Event(Arc<UniquePtr<ffi::Event>>);
 
-/// A tensor in pinned memory of the host, written by a copy that may be under way.
+// SAFETY: an event belongs to a device and to no thread; the driver takes calls on it from any.
+unsafe impl Send for Event {}
+// SAFETY: it is recorded once, before anybody else has it; what is called later only reads it.
+unsafe impl Sync for Event {}
+
+/// A tensor of the host, written by a copy that may be under way. Its memory is pinned, but where it was made [`From`] a tensor
+/// that is not: copies from that make the host wait.
 pub struct OnHost {
     tensor: Tensor,
     written: Option<Event>,
@@ -273,10 +279,22 @@ impl OnHost {
         self.written.as_ref().map_or(Ok(()), |written| Ok(ffi::wait_on_host(written.of_c10())?))
     }
 
+    /// Whether it was written by a copy from a device.
+    pub fn is_from_device(&self) -> bool {
+        self.written.is_some()
+    }
+
     /// A view of rows `start..start + len`.
     #[must_use]
     pub fn narrow(&self, start: i64, len: i64) -> Self {
         Self { tensor: self.tensor.narrow(0, start, len), written: self.written.clone() }
+    }
+}
+
+impl From<Tensor> for OnHost {
+    /// What the host has written.
+    fn from(tensor: Tensor) -> Self {
+        Self { tensor, written: None }
     }
 }
 
@@ -342,7 +360,7 @@ impl fmt::Debug for Arriving {
 
 impl Event {
     fn record(stream: &ffi::Stream) -> Result<Self, Error> {
-        Ok(Self(Rc::new(ffi::record_event(stream)?)))
+        Ok(Self(Arc::new(ffi::record_event(stream)?)))
     }
 
     fn of_c10(&self) -> &ffi::Event {

@@ -20,7 +20,7 @@ use nix::{
     sys::statvfs::statvfs,
 };
 use sterna_model::stage::num_bytes;
-use sterna_torch_sys::file::is_dense;
+use sterna_torch_sys::{copies::OnHost, file::is_dense, memory::pinned};
 use tch::{Device, Kind, Tensor};
 
 use self::io::{Io, Reading};
@@ -39,6 +39,8 @@ pub struct DiskTensor {
     size: Vec<i64>,
     stride: Vec<i64>,
     kind: Kind,
+    /// Whether it goes back to a device, and is read into pinned memory for that.
+    is_from_device: bool,
     reading: Option<Reading>,
 }
 
@@ -104,20 +106,24 @@ impl DiskScratch {
         self.io.dir()
     }
 
-    /// Starts writing `tensor`, a CPU tensor, which nobody may change from here on. Returns at once, unless
-    /// three tensors (`MAX_WRITES`) are on their way already.
+    /// Starts writing `source`, a CPU tensor, which nobody may change from here on, or one that is coming from a device. Returns at once,
+    /// unless three tensors (`MAX_WRITES`) are on their way already.
     ///
     /// A tensor with gaps is copied first; a view of a larger one keeps all of that in memory until it is written.
     ///
     /// # Errors
     ///
     /// [`TrainError::Disk`] if an earlier transfer failed or the file cannot grow.
-    pub fn write(&self, tensor: Tensor) -> Result<DiskTensor, TrainError> {
-        let tensor = if is_dense(&tensor) { tensor } else { tensor.contiguous() };
+    pub fn write(&self, source: impl Into<OnHost>) -> Result<DiskTensor, TrainError> {
+        let source: OnHost = source.into();
+        let source =
+            if is_dense(source.tensor()) { source } else { source.tensor().contiguous().into() };
+        let tensor = source.tensor();
         let (size, stride, kind) = (tensor.size(), tensor.stride(), tensor.kind());
-        let extent = self.extent(num_bytes(&tensor))?;
-        self.io.write(extent.offset, tensor)?;
-        Ok(DiskTensor { extent, size, stride, kind, reading: None })
+        let is_from_device = source.is_from_device();
+        let extent = self.extent(num_bytes(tensor))?;
+        self.io.write(extent.offset, source)?;
+        Ok(DiskTensor { extent, size, stride, kind, is_from_device, reading: None })
     }
 
     /// Starts reading `tensor`, so that [`DiskScratch::read`] finds it in memory. Costs its size from here on.
@@ -167,13 +173,18 @@ impl DiskTensor {
     }
 
     fn start_reading(&self) -> Result<Reading, TrainError> {
-        let tensor = Tensor::empty_strided(&self.size, &self.stride, (self.kind, Device::Cpu));
+        let tensor = if self.is_from_device {
+            let numel = self.size.iter().product();
+            pinned(&[numel], self.kind)?.as_strided(&self.size, &self.stride, None)
+        } else {
+            Tensor::empty_strided(&self.size, &self.stride, (self.kind, Device::Cpu))
+        };
         self.extent.io.read(self.extent.offset, tensor)
     }
 }
 
 impl Region {
-    /// Starts writing `tensor`, dense and on the CPU, at byte `offset` of the region; as [`DiskScratch::write`].
+    /// Starts writing `source`, dense and on the CPU or on its way there, at byte `offset` of the region; as [`DiskScratch::write`].
     ///
     /// # Errors
     ///
@@ -182,8 +193,9 @@ impl Region {
     /// # Panics
     ///
     /// If it would end beyond the region.
-    pub fn write_at(&self, offset: u64, tensor: Tensor) -> Result<(), TrainError> {
-        self.extent.io.write(self.place(offset, &tensor), tensor)
+    pub fn write_at(&self, offset: u64, source: impl Into<OnHost>) -> Result<(), TrainError> {
+        let source = source.into();
+        self.extent.io.write(self.place(offset, source.tensor()), source)
     }
 
     /// Starts filling `tensor`, dense and on the CPU, from byte `offset` of the region. What was given to

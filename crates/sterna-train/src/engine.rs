@@ -265,14 +265,13 @@ impl<'a> Engine<'a> {
         kept: &mut [KeptBlock],
         blocks: Range<usize>,
     ) -> Result<Vec<Kept>, TrainError> {
-        let device = self.options.device;
         let keep = Keep { attention: true, graph: false };
         let mut restored = Vec::with_capacity(blocks.len());
-        let mut x = self.options.keep.take_input(&mut kept[blocks.start], device)?;
+        let mut x = self.options.keep.take_input(&mut kept[blocks.start])?;
         for layer_idx in blocks.start..blocks.end - 1 {
             let params = self.block_params(layer_idx)?;
             self.prefetch_block(kept, Some(layer_idx + 1))?;
-            let of_block = self.options.keep.take(&mut kept[layer_idx], x, device)?;
+            let of_block = self.options.keep.take(&mut kept[layer_idx], x)?;
             let context = self.context(shard, layer_idx);
             let (y, of_block) = match &of_block.attention {
                 Some(attention) => {
@@ -283,7 +282,7 @@ impl<'a> Engine<'a> {
             x = y;
             restored.push(of_block);
         }
-        restored.push(self.options.keep.take(&mut kept[blocks.end - 1], x, device)?);
+        restored.push(self.options.keep.take(&mut kept[blocks.end - 1], x)?);
         Ok(restored)
     }
 

@@ -14,7 +14,7 @@ use sterna_torch_sys::{
     file::is_dense,
     memory::{self, MemoryKind},
 };
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use crate::{
     disk::{DiskScratch, DiskTensor},
@@ -43,8 +43,13 @@ pub enum Shelf {
     Here,
     /// The memory of the host, beside a GPU.
     Host(Rc<Copies>),
-    /// A file. Beside a GPU, the host waits for each tensor that it writes and reads.
-    Disk(Rc<DiskScratch>),
+    /// A file, by way of the host's memory.
+    Disk {
+        /// The file.
+        disk: Rc<DiskScratch>,
+        /// What moves tensors to the host and back, if a GPU computes.
+        copies: Option<Rc<Copies>>,
+    },
 }
 
 impl Shelf {
@@ -57,34 +62,40 @@ impl Shelf {
         match (place, copies) {
             (Place::Host, Some(copies)) => Self::Host(Rc::clone(copies)),
             (Place::Device | Place::Host, _) => Self::Here,
-            (Place::Disk, _) => Self::Disk(Rc::clone(disk.expect("a plan with a disk has a file"))),
+            (Place::Disk, _) => Self::Disk {
+                disk: Rc::clone(disk.expect("a plan with a disk has a file")),
+                copies: copies.cloned(),
+            },
         }
     }
 
     fn copies(&self) -> Option<&Rc<Copies>> {
         match self {
             Self::Host(copies) => Some(copies),
-            Self::Here | Self::Disk(_) => None,
+            Self::Disk { copies, .. } => copies.as_ref(),
+            Self::Here => None,
         }
     }
 
     fn put(&self, tensor: Tensor) -> Result<Shelved, TrainError> {
         memory::retag(&tensor, MemoryKind::KeptActivations);
+        if let Self::Here = self {
+            return Ok(Shelved::Here(tensor));
+        }
         let _memory = memory::scope(MemoryKind::KeptActivations);
+        let _stage = Stage::Copy.enter_with(None, num_bytes(&tensor));
+        let (flat, layout) = Layout::take_off(tensor);
         match self {
-            Self::Here => Ok(Shelved::Here(tensor)),
+            Self::Here => unreachable!("returned above"),
             Self::Host(copies) => {
-                let _stage = Stage::Copy.enter_with(None, num_bytes(&tensor));
-                let tensor = if is_dense(&tensor) { tensor } else { tensor.contiguous() };
-                let (size, stride) = (tensor.size(), tensor.stride());
-                // In the order of its memory.
-                let flat = tensor.as_strided([tensor.numel() as i64], [1], None);
                 let away = copies.to_host(flat)?;
-                Ok(Shelved::Host(Box::new(AwayTensor { away, size, stride, arriving: None })))
+                Ok(Shelved::Host(Box::new(Away { away, layout, arriving: None })))
             }
-            Self::Disk(disk) => {
-                let _stage = Stage::Copy.enter_with(None, num_bytes(&tensor));
-                Ok(Shelved::Disk(disk.write(tensor.to_device(Device::Cpu))?))
+            Self::Disk { disk, copies: Some(copies) } => {
+                Ok(Shelved::Disk(Box::new((disk.write(copies.to_host(flat)?)?, layout))))
+            }
+            Self::Disk { disk, copies: None } => {
+                Ok(Shelved::Disk(Box::new((disk.write(flat)?, layout))))
             }
         }
     }
@@ -92,22 +103,27 @@ impl Shelf {
     fn prefetch(&self, shelved: &mut Shelved) -> Result<(), TrainError> {
         let _memory = memory::scope(MemoryKind::KeptActivations);
         match (self, shelved) {
-            (Self::Disk(disk), Shelved::Disk(tensor)) => disk.prefetch(tensor),
-            (Self::Host(copies), Shelved::Host(tensor)) => tensor.fetch(copies),
+            (Self::Disk { disk, .. }, Shelved::Disk(shelved)) => disk.prefetch(&mut shelved.0),
+            (Self::Host(copies), Shelved::Host(shelved)) => shelved.fetch(copies),
             _ => Ok(()),
         }
     }
 
-    fn take(&self, shelved: Shelved, device: Device) -> Result<Tensor, TrainError> {
+    fn take(&self, shelved: Shelved) -> Result<Tensor, TrainError> {
         match (self, shelved) {
             (_, Shelved::Here(tensor)) => Ok(tensor),
-            (Self::Host(copies), Shelved::Host(mut tensor)) => {
-                tensor.fetch(copies)?;
-                tensor.take()
+            (Self::Host(copies), Shelved::Host(mut shelved)) => {
+                shelved.fetch(copies)?;
+                shelved.take()
             }
-            (Self::Disk(disk), Shelved::Disk(tensor)) => {
+            (Self::Disk { disk, copies }, Shelved::Disk(shelved)) => {
+                let (tensor, layout) = *shelved;
                 let _stage = Stage::Copy.enter_with(None, tensor.num_bytes());
-                Ok(disk.read(tensor)?.to_device(device))
+                let read = disk.read(tensor)?;
+                Ok(layout.put_on(&match copies {
+                    Some(copies) => copies.to_device(&read.into())?.arrive()?,
+                    None => read,
+                }))
             }
             _ => unreachable!("a tensor is on its own shelf"),
         }
@@ -118,21 +134,39 @@ impl Shelf {
 #[derive(Debug)]
 enum Shelved {
     Here(Tensor),
-    Host(Box<AwayTensor>),
-    Disk(DiskTensor),
+    Host(Box<Away>),
+    Disk(Box<(DiskTensor, Layout)>),
+}
+
+/// How the elements of a tensor without gaps lie in memory.
+#[derive(Debug)]
+struct Layout {
+    size: Vec<i64>,
+    stride: Vec<i64>,
+}
+
+impl Layout {
+    /// The elements of `tensor` in the order of memory, and what makes them the tensor again. One with gaps is copied.
+    fn take_off(tensor: Tensor) -> (Tensor, Self) {
+        let tensor = if is_dense(&tensor) { tensor } else { tensor.contiguous() };
+        let (size, stride) = (tensor.size(), tensor.stride());
+        (tensor.as_strided([tensor.numel() as i64], [1], None), Self { size, stride })
+    }
+
+    fn put_on(&self, flat: &Tensor) -> Tensor {
+        flat.as_strided(&self.size, &self.stride, None)
+    }
 }
 
 /// A tensor of a GPU in the memory of the host.
 #[derive(Debug)]
-struct AwayTensor {
-    /// Its elements in the order of its memory.
+struct Away {
     away: OnHost,
-    size: Vec<i64>,
-    stride: Vec<i64>,
+    layout: Layout,
     arriving: Option<Arriving>,
 }
 
-impl AwayTensor {
+impl Away {
     /// Starts bringing it back, if it is not on its way.
     fn fetch(&mut self, copies: &Copies) -> Result<(), TrainError> {
         if self.arriving.is_none() {
@@ -144,8 +178,7 @@ impl AwayTensor {
 
     /// The tensor with its strides, on the device.
     fn take(self) -> Result<Tensor, TrainError> {
-        let flat = self.arriving.expect("it was fetched").arrive()?;
-        Ok(flat.as_strided(&self.size, &self.stride, None))
+        Ok(self.layout.put_on(&self.arriving.expect("it was fetched").arrive()?))
     }
 }
 
@@ -201,32 +234,23 @@ impl KeepPolicy {
         kept.attention.iter_mut().flatten().try_for_each(|x| self.attention_on.prefetch(x))
     }
 
-    /// The input of the first block of a segment, on `device`.
+    /// The input of the first block of a segment, where it is computed with.
     ///
     /// # Panics
     ///
     /// If the block is no such block, or its input has been taken.
-    pub(crate) fn take_input(
-        &self,
-        kept: &mut KeptBlock,
-        device: Device,
-    ) -> Result<Tensor, TrainError> {
+    pub(crate) fn take_input(&self, kept: &mut KeptBlock) -> Result<Tensor, TrainError> {
         let x = kept.x.take().expect("a segment has kept its first input");
-        self.inputs_on.take(x, device)
+        self.inputs_on.take(x)
     }
 
-    /// Everything else that a block has kept, on `device`, beside its input `x`.
-    pub(crate) fn take(
-        &self,
-        kept: &mut KeptBlock,
-        x: Tensor,
-        device: Device,
-    ) -> Result<Kept, TrainError> {
+    /// Everything else that a block has kept, beside its input `x`.
+    pub(crate) fn take(&self, kept: &mut KeptBlock, x: Tensor) -> Result<Kept, TrainError> {
         memory::retag(&x, MemoryKind::KeptActivations);
         let attention = kept.attention.take().map(|[o, lse]| {
             Ok::<_, TrainError>(KeptAttention {
-                o: self.attention_on.take(o, device)?,
-                lse: self.attention_on.take(lse, device)?,
+                o: self.attention_on.take(o)?,
+                lse: self.attention_on.take(lse)?,
             })
         });
         Ok(Kept { x, attention: attention.transpose()?, graph: kept.graph.take() })

@@ -10,7 +10,10 @@ use std::{
 };
 
 use sterna_model::stage::{Stage, num_bytes};
-use sterna_torch_sys::file::{read_tensor_at, write_tensor_at};
+use sterna_torch_sys::{
+    copies::OnHost,
+    file::{read_tensor_at, write_tensor_at},
+};
 use tch::Tensor;
 
 use super::{
@@ -60,7 +63,7 @@ struct State {
 enum Job {
     Write {
         offset: u64,
-        tensor: Tensor,
+        source: OnHost,
     },
     /// The filled tensor goes to the sender.
     Read {
@@ -123,15 +126,15 @@ impl Io {
         self.shared.state().free.free(offset, bytes);
     }
 
-    /// Writes `tensor` at `offset` some time soon.
-    pub(super) fn write(&self, offset: u64, tensor: Tensor) -> Result<(), TrainError> {
+    /// Writes `source` at `offset` some time soon, when it is there.
+    pub(super) fn write(&self, offset: u64, source: OnHost) -> Result<(), TrainError> {
         let mut state = self.shared.lock()?;
         while state.num_writes >= MAX_WRITES {
             state = self.shared.written.wait(state).unwrap_or_else(PoisonError::into_inner);
             self.shared.check(&state)?;
         }
         state.num_writes += 1;
-        state.jobs.push_back(Job::Write { offset, tensor });
+        state.jobs.push_back(Job::Write { offset, source });
         self.shared.asked.notify_one();
         Ok(())
     }
@@ -194,11 +197,14 @@ impl Shared {
     fn serve(&self) {
         while let Some(job) = self.next_job() {
             match job {
-                Job::Write { offset, tensor } => {
-                    let bytes = num_bytes(&tensor);
+                Job::Write { offset, source } => {
+                    let bytes = num_bytes(source.tensor());
                     let stage = Stage::Copy.enter_with(None, bytes);
-                    let result = write_tensor_at(&self.file, &tensor, offset);
-                    drop((tensor, stage));
+                    let result = source
+                        .wait()
+                        .map_err(io::Error::other)
+                        .and_then(|()| write_tensor_at(&self.file, source.tensor(), offset));
+                    drop((source, stage));
                     let mut state = self.state();
                     state.num_writes -= 1;
                     if let Err(source) = result {

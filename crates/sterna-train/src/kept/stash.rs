@@ -3,7 +3,10 @@
 use std::{ops::Range, rc::Rc};
 
 use sterna_model::{KeysValues, ModelError, Stash, stage::Stage};
-use sterna_torch_sys::copies::{Arriving, Copies, OnHost};
+use sterna_torch_sys::{
+    copies::{Arriving, Copies, OnHost},
+    memory::pinned,
+};
 use tch::{Device, Kind, Tensor};
 
 use super::Shelf;
@@ -29,22 +32,27 @@ impl Stash for Shelf {
                 copies.settle().map_err(torch_error)?;
                 Ok(Box::new(Away { kv, ahead: None, token_bytes, copies: Rc::clone(copies) }))
             }
-            Self::Disk(disk) => {
-                let device = k.device();
+            Self::Disk { disk, copies } => {
                 let bytes = size[0] as u64 * token_bytes;
                 let write = |x: Tensor| -> Result<Region, TrainError> {
-                    let region = disk.region(bytes)?;
-                    region.write_at(0, x.to_device(Device::Cpu).contiguous())?;
+                    let (region, x) = (disk.region(bytes)?, x.contiguous());
+                    match copies {
+                        Some(copies) => region.write_at(0, copies.to_host(x)?)?,
+                        None => region.write_at(0, x)?,
+                    }
                     Ok(region)
                 };
                 let kv = [write(k).map_err(stash_error)?, write(v).map_err(stash_error)?];
+                if let Some(copies) = copies {
+                    copies.settle().map_err(torch_error)?;
+                }
                 Ok(Box::new(OnDisk {
                     kv,
                     ahead: None,
                     heads: [size[1], size[2]],
                     token_bytes,
                     kind,
-                    device,
+                    copies: copies.clone(),
                 }))
             }
         }
@@ -127,15 +135,18 @@ struct OnDisk {
     heads: [i64; 2],
     token_bytes: u64,
     kind: Kind,
-    /// Where attention runs.
-    device: Device,
+    /// There if a GPU computes.
+    copies: Option<Rc<Copies>>,
 }
 
 impl OnDisk {
     fn start(&self, tokens: &Range<i64>) -> Result<[SliceRead; 2], TrainError> {
         let read = |region: &Region| {
             let size = [tokens.end - tokens.start, self.heads[0], self.heads[1]];
-            let slice = Tensor::empty(size, (self.kind, Device::Cpu));
+            let slice = match self.copies {
+                Some(_) => pinned(&size, self.kind)?,
+                None => Tensor::empty(size, (self.kind, Device::Cpu)),
+            };
             region.read_at(tokens.start as u64 * self.token_bytes, slice)
         };
         let [k, v] = &self.kv;
@@ -155,7 +166,13 @@ impl KeysValues for OnDisk {
         };
         let [k, v] = reads.map(SliceRead::wait);
         let to_device = |x: Result<Tensor, TrainError>| {
-            x.map(|x| x.to_device(self.device)).map_err(stash_error)
+            let x = x.map_err(stash_error)?;
+            match &self.copies {
+                Some(copies) => {
+                    copies.to_device(&x.into()).and_then(Arriving::arrive).map_err(torch_error)
+                }
+                None => Ok(x),
+            }
         };
         Ok((to_device(k)?, to_device(v)?))
     }

@@ -75,6 +75,8 @@ fn ranks_on_a_device_compute_what_they_compute_on_the_host() {
         // Where things wait, and what is computed again: the same bits.
         let memory = json!({"keep_inputs_every": 2, "keep_attention": 1, "inputs_on": "host", "attention_on": "host"});
         assert_eq!(run(folder, DeviceChoice::Cuda, &[("memory", memory)]), on_device);
+        let memory = json!({"inputs_on": "disk", "attention_on": "disk", "disk_dir": folder});
+        assert_eq!(run(folder, DeviceChoice::Cuda, &[("memory", memory)]), on_device);
     });
 }
 
@@ -95,9 +97,17 @@ fn ranks_with_states_on_the_host_step_as_those_on_the_device_bit_for_bit() {
 #[test]
 fn ranks_with_streamed_keys_on_the_host_are_those_with_keys_on_the_device_bit_for_bit() {
     alone(|folder| {
-        let streamed = |place: &str| json!({"attention_query_tile": 40, "attention_head_groups": 2, "attention_on": place});
+        let streamed = |place: &str| {
+            let mut memory = json!({"attention_query_tile": 40, "attention_head_groups": 2, "attention_on": place});
+            if place == "disk" {
+                memory["disk_dir"] = json!(folder);
+            }
+            memory
+        };
         let run = |place| run(folder, DeviceChoice::Cuda, &[("memory", streamed(place))]);
-        assert_eq!(run("host"), run("device"));
+        let on_device = run("device");
+        assert_eq!(run("host"), on_device);
+        assert_eq!(run("disk"), on_device);
     });
 }
 
