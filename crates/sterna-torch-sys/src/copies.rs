@@ -57,12 +57,14 @@ struct Transfer {
 
 /// A point in the work of a stream.
 #[derive(Clone)]
-struct Event(Arc<UniquePtr<ffi::Event>>);
+struct Event(Arc<Recorded>);
+
+struct Recorded(UniquePtr<ffi::Event>);
 
 // SAFETY: an event belongs to a device and to no thread; the driver takes calls on it from any.
-unsafe impl Send for Event {}
+unsafe impl Send for Recorded {}
 // SAFETY: it is recorded once, before anybody else has it; what is called later only reads it.
-unsafe impl Sync for Event {}
+unsafe impl Sync for Recorded {}
 
 /// A tensor of the host, written by a copy that may be under way. Its memory is pinned, but where it was made [`From`] a tensor
 /// that is not: copies from that make the host wait.
@@ -360,11 +362,11 @@ impl fmt::Debug for Arriving {
 
 impl Event {
     fn record(stream: &ffi::Stream) -> Result<Self, Error> {
-        Ok(Self(Arc::new(ffi::record_event(stream)?)))
+        Ok(Self(Arc::new(Recorded(ffi::record_event(stream)?))))
     }
 
     fn of_c10(&self) -> &ffi::Event {
-        &self.0
+        &self.0.0
     }
 }
 

@@ -89,7 +89,7 @@ impl Shelf {
             Self::Here => unreachable!("returned above"),
             Self::Host(copies) => {
                 let away = copies.to_host(flat)?;
-                Ok(Shelved::Host(Box::new(Away { away, layout, arriving: None })))
+                Ok(Shelved::Host(Box::new(Away { tensor: away, layout, arriving: None })))
             }
             Self::Disk { disk, copies: Some(copies) } => {
                 Ok(Shelved::Disk(Box::new((disk.write(copies.to_host(flat)?)?, layout))))
@@ -161,7 +161,7 @@ impl Layout {
 /// A tensor of a GPU in the memory of the host.
 #[derive(Debug)]
 struct Away {
-    away: OnHost,
+    tensor: OnHost,
     layout: Layout,
     arriving: Option<Arriving>,
 }
@@ -170,8 +170,8 @@ impl Away {
     /// Starts bringing it back, if it is not on its way.
     fn fetch(&mut self, copies: &Copies) -> Result<(), TrainError> {
         if self.arriving.is_none() {
-            let _stage = Stage::Copy.enter_with(None, num_bytes(self.away.tensor()));
-            self.arriving = Some(copies.to_device(&self.away)?);
+            let _stage = Stage::Copy.enter_with(None, num_bytes(self.tensor.tensor()));
+            self.arriving = Some(copies.to_device(&self.tensor)?);
         }
         Ok(())
     }
