@@ -67,7 +67,9 @@ pub fn backward(
     check_vocabulary("input_ids", input_ids.iter().copied().enumerate(), config)?;
     let _stage = Stage::Embed.enter();
     let pad = config.pad_token_id.map(i64::from);
-    for tile in tiles(input_ids.len() as i64, ((1 << 20) / d.max(1)).max(1)) {
+    // What a processor's cache holds; a GPU needs more to be busy.
+    let tile_numel = if d_x.device() == Device::Cpu { 1 << 20 } else { 1 << 26 };
+    for tile in tiles(input_ids.len() as i64, (tile_numel / d.max(1)).max(1)) {
         // Rows of padding are left out rather than multiplied by zero, which would keep a NaN.
         let (rows, ids): (Vec<i64>, Vec<i64>) = tile
             .map(|row| (row, input_ids[row as usize]))

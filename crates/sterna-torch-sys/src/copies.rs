@@ -14,12 +14,7 @@
 //! computed up to then is done, and runs beside what is computed next. Memory is thus used again in the order of the computing stream, and the
 //! peak does not depend on how far the host runs ahead, as it does with libtorch's `record_stream`.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::VecDeque,
-    fmt,
-    sync::Arc,
-};
+use std::{cell::RefCell, collections::VecDeque, fmt, sync::Arc};
 
 use cxx::UniquePtr;
 use tch::{Device, Kind, Tensor};
@@ -37,22 +32,13 @@ pub struct Copies {
     left: RefCell<Vec<Transfer>>,
     /// Memory of the host that is being read. In order, so the first one is done first.
     read: RefCell<VecDeque<Transfer>>,
-    bytes: Cell<CopiedBytes>,
 }
 
-/// Bytes copied since [`Copies::new`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct CopiedBytes {
-    /// From the device to the host.
-    pub to_host: u64,
-    /// From the host to the device.
-    pub to_device: u64,
-}
-
-/// A copy under way, and the tensor that it reads.
+/// A copy under way, and the memory that it reads and writes.
 struct Transfer {
     done: Event,
     _source: Tensor,
+    _target: Tensor,
 }
 
 /// A point in the work of a stream.
@@ -95,13 +81,7 @@ impl Copies {
             leaving: RefCell::default(),
             left: RefCell::default(),
             read: RefCell::default(),
-            bytes: Cell::default(),
         })
-    }
-
-    /// What has been copied, or is being copied.
-    pub fn bytes(&self) -> CopiedBytes {
-        self.bytes.get()
     }
 
     /// Starts copying `source`, a tensor of the device with its elements one after the other, when what computes it is done. The result
@@ -111,8 +91,10 @@ impl Copies {
     ///
     /// # Errors
     ///
-    /// [`Error::OutOfMemory`] if the host has none left, or the driver cannot pin it; [`Error::Operand`] if `source` has gaps.
+    /// [`Error::OutOfMemory`] if the host has none left, or the driver cannot pin it; [`Error::Operand`] if `source` has gaps;
+    /// [`Error::Torch`] if the device has failed.
     pub fn to_host(&self, source: Tensor) -> Result<OnHost, Error> {
+        self.let_go_of_what_is_read()?;
         let mut target = OnHost::empty(&source.size(), source.kind())?;
         self.to_host_at(source, &mut target, 0)?;
         Ok(target)
@@ -122,7 +104,7 @@ impl Copies {
     ///
     /// # Errors
     ///
-    /// [`Error::Operand`] if `source` has gaps, or is not as these rows.
+    /// [`Error::Operand`] if `source` has gaps, or is not as these rows; [`Error::Torch`] if the device has failed.
     pub fn to_host_at(&self, source: Tensor, target: &mut OnHost, start: i64) -> Result<(), Error> {
         let rows = target.tensor.narrow(0, start, source.size()[0]);
         check(&source, &rows)?;
@@ -131,8 +113,7 @@ impl Copies {
         ffi::copy_on(&self.to_host, borrow(&rows), borrow(&source))?;
         let done = Event::record(&self.to_host)?;
         target.written = Some(done.clone());
-        self.count(|bytes| &mut bytes.to_host, &source);
-        self.leaving.borrow_mut().push(Transfer { done, _source: source });
+        self.leaving.borrow_mut().push(Transfer { done, _source: source, _target: rows });
         Ok(())
     }
 
@@ -155,7 +136,7 @@ impl Copies {
     ///
     /// # Errors
     ///
-    /// [`Error::Operand`] if `source` has gaps.
+    /// [`Error::Operand`] if `source` has gaps; [`Error::Torch`] if the device has failed.
     ///
     /// # Panics
     ///
@@ -177,7 +158,7 @@ impl Copies {
     ///
     /// # Errors
     ///
-    /// [`Error::Operand`] if `source` has gaps, or is not as `target`.
+    /// [`Error::Operand`] if `source` has gaps, or is not as `target`; [`Error::Torch`] if the device has failed.
     pub fn to_device_at(&self, source: &OnHost, target: &Tensor) -> Result<(), Error> {
         const MAX_UNDER_WAY: usize = 16;
         self.start_to_device(source, target)?;
@@ -200,17 +181,15 @@ impl Copies {
         Ok(ffi::wait_event(&compute, Event::record(&self.to_device)?.of_c10())?)
     }
 
-    /// Runs `body`, which starts something with a tensor that is arriving, as the next thing after the copies to the device. What it
-    /// allocates must have been allocated before.
+    /// Runs `body`, which starts something with a tensor that is arriving, as the next thing after the copies to the device. It must not
+    /// allocate memory of the device, which would belong to the copies' stream.
     ///
     /// # Errors
     ///
     /// [`Error::Torch`] if the device has failed.
     pub fn after_copies<T>(&self, body: impl FnOnce() -> T) -> Result<T, Error> {
-        let compute = ffi::exchange_stream(&self.to_device)?;
-        let output = body();
-        ffi::exchange_stream(&compute)?;
-        Ok(output)
+        let _compute = CurrentStream::set(&self.to_device)?;
+        Ok(body())
     }
 
     fn start_to_device(&self, source: &OnHost, target: &Tensor) -> Result<Event, Error> {
@@ -222,15 +201,12 @@ impl Copies {
         }
         ffi::copy_on(&self.to_device, borrow(target), borrow(&source.tensor))?;
         let done = Event::record(&self.to_device)?;
-        self.count(|bytes| &mut bytes.to_device, target);
-        let mut read = self.read.borrow_mut();
-        while let Some(first) = read.front()
-            && ffi::has_happened(first.done.of_c10())?
-        {
-            read.pop_front();
-        }
-        let source = source.tensor.shallow_clone();
-        read.push_back(Transfer { done: done.clone(), _source: source });
+        self.let_go_of_what_is_read()?;
+        self.read.borrow_mut().push_back(Transfer {
+            done: done.clone(),
+            _source: source.tensor.shallow_clone(),
+            _target: target.shallow_clone(),
+        });
         Ok(done)
     }
 
@@ -249,10 +225,15 @@ impl Copies {
         Ok(())
     }
 
-    fn count(&self, direction: impl FnOnce(&mut CopiedBytes) -> &mut u64, tensor: &Tensor) {
-        let mut bytes = self.bytes.get();
-        *direction(&mut bytes) += (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
-        self.bytes.set(bytes);
+    /// Gives memory of the host back whose copies to the device are done, for the next one to find.
+    fn let_go_of_what_is_read(&self) -> Result<(), Error> {
+        let mut read = self.read.borrow_mut();
+        while let Some(first) = read.front()
+            && ffi::has_happened(first.done.of_c10())?
+        {
+            read.pop_front();
+        }
+        Ok(())
     }
 }
 
@@ -330,6 +311,24 @@ impl Drop for Arriving {
     }
 }
 
+/// The stream that was current before, and is again when this is dropped.
+struct CurrentStream {
+    before: UniquePtr<ffi::Stream>,
+}
+
+impl CurrentStream {
+    fn set(stream: &ffi::Stream) -> Result<Self, Error> {
+        Ok(Self { before: ffi::exchange_stream(stream)? })
+    }
+}
+
+impl Drop for CurrentStream {
+    fn drop(&mut self) {
+        // It was current once, so it can be.
+        let _ = ffi::exchange_stream(&self.before);
+    }
+}
+
 impl Drop for Copies {
     /// What is being read must not be the next tensor's memory.
     fn drop(&mut self) {
@@ -340,11 +339,7 @@ impl Drop for Copies {
 
 impl fmt::Debug for Copies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (device_index, bytes) = (self.device_index, self.bytes());
-        f.debug_struct("Copies")
-            .field("device_index", &device_index)
-            .field("bytes", &bytes)
-            .finish_non_exhaustive()
+        f.debug_struct("Copies").field("device_index", &self.device_index).finish_non_exhaustive()
     }
 }
 

@@ -12,7 +12,7 @@ use tch::{Device, Tensor};
 ///
 /// # Errors
 ///
-/// [`ErrorKind::InvalidInput`] unless [`is_dense`]; the system's error if the disk is full or fails.
+/// [`ErrorKind::InvalidInput`] unless it is on the CPU and [`is_dense`]; the system's error if the disk is full or fails.
 pub fn write_tensor_at(file: &File, tensor: &Tensor, offset: u64) -> Result<()> {
     let (start, num_bytes) = extent_of(tensor)?;
     in_full(num_bytes, ErrorKind::WriteZero, |done| {
@@ -36,7 +36,7 @@ pub fn write_tensor_at(file: &File, tensor: &Tensor, offset: u64) -> Result<()> 
 ///
 /// # Errors
 ///
-/// [`ErrorKind::InvalidInput`] unless [`is_dense`]; [`ErrorKind::UnexpectedEof`] if the file ends before; the system's
+/// [`ErrorKind::InvalidInput`] unless it is on the CPU and [`is_dense`]; [`ErrorKind::UnexpectedEof`] if the file ends before; the system's
 /// error if the disk fails. The tensor then has some of the bytes.
 pub fn read_tensor_at(file: &File, tensor: &mut Tensor, offset: u64) -> Result<()> {
     let (start, num_bytes) = extent_of(tensor)?;
@@ -56,12 +56,8 @@ pub fn read_tensor_at(file: &File, tensor: &mut Tensor, offset: u64) -> Result<(
     })
 }
 
-/// Whether `tensor` is on the CPU and its elements fill one piece of memory without gaps or overlaps, in any order of
-/// its dimensions.
+/// Whether the elements of `tensor` fill one piece of memory without gaps or overlaps, in any order of its dimensions.
 pub fn is_dense(tensor: &Tensor) -> bool {
-    if tensor.device() != Device::Cpu {
-        return false;
-    }
     let mut dims: Vec<(i64, i64)> = tensor.stride().into_iter().zip(tensor.size()).collect();
     if dims.iter().any(|&(_, size)| size == 0) {
         return true;
@@ -78,7 +74,7 @@ pub fn is_dense(tensor: &Tensor) -> bool {
 
 /// The first byte of a dense tensor, and how many there are.
 fn extent_of(tensor: &Tensor) -> Result<(*mut u8, usize)> {
-    if !is_dense(tensor) {
+    if tensor.device() != Device::Cpu || !is_dense(tensor) {
         let (size, stride, device) = (tensor.size(), tensor.stride(), tensor.device());
         return Err(Error::new(
             ErrorKind::InvalidInput,

@@ -237,9 +237,9 @@ struct Ledger {
 static LEDGER: Mutex<Ledger> = Mutex::new(Ledger {
     live: ByKind::NONE,
     peak: ByKind::NONE,
-    cache: Cache::new(512 << 20),
+    cache: Cache::cheap(),
     // A step needs as many again as the one before, and they are dear to make.
-    pinned: Cache::new(usize::MAX),
+    pinned: Cache::dear(),
 });
 
 /// Nothing panics while it is locked, and no tensor is allocated.
@@ -287,9 +287,11 @@ fn map(len: usize, kind: MemoryKind, is_pinned: bool) -> Option<Block> {
         pinned.map_err(|reason| PIN_FAILURE.set(Some(reason))).ok()
     };
     let mapping = found.or_else(new).or_else(|| {
-        // Unmapped, the blocks that wait leave room for this one.
+        // Unmapped, the blocks that wait leave room for this one. Pinned ones go only where the driver can be told of it.
+        let may_unpin = is_pinned || crate::cuda::current_device().is_some();
         let mut ledger = lock();
-        let all = [ledger.cache.give_up(), ledger.pinned.give_up()];
+        let pinned = if may_unpin { ledger.pinned.give_up() } else { Vec::new() };
+        let all = (ledger.cache.give_up(), pinned);
         drop(ledger);
         drop(all);
         new()

@@ -220,7 +220,8 @@ impl<'a> Engine<'a> {
             let (y, of_block) =
                 block::forward(&self.context(&shard, layer_idx), &params, &x, keep)?;
             x = y;
-            kept.push(self.options.keep.put(layer_idx, of_block)?);
+            let is_last = layer_idx + 1 == self.num_layers();
+            kept.push(self.options.keep.put(layer_idx, is_last, of_block)?);
         }
 
         let segments: Vec<Range<usize>> =

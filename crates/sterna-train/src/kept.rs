@@ -207,15 +207,24 @@ impl KeepPolicy {
         (0..num_layers).step_by(every).map(move |start| start..(start + every).min(num_layers))
     }
 
-    /// Puts away what the policy keeps of block `layer_idx`, and drops the rest.
-    pub(crate) fn put(&self, layer_idx: usize, kept: Kept) -> Result<KeptBlock, TrainError> {
+    /// Puts away what the policy keeps of block `layer_idx`, and drops the rest. What the last block keeps stays where it is: its
+    /// backward is the next thing to come.
+    pub(crate) fn put(
+        &self,
+        layer_idx: usize,
+        is_last: bool,
+        kept: Kept,
+    ) -> Result<KeptBlock, TrainError> {
         let Kept { x, attention, graph } = kept;
+        let here = Shelf::Here;
+        let (inputs_on, attention_on) =
+            if is_last { (&here, &here) } else { (&self.inputs_on, &self.attention_on) };
         let is_first = layer_idx.is_multiple_of(self.inputs_every);
         let block = KeptBlock {
-            x: is_first.then(|| self.inputs_on.put(x)).transpose()?,
+            x: is_first.then(|| inputs_on.put(x)).transpose()?,
             attention: attention
                 .map(|KeptAttention { o, lse }| {
-                    Ok::<_, TrainError>([self.attention_on.put(o)?, self.attention_on.put(lse)?])
+                    Ok::<_, TrainError>([attention_on.put(o)?, attention_on.put(lse)?])
                 })
                 .transpose()?,
             graph: graph.inspect(|graph| graph.retag(MemoryKind::KeptActivations)),

@@ -38,8 +38,6 @@ fn tensors_leave_and_come_back_without_the_host() {
         assert_eq!(back, numbers(len));
         sterna_fake_cuda::reset_host_syncs();
     }
-    let bytes = copies.bytes();
-    assert_eq!((bytes.to_host, bytes.to_device), (24_000, 24_000));
 }
 
 #[test]

@@ -113,7 +113,7 @@ impl Memory {
     ) -> Self {
         let dtype = recipe.model.dtype;
         let mut memory = Self { rows: Vec::new(), kept_attention_bytes: 0 };
-        memory.states(zero, dtype);
+        memory.states(zero, dtype, recipe.gradient_accumulation_steps);
         memory.activations(
             &Activations {
                 model,
@@ -143,7 +143,7 @@ impl Memory {
     }
 
     /// Weights, gradients and optimizer state.
-    fn states(&mut self, zero: &ZeroPlan, dtype: DType) {
+    fn states(&mut self, zero: &ZeroPlan, dtype: DType, num_micro_batches: usize) {
         let len = |is_sharded: bool| -> usize {
             zero.units
                 .iter()
@@ -167,7 +167,10 @@ impl Memory {
         let grads_on = zero.gradients_on;
         self.push(MemoryKind::Gradients, len(zero.shards_gradients), grad, grads_on);
         if zero.shards_gradients || grads_on == Place::Host {
-            self.push(MemoryKind::UnitGradients, two_units, grad, Place::Device);
+            // A second micro-batch adds to what comes back from the host: one leaves, one is added to, one comes.
+            let is_fetched = !zero.shards_gradients && num_micro_batches > 1;
+            let fetched = if is_fetched { lens.iter().copied().max().unwrap_or(0) } else { 0 };
+            self.push(MemoryKind::UnitGradients, two_units + fetched, grad, Place::Device);
         }
         // An fp32 model on the same side is its own master.
         let stepped_on = on_host_if(zero.optimizer_on != Place::Device);

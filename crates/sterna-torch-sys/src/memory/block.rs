@@ -3,6 +3,7 @@
 use std::{
     alloc::{self, Layout},
     ptr::{self, NonNull},
+    sync::LazyLock,
 };
 
 use cudarc::driver::sys;
@@ -141,8 +142,11 @@ impl Mapping {
         // Pages of 2 MiB are fewer to pin. A system that has none goes on with small ones.
         // SAFETY: the range is this mapping's.
         let _ = unsafe { libc::madvise(start, len, libc::MADV_HUGEPAGE) };
-        // SAFETY: loads the driver's library, which is loaded already where there is a GPU.
-        if !unsafe { sys::is_culib_present() } {
+        static HAS_DRIVER: LazyLock<bool> = LazyLock::new(|| {
+            // SAFETY: loads the driver's library, which is loaded already where there is a GPU.
+            unsafe { sys::is_culib_present() }
+        });
+        if !*HAS_DRIVER {
             return Err("this machine has no NVIDIA driver to pin memory".to_owned());
         }
         // SAFETY: the range is this mapping's, which stays until `drop` has unregistered it.
@@ -174,9 +178,12 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         if self.is_pinned {
-            // A driver that refuses is shutting down, and forgets the range with everything else.
             // SAFETY: the range was registered when the mapping was made.
-            let _ = unsafe { sys::cuMemHostUnregister(self.start.as_ptr().cast()) };
+            let unpinned = unsafe { sys::cuMemHostUnregister(self.start.as_ptr().cast()) };
+            if unpinned.result().is_err() {
+                // The driver may still copy from and to these pages: nothing else must come to lie there.
+                return;
+            }
         }
         // SAFETY: the range is this mapping's, and `self` was its only owner.
         if unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) } != 0 {

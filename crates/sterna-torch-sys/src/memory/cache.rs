@@ -21,11 +21,30 @@ pub(super) struct Cache {
     most_in_use: usize,
     /// The most that may wait, bytes.
     limit: usize,
+    /// How long a mapping may be for a tensor of a length, bytes.
+    longest_for: fn(usize) -> usize,
 }
 
 impl Cache {
-    pub(super) const fn new(limit: usize) -> Self {
-        Self { waiting: Vec::new(), num_waiting: 0, num_in_use: 0, most_in_use: 0, limit }
+    /// Of mappings that are soon made again: at most 512 MiB wait, and none is an eighth longer than what it is used for.
+    pub(super) const fn cheap() -> Self {
+        Self::new(512 << 20, |len| len + len / 8)
+    }
+
+    /// Of mappings that take long to make: all wait, and any that is long enough is used.
+    pub(super) const fn dear() -> Self {
+        Self::new(usize::MAX, |_| usize::MAX)
+    }
+
+    const fn new(limit: usize, longest_for: fn(usize) -> usize) -> Self {
+        Self {
+            waiting: Vec::new(),
+            num_waiting: 0,
+            num_in_use: 0,
+            most_in_use: 0,
+            limit,
+            longest_for,
+        }
     }
 
     /// Bytes that wait.
@@ -33,12 +52,12 @@ impl Cache {
         self.num_waiting
     }
 
-    /// Hands out a mapping of `len` bytes or up to an eighth more.
+    /// Hands out the shortest mapping that fits `len` bytes.
     ///
     /// If none fits, the caller maps one. The mappings returned beside it have to make room for it: they are to be dropped
     /// first, and outside of any lock, because giving memory back takes the system a while.
     pub(super) fn take(&mut self, len: usize) -> (Option<Mapping>, Vec<Mapping>) {
-        let longest = len + len / 8;
+        let longest = (self.longest_for)(len);
         let fitting = |mapping: &Mapping| (len..=longest).contains(&mapping.len());
         // Of equal ones the youngest: part of it may still be in the processor's cache.
         let best = (self.waiting.iter().enumerate().rev())
@@ -101,7 +120,7 @@ mod tests {
 
     #[test]
     fn a_block_that_fits_is_used_again() {
-        let mut cache = Cache::new(512 * MIB);
+        let mut cache = Cache::cheap();
         let (small, large) = (take(&mut cache, 8 * MIB), take(&mut cache, 9 * MIB));
         assert!(cache.put(large).is_empty() && cache.put(small).is_empty());
         // Both are within an eighth of 8 MiB; the smaller one fits better, although the other has waited longer.
@@ -112,7 +131,7 @@ mod tests {
 
     #[test]
     fn what_waits_never_adds_to_the_peak() {
-        let mut cache = Cache::new(512 * MIB);
+        let mut cache = Cache::cheap();
         let blocks = [4, 4, 4].map(|mib| take(&mut cache, mib * MIB));
         for block in blocks {
             assert!(cache.put(block).is_empty());
@@ -129,7 +148,7 @@ mod tests {
 
     #[test]
     fn no_more_than_the_limit_waits() {
-        let mut cache = Cache::new(512 * MIB);
+        let mut cache = Cache::cheap();
         // Nobody writes to them, so no memory is used.
         let blocks: Vec<_> = (0..5).map(|_| take(&mut cache, 128 * MIB)).collect();
         let evicted: usize = blocks.into_iter().map(|block| cache.put(block).len()).sum();
@@ -138,12 +157,35 @@ mod tests {
 
     #[test]
     fn giving_up_empties_it() {
-        let mut cache = Cache::new(512 * MIB);
+        let mut cache = Cache::cheap();
         let block = take(&mut cache, MIB);
         cache.put(block);
         assert!(cache.take(64 * MIB).0.is_none());
         cache.not_taken(64 * MIB);
         assert_eq!(cache.give_up().len(), 0, "taking beyond the peak has emptied it");
         assert_eq!((cache.num_in_use, cache.num_waiting), (0, 0));
+    }
+
+    #[test]
+    fn dear_mappings_serve_whatever_is_shorter() {
+        let mut cache = Cache::dear();
+        let blocks = [9; 5].map(|mib| take(&mut cache, mib * MIB));
+        for block in blocks {
+            assert!(cache.put(block).is_empty());
+        }
+        // A shorter sequence, and then the longer one again: nothing is mapped anew, and nothing goes.
+        for mib in [5, 9] {
+            let blocks: Vec<_> = (0..5)
+                .map(|_| {
+                    let (found, evicted) = cache.take(mib * MIB);
+                    assert!(evicted.is_empty());
+                    found.expect("one that waits")
+                })
+                .collect();
+            for block in blocks {
+                assert!(cache.put(block).is_empty());
+            }
+        }
+        assert_eq!(cache.num_waiting(), 45 * MIB);
     }
 }

@@ -139,7 +139,11 @@ impl Zero {
         for name in STATES {
             for (_, flat) in self.named_flats() {
                 let all = 0..flat.layout.shard_len as i64;
-                states.push(self.own_state(flat, name, &all)?.to_device(Device::Cpu).copy());
+                let state = self.own_state(flat, name, &all)?;
+                states.push(match state.device() {
+                    Device::Cpu => state.copy(),
+                    _ => state.to_device(Device::Cpu),
+                });
             }
         }
         Ok(Snapshot(states))
@@ -190,7 +194,7 @@ impl Zero {
                     flat.state.write(state, &slice, &values)?;
                 }
             }
-            let _ = flat.grad.zero_();
+            flat.clear_grad();
             if options.sharding.optimizer && !options.sharding.params {
                 // The input is this rank's own slice of the output.
                 let own = flat.own_param(&options);

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use sterna_ops::tile::tiles;
 use sterna_torch_sys::{
-    copies::{Copies, OnHost},
+    copies::{Arriving, Copies, OnHost},
     memory::{self, MemoryKind},
 };
 use tch::{Device, Kind, Tensor};
@@ -141,22 +141,38 @@ impl Flat {
         }
     }
 
-    /// Adds `sum`, gradients of elements `start..` of what this rank holds, to those of this step.
+    /// Starts bringing back what the host has of this step's gradients, elements `start..start + len`, to be added to.
+    pub(super) fn fetch_grad(
+        &self,
+        copies: Option<&Copies>,
+        start: i64,
+        len: i64,
+    ) -> Result<Option<Arriving>, TrainError> {
+        match (copies, &self.grad_away) {
+            (Some(copies), Some(away)) if self.has_grad_away => {
+                Ok(Some(copies.to_device(&away.narrow(start, len))?))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Adds `sum`, gradients of elements `start..` of what this rank holds, to those of this step; `before` is what the host had of
+    /// them.
     pub(super) fn add_grad(
         &mut self,
         copies: Option<&Copies>,
         start: i64,
+        before: Option<Arriving>,
         sum: &Tensor,
     ) -> Result<(), TrainError> {
-        let len = sum.size()[0];
-        let (Some(copies), Some(away)) = (copies, &self.grad_away) else {
-            let _ = self.grad.narrow(0, start, len).g_add_(sum);
+        let (Some(copies), true) = (copies, self.grad_away.is_some()) else {
+            let _ = self.grad.narrow(0, start, sum.size()[0]).g_add_(sum);
             return Ok(());
         };
-        let mut total = sum.to_kind(self.grad.kind());
-        if self.has_grad_away {
-            let _ = total.g_add_(&copies.to_device(&away.narrow(start, len))?.arrive()?);
-        }
+        let total = match before {
+            Some(before) => before.arrive()?.g_add_(sum),
+            None => sum.to_kind(self.grad.kind()),
+        };
         self.put_grad(copies, start, total)
     }
 
@@ -189,6 +205,10 @@ impl Flat {
     pub(super) fn sum_of_squares(&self, options: &FlatOptions) -> Tensor {
         match &self.squares_away {
             Some(squares) => squares.shallow_clone(),
+            // Nothing has been added in this step, and the host has what was there before.
+            None if self.grad_away.is_some() && !self.has_grad_away => {
+                Tensor::zeros([], (Kind::Double, options.compute_device))
+            }
             None => sum_of_squares(&self.own_grad(options)),
         }
     }

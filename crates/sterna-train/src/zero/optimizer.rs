@@ -34,6 +34,11 @@ const SLICE_LEN: i64 = 1 << 20;
 /// As [`SLICE_LEN`] where a GPU steps: its launches cost more than its caches save.
 const DEVICE_SLICE_LEN: i64 = 1 << 24;
 
+/// Elements stepped at once where the states are on `device`.
+pub(super) fn slice_len(device: Device) -> i64 {
+    if device == Device::Cpu { SLICE_LEN } else { DEVICE_SLICE_LEN }
+}
+
 /// One update of all buffers of a rank.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Update<'a> {
@@ -44,6 +49,8 @@ pub(super) struct Update<'a> {
     pub(super) grad_scale: f64,
     /// Of the rounding of bf16 moments.
     pub(super) seed: u64,
+    /// Elements stepped at once ([`slice_len`]).
+    pub(super) slice_len: i64,
     /// There if a GPU computes.
     pub(super) copies: Option<&'a Copies>,
 }
@@ -335,9 +342,8 @@ impl Run {
         let key = |moment: u64| mixed(&[update.seed, update.step, buffer_id, moment]);
         let (first_key, second_key) = (key(0), key(1));
         let device = self.exp_avg.device();
-        let slice_len = if device == Device::Cpu { SLICE_LEN } else { DEVICE_SLICE_LEN };
-        let mut grads = GradSlices::new(stepped, update.copies, device, slice_len);
-        for slice in pieces(self.exp_avg.size()[0], slice_len) {
+        let mut grads = GradSlices::new(stepped, update.copies, device, update.slice_len);
+        for slice in pieces(self.exp_avg.size()[0], update.slice_len) {
             let of = |x: &Tensor| x.narrow(0, slice.start, slice.end - slice.start);
             let (mut param, mut grad) = (of(&stepped.param), grads.next()?);
             let master = self.master.as_ref().map_or_else(|| param.shallow_clone(), of);

@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor, no_grad_guard};
 use super::{
     FlatLayout, Sharding, UnitLayout,
     flat::{Flat, FlatOptions},
-    optimizer::{Loading, OptimizerState, RunBuffers, Update},
+    optimizer::{Loading, OptimizerState, RunBuffers, Update, slice_len},
     reduce::{PIECE_LEN, all_reduce_in_pieces, reduce_scatter_in_pieces},
 };
 use crate::{disk::DiskScratch, error::TrainError, load::WeightSource, scalars::sum};
@@ -88,6 +88,8 @@ struct Reducing {
     unit_idx: usize,
     flat_idx: usize,
     shard: Tensor,
+    /// What the host had of it, on its way to the device.
+    before: Option<Arriving>,
     /// Kept alive until the transfer ends.
     _whole: Tensor,
     work: Work,
@@ -225,6 +227,7 @@ impl Zero {
     pub fn discard_gradients(&mut self) -> Result<(), TrainError> {
         let _no_grad = no_grad_guard();
         self.finish_reducing()?;
+        self.returning.clear();
         self.flats_mut().for_each(Flat::clear_grad);
         Ok(())
     }
@@ -394,16 +397,31 @@ impl Zero {
                         &whole,
                         reduce_kind,
                         PIECE_LEN,
-                        |start, sum| flat.add_grad(self.copies.as_deref(), start, sum),
+                        |start, sum| {
+                            let copies = self.copies.as_deref();
+                            let before = flat.fetch_grad(copies, start, sum.size()[0])?;
+                            flat.add_grad(copies, start, before, sum)?;
+                            // Two pieces cost the device their memory, and not all of them.
+                            Ok(copies.map_or(Ok(()), Copies::settle)?)
+                        },
                     )?;
-                    flat.has_grad_away = true;
+                    flat.has_grad_away = flat.grad_away.is_some();
                     continue;
                 }
                 let whole = whole.to_kind(reduce_kind);
                 let shard =
                     Tensor::empty(flat.layout.shard_len as i64, (whole.kind(), whole.device()));
                 let work = world.reduce_scatter_tensor(&shard, &whole, ReduceOp::Sum)?;
-                self.reducing.push(Reducing { unit_idx, flat_idx, shard, _whole: whole, work });
+                let shard_len = flat.layout.shard_len as i64;
+                let before = flat.fetch_grad(self.copies.as_deref(), 0, shard_len)?;
+                self.reducing.push(Reducing {
+                    unit_idx,
+                    flat_idx,
+                    shard,
+                    before,
+                    _whole: whole,
+                    work,
+                });
             } else if let (Some(copies), true) = (&self.copies, flat.grad_away.is_some()) {
                 // What the host had of this step is in it.
                 flat.put_grad(copies, 0, whole)?;
@@ -417,12 +435,13 @@ impl Zero {
     }
 
     fn finish_reducing(&mut self) -> Result<(), TrainError> {
-        for Reducing { unit_idx, flat_idx, shard, _whole, work } in self.reducing.drain(..) {
+        for Reducing { unit_idx, flat_idx, shard, before, _whole, work } in self.reducing.drain(..)
+        {
             work.wait()?;
             let flat = &mut self.units[unit_idx].flats[flat_idx];
             // A shard's gradient is a sum over ranks (above) and over micro-batches (here).
-            flat.add_grad(self.copies.as_deref(), 0, &shard)?;
-            flat.has_grad_away = true;
+            flat.add_grad(self.copies.as_deref(), 0, before, &shard)?;
+            flat.has_grad_away = flat.grad_away.is_some();
         }
         Ok(())
     }
@@ -525,6 +544,7 @@ impl Zero {
             step,
             grad_scale,
             seed: self.placement.seed,
+            slice_len: slice_len(self.placement.optimizer_device),
             copies: copies.as_deref(),
         };
         let runs = self.runs();

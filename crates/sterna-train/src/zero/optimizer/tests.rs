@@ -37,7 +37,17 @@ impl Buffer {
 
     fn step(&mut self, grad: &Tensor, step: u64, grad_scale: f64) {
         self.grad.copy_(grad);
-        let update = Update { adamw: &ADAMW, step, grad_scale, seed: 42, copies: None };
+        self.step_in_slices(step, grad_scale, SLICE_LEN, None);
+    }
+
+    fn step_in_slices(
+        &mut self,
+        step: u64,
+        grad_scale: f64,
+        slice_len: i64,
+        copies: Option<&Copies>,
+    ) {
+        let update = Update { adamw: &ADAMW, step, grad_scale, seed: 42, slice_len, copies };
         let mut buffers = RunBuffers::default();
         let runs = self.state.runs();
         let mut ahead = self.state.load(&runs[0], &mut buffers).unwrap();
@@ -234,4 +244,35 @@ fn any_range_of_any_state_is_read_and_written_wherever_it_lives() {
             }
         }
     }
+}
+
+/// Gradients and weights on a device, states on the host: slices of both on their way while others are stepped.
+#[test]
+fn ranks_step_slices_of_a_device_as_those_of_the_host_bit_for_bit() {
+    const LEN: i64 = 20 * 64 + 5;
+    sterna_testkit::spawn_ranks(1, |_: &sterna_testkit::TestRank| {
+        sterna_fake_cuda::install();
+        let device = Device::Cuda(0);
+        for moments in [Kind::Float, Kind::BFloat16] {
+            let start = normal(LEN, 0);
+            let mut on_host = Buffer::new(&start, Kind::BFloat16, moments, None);
+            let mut on_device = Buffer::new(&start, Kind::BFloat16, moments, None);
+            on_device.param = on_device.param.to_device(device);
+            on_device.grad = on_device.grad.to_device(device);
+            let copies = Copies::new(0).unwrap();
+            for step in 1..=2 {
+                let grad = normal(LEN, step as i64);
+                for (buffer, copies) in [(&mut on_host, None), (&mut on_device, Some(&copies))] {
+                    buffer.grad.copy_(&grad);
+                    buffer.step_in_slices(step, 0.5, 64, copies);
+                }
+                copies.arrive_all().unwrap();
+                assert_eq!(on_device.param.to_device(Device::Cpu), on_host.param, "step {step}");
+            }
+            for name in [StateName::Master, StateName::ExpAvg, StateName::ExpAvgSq] {
+                let of = |buffer: &Buffer| buffer.state.read(name, &(0..LEN)).unwrap().unwrap();
+                assert_eq!(of(&on_device), of(&on_host), "{name:?}");
+            }
+        }
+    });
 }
