@@ -24,6 +24,11 @@ pub fn facts(root: &Path) -> Value {
     })
 }
 
+/// Memory of the machine, in bytes.
+pub fn memory_bytes() -> Option<u64> {
+    field(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal")
+}
+
 /// Cores that this process may use.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, Into::into)

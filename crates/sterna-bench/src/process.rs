@@ -108,7 +108,8 @@ pub fn watch(command: &mut Command, ranks: Ranks, log: &Path, limits: Limits) ->
             }
             if limits.time.is_some_and(|limit| start.elapsed() > limit) {
                 let seconds = start.elapsed().as_secs();
-                stopped = Some(End::Failed(format!("it was ended after {seconds} s, its time limit")));
+                stopped =
+                    Some(End::Failed(format!("it was ended after {seconds} s, its time limit")));
                 kill_with_children(root);
             }
         }
@@ -283,8 +284,7 @@ mod tests {
         let limits = Limits { time: Some(Duration::from_millis(300)), ..Limits::default() };
         let mut command = Command::new("sh");
         command.args(["-c", "sleep 60"]);
-        let watched =
-            watch(&mut command, Ranks::Itself, &dir.path().join("log"), limits).unwrap();
+        let watched = watch(&mut command, Ranks::Itself, &dir.path().join("log"), limits).unwrap();
         let End::Failed(why) = watched.end else { panic!("{watched:?}") };
         assert!(why.contains("its time limit"), "{why}");
         assert!(watched.wall < Duration::from_secs(30));

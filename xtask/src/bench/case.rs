@@ -277,8 +277,8 @@ pub(super) mod tests {
     use std::time::Duration;
 
     use super::super::policy;
-    use sterna_bench::process::Peak;
     use super::*;
+    use sterna_bench::process::Peak;
 
     /// A configuration with one run: a warm-up and steps of the given seconds, which takes `peak` bytes.
     pub(in super::super) fn case(

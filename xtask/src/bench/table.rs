@@ -163,8 +163,8 @@ fn facts(options: &Options, machine: &Value, versions: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::case::tests::case;
-    use sterna_bench::process::End;
     use super::*;
+    use sterna_bench::process::End;
 
     #[test]
     fn a_row_has_every_figure_and_its_ratio_to_the_reference() {

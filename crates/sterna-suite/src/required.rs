@@ -1,0 +1,278 @@
+//! What issue 4 requires of an H200, and what was reached.
+
+use anyhow::Result;
+use serde::Serialize;
+use sterna_bench::figures::thousands;
+
+use crate::context::Context;
+use crate::longest::{self, Longest};
+use crate::record::Table;
+use crate::shape::{self, RunResult, STERNA};
+
+/// Lengths at which the figures of speed are required, tokens.
+const LONG: [usize; 2] = [131_072, 262_144];
+
+/// Layers of the shape that speed is required of, and of the slope.
+const LAYERS: (usize, usize) = (32, 2);
+
+/// Lengths between which the slope is taken, tokens.
+const SLOPES: [(usize, usize); 2] = [(262_144, 524_288), (524_288, 1_048_576)];
+
+/// One line of the requirement.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Requirement {
+    /// What is required, with its unit.
+    pub what: String,
+    /// The least, or the most, that is right.
+    pub required: f64,
+    /// What was measured.
+    pub reached: Option<f64>,
+    /// Whether that is enough; `None` if it was not measured.
+    pub is_met: Option<bool>,
+    /// In words: the figure, or which command measures it.
+    pub shown: String,
+}
+
+/// The figures that requirements are about.
+struct Measured {
+    runs: Vec<RunResult>,
+    longest: Vec<Longest>,
+    gemm_rate: Option<f64>,
+}
+
+/// Every requirement, as far as it has been measured.
+///
+/// # Errors
+///
+/// A result that cannot be read.
+pub fn all(context: &Context) -> Result<Vec<Requirement>> {
+    let measured = Measured {
+        runs: shape::results(context)?,
+        longest: longest::results(context)?,
+        gemm_rate: shape::gemm_rate(context),
+    };
+    let mut all = Vec::new();
+    for length in LONG {
+        let flop = shape::step_flop(context, length, LAYERS.0)?;
+        all.push(measured.mfu(length, flop));
+    }
+    all.extend(LONG.map(|length| measured.speed(length)));
+    all.push(measured.length());
+    all.extend(SLOPES.map(|(short, long)| measured.slope(short, long)));
+    Ok(all)
+}
+
+impl Requirement {
+    fn at_least(what: String, required: f64, reached: Option<f64>, shown: String) -> Self {
+        Self { what, required, reached, is_met: reached.map(|reached| reached >= required), shown }
+    }
+}
+
+fn command(length: usize) -> String {
+    format!("not measured: `bash run.sh long-{}k`", length / 1024)
+}
+
+impl Measured {
+    fn run(&self, system: &str, length: usize, layers: usize) -> Option<&RunResult> {
+        self.runs.iter().find(|run| {
+            run.system == system && run.length == length && run.layers == layers && run.is_done()
+        })
+    }
+
+    fn mfu(&self, length: usize, flop: f64) -> Requirement {
+        let median = self
+            .run(STERNA, length, LAYERS.0)
+            .and_then(RunResult::seconds)
+            .map(|(_, median)| median);
+        let mfu = median.zip(self.gemm_rate).map(|(seconds, rate)| flop / seconds / rate);
+        let shown = match (mfu, median) {
+            (Some(mfu), Some(seconds)) => format!(
+                "{:.1}% ({:.1}% of 989 TFLOP/s)",
+                mfu * 100.0,
+                flop / seconds / shape::DATASHEET_RATE * 100.0
+            ),
+            (None, Some(_)) => {
+                "the rate of products was not measured: `bash run.sh ceilings`".to_owned()
+            }
+            _ => command(length),
+        };
+        let what =
+            format!("MFU at {} tokens, of the rate of products on this card, %", thousands(length));
+        Requirement::at_least(what, 45.0, mfu.map(|mfu| mfu * 100.0), shown)
+    }
+
+    fn speed(&self, length: usize) -> Requirement {
+        let ours = self.run(STERNA, length, LAYERS.0).and_then(RunResult::seconds);
+        let peers = || {
+            self.runs.iter().filter(|run| {
+                run.system != STERNA && run.length == length && run.layers == LAYERS.0
+            })
+        };
+        let best = peers()
+            .filter_map(|run| Some((run.seconds()?.1, run.system.as_str())))
+            .min_by(|a, b| a.0.total_cmp(&b.0));
+        let what = format!("times as fast as the best peer at {} tokens", thousands(length));
+        let (reached, shown) = match (ours, best) {
+            (Some((_, ours)), Some((peer, name))) => (
+                Some(peer / ours),
+                format!("{:.2}x ({name}: {peer:.1} s, ours {ours:.1} s)", peer / ours),
+            ),
+            (Some(_), None) if peers().any(|run| run.status == "out of memory") => {
+                let names: Vec<String> =
+                    peers().map(|run| format!("{}: {}", run.system, run.status)).collect();
+                // Nobody to be compared with: as fast as one likes.
+                return Requirement {
+                    what,
+                    required: 1.3,
+                    reached: None,
+                    is_met: Some(true),
+                    shown: format!("no peer fits ({})", names.join("; ")),
+                };
+            }
+            _ => (None, command(length)),
+        };
+        Requirement::at_least(what, 1.3, reached, shown)
+    }
+
+    fn length(&self) -> Requirement {
+        let ours = self.longest.iter().find(|found| found.system == STERNA && found.longest > 0);
+        let best = self
+            .longest
+            .iter()
+            .filter(|found| found.system != STERNA && found.longest > 0)
+            .max_by_key(|found| found.longest);
+        let what = "times the best peer's longest length in the same memory".to_owned();
+        let (reached, shown) = match (ours, best) {
+            (Some(ours), Some(peer)) => {
+                let ratio = ours.longest as f64 / peer.longest as f64;
+                let shown = format!(
+                    "{ratio:.1}x ({} tokens; {}: {})",
+                    thousands(ours.longest),
+                    peer.system,
+                    thousands(peer.longest)
+                );
+                (Some(ratio), shown)
+            }
+            _ => (None, "not measured: `bash run.sh longest sterna`, then `liger`, `deepspeed`, `deepspeed-offload`".to_owned()),
+        };
+        Requirement::at_least(what, 4.0, reached, shown)
+    }
+
+    fn slope(&self, short: usize, long: usize) -> Requirement {
+        let peak = |length| self.run(STERNA, length, LAYERS.1)?.device_peak;
+        let slope = peak(long).zip(peak(short)).map(|(long_peak, short_peak)| {
+            (long_peak as f64 - short_peak as f64) / (long - short) as f64 / 1e3
+        });
+        let shown = match slope {
+            Some(slope) => format!(
+                "{slope:.1} KB ({})",
+                if slope <= 20.0 { "the aim of 20 is met" } else { "the aim is 20" }
+            ),
+            None => "not measured: `bash run.sh slope-512k` and `slope-1m`".to_owned(),
+        };
+        Requirement {
+            what: format!(
+                "device memory a token from {} to {} tokens, KB, at most",
+                thousands(short),
+                thousands(long)
+            ),
+            required: 60.0,
+            reached: slope,
+            is_met: slope.map(|slope| slope < 60.0),
+            shown,
+        }
+    }
+}
+
+/// The table of the report.
+pub fn table(all: &[Requirement]) -> Table {
+    let mut table = Table::new(&["what", "required", "reached", ""]);
+    for requirement in all {
+        let verdict = match requirement.is_met {
+            Some(true) => "met",
+            Some(false) => "FALLS SHORT",
+            None => "open",
+        };
+        table.rows.push(vec![
+            requirement.what.clone(),
+            requirement.required.to_string(),
+            requirement.shown.clone(),
+            verdict.to_owned(),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn run(system: &str, length: usize, layers: usize, seconds: f64, peak: u64) -> RunResult {
+        RunResult {
+            system: system.to_owned(),
+            length,
+            layers,
+            status: "done".to_owned(),
+            how: String::new(),
+            step_seconds: vec![seconds],
+            losses: vec![11.8],
+            device_peak: Some(peak),
+            host_peak: None,
+            is_tiny: false,
+        }
+    }
+
+    fn found(system: &str, longest: usize) -> Longest {
+        Longest {
+            system: system.to_owned(),
+            status: "done".to_owned(),
+            longest,
+            shortest_that_does_not_fit: None,
+            tried: Value::Null,
+            is_tiny: false,
+        }
+    }
+
+    #[test]
+    fn each_requirement_is_met_or_not_by_the_best_peer() {
+        let mut measured = Measured {
+            runs: vec![
+                run(STERNA, 131_072, 32, 60.0, 0),
+                run("hf", 131_072, 32, 120.0, 0),
+                run("liger", 131_072, 32, 75.0, 0),
+                run(STERNA, 262_144, 2, 1.0, 30_000_000_000),
+                run(STERNA, 524_288, 2, 1.0, 40_000_000_000),
+            ],
+            longest: vec![
+                found(STERNA, 786_432),
+                found("liger", 131_072),
+                found("deepspeed", 262_144),
+            ],
+            gemm_rate: Some(800e12),
+        };
+        let mfu = measured.mfu(131_072, 0.45 * 60.0 * 800e12);
+        assert_eq!(mfu.is_met, Some(true), "{mfu:?}");
+        assert_eq!(measured.mfu(131_072, 0.44 * 60.0 * 800e12).is_met, Some(false));
+        let speed = measured.speed(131_072);
+        assert_eq!((speed.reached, speed.is_met), (Some(1.25), Some(false)));
+        assert!(speed.shown.contains("liger"), "{}", speed.shown);
+        let length = measured.length();
+        assert_eq!((length.reached, length.is_met), (Some(3.0), Some(false)));
+        let slope = measured.slope(262_144, 524_288);
+        assert!((slope.reached.unwrap() - 38.147).abs() < 1e-3, "{slope:?}");
+        assert_eq!(slope.is_met, Some(true));
+        let open = measured.speed(262_144);
+        assert_eq!(open.is_met, None);
+        assert!(open.shown.contains("long-256k"), "{}", open.shown);
+        // Where no peer fits, there is nobody to be slower than.
+        measured.runs.push(run(STERNA, 262_144, 32, 190.0, 0));
+        assert_eq!(measured.speed(262_144).is_met, None);
+        measured.runs.push(RunResult {
+            status: "out of memory".to_owned(),
+            ..run("liger", 262_144, 32, 0.0, 0)
+        });
+        assert_eq!(measured.speed(262_144).is_met, Some(true));
+    }
+}
