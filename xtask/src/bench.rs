@@ -356,7 +356,6 @@ fn progress(case: &Case) -> String {
             let seconds = case.step_seconds().map_or(0.0, |(min, _)| min);
             format!("{name}: {seconds:.2} s a step, {:.2} GB at most ({wall})", peak as f64 / 1e9)
         }
-        End::OutOfMemory => format!("{name}: out of memory ({wall})"),
-        End::Failed(why) => format!("{name}: failed, {why} ({wall})"),
+        end => format!("{name}: {end} ({wall})"),
     }
 }

@@ -62,7 +62,9 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     if bytes >= MOST_BYTES {
         bail!("a bundle must stay under {} MB", MOST_BYTES / 1_000_000);
     }
-    println!("Copy it to a machine with a GPU and a python3 with torch 2.11.0+cu130, and there: bash run.sh");
+    println!(
+        "Copy it to a machine with a GPU and a python3 with torch 2.11.0+cu130, and there: bash run.sh"
+    );
     Ok(())
 }
 
@@ -100,7 +102,8 @@ fn copy_all(from: &Path, to: &Path) -> Result<()> {
         return Ok(());
     }
     fs::create_dir_all(to).with_context(|| format!("cannot make `{}`", to.display()))?;
-    let entries = fs::read_dir(from).with_context(|| format!("cannot read `{}`", from.display()))?;
+    let entries =
+        fs::read_dir(from).with_context(|| format!("cannot read `{}`", from.display()))?;
     for entry in entries {
         let entry = entry?;
         // What running the script here leaves.

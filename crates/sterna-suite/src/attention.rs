@@ -180,10 +180,10 @@ fn table(measured: &[Measured]) -> Table {
             thousands(row.len as usize),
             row.kernel.name().to_owned(),
             format!("{:.3}", row.forward.median * 1e3),
-            format!("{:.0}", flop / row.forward.median / 1e12),
+            format!("{:.1}", flop / row.forward.median / 1e12),
             format!("{:.3}", row.backward.median * 1e3),
-            format!("{:.0}", 2.5 * flop / row.backward.median / 1e12),
-            format!("{:.0}", row.plan() * 1e3),
+            format!("{:.1}", 2.5 * flop / row.backward.median / 1e12),
+            format!("{:.1}", row.plan() * 1e3),
         ]);
     }
     table

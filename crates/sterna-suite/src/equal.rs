@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::context::Context;
-use crate::recipe::{Trained, Training, write_documents};
+use crate::recipe::{DONE, Trained, Training, write_documents};
 use crate::record::{Findings, Table};
 
 /// The tiny model's steps.
@@ -26,7 +26,7 @@ const LOOSE: Bounds = Bounds { loss: 5e-3, norm: 5e-2 };
 
 const REASONS: &str = "Largest relative difference over the steps. fp32 within 2e-5 (losses) and 2e-4 (norms): sums in another order differ in the \
 seventh digit, and each step starts from the difference of the one before. bf16 within 5e-3 and 5e-2: activations are rounded to 8 bits at other \
-places, which the mean over tokens takes most of. The first row of a dtype is the same run twice: what differs there is the order of \
+places, which the mean over tokens takes most of. 'Again' is the same run a second time: what differs there is the order of \
 atomic additions.";
 
 /// One run that is compared with another.
@@ -61,8 +61,9 @@ pub fn run(context: &Context) -> Result<Findings> {
         let trained = variant.training.run(context)?;
         let seconds = trained.watched.wall.as_secs_f64();
         let like = variants[variant.like].name;
-        if let Some(trouble) = trained.trouble(STEPS) {
-            findings.failures.push(format!("{}: {trouble}", variant.name));
+        let status = trained.status(STEPS);
+        if status != DONE {
+            findings.failures.push(format!("{}: {status}", variant.name));
             let dash = || "-".to_owned();
             table.rows.push(vec![
                 variant.name.to_owned(),
@@ -70,7 +71,7 @@ pub fn run(context: &Context) -> Result<Findings> {
                 dash(),
                 dash(),
                 dash(),
-                trouble,
+                status,
                 format!("{seconds:.1}"),
             ]);
             runs.push(None);

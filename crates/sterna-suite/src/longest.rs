@@ -12,7 +12,7 @@ use sterna_bench::figures::thousands;
 
 use crate::context::Context;
 use crate::peer::{Peer, SYSTEMS};
-use crate::recipe::write_documents;
+use crate::recipe::{DONE, OUT_OF_MEMORY, write_documents};
 use crate::record::{Findings, Table, read_json, write_json};
 use crate::shape::profile::Profile;
 use crate::shape::{Case, STERNA, all_layers, model_folder, training};
@@ -33,6 +33,9 @@ pub struct Longest {
     /// As in [`crate::shape::RunResult`].
     pub is_tiny: bool,
 }
+
+/// The status of a search that the time ended.
+const FAR: &str = "as far as the time went";
 
 /// Tokens of a document of a probing pack.
 const DOCUMENT: usize = 4096;
@@ -79,16 +82,13 @@ fn ours(context: &Context) -> Result<Longest> {
     let ladder = Ladder::of(context);
     let mut tried: Vec<(usize, bool)> = Vec::new();
     let mut rows = Vec::new();
-    let mut status = "done".to_owned();
-    let mut at = ladder.end;
-    while at > ladder.unit && !is_planned(context, at)? {
-        at -= ladder.unit;
-    }
+    let mut status = DONE.to_owned();
+    let mut at = longest_planned(context, &ladder)?;
     loop {
         let (row, fits) = probe(context, at)?;
         rows.push(row.clone());
         let Some(fits) = fits else {
-            status = row["status"].as_str().unwrap_or("failed").to_owned();
+            row["status"].as_str().unwrap_or("failed").clone_into(&mut status);
             break;
         };
         tried.push((at, fits));
@@ -100,7 +100,7 @@ fn ours(context: &Context) -> Result<Longest> {
             break;
         }
         if context.time_left().as_secs_f64() < needed {
-            status = "done, as far as the time went".to_owned();
+            FAR.clone_into(&mut status);
             break;
         }
         at = next;
@@ -123,15 +123,20 @@ fn case(context: &Context, length: usize) -> Result<Case> {
     Ok(Case { length, layers: all_layers(context)?, steps: 0, profile: None })
 }
 
-fn is_planned(context: &Context, length: usize) -> Result<bool> {
+/// The longest rung that the plan says fits, the first if none does. A longer one needs more, so few have to be asked about.
+fn longest_planned(context: &Context, ladder: &Ladder) -> Result<usize> {
     let folder = folder(context, STERNA).join("plan");
     let data = folder.join("documents.jsonl");
     write_documents(&data, DOCUMENT, 1)?;
     let model = model_folder(context);
-    Ok(Profile::any_fits(
-        context,
-        &training(context, case(context, length)?, &model, &folder, &data),
-    ))
+    let (mut fits, mut does_not) = (1, ladder.end / ladder.unit + 1);
+    while fits + 1 < does_not {
+        let middle = usize::midpoint(fits, does_not);
+        let case = case(context, middle * ladder.unit)?;
+        let training = training(context, case, &model, &folder, &data);
+        *(if Profile::any_fits(context, &training) { &mut fits } else { &mut does_not }) = middle;
+    }
+    Ok(fits * ladder.unit)
 }
 
 /// One step of one pack; whether it fits, or `None` if it failed for another reason.
@@ -148,15 +153,15 @@ fn probe(context: &Context, length: usize) -> Result<(Value, Option<bool>)> {
     training.settings.extend(profile.settings());
     let trained = training.run(context)?;
     fs::remove_file(&data).ok();
-    let trouble = trained.trouble(1);
-    let fits = match &trouble {
-        None => Some(true),
-        Some(trouble) if trouble == "out of memory" => Some(false),
-        Some(_) => None,
+    let status = trained.status(1);
+    let fits = match status.as_str() {
+        DONE => Some(true),
+        OUT_OF_MEMORY => Some(false),
+        _ => None,
     };
     let row = json!({
         "length": length,
-        "status": trouble.map_or_else(|| "done".to_owned(), |why| if fits.is_some() { why } else { format!("failed: {why}") }),
+        "status": status,
         "fits": fits,
         "how": profile.name(),
         "seconds": trained.steps.first().map(|step| step.seconds),
@@ -191,7 +196,11 @@ fn theirs(context: &Context, system: &str) -> Result<Longest> {
     };
     Ok(Longest {
         system: system.to_owned(),
-        status: result["status"].as_str().unwrap_or("failed: it wrote no result").to_owned(),
+        status: if result["timed_out"] == json!(true) {
+            FAR.to_owned()
+        } else {
+            result["status"].as_str().unwrap_or("failed: it wrote no result").to_owned()
+        },
         longest: of(true).into_iter().max().unwrap_or(0),
         shortest_that_does_not_fit: of(false).into_iter().min(),
         tried,

@@ -4,10 +4,6 @@
     clippy::print_stderr,
     reason = "a command-line tool talks to its terminal"
 )]
-#![expect(
-    clippy::doc_markdown,
-    reason = "doc comments are the help text, where backticks would be seen"
-)]
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -281,28 +281,30 @@ fn kind_name(kind: Kind) -> &'static str {
 }
 
 fn findings(checks: &[Check]) -> Findings {
-    let mut table = Table::new(&["op", "dtype", "result", "error", "bound", ""]);
+    let mut table = Table::new(&["op", "dtype", "errors", "bound", ""]);
     let mut findings = Findings { notes: vec![BOUNDS.to_owned()], ..Findings::default() };
     let mut data = Vec::new();
-    for Check { op, kind, result, error, bound } in checks {
-        let (kind, is_right) = (kind_name(*kind), error <= bound);
-        let verdict = if is_right { "ok" } else { "WRONG" };
-        table.rows.push(vec![
-            op.clone(),
-            kind.to_owned(),
-            (*result).to_owned(),
-            format!("{error:.1e}"),
-            format!("{bound:.0e}"),
-            verdict.to_owned(),
-        ]);
-        if !is_right {
-            let line = format!("{op}, {kind}, {result}: error {error:.1e} is above {bound:.0e}");
-            findings.failures.push(line);
+    for of_op in checks.chunk_by(|a, b| (&a.op, a.kind) == (&b.op, b.kind)) {
+        let (name, kind, bound) = (&of_op[0].op, kind_name(of_op[0].kind), of_op[0].bound);
+        for Check { result, error, .. } in of_op {
+            // JSON has no infinity; such an error is null.
+            data.push(json!({"op": name, "dtype": kind, "result": result, "error": error, "bound": bound}));
+            if *error > bound {
+                let line =
+                    format!("{name}, {kind}, {result}: error {error:.1e} is above {bound:.1e}");
+                findings.failures.push(line);
+            }
         }
-        // JSON has no infinity; such an error is null.
-        data.push(
-            json!({"op": op, "dtype": kind, "result": result, "error": error, "bound": bound}),
-        );
+        let errors: Vec<String> =
+            of_op.iter().map(|check| format!("{} {:.1e}", check.result, check.error)).collect();
+        let is_right = of_op.iter().all(|check| check.error <= bound);
+        table.rows.push(vec![
+            name.clone(),
+            kind.to_owned(),
+            errors.join(", "),
+            format!("{bound:.1e}"),
+            if is_right { "ok" } else { "WRONG" }.to_owned(),
+        ]);
     }
     findings.tables = vec![table];
     findings.data = json!(data);

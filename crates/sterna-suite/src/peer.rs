@@ -66,11 +66,10 @@ impl Peer<'_> {
         let watched =
             process::watch(&mut command, Ranks::Itself, &self.folder.join("log.txt"), limits)?;
         let mut result: Value = read_json(&file).unwrap_or_else(|_| json!({}));
-        match watched.end {
-            End::Done => {}
-            End::OutOfMemory => result["status"] = json!("out of memory"),
+        if watched.end != End::Done {
             // What it wrote before stands.
-            End::Failed(why) => result["status"] = json!(format!("failed: {why}")),
+            result["status"] = json!(watched.end.to_string());
+            result["timed_out"] = json!(watched.end == End::TimedOut);
         }
         result["wall_seconds"] = json!(watched.wall.as_secs_f64());
         Ok(result)

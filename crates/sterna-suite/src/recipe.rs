@@ -41,6 +41,12 @@ fn chat(row: usize, answer_len: usize) -> String {
         .to_string()
 }
 
+/// The status of what went through.
+pub const DONE: &str = "done";
+
+/// The status of what lacked memory, which is a result.
+pub const OUT_OF_MEMORY: &str = "out of memory";
+
 /// A training of the suite: what is changed in [`base`], and how the program is started.
 #[derive(Debug, Clone)]
 pub struct Training {
@@ -83,15 +89,13 @@ impl Trained {
         self.steps.iter().filter_map(|step| step.device_reserved_peak).max()
     }
 
-    /// Why there are no figures.
-    pub fn trouble(&self, steps: usize) -> Option<String> {
+    /// `done`, or how else it ended; fewer than `steps` in its metrics are a failure.
+    pub fn status(&self, steps: usize) -> String {
         match &self.watched.end {
             End::Done if self.steps.len() < steps => {
-                Some(format!("{} of {steps} steps are in its metrics", self.steps.len()))
+                format!("failed: {} of {steps} steps are in its metrics", self.steps.len())
             }
-            End::Done => None,
-            End::OutOfMemory => Some("out of memory".to_owned()),
-            End::Failed(why) => Some(why.clone()),
+            end => end.to_string(),
         }
     }
 }

@@ -71,6 +71,9 @@ pub fn write(context: &Context) -> Result<()> {
         ("All runs of the shape", shape),
         ("All searches for the longest sequence", longest::findings(&searches)),
     ] {
+        if findings.tables.iter().all(|table| table.rows.is_empty()) {
+            continue;
+        }
         let _ = write!(text, "## {title}\n\n");
         for table in &findings.tables {
             text += &markdown(table);
@@ -155,7 +158,7 @@ fn markdown(table: &Table) -> String {
         format!("| {} |\n", cells.join(" | "))
     };
     let mut text = line(&table.head);
-    text += &format!("|{}\n", "---|".repeat(table.head.len()));
+    let _ = writeln!(text, "|{}", "---|".repeat(table.head.len()));
     for row in &table.rows {
         text += &line(row);
     }

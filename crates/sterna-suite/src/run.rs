@@ -76,8 +76,7 @@ fn one(context: &Context, spec: &Spec, systems: &[String]) -> Result<Section> {
     let error = match watched.end {
         End::Done if findings.is_none() => Some("it left no findings".to_owned()),
         End::Done => None,
-        End::OutOfMemory => Some("out of memory".to_owned()),
-        End::Failed(why) => Some(why),
+        end => Some(end.to_string()),
     };
     Ok(Section {
         name: spec.name.to_owned(),

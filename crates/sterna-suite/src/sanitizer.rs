@@ -68,11 +68,10 @@ fn check(context: &Context, sanitizer: &Path, tool: &str) -> Result<String> {
     let watched = process::watch(&mut command, Ranks::Itself, &log, limits)?;
     Ok(match watched.end {
         End::Done => CLEAN.to_owned(),
-        End::OutOfMemory => "out of memory".to_owned(),
-        End::Failed(why) => {
+        end => {
             let text = std::fs::read_to_string(&log).unwrap_or_default();
             let summary = text.lines().rev().find(|line| line.contains("ERROR SUMMARY"));
-            summary.map_or(why, |line| line.trim_start_matches('=').trim().to_owned())
+            summary.map_or(end.to_string(), |line| line.trim_start_matches('=').trim().to_owned())
         }
     })
 }

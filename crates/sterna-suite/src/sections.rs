@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 use crate::context::Context;
 use crate::peer::SYSTEMS;
@@ -116,13 +116,10 @@ const fn long(
 ///
 /// A name that there is not, with those that there are.
 pub fn find(name: &str) -> Result<&'static Spec> {
-    match QUICK.iter().chain(&LONG).find(|spec| spec.name == name) {
-        Some(spec) => Ok(spec),
-        None => {
-            let names: Vec<&str> = QUICK.iter().chain(&LONG).map(|spec| spec.name).collect();
-            bail!("no section is named `{name}`; there are {}", names.join(", "))
-        }
-    }
+    QUICK.iter().chain(&LONG).find(|spec| spec.name == name).ok_or_else(|| {
+        let names: Vec<&str> = QUICK.iter().chain(&LONG).map(|spec| spec.name).collect();
+        anyhow!("no section is named `{name}`; there are {}", names.join(", "))
+    })
 }
 
 impl Spec {

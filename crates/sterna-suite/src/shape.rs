@@ -12,13 +12,14 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sterna_bench::figures::{shortest_and_median, thousands};
+use sterna_bench::process::End;
 use sterna_hf::ModelConfig;
 use sterna_train::flops::model_tflos;
 
 use self::profile::Profile;
 use crate::context::Context;
 use crate::peer::{Peer, SYSTEMS};
-use crate::recipe::{Training, write_documents};
+use crate::recipe::{DONE, Training, write_documents};
 use crate::record::{Findings, Table, read_json, write_json};
 
 /// Ours, beside [`SYSTEMS`].
@@ -35,7 +36,7 @@ pub struct RunResult {
     pub layers: usize,
     /// `done`, `out of memory`, `not run: ..` or `failed: ..`.
     pub status: String,
-    /// Settings of ours, or the peer's optimizer.
+    /// Settings of ours.
     pub how: String,
     /// Of the measured steps.
     pub step_seconds: Vec<f64>,
@@ -52,7 +53,7 @@ pub struct RunResult {
 impl RunResult {
     /// Whether it has figures.
     pub fn is_done(&self) -> bool {
-        self.status == "done"
+        self.status == DONE
     }
 
     /// Shortest and median seconds of a step.
@@ -88,8 +89,9 @@ pub fn run(context: &Context, case: Case, systems: &[&str]) -> Result<Findings> 
         let least = Duration::from_secs(if context.is_tiny { 1 } else { 30 });
         if i > 0 && left < least {
             if !folder.join("result.json").exists() {
-                let status = "not run: the time of this command was spent before it; name it behind the command";
-                write_json(&folder.join("result.json"), &not_run(context, case, system, status))?;
+                let status =
+                    format!("{NOT_RUN}: the time of this command was spent before it; {ALONE}");
+                write_json(&folder.join("result.json"), &not_run(context, case, system, &status))?;
             }
             continue;
         }
@@ -186,21 +188,40 @@ fn ours(context: &Context, case: Case, model: &Path, folder: &Path) -> Result<Ru
     training.settings.extend(profile.settings());
     let trained = training.run(context)?;
     fs::remove_file(&data).ok();
-    let status = match trained.trouble(case.steps + 1) {
-        None => "done".to_owned(),
-        Some(trouble) if trouble == "out of memory" => trouble,
-        Some(trouble) => format!("failed: {trouble}"),
+    let seconds: Vec<f64> = trained.steps.iter().map(|step| step.seconds).collect();
+    let (warmup, measured) = seconds.split_at(seconds.len().min(1));
+    let (status, step_seconds) = if trained.watched.end == End::TimedOut {
+        timed_out(warmup, measured)
+    } else {
+        (trained.status(case.steps + 1), measured.to_vec())
     };
     Ok(RunResult {
         status,
         how: profile.name(),
-        step_seconds: trained.steps.iter().skip(1).map(|step| step.seconds).collect(),
+        step_seconds,
         losses: trained.steps.iter().map(|step| step.loss).collect(),
         device_peak: trained.device_peak(),
         host_peak: trained.host_peak(),
         ..not_run(context, case, STERNA, "")
     })
 }
+
+/// What is made of a run that was ended after its time: the steps that it measured, or else the first, which at such lengths is a few
+/// percent longer than others.
+fn timed_out(warmup: &[f64], measured: &[f64]) -> (String, Vec<f64>) {
+    let seconds = if measured.is_empty() { warmup } else { measured };
+    if seconds.is_empty() {
+        (format!("{NOT_RUN}: no step ended in the time of this command; {ALONE}"), Vec::new())
+    } else {
+        (DONE.to_owned(), seconds.to_vec())
+    }
+}
+
+/// How the status of what was not measured begins.
+const NOT_RUN: &str = "not run";
+
+/// What to do about a system that others took the time of.
+const ALONE: &str = "name it alone behind the command";
 
 fn theirs(
     context: &Context,
@@ -226,11 +247,16 @@ fn theirs(
             .map(|all| all.iter().filter_map(Value::as_f64).collect())
             .unwrap_or_default()
     };
-    let text = |value: &Value| value.as_str().unwrap_or("failed: it wrote no result").to_owned();
+    let measured = numbers(&result["step_seconds"]);
+    let (status, step_seconds) = if result["timed_out"] == json!(true) {
+        timed_out(&numbers(&result["warmup_seconds"]), &measured)
+    } else {
+        let status = result["status"].as_str().unwrap_or("failed: it wrote no result");
+        (status.to_owned(), measured)
+    };
     Ok(RunResult {
-        status: text(&result["status"]),
-        how: result["optimizer"].as_str().unwrap_or_default().to_owned(),
-        step_seconds: numbers(&result["step_seconds"]),
+        status,
+        step_seconds,
         losses: numbers(&result["losses"]),
         device_peak: result["device_peak_bytes"].as_u64(),
         host_peak: result["host_peak_bytes"].as_u64(),
@@ -334,6 +360,13 @@ pub fn findings(context: &Context, results: &[RunResult]) -> Result<Findings> {
         "Full fine-tuning in bf16, one document of the exact length a step, every token a label, one warm-up step. FLOPs of the model: causal \
          attention counted once, no recompute. Of the median step. Device: what libtorch's allocator had taken at most; host: resident at \
          most. GB are 10^9 bytes."
+            .to_owned(),
+    );
+    findings.notes.push(
+        "Ours: fp32 masters and gradients, bf16 moments: 14 bytes a parameter with the weights; attention outputs are kept as far as memory \
+         goes. Peers: torch.optim.AdamW(fused=True) on bf16 weights and bf16 moments without fp32 masters, 8 bytes a parameter, gradients \
+         freed between steps. A system builds on the one above it: gradient checkpointing of every layer; liger-kernel; DeepSpeed's tiled \
+         MLP and tiled loss in place of liger; the same with the inputs of layers on the host."
             .to_owned(),
     );
     findings.data = json!(data);

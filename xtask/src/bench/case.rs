@@ -133,8 +133,7 @@ impl Case {
         self.runs.iter().find_map(|run| match &run.watched.end {
             End::Done if run.steps.len() < 2 => Some("too few steps".to_owned()),
             End::Done => None,
-            End::OutOfMemory => Some("out of memory".to_owned()),
-            End::Failed(why) => Some(format!("failed: {why}")),
+            end => Some(end.to_string()),
         })
     }
 
@@ -226,11 +225,7 @@ impl Run {
         let peaks = &self.watched.peaks;
         json!({
             "command": self.command,
-            "end": match &self.watched.end {
-                End::Done => "done".to_owned(),
-                End::OutOfMemory => "out of memory".to_owned(),
-                End::Failed(why) => format!("failed: {why}"),
-            },
+            "end": self.watched.end.to_string(),
             "wall_seconds": self.watched.wall.as_secs_f64(),
             "load_before": self.load_before,
             "peak_bytes_of_ranks": peaks.iter().map(|peak| peak.resident).collect::<Vec<_>>(),

@@ -75,10 +75,16 @@ impl Profile {
     /// The same in words.
     pub fn name(self) -> String {
         let Self { optimizer_on, kept_on, inputs_every, head_groups } = self;
-        format!(
-            "fp32 masters and gradients, bf16 moments, on the {optimizer_on}; kept on the {kept_on}: every input no. {inputs_every}, attention as \
-             far as memory goes; {head_groups} groups of heads"
-        )
+        let inputs = match inputs_every {
+            1 => "all inputs".to_owned(),
+            every => format!("every input no. {every}"),
+        };
+        let groups = if head_groups == 1 {
+            String::new()
+        } else {
+            format!(", {head_groups} groups of heads")
+        };
+        format!("optimizer on the {optimizer_on}, {inputs} on the {kept_on}{groups}")
     }
 }
 
