@@ -2,7 +2,7 @@
 //!
 //! A clean checkout needs Rust, a C++ compiler and python3 with pip; every task fetches what else it needs and says so.
 //! Rust rather than make or shell, so that chores are type-checked, tested and the same on every machine.
-//! Depends on nothing of ours: it must build before libtorch is there.
+//! Depends on nothing of ours that reaches libtorch: it must build before that is there.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,

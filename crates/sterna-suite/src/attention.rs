@@ -81,7 +81,7 @@ pub fn run(context: &Context) -> Result<Findings> {
         for &kernel in kernels {
             match measure(context, len, kernel) {
                 Ok(times) => measured.push(times),
-                Err(error) => findings.failures.push(format!(
+                Err(error) => findings.fail(&format!(
                     "{} of {} tokens: {error}",
                     kernel.name(),
                     thousands(len as usize)

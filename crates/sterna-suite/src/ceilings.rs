@@ -31,7 +31,7 @@ pub fn run(context: &Context) -> Result<Findings> {
         ..Findings::default()
     };
     if !(rate.is_finite() && rate > 0.0) {
-        findings.failures.push(format!("the rate of bf16 products is {rate}"));
+        findings.fail(&format!("the rate of bf16 products is {rate}"));
     }
     Ok(findings)
 }

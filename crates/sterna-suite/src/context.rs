@@ -34,6 +34,12 @@ impl Context {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
+    /// The same with a nearer deadline, if `limit` is nearer.
+    #[must_use]
+    pub fn within(&self, limit: Duration) -> Self {
+        Self { deadline: self.deadline.min(Instant::now() + limit), ..self.clone() }
+    }
+
     /// As `sterna train --device` and the Python scripts take it.
     pub fn device_name(&self) -> &'static str {
         if self.device.is_cuda() { "cuda" } else { "cpu" }

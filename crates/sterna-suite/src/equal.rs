@@ -1,5 +1,7 @@
 //! The same numbers whatever computes them and wherever they wait: whole trainings of a tiny model, compared step by step.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use serde_json::{Value, json};
 
@@ -9,6 +11,9 @@ use crate::record::{Findings, Table};
 
 /// The tiny model's steps.
 const STEPS: usize = 4;
+
+/// What one run may take: one that hangs costs no other.
+const MOST: Duration = Duration::from_secs(40);
 
 /// Largest relative differences of losses and of gradient norms.
 #[derive(Debug, Clone, Copy)]
@@ -58,12 +63,12 @@ pub fn run(context: &Context) -> Result<Findings> {
     let mut runs: Vec<Option<Trained>> = Vec::new();
     let mut data = Vec::new();
     for variant in &variants {
-        let trained = variant.training.run(context)?;
+        let trained = variant.training.run(&context.within(MOST))?;
         let seconds = trained.watched.wall.as_secs_f64();
         let like = variants[variant.like].name;
         let status = trained.status(STEPS);
         if status != DONE {
-            findings.failures.push(format!("{}: {status}", variant.name));
+            findings.fail(&format!("{}: {status}", variant.name));
             let dash = || "-".to_owned();
             table.rows.push(vec![
                 variant.name.to_owned(),
@@ -83,7 +88,7 @@ pub fn run(context: &Context) -> Result<Findings> {
                 let is_right =
                     found.loss <= variant.bounds.loss && found.norm <= variant.bounds.norm;
                 if !is_right {
-                    findings.failures.push(format!(
+                    findings.fail(&format!(
                         "{} and {like}: losses differ by {:.1e} (bound {:.0e}), norms by {:.1e} (bound {:.0e})",
                         variant.name, found.loss, variant.bounds.loss, found.norm, variant.bounds.norm
                     ));

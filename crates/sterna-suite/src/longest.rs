@@ -66,7 +66,7 @@ impl Ladder {
 pub fn run(context: &Context, systems: &[&str]) -> Result<Findings> {
     for (i, &system) in systems.iter().enumerate() {
         let share = context.time_left() / (systems.len() - i) as u32;
-        let context = Context { deadline: std::time::Instant::now() + share, ..context.clone() };
+        let context = context.within(share);
         let found = if system == STERNA { ours(&context)? } else { theirs(&context, system)? };
         write_json(&folder(&context, system).join("result.json"), &found)?;
     }
@@ -245,7 +245,7 @@ pub fn findings(results: &[Longest]) -> Findings {
             result.status.replace('|', "/"),
         ]);
         if result.status.starts_with("failed") {
-            findings.failures.push(format!("{}: {}", result.system, result.status));
+            findings.fail(&format!("{}: {}", result.system, result.status));
         }
     }
     findings.notes.push(

@@ -5,6 +5,8 @@
 
 mod attention;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use anyhow::Result;
 use serde_json::json;
 use sterna_ops::cross_entropy::{self, IGNORE_INDEX};
@@ -63,11 +65,13 @@ pub(crate) struct Checks {
     kind: Kind,
     seed: i64,
     found: Vec<Check>,
+    /// Ops that ended in a panic, with its words.
+    panics: Vec<String>,
 }
 
 impl Checks {
     fn new(device: Device, is_tiny: bool, kind: Kind) -> Self {
-        Self { device, is_tiny, kind, seed: 0, found: Vec::new() }
+        Self { device, is_tiny, kind, seed: 0, found: Vec::new(), panics: Vec::new() }
     }
 
     /// Normal numbers times `scale` that the dtype can hold, in double precision on the CPU. Each call draws others.
@@ -81,6 +85,16 @@ impl Checks {
     /// As an op gets it.
     fn given(&self, x: &Tensor) -> Tensor {
         x.to_device(self.device).to_kind(self.kind)
+    }
+
+    /// Runs `check` and keeps its words if it panics.
+    fn protected(&mut self, name: &str, check: impl FnOnce(&mut Self)) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| check(self))) {
+            let words = panic.downcast_ref::<String>().cloned();
+            let words = words.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));
+            let kind = kind_name(self.kind);
+            self.panics.push(format!("{name}, {kind}: {}", words.unwrap_or_default()));
+        }
     }
 
     fn compare(&mut self, op: &str, bound: Bound, results: &[(&'static str, &Tensor, &Tensor)]) {
@@ -124,40 +138,52 @@ fn with_gradients(
     (y.detach(), gradients)
 }
 
-/// Checks every op in both dtypes.
+/// Checks every op but attention in both dtypes.
 ///
 /// # Errors
 ///
 /// None: what is wrong is among the findings.
 pub fn run(context: &Context) -> Result<Findings> {
-    let mut found = Vec::new();
-    for kind in KINDS {
-        let mut checks = Checks::new(context.device, context.is_tiny, kind);
-        fused_checks(&mut checks);
-        linear_checks(&mut checks);
-        attention::checks(&mut checks);
-        found.append(&mut checks.found);
-    }
-    Ok(findings(&found))
+    let checks = [&FUSED[..], &[("linear", linear_checks)]].concat();
+    Ok(findings(&run_all(context.device, context.is_tiny, &checks)))
+}
+
+/// Checks attention by each kernel, in a section of its own: what a kernel breaks for good costs no other op.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn run_attention(context: &Context) -> Result<Findings> {
+    let checks: [Op; 1] = [("attention", attention::checks)];
+    Ok(findings(&run_all(context.device, context.is_tiny, &checks)))
 }
 
 /// Runs every fused kernel at the sizes of a tiny run, for memory checkers, and returns what was wrong.
 pub fn fused(device: Device) -> Vec<String> {
-    let mut found = Vec::new();
-    for kind in KINDS {
-        let mut checks = Checks::new(device, true, kind);
-        fused_checks(&mut checks);
-        found.append(&mut checks.found);
-    }
-    findings(&found).failures
+    findings(&run_all(device, true, &FUSED)).failures
 }
 
+/// The name of an op, and what checks it.
+type Op = (&'static str, fn(&mut Checks));
+
 /// The ops that have kernels of ours.
-fn fused_checks(checks: &mut Checks) {
-    cross_entropy_checks(checks);
-    rope_checks(checks);
-    swiglu_checks(checks);
-    rms_norm_checks(checks);
+const FUSED: [Op; 4] = [
+    ("cross-entropy", cross_entropy_checks),
+    ("rotary", rope_checks),
+    ("SwiGLU", swiglu_checks),
+    ("RMSNorm", rms_norm_checks),
+];
+
+/// Runs some checks in both dtypes. One that panics, as an op does that libtorch refuses, costs only itself.
+fn run_all(device: Device, is_tiny: bool, ops: &[Op]) -> Vec<Checks> {
+    let of_kind = |kind| {
+        let mut checks = Checks::new(device, is_tiny, kind);
+        for (name, check) in ops {
+            checks.protected(name, check);
+        }
+        checks
+    };
+    KINDS.into_iter().map(of_kind).collect()
 }
 
 fn cross_entropy_checks(checks: &mut Checks) {
@@ -280,11 +306,15 @@ fn kind_name(kind: Kind) -> &'static str {
     if kind == Kind::BFloat16 { "bf16" } else { "fp32" }
 }
 
-fn findings(checks: &[Check]) -> Findings {
+fn findings(all: &[Checks]) -> Findings {
     let mut table = Table::new(&["op", "dtype", "errors", "bound", ""]);
     let mut findings = Findings { notes: vec![BOUNDS.to_owned()], ..Findings::default() };
     let mut data = Vec::new();
-    for of_op in checks.chunk_by(|a, b| (&a.op, a.kind) == (&b.op, b.kind)) {
+    for panic in all.iter().flat_map(|checks| &checks.panics) {
+        findings.fail(panic);
+    }
+    let found = all.iter().flat_map(|checks| checks.found.chunk_by(|a, b| a.op == b.op));
+    for of_op in found {
         let (name, kind, bound) = (&of_op[0].op, kind_name(of_op[0].kind), of_op[0].bound);
         for Check { result, error, .. } in of_op {
             // JSON has no infinity; such an error is null.
@@ -292,7 +322,7 @@ fn findings(checks: &[Check]) -> Findings {
             if *error > bound {
                 let line =
                     format!("{name}, {kind}, {result}: error {error:.1e} is above {bound:.1e}");
-                findings.failures.push(line);
+                findings.fail(&line);
             }
         }
         let errors: Vec<String> =

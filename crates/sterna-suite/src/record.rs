@@ -36,6 +36,15 @@ pub struct Findings {
     pub data: Value,
 }
 
+impl Findings {
+    /// Adds what is wrong: the first line of `why`, since libtorch's texts go on for pages.
+    pub fn fail(&mut self, why: &str) {
+        const MOST: usize = 400;
+        let line = why.lines().next().unwrap_or_default();
+        self.failures.push(line.chars().take(MOST).collect());
+    }
+}
+
 /// A section and how it went.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Section {

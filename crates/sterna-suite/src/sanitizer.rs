@@ -42,7 +42,7 @@ pub fn run(context: &Context) -> Result<Findings> {
     for tool in TOOLS {
         let result = check(context, &sanitizer, tool)?;
         if result != CLEAN {
-            findings.failures.push(format!("{tool}: {result}"));
+            findings.fail(&format!("{tool}: {result}"));
         }
         data.push(json!({"tool": tool, "result": result}));
         findings.tables[0].rows.push(vec![tool.to_owned(), result]);

@@ -36,17 +36,23 @@ enum Work {
 }
 
 /// The quick suite: under ten minutes in all.
-pub const QUICK: [Spec; 6] = [
+pub const QUICK: [Spec; 7] = [
     Spec {
         name: "ops",
         title: "Ops against double precision",
-        seconds: 80,
+        seconds: 40,
         work: Work::Checks(ops::run),
+    },
+    Spec {
+        name: "attention-ops",
+        title: "Attention against double precision",
+        seconds: 50,
+        work: Work::Checks(ops::run_attention),
     },
     Spec {
         name: "ceilings",
         title: "Ceilings of the card",
-        seconds: 40,
+        seconds: 30,
         work: Work::Checks(ceilings::run),
     },
     Spec {

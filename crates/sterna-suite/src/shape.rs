@@ -348,7 +348,7 @@ pub fn findings(context: &Context, results: &[RunResult]) -> Result<Findings> {
         let is_wrong =
             result.status.starts_with("failed") || (result.system == STERNA && !result.is_done());
         if is_wrong {
-            findings.failures.push(format!(
+            findings.fail(&format!(
                 "{} at {} tokens: {}",
                 result.system,
                 thousands(result.length),

@@ -29,11 +29,12 @@ fn report(out: &Path) -> (String, Value) {
 fn sections_that_pass_leave_a_figure_in_every_line() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("report");
-    let output = suite(&out, "/bin/true", &["ops", "ceilings", "attention", "sanitizer"]);
+    let output =
+        suite(&out, "/bin/true", &["ops", "attention-ops", "ceilings", "attention", "sanitizer"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     let (text, json) = report(&out);
     let sections = json["sections"].as_array().unwrap();
-    assert_eq!(sections.len(), 4);
+    assert_eq!(sections.len(), 5);
     for section in sections {
         assert_eq!(section["error"], Value::Null, "{section}");
         let rows = section["findings"]["tables"][0]["rows"].as_array().unwrap();
