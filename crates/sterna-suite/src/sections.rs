@@ -58,7 +58,7 @@ pub const QUICK: [Spec; 7] = [
     Spec {
         name: "attention",
         title: "Attention at head size 128",
-        seconds: 70,
+        seconds: 60,
         work: Work::Checks(attention::run),
     },
     Spec {
@@ -70,13 +70,13 @@ pub const QUICK: [Spec; 7] = [
     Spec {
         name: "sanitizer",
         title: "Memory checker on the fused kernels",
-        seconds: 60,
+        seconds: 90,
         work: Work::Checks(sanitizer::run),
     },
     Spec {
         name: "shape",
         title: "The 8B shape with 2 layers at 32K",
-        seconds: 170,
+        seconds: 150,
         work: Work::Shape { lengths: &[(32_768, 2)], layers: 2, is_slope: false },
     },
 ];

@@ -220,8 +220,8 @@ fn timed_out(warmup: &[f64], measured: &[f64]) -> (String, Vec<f64>) {
 /// How the status of what was not measured begins.
 const NOT_RUN: &str = "not run";
 
-/// What to do about a system that others took the time of.
-const ALONE: &str = "name it alone behind the command";
+/// What to do about a system that others took the time of: how such a status ends.
+pub const ALONE: &str = "name it alone behind the command";
 
 fn theirs(
     context: &Context,
