@@ -163,7 +163,7 @@ impl Measured {
                 );
                 if peer.shortest_that_does_not_fit.is_none() {
                     // It might go on.
-                    let shown = format!("{shown}, whose search went only {}", peer.status);
+                    let shown = format!("{shown}, whose search ended while steps still fitted");
                     return Requirement { what, required: 4.0, reached: Some(ratio), is_met: None, shown };
                 }
                 (Some(ratio), shown)

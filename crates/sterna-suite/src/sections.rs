@@ -169,7 +169,7 @@ impl Spec {
                     let case = Case {
                         // Powers of two in the same order, small.
                         length: if context.is_tiny { length >> 8 } else { length },
-                        layers: if context.is_tiny { 2 } else { layers },
+                        layers: layers.min(shape::all_layers(context)?),
                         steps,
                         profile: is_slope.then_some(FLAT),
                     };
