@@ -68,13 +68,16 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds both programs and returns where they are.
-fn build(root: &Path) -> Result<[PathBuf; 2]> {
+/// The programs of a bundle: the first becomes the second.
+const PROGRAMS: [&str; 3] = ["sterna", "sterna-engine", "sterna-suite"];
+
+/// Builds the programs and returns where they are.
+fn build(root: &Path) -> Result<[PathBuf; 3]> {
     let mut cargo = stage::cargo(root);
     cargo.args(["build", "--release", "--locked", "--features", "sterna/cuda"]);
     stage::run(cargo.args(["--package", "sterna", "--package", "sterna-suite"]))?;
     let folder = demo::target_directory(root)?.join("release");
-    Ok([folder.join("sterna"), folder.join("sterna-suite")])
+    Ok(PROGRAMS.map(|name| folder.join(name)))
 }
 
 fn copy(root: &Path, binaries: &[PathBuf], bundle: &Path) -> Result<()> {

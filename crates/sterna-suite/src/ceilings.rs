@@ -1,7 +1,8 @@
-//! What the card can do at most: matrix products, copies within it, copies to and from the host.
+//! What the card can do at most: matrix products, copies within it, copies to and from the host; and how near ops come to it.
 
 use anyhow::Result;
 use serde_json::{Value, json};
+use sterna_ops::{cross_entropy, linear, rms_norm, swiglu};
 use tch::{Device, Kind, Tensor};
 
 use crate::context::Context;
@@ -20,11 +21,12 @@ pub fn run(context: &Context) -> Result<Findings> {
     let mut rows = Rows::default();
     let rate = products(context, &mut rows);
     copies(context, &mut rows);
+    ops(context, &mut rows);
     let mut findings = Findings {
         tables: vec![rows.table],
         notes: vec![
             "Random numbers, not zeros, which run faster. A rate is that of the median; a copy within the device counts bytes read and \
-             bytes written."
+             bytes written. An op's rate counts each input and each result once: near that of the copy, there is nothing left to gain."
                 .to_owned(),
         ],
         data: json!({ "rows": rows.data, GEMM_RATE: rate }),
@@ -110,4 +112,43 @@ fn copies(context: &Context, rows: &mut Rows) {
         let times = time(context, || memory.copy_(&other));
         rows.add(&format!("device to host, {kind}"), &size, times, bytes as f64, "B");
     }
+}
+
+/// What `sterna-ops` does beside products and attention, at the 8B shape, beside libtorch's own where it has one; and the gradient of a
+/// weight, rounded to bf16 and added in fp32.
+fn ops(context: &Context, rows: &mut Rows) {
+    let (len, width, hidden, vocab) =
+        if context.is_tiny { (16, 64, 32, 101) } else { (16_384, 14_336, 4096, 128_256) };
+    let random = |size: &[i64]| Tensor::randn(size, (Kind::BFloat16, context.device));
+    let (x, d_x) = (random(&[len, hidden]), random(&[len, hidden]));
+    let weight = random(&[hidden]);
+    let mut add = |what: &str, size: [i64; 2], tensors: i64, work: &mut dyn FnMut()| {
+        let bytes = (tensors * size[0] * size[1] * 2) as f64;
+        rows.add(what, &format!("{} x {}", size[0], size[1]), time(context, work), bytes, "B");
+    };
+    let size = [len, hidden];
+    add("RMSNorm forward", size, 2, &mut || drop(rms_norm::forward(&x, &weight, 1e-5)));
+    add("RMSNorm forward, libtorch's", size, 2, &mut || {
+        drop(x.rms_norm(hidden, Some(&weight), 1e-5));
+    });
+    let mut d_weight = Tensor::zeros(hidden, (Kind::Float, context.device));
+    add("RMSNorm backward", size, 3, &mut || {
+        drop(rms_norm::backward(&d_x, &x, &weight, 1e-5, Some(&mut d_weight)));
+    });
+    let [gate, up, d_y] = [0; 3].map(|_| random(&[len, width]));
+    let size = [len, width];
+    add("SwiGLU forward", size, 3, &mut || drop(swiglu::forward(&gate, &up)));
+    add("SwiGLU backward", size, 5, &mut || drop(swiglu::backward(&d_y, &gate, &up)));
+    let logits = random(&[len / 16, vocab]);
+    let labels = Tensor::zeros(len / 16, (Kind::Int64, context.device));
+    add("cross-entropy with gradient", [len / 16, vocab], 2, &mut || {
+        drop(cross_entropy::forward_backward(&logits, &labels, 1.0));
+    });
+    let mut d_weight = Tensor::zeros([width, hidden], (Kind::Float, context.device));
+    let flop = 2.0 * (len * width * hidden) as f64;
+    let size = format!("{width} x {len} x {hidden}");
+    let times = time(context, || drop(d_y.tr().mm(&x)));
+    rows.add("weight gradient, bf16", &size, times, flop, "FLOP");
+    let times = time(context, || linear::backward_params(&d_y, &x, Some(&mut d_weight), None));
+    rows.add("weight gradient, added in fp32", &size, times, flop, "FLOP");
 }

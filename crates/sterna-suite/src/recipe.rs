@@ -161,7 +161,9 @@ impl Training {
             fs::remove_file(&metrics)?;
         }
         let mut command = Command::new(&context.sterna);
-        command.arg("train").arg(recipe).args(["--device", self.device]);
+        // Said, since without it there is a rank for each GPU.
+        command.arg("train").arg(recipe).args(["--num_gpus", &self.ranks.to_string()]);
+        command.args(["--device", self.device]);
         command.env("HF_HUB_OFFLINE", "1");
         let limits = Limits { least_available: 0, time: Some(context.time_left()) };
         let log = self.folder.join("log.txt");

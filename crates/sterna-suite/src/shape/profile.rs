@@ -8,28 +8,48 @@ use crate::recipe::{Predicted, Training};
 /// Settings of `memory` in the recipe, with a name for the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Profile {
-    /// Masters and moments, and with them the gradients.
+    /// Masters and moments.
     optimizer_on: &'static str,
+    gradients_on: &'static str,
     /// Kept inputs of blocks, and attention outputs.
     kept_on: &'static str,
     inputs_every: u64,
     head_groups: u64,
 }
 
-/// The fastest first. fp32 masters, bf16 moments and fp32 gradients are 12 bytes a parameter, 90 GiB of 8B: they fit the card or the
-/// host, and what is kept for the backward the other.
-const PROFILES: [Profile; 6] = [
-    Profile { optimizer_on: "device", kept_on: "host", inputs_every: 1, head_groups: 1 },
-    Profile { optimizer_on: "device", kept_on: "host", inputs_every: 1, head_groups: 4 },
-    Profile { optimizer_on: "device", kept_on: "host", inputs_every: 2, head_groups: 8 },
-    Profile { optimizer_on: "host", kept_on: "device", inputs_every: 1, head_groups: 8 },
-    Profile { optimizer_on: "host", kept_on: "device", inputs_every: 4, head_groups: 8 },
-    Profile { optimizer_on: "host", kept_on: "device", inputs_every: 8, head_groups: 8 },
+impl Profile {
+    /// Everything of the optimizer on the card, and what is kept on the host.
+    const fn on_device(inputs_every: u64, head_groups: u64) -> Self {
+        Self {
+            optimizer_on: "device",
+            gradients_on: "device",
+            kept_on: "host",
+            inputs_every,
+            head_groups,
+        }
+    }
+
+    /// The optimizer on the host, and what is kept on the card.
+    const fn on_host(gradients_on: &'static str, inputs_every: u64) -> Self {
+        Self { optimizer_on: "host", gradients_on, kept_on: "device", inputs_every, head_groups: 8 }
+    }
+}
+
+/// The fastest first. Of 8B, fp32 masters and bf16 moments are 60 GiB and fp32 gradients 30: they fit the card or the host, and what is
+/// kept for the backward the other.
+const PROFILES: [Profile; 8] = [
+    Profile::on_device(1, 1),
+    Profile::on_device(1, 4),
+    Profile::on_device(2, 8),
+    Profile::on_host("device", 2),
+    Profile::on_host("device", 4),
+    Profile::on_host("host", 2),
+    Profile::on_host("host", 4),
+    Profile::on_host("host", 8),
 ];
 
 /// What a token costs least of the card with, short of recomputing more: for the slope.
-pub const FLAT: Profile =
-    Profile { optimizer_on: "device", kept_on: "host", inputs_every: 1, head_groups: 8 };
+pub const FLAT: Profile = Profile::on_device(1, 8);
 
 /// Bytes of the card that the plan does not count: the CUDA context, cuDNN's and cuBLAS's workspaces, the sum of query gradients in
 /// single precision, holes.
@@ -64,6 +84,7 @@ impl Profile {
     pub fn settings(self) -> Vec<(String, Value)> {
         vec![
             ("memory.optimizer_on".to_owned(), json!(self.optimizer_on)),
+            ("memory.gradients_on".to_owned(), json!(self.gradients_on)),
             ("memory.moments_dtype".to_owned(), json!("bf16")),
             ("memory.inputs_on".to_owned(), json!(self.kept_on)),
             ("memory.attention_on".to_owned(), json!(self.kept_on)),
@@ -74,7 +95,7 @@ impl Profile {
 
     /// The same in words.
     pub fn name(self) -> String {
-        let Self { optimizer_on, kept_on, inputs_every, head_groups } = self;
+        let Self { optimizer_on, gradients_on, kept_on, inputs_every, head_groups } = self;
         let inputs = match inputs_every {
             1 => "all inputs".to_owned(),
             every => format!("every input no. {every}"),
@@ -84,7 +105,9 @@ impl Profile {
         } else {
             format!(", {head_groups} groups of heads")
         };
-        format!("optimizer on the {optimizer_on}, {inputs} on the {kept_on}{groups}")
+        format!(
+            "optimizer on the {optimizer_on}, gradients on the {gradients_on}, {inputs} on the {kept_on}{groups}"
+        )
     }
 }
 
