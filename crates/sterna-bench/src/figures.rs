@@ -13,6 +13,15 @@ pub fn thousands(number: usize) -> String {
     text
 }
 
+/// A rate: `788`, `12.3`, `2.1e-3`.
+pub fn rate(value: f64) -> String {
+    match value {
+        100.0.. => format!("{value:.0}"),
+        1.0.. => format!("{value:.1}"),
+        _ => format!("{value:.1e}"),
+    }
+}
+
 /// The smallest and the median of some times; `None` of none.
 pub fn shortest_and_median(mut times: Vec<f64>) -> Option<(f64, f64)> {
     times.sort_by(f64::total_cmp);
@@ -34,6 +43,11 @@ mod tests {
         assert_eq!(thousands(512), "512");
         assert_eq!(thousands(16384), "16,384");
         assert_eq!(thousands(1_048_576), "1,048,576");
+    }
+
+    #[test]
+    fn rates_have_digits_at_every_size() {
+        assert_eq!([788.4, 12.34, 0.0021].map(rate), ["788", "12.3", "2.1e-3"]);
     }
 
     #[test]

@@ -2,9 +2,11 @@
 //!
 //! `sterna-ops` gives documents from `LEAST_CUDNN_LEN` tokens on to cuDNN. This section measures where that should be.
 
+use std::time::Instant;
+
 use anyhow::Result;
 use serde_json::{Value, json};
-use sterna_bench::figures::thousands;
+use sterna_bench::figures::{rate, thousands};
 use sterna_ops::attention::{AttentionSpec, Documents, Implementation, backward, forward};
 use sterna_torch_sys::cuda_attention::{
     PackedLengths, cudnn_backward, cudnn_forward, flash_backward, flash_forward,
@@ -131,7 +133,11 @@ fn measure(context: &Context, len: i64, kernel: Kernel) -> Result<Measured> {
         Kernel::Cudnn => cudnn_forward([&q, &k, &v], true, scale),
         Kernel::Cpu => Ok(forward(&q, &k, &v, &spec, &documents)),
     };
+    context.synchronize();
+    let started = Instant::now();
     let (o, lse) = run_forward()?;
+    context.synchronize();
+    let first = started.elapsed().as_secs_f64();
     let inputs = [&d_o, &q, &k, &v, &o, &lse];
     let run_backward = || match kernel {
         Kernel::Flash => flash_backward(inputs, &lengths, scale).map(drop),
@@ -149,7 +155,7 @@ fn measure(context: &Context, len: i64, kernel: Kernel) -> Result<Measured> {
             }
         })
     };
-    let forward = timed(&|| run_forward().map(drop));
+    let forward = Times { first, ..timed(&|| run_forward().map(drop)) };
     let backward = timed(&run_backward);
     match failed {
         Some(error) => Err(error.into()),
@@ -180,9 +186,9 @@ fn table(measured: &[Measured]) -> Table {
             thousands(row.len as usize),
             row.kernel.name().to_owned(),
             format!("{:.3}", row.forward.median * 1e3),
-            format!("{:.1}", flop / row.forward.median / 1e12),
+            rate(flop / row.forward.median / 1e12),
             format!("{:.3}", row.backward.median * 1e3),
-            format!("{:.1}", 2.5 * flop / row.backward.median / 1e12),
+            rate(2.5 * flop / row.backward.median / 1e12),
             format!("{:.1}", row.plan() * 1e3),
         ]);
     }

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use serde_json::{Value, json};
+use sterna_bench::figures;
 use sterna_ops::{cross_entropy, linear, rms_norm, swiglu};
 use tch::{Device, Kind, Tensor};
 
@@ -55,8 +56,8 @@ impl Rows {
     fn add(&mut self, what: &str, size: &str, times: Times, amount: f64, unit: &str) -> f64 {
         let rate = amount / times.median;
         let shown = match unit {
-            "FLOP" => format!("{:.1} TFLOP/s", rate / 1e12),
-            _ => format!("{:.1} GB/s", rate / 1e9),
+            "FLOP" => format!("{} TFLOP/s", figures::rate(rate / 1e12)),
+            _ => format!("{} GB/s", figures::rate(rate / 1e9)),
         };
         self.table.rows.push(vec![
             what.to_owned(),
