@@ -301,8 +301,11 @@ pub fn gemm_rate(context: &Context) -> Option<f64> {
     section["findings"]["data"][crate::ceilings::GEMM_RATE].as_f64()
 }
 
-/// bf16 rate of the datasheet of an H200, FLOP/s.
-pub const DATASHEET_RATE: f64 = 989e12;
+/// The datasheet's rate of bf16 products for this card, FLOP/s; `None` on a CPU and for a card that no table of ours has.
+pub fn datasheet_rate(context: &Context) -> Option<f64> {
+    let tch::Device::Cuda(index) = context.device else { return None };
+    sterna_train::flops::datasheet_rate(&sterna_torch_sys::cuda::properties(index).ok()?.name)
+}
 
 /// The table of some runs, and what failed in them.
 ///
@@ -316,7 +319,7 @@ pub fn findings(context: &Context, results: &[RunResult]) -> Result<Findings> {
         "system",
         "step, s: shortest / median",
         "tokens/s",
-        "MFU of measured / of 989",
+        "MFU of datasheet / of measured",
         "device, GB",
         "host, GB",
         "loss, first / last",
@@ -324,12 +327,12 @@ pub fn findings(context: &Context, results: &[RunResult]) -> Result<Findings> {
         "how",
     ];
     let mut findings = Findings { tables: vec![Table::new(&head)], ..Findings::default() };
-    let rate = gemm_rate(context);
+    let (rate, datasheet) = (gemm_rate(context), datasheet_rate(context));
     let mut data = Vec::new();
     for result in results {
         let flop = step_flop(context, result.length, result.layers)?;
         let mfu = |rate: f64| result.seconds().map(|(_, median)| flop / median / rate);
-        let (of_measured, of_datasheet) = (rate.and_then(mfu), mfu(DATASHEET_RATE));
+        let (of_measured, of_datasheet) = (rate.and_then(mfu), datasheet.and_then(mfu));
         let ratio = results
             .iter()
             .find(|other| {
@@ -397,7 +400,7 @@ fn row(
         result.system.clone(),
         time,
         dash(speed),
-        format!("{} / {}", percent(of_measured), percent(of_datasheet)),
+        format!("{} / {}", percent(of_datasheet), percent(of_measured)),
         gigabytes(result.device_peak),
         gigabytes(result.host_peak),
         dash(losses.map(|(first, last)| format!("{first:.3} / {last:.3}"))),
