@@ -27,7 +27,7 @@ mkdir -p "$out"
 
 # A report in any case: one that says why there is none.
 give_up() {
-    echo "error: $*" >&2
+    echo "error: ${*#error: }" >&2
     printf '# Sterna: the suite could not run\n\n%s\n' "$*" > "$out/report.md"
     exit 2
 }
@@ -61,8 +61,10 @@ fi
 export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$(cd "$site" && pwd)"
 
 # The sections have limits of their own; this one is for a suite that hangs itself.
-timeout --kill-after=3 597 "$here/bin/sterna-suite" run "${words[@]}" "${tiny[@]}" --out "$out" \
-    --inputs "$here/inputs" --peers "$here/peers" --sterna "$here/bin/sterna" --python "$python"
+timeout --kill-after=3 590 "$here/bin/sterna-suite" run "${words[@]}" "${tiny[@]}" --out "$out" \
+    --inputs "$here/inputs" --peers "$here/peers" --sterna "$here/bin/sterna" --python "$python" 2> "$out/errors.txt"
 status=$?
+[[ $status -ne 2 || -e $out/report.md ]] || give_up "$(cat "$out/errors.txt")"
+cat "$out/errors.txt" >&2
 [[ $status -lt 124 ]] || echo "error: the suite was ended with status $status; $out/report.md has what it found" >&2
 exit "$status"

@@ -103,8 +103,8 @@ pub const LONG: [Spec; 7] = [
     },
 ];
 
-/// A command on a lent machine ends after 600 s; the report is written in what this leaves.
-const LONGEST_COMMAND: u64 = 585;
+/// A machine is often lent for commands of 600 s: what this leaves is for the start of python, and for the report.
+const LONGEST_COMMAND: u64 = 570;
 
 const fn long(
     name: &'static str,
@@ -195,7 +195,7 @@ mod tests {
     fn the_quick_suite_and_each_long_command_end_within_ten_minutes() {
         let quick: u64 = QUICK.iter().map(|spec| spec.seconds).sum();
         assert!(quick < 590, "{quick}");
-        assert!(LONG.iter().all(|spec| spec.seconds < 590));
+        assert!(LONG.iter().all(|spec| spec.seconds < 580));
     }
 
     #[test]
