@@ -167,9 +167,14 @@ fn ended(status: ExitStatus, said: &str) -> End {
     // Ours say `error: ...` and then where; Python says at the end what it was. Progress bars rewrite their line.
     let lines = said.lines().map(|line| line.rsplit('\r').next().unwrap_or(line).trim());
     let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
-    let named = lines.iter().find(|line| line.starts_with("error:") || line.contains("] error:"));
-    let last = named.or(lines.last()).copied().unwrap_or("it said nothing");
-    End::Failed(format!("{status}: {last}"))
+    let is_named = |line: &&str| line.starts_with("error:") || line.contains("] error:");
+    let first = lines.iter().position(is_named).unwrap_or(lines.len().saturating_sub(1));
+    let mut words = lines.get(first).copied().unwrap_or("it said nothing").to_owned();
+    for cause in lines.iter().skip(first + 1).take_while(|line| line.starts_with("caused by:")) {
+        words.push_str(", ");
+        words.push_str(cause);
+    }
+    End::Failed(format!("{status}: {words}"))
 }
 
 /// `root` and all processes below it, each with its parent.
@@ -312,6 +317,12 @@ mod tests {
         assert_eq!(
             words("echo error: unknown key; echo 1 error; exit 2"),
             failed("error: unknown key")
+        );
+        assert_eq!(
+            words(
+                "echo error: no device; echo '  caused by: no driver'; echo; echo hint: buy one; exit 2"
+            ),
+            failed("error: no device, caused by: no driver")
         );
         assert_eq!(words("exit 2"), failed("it said nothing"));
     }
