@@ -6,11 +6,9 @@
 mod case;
 mod chats;
 mod figures;
-mod machine;
 mod options;
 mod plot;
 mod policy;
-mod process;
 mod recipe;
 mod reference;
 mod table;
@@ -21,10 +19,11 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
+use sterna_bench::process::{End, Limits, Ranks, Watched};
+use sterna_bench::{machine, metrics, process};
 
 use self::case::{Case, Predicted, Run, System};
 use self::options::{HELP, Input, Options};
-use self::process::{End, Ranks, Watched};
 use self::recipe::{METRICS, Recipe};
 use self::reference::Reference;
 use crate::{demo, inputs, libtorch, stage};
@@ -196,12 +195,12 @@ impl<'a> Bench<'a> {
         let typed = self.typed(&command);
         let load_before = machine::load();
         let ranks = if is_ours { Ranks::Children } else { Ranks::Itself };
-        let watched: Watched =
-            process::watch(&mut command, ranks, &self.root.join(&folder).join("log.txt"))?;
-        let metrics = fs::read_to_string(self.root.join(&folder).join(METRICS)).unwrap_or_default();
+        let log = self.root.join(&folder).join("log.txt");
+        let watched: Watched = process::watch(&mut command, ranks, &log, Limits::default())?;
+        let text = fs::read_to_string(self.root.join(&folder).join(METRICS)).unwrap_or_default();
         // Gigabytes, and rebuilt from the chats in seconds.
         fs::remove_dir_all(self.root.join(&folder).join("cache")).ok();
-        Ok(Run { command: typed, watched, steps: case::steps(&metrics), load_before })
+        Ok(Run { command: typed, watched, steps: metrics::steps(&text), load_before })
     }
 
     /// The folder with the chats for a configuration, in the format that its system reads; written if it is not there.
@@ -357,7 +356,6 @@ fn progress(case: &Case) -> String {
             let seconds = case.step_seconds().map_or(0.0, |(min, _)| min);
             format!("{name}: {seconds:.2} s a step, {:.2} GB at most ({wall})", peak as f64 / 1e9)
         }
-        End::OutOfMemory => format!("{name}: out of memory ({wall})"),
-        End::Failed(why) => format!("{name}: failed, {why} ({wall})"),
+        end => format!("{name}: {end} ({wall})"),
     }
 }

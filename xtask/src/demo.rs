@@ -79,6 +79,11 @@ What to type next:",
 /// Builds the release binary and returns its path.
 pub(crate) fn build(root: &Path) -> Result<std::path::PathBuf> {
     stage::run(stage::cargo(root).args(["build", "--release", "--locked", "--package", "sterna"]))?;
+    Ok(target_directory(root)?.join("release/sterna"))
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target_directory(root: &Path) -> Result<std::path::PathBuf> {
     let metadata = stage::output(stage::cargo(root).args([
         "metadata",
         "--format-version=1",
@@ -90,7 +95,7 @@ pub(crate) fn build(root: &Path) -> Result<std::path::PathBuf> {
     let target = metadata["target_directory"]
         .as_str()
         .context("`cargo metadata` names no target directory")?;
-    Ok(Path::new(target).join("release/sterna"))
+    Ok(Path::new(target).to_path_buf())
 }
 
 /// Losses of the first and the last evaluation in a metrics file.

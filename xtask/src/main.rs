@@ -2,7 +2,7 @@
 //!
 //! A clean checkout needs Rust, a C++ compiler and python3 with pip; every task fetches what else it needs and says so.
 //! Rust rather than make or shell, so that chores are type-checked, tested and the same on every machine.
-//! Depends on nothing of ours: it must build before libtorch is there.
+//! Depends on nothing of ours that reaches libtorch: it must build before that is there.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -12,6 +12,7 @@
 mod bench;
 mod demo;
 mod fuzz;
+mod gpu_bundle;
 mod inputs;
 mod libtorch;
 mod soak;
@@ -41,6 +42,8 @@ Tasks:
   soak              Kill a short run hundreds of times at random, and compare what it ends with bit for bit
   bench KIND        Measure peak memory (`memory`) or time (`step`) over lengths, ranks and policies, beside
                     the reference if you like; `cargo xtask bench --help` tells more
+  gpu-bundle        Make one folder, .sterna/gpu-bundle/, that proves and measures everything on a machine with
+                    a GPU: copy it there and run its run.sh
   fuzz [--seconds N] [TARGET]...
                     Feed broken files to every reader, or to some, for N seconds each (10 if not said);
                     `--list` lists them
@@ -91,6 +94,7 @@ fn run(args: &[String]) -> Result<()> {
             };
             libtorch::install(&root, flavor).map(drop)
         }
+        "gpu-bundle" => gpu_bundle::run(&root),
         "inputs" => inputs::fetch(&root).map(drop),
         "help" | "-h" | "--help" => {
             print!("{HELP}");

@@ -1,10 +1,12 @@
 //! One configuration, what its runs measured, and what follows from that.
 
 use serde_json::{Value, json};
+use sterna_bench::figures::shortest_and_median;
+use sterna_bench::metrics::Step;
+use sterna_bench::process::{End, Watched};
 
 use super::options::{Input, Options};
 use super::policy::Policy;
-use super::process::{End, Watched};
 
 /// Which program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,22 +39,6 @@ pub(super) struct Run {
     pub(super) steps: Vec<Step>,
     /// Processes that wanted to run in the minute before.
     pub(super) load_before: Option<f64>,
-}
-
-/// What a metrics file says of one step.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Step {
-    pub(super) loss: f64,
-    /// Seconds of forward, backward and optimizer.
-    pub(super) seconds: f64,
-    /// The same and what is between two steps.
-    pub(super) whole_seconds: f64,
-    /// Tokens with padding.
-    pub(super) padded: f64,
-    /// Tokens of data; the reference does not say.
-    pub(super) tokens: Option<f64>,
-    /// The largest resident memory that any rank has had so far, in bytes; the reference does not say.
-    pub(super) peak: Option<u64>,
 }
 
 /// Bytes of one rank.
@@ -118,14 +104,7 @@ impl Case {
     /// Fastest and median seconds of the measured steps of all runs.
     pub(super) fn step_seconds(&self) -> Option<(f64, f64)> {
         let measured = self.done()?.iter().flat_map(|run| run.steps.iter().skip(1));
-        let mut times: Vec<f64> = measured.map(|step| step.seconds).collect();
-        times.sort_by(f64::total_cmp);
-        let median = match times.len() {
-            0 => return None,
-            n if n % 2 == 1 => times[n / 2],
-            n => f64::midpoint(times[n / 2 - 1], times[n / 2]),
-        };
-        Some((times[0], median))
+        shortest_and_median(measured.map(|step| step.seconds).collect())
     }
 
     /// Tokens of data in a measured step, on average.
@@ -154,8 +133,7 @@ impl Case {
         self.runs.iter().find_map(|run| match &run.watched.end {
             End::Done if run.steps.len() < 2 => Some("too few steps".to_owned()),
             End::Done => None,
-            End::OutOfMemory => Some("out of memory".to_owned()),
-            End::Failed(why) => Some(format!("failed: {why}")),
+            end => Some(end.to_string()),
         })
     }
 
@@ -247,11 +225,7 @@ impl Run {
         let peaks = &self.watched.peaks;
         json!({
             "command": self.command,
-            "end": match &self.watched.end {
-                End::Done => "done".to_owned(),
-                End::OutOfMemory => "out of memory".to_owned(),
-                End::Failed(why) => format!("failed: {why}"),
-            },
+            "end": self.watched.end.to_string(),
             "wall_seconds": self.watched.wall.as_secs_f64(),
             "load_before": self.load_before,
             "peak_bytes_of_ranks": peaks.iter().map(|peak| peak.resident).collect::<Vec<_>>(),
@@ -259,22 +233,6 @@ impl Run {
             "steps": steps,
         })
     }
-}
-
-/// The steps in the text of a metrics file; other lines, as of evaluations, are left out.
-pub(super) fn steps(metrics: &str) -> Vec<Step> {
-    let step = |line: &str| {
-        let row: Value = serde_json::from_str(line).ok()?;
-        Some(Step {
-            loss: row["loss"].as_f64()?,
-            seconds: row["step_time"].as_f64()?,
-            whole_seconds: row["iter_time"].as_f64()?,
-            padded: row["seqlen"].as_f64()?,
-            tokens: row["num_tokens"].as_f64(),
-            peak: row["peak_memory_bytes"].as_u64(),
-        })
-    };
-    metrics.lines().filter_map(step).collect()
 }
 
 /// All configurations, those to compare next to each other: the reference's, then ours, length by length.
@@ -314,8 +272,8 @@ pub(super) mod tests {
     use std::time::Duration;
 
     use super::super::policy;
-    use super::super::process::Peak;
     use super::*;
+    use sterna_bench::process::Peak;
 
     /// A configuration with one run: a warm-up and steps of the given seconds, which takes `peak` bytes.
     pub(in super::super) fn case(
@@ -332,6 +290,7 @@ pub(super) mod tests {
             padded: length as f64,
             tokens: is_ours.then_some(length as f64 - 16.0),
             peak: None,
+            ..Step::default()
         };
         let peak = Peak { resident: peak, anonymous: peak / 2 };
         let watched = Watched { end: End::Done, peaks: vec![peak], wall: Duration::from_mins(1) };
@@ -380,19 +339,6 @@ pub(super) mod tests {
         case.runs[0].watched.end = End::Done;
         case.runs[0].steps.truncate(1);
         assert_eq!(case.trouble().as_deref(), Some("too few steps"));
-    }
-
-    #[test]
-    fn steps_of_both_systems_are_read() {
-        let text = "\
-{\"iter\":1,\"loss\":3.5,\"iter_time\":2.0,\"step_time\":1.5,\"seqlen\":512.0,\"num_tokens\":500}
-{\"iter\":1,\"loss/eval\":3.0}
-{\"epoch\": 0, \"iter\": 2, \"loss\": 3.25, \"iter_time\": 1.0, \"step_time\": 0.5, \"seqlen\": 512.0}
-";
-        let steps = steps(text);
-        assert_eq!(steps.len(), 2);
-        assert_eq!((steps[0].loss, steps[0].tokens), (3.5, Some(500.0)));
-        assert_eq!((steps[1].seconds, steps[1].tokens), (0.5, None));
     }
 
     #[test]

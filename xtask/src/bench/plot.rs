@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use super::table::thousands;
+use sterna_bench::figures::thousands;
 
 /// A figure: panels one above the other under one title.
 pub(super) struct Figure {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use serde_json::Value;
+use sterna_bench::figures::thousands;
 
 use super::case::{Case, System};
 use super::options::Options;
@@ -159,24 +160,11 @@ fn facts(options: &Options, machine: &Value, versions: &Value) -> String {
     text
 }
 
-/// `16,384`.
-pub(super) fn thousands(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::case::tests::case;
-    use super::super::process::End;
     use super::*;
+    use sterna_bench::process::End;
 
     #[test]
     fn a_row_has_every_figure_and_its_ratio_to_the_reference() {
@@ -200,13 +188,5 @@ mod tests {
         );
         let columns = |line: &str| line.matches('|').count();
         assert!(text.lines().all(|line| columns(line) == columns(rows[0])), "{text}");
-    }
-
-    #[test]
-    fn digits_are_grouped() {
-        assert_eq!(thousands(7), "7");
-        assert_eq!(thousands(512), "512");
-        assert_eq!(thousands(16384), "16,384");
-        assert_eq!(thousands(1_048_576), "1,048,576");
     }
 }

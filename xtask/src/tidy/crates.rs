@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 /// Each crate of ours with those it may depend on; a new edge is a reviewed change of this table (ARCHITECTURE.md).
-const ALLOWED: [(&str, &[&str]); 15] = [
+const ALLOWED: [(&str, &[&str]); 17] = [
     (
         "sterna",
         &[
@@ -47,20 +47,26 @@ const ALLOWED: [(&str, &[&str]); 15] = [
     // Its tests hold kernels against the ops that define them.
     ("sterna-fake-cuda", &["sterna-ops", "sterna-torch-sys"]),
     ("sterna-testkit", &[]),
-    ("xtask", &[]),
+    ("sterna-bench", &[]),
+    (
+        "sterna-suite",
+        &["sterna-bench", "sterna-hf", "sterna-ops", "sterna-torch-sys", "sterna-train"],
+    ),
+    ("xtask", &["sterna-bench"]),
 ];
 
 /// Any crate of ours may use them in its tests, none in its code.
 const FOR_TESTS: [&str; 2] = ["sterna-testkit", "sterna-fake-cuda"];
 
 /// Compile and test in seconds, because they never link libtorch.
-const WITHOUT_TORCH: [&str; 6] = [
+const WITHOUT_TORCH: [&str; 7] = [
     "sterna-recipe",
     "sterna-hf",
     "sterna-data",
     "sterna-checkpoint",
     "sterna-launch",
     "sterna-fuzz",
+    "sterna-bench",
 ];
 
 const TORCH: [&str; 2] = ["tch", "torch-sys"];

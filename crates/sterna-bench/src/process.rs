@@ -1,6 +1,7 @@
 //! Runs one command and watches the memory of its processes.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
@@ -20,7 +21,7 @@ const LEAST_AVAILABLE: u64 = 300_000_000;
 
 /// Which processes of a command are ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ranks {
+pub enum Ranks {
     /// The process that was started.
     Itself,
     /// Its children, or itself where it has none.
@@ -29,29 +30,61 @@ pub(super) enum Ranks {
 
 /// The memory of one process, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Peak {
+pub struct Peak {
     /// Resident, the kernel's high-water mark.
-    pub(super) resident: u64,
+    pub resident: u64,
     /// Resident and not of a file, sampled.
-    pub(super) anonymous: u64,
+    pub anonymous: u64,
 }
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub enum End {
+    /// With exit status 0.
     Done,
+    /// Memory of the machine or of the GPU was not enough.
     OutOfMemory,
+    /// By us, after its time.
+    TimedOut,
     /// With what it said last.
     Failed(String),
 }
 
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done => write!(f, "done"),
+            Self::OutOfMemory => write!(f, "out of memory"),
+            Self::TimedOut => write!(f, "failed: it was ended after its time"),
+            Self::Failed(why) => write!(f, "failed: {why}"),
+        }
+    }
+}
+
 /// One run of a command.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Watched {
-    pub(super) end: End,
+pub struct Watched {
+    /// How it ended.
+    pub end: End,
     /// One for each rank, in the order in which they were started.
-    pub(super) peaks: Vec<Peak>,
-    pub(super) wall: Duration,
+    pub peaks: Vec<Peak>,
+    /// From start to end.
+    pub wall: Duration,
+}
+
+/// When a run is ended from outside.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// With less than so many bytes available on the machine, it counts as out of memory.
+    pub least_available: u64,
+    /// After so long, it counts as timed out.
+    pub time: Option<Duration>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { least_available: LEAST_AVAILABLE, time: None }
+    }
 }
 
 /// Runs `command` to its end, its output in the file `log`.
@@ -59,12 +92,7 @@ pub(super) struct Watched {
 /// # Errors
 ///
 /// When it cannot be started, or the log cannot be written; that the command fails is not an error.
-pub(super) fn watch(command: &mut Command, ranks: Ranks, log: &Path) -> Result<Watched> {
-    watch_above(LEAST_AVAILABLE, command, ranks, log)
-}
-
-/// The same, with the bytes that must stay available.
-fn watch_above(least: u64, command: &mut Command, ranks: Ranks, log: &Path) -> Result<Watched> {
+pub fn watch(command: &mut Command, ranks: Ranks, log: &Path, limits: Limits) -> Result<Watched> {
     let file = File::create(log).with_context(|| format!("cannot write `{}`", log.display()))?;
     let program = command.get_program().to_owned();
     let start = Instant::now();
@@ -77,7 +105,7 @@ fn watch_above(least: u64, command: &mut Command, ranks: Ranks, log: &Path) -> R
     let root = child.id();
     // By process id; the value's second half is the parent's.
     let mut found: BTreeMap<u32, (Peak, u32)> = BTreeMap::new();
-    let mut was_stopped = false;
+    let mut stopped = None;
     let mut period = 0;
     let status = loop {
         if let Some(status) = child.try_wait()? {
@@ -88,8 +116,12 @@ fn watch_above(least: u64, command: &mut Command, ranks: Ranks, log: &Path) -> R
             for (pid, parent) in &alive {
                 found.entry(*pid).or_insert((Peak::default(), *parent));
             }
-            if available().is_some_and(|bytes| bytes < least) {
-                was_stopped = true;
+            if available().is_some_and(|bytes| bytes < limits.least_available) {
+                stopped = Some(End::OutOfMemory);
+                kill_with_children(root);
+            }
+            if limits.time.is_some_and(|limit| start.elapsed() > limit) {
+                stopped = Some(End::TimedOut);
                 kill_with_children(root);
             }
         }
@@ -101,7 +133,7 @@ fn watch_above(least: u64, command: &mut Command, ranks: Ranks, log: &Path) -> R
     };
     let said = fs::read(log).unwrap_or_default();
     let said = String::from_utf8_lossy(&said);
-    let end = if was_stopped { End::OutOfMemory } else { ended(status, &said) };
+    let end = stopped.unwrap_or_else(|| ended(status, &said));
     let children: Vec<Peak> =
         found.values().filter(|(_, parent)| *parent == root).map(|(peak, _)| *peak).collect();
     let peaks = match ranks {
@@ -112,9 +144,11 @@ fn watch_above(least: u64, command: &mut Command, ranks: Ranks, log: &Path) -> R
 }
 
 /// The kernel's out-of-memory killer sends SIGKILL, which our launcher names; allocators of libtorch, C++ and Python say it in words.
-const OUT_OF_MEMORY: [&str; 5] = [
+const OUT_OF_MEMORY: [&str; 6] = [
     "ended by signal 9",
     "can't allocate memory",
+    // libtorch's allocator on a GPU.
+    "out of memory",
     "Cannot allocate memory",
     "std::bad_alloc",
     "MemoryError",
@@ -133,9 +167,14 @@ fn ended(status: ExitStatus, said: &str) -> End {
     // Ours say `error: ...` and then where; Python says at the end what it was. Progress bars rewrite their line.
     let lines = said.lines().map(|line| line.rsplit('\r').next().unwrap_or(line).trim());
     let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
-    let named = lines.iter().find(|line| line.starts_with("error:") || line.contains("] error:"));
-    let last = named.or(lines.last()).copied().unwrap_or("it said nothing");
-    End::Failed(format!("{status}: {last}"))
+    let is_named = |line: &&str| line.starts_with("error:") || line.contains("] error:");
+    let first = lines.iter().position(is_named).unwrap_or(lines.len().saturating_sub(1));
+    let mut words = lines.get(first).copied().unwrap_or("it said nothing").to_owned();
+    for cause in lines.iter().skip(first + 1).take_while(|line| line.starts_with("caused by:")) {
+        words.push_str(", ");
+        words.push_str(cause);
+    }
+    End::Failed(format!("{status}: {words}"))
 }
 
 /// `root` and all processes below it, each with its parent.
@@ -185,7 +224,7 @@ fn available() -> Option<u64> {
 }
 
 /// The bytes of a line `NAME: N kB`.
-pub(super) fn field(text: &str, name: &str) -> Option<u64> {
+pub fn field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kilobytes * 1024)
@@ -214,7 +253,8 @@ mod tests {
 
     fn shell(script: &str, ranks: Ranks) -> Watched {
         let dir = tempfile::tempdir().unwrap();
-        watch(Command::new("sh").args(["-c", script]), ranks, &dir.path().join("log")).unwrap()
+        let log = dir.path().join("log");
+        watch(Command::new("sh").args(["-c", script]), ranks, &log, Limits::default()).unwrap()
     }
 
     #[test]
@@ -247,11 +287,23 @@ mod tests {
         let script = format!("(sleep 2; touch {}) & wait", late.display());
         let mut command = Command::new("sh");
         command.args(["-c", &script]);
+        let limits = Limits { least_available: u64::MAX, ..Limits::default() };
         let watched =
-            watch_above(u64::MAX, &mut command, Ranks::Children, &dir.path().join("log")).unwrap();
+            watch(&mut command, Ranks::Children, &dir.path().join("log"), limits).unwrap();
         assert_eq!(watched.end, End::OutOfMemory);
         sleep(Duration::from_millis(2500));
         assert!(!late.exists(), "the child went on");
+    }
+
+    #[test]
+    fn a_command_that_hangs_is_ended_and_told_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = Limits { time: Some(Duration::from_millis(300)), ..Limits::default() };
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 60"]);
+        let watched = watch(&mut command, Ranks::Itself, &dir.path().join("log"), limits).unwrap();
+        assert_eq!(watched.end, End::TimedOut);
+        assert!(watched.wall < Duration::from_secs(30));
     }
 
     #[test]
@@ -265,6 +317,12 @@ mod tests {
         assert_eq!(
             words("echo error: unknown key; echo 1 error; exit 2"),
             failed("error: unknown key")
+        );
+        assert_eq!(
+            words(
+                "echo error: no device; echo '  caused by: no driver'; echo; echo hint: buy one; exit 2"
+            ),
+            failed("error: no device, caused by: no driver")
         );
         assert_eq!(words("exit 2"), failed("it said nothing"));
     }

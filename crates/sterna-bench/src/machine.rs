@@ -6,10 +6,10 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::process::field;
+use crate::process::field;
 
 /// Facts about the machine and the checkout; what cannot be found out is null.
-pub(super) fn facts(root: &Path) -> Value {
+pub fn facts(root: &Path) -> Value {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     json!({
@@ -24,13 +24,18 @@ pub(super) fn facts(root: &Path) -> Value {
     })
 }
 
+/// Memory of the machine, in bytes.
+pub fn memory_bytes() -> Option<u64> {
+    field(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal")
+}
+
 /// Cores that this process may use.
-pub(super) fn cores() -> usize {
+pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, Into::into)
 }
 
 /// Processes that wanted to run in the last minute, on average.
-pub(super) fn load() -> Option<f64> {
+pub fn load() -> Option<f64> {
     fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
 }
 
@@ -40,7 +45,7 @@ fn cpu_model(cpuinfo: &str) -> Option<&str> {
 }
 
 /// What a command writes, if it succeeds.
-pub(super) fn said(command: &mut Command) -> Option<String> {
+pub fn said(command: &mut Command) -> Option<String> {
     let output = command.output().ok().filter(|output| output.status.success())?;
     Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
 }

@@ -1,0 +1,150 @@
+//! Memory settings of the 8B shape: the fastest that the plan of `sterna check` says fit the card and the host.
+
+use serde_json::{Value, json};
+
+use crate::context::Context;
+use crate::recipe::{Predicted, Training};
+
+/// Settings of `memory` in the recipe, with a name for the report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Profile {
+    /// Masters and moments.
+    optimizer_on: &'static str,
+    gradients_on: &'static str,
+    /// Kept inputs of blocks, and attention outputs.
+    kept_on: &'static str,
+    inputs_every: u64,
+    head_groups: u64,
+}
+
+impl Profile {
+    /// Everything of the optimizer on the card, and what is kept on the host.
+    const fn on_device(inputs_every: u64, head_groups: u64) -> Self {
+        Self {
+            optimizer_on: "device",
+            gradients_on: "device",
+            kept_on: "host",
+            inputs_every,
+            head_groups,
+        }
+    }
+
+    /// The optimizer on the host, and what is kept on the card.
+    const fn on_host(gradients_on: &'static str, inputs_every: u64) -> Self {
+        Self { optimizer_on: "host", gradients_on, kept_on: "device", inputs_every, head_groups: 8 }
+    }
+}
+
+/// The fastest first. Of 8B, fp32 masters and bf16 moments are 60 GiB and fp32 gradients 30: they fit the card or the host, and what is
+/// kept for the backward the other.
+const PROFILES: [Profile; 7] = [
+    Profile::on_device(1, 1),
+    Profile::on_device(1, 4),
+    Profile::on_device(2, 8),
+    Profile::on_host("device", 2),
+    Profile::on_host("device", 4),
+    Profile::on_host("host", 2),
+    // Of longer segments, the inputs that are restored would take what is saved.
+    Profile::on_host("host", 4),
+];
+
+/// What a token costs least of the card with, short of recomputing more: for the slope.
+pub const FLAT: Profile = Profile::on_device(1, 8);
+
+/// Bytes of the card that the plan does not count: the CUDA context, cuDNN's and cuBLAS's workspaces, the sum of query gradients in
+/// single precision, holes.
+const DEVICE_RESERVE: u64 = 6 << 30;
+
+/// The same of the host: libraries, pinned buffers on their way, and whatever else runs.
+const HOST_RESERVE: u64 = 12 << 30;
+
+impl Profile {
+    /// The fastest that fits `training`; the last if none does, which the run will then tell.
+    pub fn choose(context: &Context, training: &Training) -> Self {
+        let Some(room) = Room::of(context) else { return PROFILES[0] };
+        let fits = |profile: &Self| {
+            let mut training = training.clone();
+            training.settings.extend(profile.settings());
+            training.predicted(context).is_some_and(|predicted| room.has(predicted))
+        };
+        PROFILES.into_iter().find(fits).unwrap_or(PROFILES[PROFILES.len() - 1])
+    }
+
+    /// Whether any profile fits.
+    pub fn any_fits(context: &Context, training: &Training) -> bool {
+        let Some(room) = Room::of(context) else { return true };
+        PROFILES.iter().any(|profile| {
+            let mut training = training.clone();
+            training.settings.extend(profile.settings());
+            training.predicted(context).is_some_and(|predicted| room.has(predicted))
+        })
+    }
+
+    /// Dotted keys of the recipe and their values.
+    pub fn settings(self) -> Vec<(String, Value)> {
+        vec![
+            ("memory.optimizer_on".to_owned(), json!(self.optimizer_on)),
+            ("memory.gradients_on".to_owned(), json!(self.gradients_on)),
+            ("memory.moments_dtype".to_owned(), json!("bf16")),
+            ("memory.inputs_on".to_owned(), json!(self.kept_on)),
+            ("memory.attention_on".to_owned(), json!(self.kept_on)),
+            ("memory.keep_inputs_every".to_owned(), json!(self.inputs_every)),
+            ("memory.attention_head_groups".to_owned(), json!(self.head_groups)),
+        ]
+    }
+
+    /// The same in words.
+    pub fn name(self) -> String {
+        let Self { optimizer_on, gradients_on, kept_on, inputs_every, head_groups } = self;
+        let inputs = match inputs_every {
+            1 => "all inputs".to_owned(),
+            every => format!("every input no. {every}"),
+        };
+        let groups = if head_groups == 1 {
+            String::new()
+        } else {
+            format!(", {head_groups} groups of heads")
+        };
+        format!(
+            "optimizer on the {optimizer_on}, gradients on the {gradients_on}, {inputs} on the {kept_on}{groups}"
+        )
+    }
+}
+
+/// Memory of the card and the host.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    device: u64,
+    host: u64,
+}
+
+impl Room {
+    /// `None` on a CPU, where the two are one and the sizes tiny.
+    fn of(context: &Context) -> Option<Self> {
+        let tch::Device::Cuda(index) = context.device else { return None };
+        let device = sterna_torch_sys::cuda::memory(index).ok()?.free;
+        let host = sterna_bench::machine::memory_bytes()?;
+        Some(Self { device, host })
+    }
+
+    fn has(self, needed: Predicted) -> bool {
+        needed.device + DEVICE_RESERVE <= self.device && needed.host + HOST_RESERVE <= self.host
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `sterna check` said of the 8B shape on 2026-11-21, GiB: the two ways lie at 128K and at 1M.
+    #[test]
+    fn an_h200_and_a_host_of_128_gib_have_room_for_one_of_the_two_ways() {
+        let gib = |gib: f64| (gib * f64::from(1 << 30)) as u64;
+        let room = Room { device: gib(139.0), host: gib(126.0) };
+        let needs = |device: f64, host: f64| Predicted { device: gib(device), host: gib(host) };
+        assert!(room.has(needs(113.91, 32.0)));
+        assert!(!room.has(needs(135.0, 32.0)));
+        assert!(!room.has(needs(48.0, 89.75 + 32.0)));
+        assert!(room.has(needs(113.0, 89.75)));
+    }
+}

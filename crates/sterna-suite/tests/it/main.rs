@@ -1,0 +1,4 @@
+//! The suite on a machine without a GPU.
+
+mod fake_cuda;
+mod tiny;
