@@ -136,16 +136,16 @@ impl Mapping {
 
     /// As [`Mapping::new`], its pages kept where they are, for a GPU to copy from and to. Fails with words.
     pub(super) fn new_pinned(len: usize) -> Result<Self, String> {
+        static HAS_DRIVER: LazyLock<bool> = LazyLock::new(|| {
+            // SAFETY: loads the driver's library, which is loaded already where there is a GPU.
+            unsafe { sys::is_culib_present() }
+        });
         let mut mapping =
             Self::new(len).ok_or_else(|| format!("the system has no {len} bytes left"))?;
         let start = mapping.start.as_ptr().cast();
         // Pages of 2 MiB are fewer to pin. A system that has none goes on with small ones.
         // SAFETY: the range is this mapping's.
         let _ = unsafe { libc::madvise(start, len, libc::MADV_HUGEPAGE) };
-        static HAS_DRIVER: LazyLock<bool> = LazyLock::new(|| {
-            // SAFETY: loads the driver's library, which is loaded already where there is a GPU.
-            unsafe { sys::is_culib_present() }
-        });
         if !*HAS_DRIVER {
             return Err("this machine has no NVIDIA driver to pin memory".to_owned());
         }
