@@ -47,7 +47,7 @@ pub const DONE: &str = "done";
 /// The status of what lacked memory, which is a result.
 pub const OUT_OF_MEMORY: &str = "out of memory";
 
-/// A training of the suite: what is changed in [`base`], and how the program is started.
+/// A training of the suite: what is set on top of a small recipe, and how the program is started.
 #[derive(Debug, Clone)]
 pub struct Training {
     /// The folder for recipe, log, metrics and what the run leaves.
