@@ -61,10 +61,12 @@ fi
 export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$(cd "$site" && pwd)"
 
 # The sections have limits of their own; this one is for a suite that hangs itself.
-timeout --kill-after=3 590 "$here/bin/sterna-suite" run "${words[@]}" "${tiny[@]}" --out "$out" \
+timeout --kill-after=3 $((580 - SECONDS)) "$here/bin/sterna-suite" run "${words[@]}" "${tiny[@]}" --out "$out" \
     --inputs "$here/inputs" --peers "$here/peers" --sterna "$here/bin/sterna" --python "$python" 2> "$out/errors.txt"
 status=$?
 [[ $status -ne 2 || -e $out/report.md ]] || give_up "$(cat "$out/errors.txt")"
 cat "$out/errors.txt" >&2
+# One file to bring back, and to unpack where the next command is to join its results.
+tar czf "$out.tgz" --exclude=./site -C "$out" . || echo "warning: $out.tgz cannot be written" >&2
 [[ $status -lt 124 ]] || echo "error: the suite was ended with status $status; $out/report.md has what it found" >&2
 exit "$status"

@@ -2,7 +2,7 @@
 //!
 //! `sterna-ops` gives documents from `LEAST_CUDNN_LEN` tokens on to cuDNN. This section measures where that should be.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -79,7 +79,13 @@ pub fn run(context: &Context) -> Result<Findings> {
         if context.device.is_cuda() { &[Kernel::Flash, Kernel::Cudnn] } else { &[Kernel::Cpu] };
     let mut measured = Vec::new();
     let mut findings = Findings::default();
+    let mut left = String::new();
     for &len in lens {
+        // What was measured is worth more than the longest length.
+        if context.time_left() < Duration::from_secs(12) && !context.is_tiny {
+            left = format!(" The time was up before {} tokens.", thousands(len as usize));
+            break;
+        }
         for &kernel in kernels {
             match measure(context, len, kernel) {
                 Ok(times) => measured.push(times),
@@ -94,7 +100,7 @@ pub fn run(context: &Context) -> Result<Findings> {
     findings.tables = vec![table(&measured)];
     findings.notes = vec![
         format!(
-            "bf16, causal, {} query heads on {} of size {}. FLOPs: half of the square, backward 2.5 times the forward.",
+            "bf16, causal, {} query heads on {} of size {}. FLOPs: half of the square, backward 2.5 times the forward.{left}",
             HEADS.0, HEADS.1, HEADS.2
         ),
         crossover_text(&measured),

@@ -134,7 +134,11 @@ fn longest_planned(context: &Context, ladder: &Ladder) -> Result<usize> {
         let middle = usize::midpoint(fits, does_not);
         let case = case(context, middle * ladder.unit)?;
         let training = training(context, case, &model, &folder, &data);
-        *(if Profile::any_fits(context, &training) { &mut fits } else { &mut does_not }) = middle;
+        *(if Profile::first_fitting(context, &training).is_some() {
+            &mut fits
+        } else {
+            &mut does_not
+        }) = middle;
     }
     Ok(fits * ladder.unit)
 }

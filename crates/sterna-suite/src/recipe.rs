@@ -41,6 +41,9 @@ fn chat(row: usize, answer_len: usize) -> String {
         .to_string()
 }
 
+/// With fewer bytes available a run is ended, before the system ends it or something else: pinned memory is nobody's to the system.
+const LEAST_AVAILABLE: u64 = 3 << 30;
+
 /// The status of what went through.
 pub const DONE: &str = "done";
 
@@ -114,7 +117,8 @@ impl Training {
                     "split": "train",
                     "role_mapping": {"user": "messages.role.user", "assistant": "messages.role.assistant"},
                 }],
-                "cache_dir": self.folder.join("cache"),
+                // Of all runs: compiled kernels lie there too.
+                "cache_dir": context.out.join("runs/cache"),
                 "num_proc": 1,
                 "max_length": self.max_length,
                 // Every token counts, as in the programs that this is measured beside.
@@ -165,11 +169,9 @@ impl Training {
         command.arg("train").arg(recipe).args(["--num_gpus", &self.ranks.to_string()]);
         command.args(["--device", self.device]);
         command.env("HF_HUB_OFFLINE", "1");
-        let limits = Limits { least_available: 0, time: Some(context.time_left()) };
+        let limits = Limits { least_available: LEAST_AVAILABLE, time: Some(context.time_left()) };
         let log = self.folder.join("log.txt");
         let watched = process::watch(&mut command, Ranks::Children, &log, limits)?;
-        // Rebuilt from the chats in seconds, and as large as they are.
-        fs::remove_dir_all(self.folder.join("cache")).ok();
         let text = fs::read_to_string(&metrics).unwrap_or_default();
         Ok(Trained { watched, steps: metrics::steps(&text) })
     }

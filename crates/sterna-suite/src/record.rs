@@ -32,6 +32,9 @@ pub struct Findings {
     pub notes: Vec<String>,
     /// What is not as it should be, one line each; the section has failed if there is any.
     pub failures: Vec<String>,
+    /// Why nothing was measured, where that is nobody's fault.
+    #[serde(default)]
+    pub skipped: Option<String>,
     /// The figures of the tables, unrounded.
     pub data: Value,
 }

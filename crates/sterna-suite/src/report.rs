@@ -121,7 +121,10 @@ fn overview(sections: &[Section]) -> Table {
     for section in sections {
         let verdict = match (&section.error, section.findings.failures.len()) {
             (Some(error), _) => format!("FAILED: {error}"),
-            (None, 0) => "passed".to_owned(),
+            (None, 0) => match &section.findings.skipped {
+                Some(why) => format!("skipped: {why}"),
+                None => "passed".to_owned(),
+            },
             (None, count) => format!("{count} WRONG"),
         };
         table.rows.push(vec![section.title.clone(), verdict, format!("{:.0}", section.seconds)]);

@@ -37,7 +37,10 @@ pub fn run(
         all_passed &= section.has_passed();
         let verdict = match &section.error {
             Some(error) => format!("FAILED: {error}"),
-            None if section.has_passed() => "passed".to_owned(),
+            None if section.has_passed() => match &section.findings.skipped {
+                Some(why) => format!("skipped: {why}"),
+                None => "passed".to_owned(),
+            },
             None => format!("WRONG: {}", section.findings.failures.join("; ")),
         };
         tell(&format!("{}: {verdict} ({:.0} s)", spec.name, section.seconds));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
+use serde_json::json;
 
 use crate::context::Context;
 use crate::peer::SYSTEMS;
@@ -165,6 +166,7 @@ impl Spec {
             Work::Shape { lengths, layers, is_slope } => {
                 let chosen = if is_slope { vec![STERNA] } else { chosen };
                 let mut all = Findings::default();
+                let mut data = Vec::new();
                 for (i, &(length, steps)) in lengths.iter().enumerate() {
                     let case = Case {
                         // Powers of two in the same order, small.
@@ -179,8 +181,9 @@ impl Spec {
                     if i == 0 {
                         all.notes = found.notes;
                     }
-                    all.data = found.data;
+                    data.push(found.data);
                 }
+                all.data = json!(data);
                 Ok(all)
             }
         }

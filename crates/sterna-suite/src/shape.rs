@@ -40,6 +40,10 @@ pub struct RunResult {
     pub how: String,
     /// Of the measured steps.
     pub step_seconds: Vec<f64>,
+    /// Whether that is the first step, because the time was up before another had ended: it is longer than others, by what is pinned,
+    /// planned and compiled in it.
+    #[serde(default)]
+    pub has_warmup_only: bool,
     /// Of all steps.
     pub losses: Vec<f64>,
     /// What the allocator had taken of the GPU at most.
@@ -148,6 +152,7 @@ fn not_run(context: &Context, case: Case, system: &str, status: &str) -> RunResu
         status: status.to_owned(),
         how: String::new(),
         step_seconds: Vec::new(),
+        has_warmup_only: false,
         losses: Vec::new(),
         device_peak: None,
         host_peak: None,
@@ -190,6 +195,7 @@ fn ours(context: &Context, case: Case, model: &Path, folder: &Path) -> Result<Ru
     fs::remove_file(&data).ok();
     let seconds: Vec<f64> = trained.steps.iter().map(|step| step.seconds).collect();
     let (warmup, measured) = seconds.split_at(seconds.len().min(1));
+    let has_warmup_only = trained.watched.end == End::TimedOut && measured.is_empty();
     let (status, step_seconds) = if trained.watched.end == End::TimedOut {
         timed_out(warmup, measured)
     } else {
@@ -199,6 +205,7 @@ fn ours(context: &Context, case: Case, model: &Path, folder: &Path) -> Result<Ru
         status,
         how: profile.name(),
         step_seconds,
+        has_warmup_only,
         losses: trained.steps.iter().map(|step| step.loss).collect(),
         device_peak: trained.device_peak(),
         host_peak: trained.host_peak(),
@@ -206,8 +213,7 @@ fn ours(context: &Context, case: Case, model: &Path, folder: &Path) -> Result<Ru
     })
 }
 
-/// What is made of a run that was ended after its time: the steps that it measured, or else the first, which at such lengths is a few
-/// percent longer than others.
+/// What is made of a run that was ended after its time: the steps that it measured, or else the first, which the report then says.
 fn timed_out(warmup: &[f64], measured: &[f64]) -> (String, Vec<f64>) {
     let seconds = if measured.is_empty() { warmup } else { measured };
     if seconds.is_empty() {
@@ -248,6 +254,7 @@ fn theirs(
             .unwrap_or_default()
     };
     let measured = numbers(&result["step_seconds"]);
+    let has_warmup_only = result["timed_out"] == json!(true) && measured.is_empty();
     let (status, step_seconds) = if result["timed_out"] == json!(true) {
         timed_out(&numbers(&result["warmup_seconds"]), &measured)
     } else {
@@ -257,6 +264,7 @@ fn theirs(
     Ok(RunResult {
         status,
         step_seconds,
+        has_warmup_only,
         losses: numbers(&result["losses"]),
         device_peak: result["device_peak_bytes"].as_u64(),
         host_peak: result["host_peak_bytes"].as_u64(),
@@ -388,6 +396,7 @@ fn row(
         |bytes: Option<u64>| dash(bytes.map(|bytes| format!("{:.2}", bytes as f64 / 1e9)));
     let seconds = result.seconds();
     let time = match seconds {
+        Some((_, only)) if result.has_warmup_only => format!("{only:.2}, the first step only"),
         Some((shortest, median)) => format!("{shortest:.2} / {median:.2}"),
         None => result.status.replace('|', "/"),
     };

@@ -212,9 +212,12 @@ impl Memory {
             Place::Host => 2 * width,
             Place::Disk => width,
         };
+        // Where memory decides, it may decide for some.
+        let may_keep_attention =
+            num_attention > 0 || !keep.graph && keep.attention == KeepAttention::Auto;
         let values = 2 * a.model.hidden_size
             + fetched(a.model.hidden_size, keep.inputs_on)
-            + if num_attention > 0 { fetched(a.q_width(), keep.attention_on) } else { 0 }
+            + if may_keep_attention { fetched(a.q_width(), keep.attention_on) } else { 0 }
             + 2 * a.model.head_dim;
         let values = a.batch.local_tokens * values;
         self.push(MemoryKind::ResidualStream, values, a.size, Place::Device);

@@ -61,28 +61,28 @@ fn all_published_recipes_are_accepted() {
     }
     insta::assert_snapshot!(table, @r"
     run-h100-sp1-llama-8b-baseline                             36096      16.0     134.6
-    run-h100-sp1-llama-8b                                     500224      40.0     256.7
-    run-h100-sp1-qwen3-32b                                    230144      33.4     689.7
-    run-h100-sp16-llama-70b                                    75008      31.3     157.3
-    run-h100-sp16-llama-8b                                    500000      44.7     129.5
-    run-h100-sp16-qwen3-32b                                   250000      41.3     183.1
-    run-h100-sp32-llama-70b                                   125000      36.0     185.4
+    run-h100-sp1-llama-8b                                     500224      47.6     256.7
+    run-h100-sp1-qwen3-32b                                    230144      40.5     689.7
+    run-h100-sp16-llama-70b                                    75008      33.6     157.3
+    run-h100-sp16-llama-8b                                    500000      52.3     129.5
+    run-h100-sp16-qwen3-32b                                   250000      48.9     183.1
+    run-h100-sp32-llama-70b                                   125000      39.9     185.4
     run-h100-sp32-llama-8b-baseline                             1128       6.1       3.7
-    run-h100-sp32-llama-8b                                    484376      50.4     122.0
-    run-h100-sp32-qwen3-32b                                   218752      39.1     148.8
-    run-h100-sp64-llama-70b                                   156252      43.6     207.2
-    run-h100-sp64-qwen3-32b                                   234376      47.4     150.7
+    run-h100-sp32-llama-8b                                    484376      57.8     122.0
+    run-h100-sp32-qwen3-32b                                   218752      45.8     148.8
+    run-h100-sp64-llama-70b                                   156252      48.3     207.2
+    run-h100-sp64-qwen3-32b                                   234376      54.5     150.7
     run-h100-sp8-llama-70b                                     25024      62.2     131.4
     run-h100-sp8-llama-8b-no-mlp-no-act-offload               137504      48.1      15.0
     run-h100-sp8-llama-8b-no-ulysses-no-liger-no-extras         4000       8.3      15.0
     run-h100-sp8-llama-8b-no-ulysses-yes-liger-no-extras       20000      13.1      15.0
-    run-h100-sp8-llama-8b-yes-act-offload                     300000      27.9      88.2
+    run-h100-sp8-llama-8b-yes-act-offload                     300000      32.5      88.2
     run-h100-sp8-llama-8b-yes-mlp                             150016      51.9      15.0
-    run-h100-sp8-llama-8b                                     475008      40.1     130.9
-    run-h100-sp8-qwen3-32b                                    193760      37.1     179.3
+    run-h100-sp8-llama-8b                                     475008      47.3     130.9
+    run-h100-sp8-qwen3-32b                                    193760      43.1     179.3
     run-h200-sp1-llama-8b-baseline                             65024      24.7     134.6
-    run-h200-sp1-llama-8b-liger-offload-tiled-mlp            1200128      88.5     427.6
-    run-h200-sp1-llama-8b-liger-offload                       650240      50.4     293.4
+    run-h200-sp1-llama-8b-liger-offload-tiled-mlp            1200128     106.8     427.6
+    run-h200-sp1-llama-8b-liger-offload                       650240      60.3     293.4
     run-h200-sp1-llama-8b-liger                               300032      94.8     134.6
     ");
 }
@@ -114,9 +114,9 @@ fn a_plan_reads_well() {
       optimizer state                          -          2.80 GiB
       kept activations                         -        118.26 GiB
       attention of a block             29.68 GiB                 -
-      residual stream                  15.01 GiB                 -
+      residual stream                  22.40 GiB                 -
       tile scratch                      1.11 GiB                 -
-      in all                           50.42 GiB        122.00 GiB
+      in all                           57.81 GiB        122.00 GiB
       + attention outputs                      -        120.10 GiB
 
     notes

@@ -15,6 +15,8 @@ pub struct Profile {
     kept_on: &'static str,
     inputs_every: u64,
     head_groups: u64,
+    /// Whether attention outputs are kept as far as memory goes; else none is.
+    keeps_attention: bool,
 }
 
 impl Profile {
@@ -26,12 +28,20 @@ impl Profile {
             kept_on: "host",
             inputs_every,
             head_groups,
+            keeps_attention: true,
         }
     }
 
     /// The optimizer on the host, and what is kept on the card.
     const fn on_host(gradients_on: &'static str, inputs_every: u64) -> Self {
-        Self { optimizer_on: "host", gradients_on, kept_on: "device", inputs_every, head_groups: 8 }
+        Self {
+            optimizer_on: "host",
+            gradients_on,
+            kept_on: "device",
+            inputs_every,
+            head_groups: 8,
+            keeps_attention: true,
+        }
     }
 }
 
@@ -48,8 +58,9 @@ const PROFILES: [Profile; 7] = [
     Profile::on_host("host", 4),
 ];
 
-/// What a token costs least of the card with, short of recomputing more: for the slope.
-pub const FLAT: Profile = Profile::on_device(1, 8);
+/// What a token costs least of the card with: for the slope. What waits on the host costs the card what comes of it beside what is read,
+/// so attention is computed again.
+pub const FLAT: Profile = Profile { keeps_attention: false, ..Profile::on_device(1, 8) };
 
 /// Bytes of the card that the plan does not count: the CUDA context, cuDNN's and cuBLAS's workspaces, the sum of query gradients in
 /// single precision, holes.
@@ -61,19 +72,13 @@ const HOST_RESERVE: u64 = 12 << 30;
 impl Profile {
     /// The fastest that fits `training`; the last if none does, which the run will then tell.
     pub fn choose(context: &Context, training: &Training) -> Self {
-        let Some(room) = Room::of(context) else { return PROFILES[0] };
-        let fits = |profile: &Self| {
-            let mut training = training.clone();
-            training.settings.extend(profile.settings());
-            training.predicted(context).is_some_and(|predicted| room.has(predicted))
-        };
-        PROFILES.into_iter().find(fits).unwrap_or(PROFILES[PROFILES.len() - 1])
+        Self::first_fitting(context, training).unwrap_or(PROFILES[PROFILES.len() - 1])
     }
 
-    /// Whether any profile fits.
-    pub fn any_fits(context: &Context, training: &Training) -> bool {
-        let Some(room) = Room::of(context) else { return true };
-        PROFILES.iter().any(|profile| {
+    /// The fastest that fits `training`.
+    pub fn first_fitting(context: &Context, training: &Training) -> Option<Self> {
+        let Some(room) = Room::of(context) else { return Some(PROFILES[0]) };
+        PROFILES.into_iter().find(|profile| {
             let mut training = training.clone();
             training.settings.extend(profile.settings());
             training.predicted(context).is_some_and(|predicted| room.has(predicted))
@@ -82,7 +87,7 @@ impl Profile {
 
     /// Dotted keys of the recipe and their values.
     pub fn settings(self) -> Vec<(String, Value)> {
-        vec![
+        let mut settings = vec![
             ("memory.optimizer_on".to_owned(), json!(self.optimizer_on)),
             ("memory.gradients_on".to_owned(), json!(self.gradients_on)),
             ("memory.moments_dtype".to_owned(), json!("bf16")),
@@ -90,12 +95,16 @@ impl Profile {
             ("memory.attention_on".to_owned(), json!(self.kept_on)),
             ("memory.keep_inputs_every".to_owned(), json!(self.inputs_every)),
             ("memory.attention_head_groups".to_owned(), json!(self.head_groups)),
-        ]
+        ];
+        if !self.keeps_attention {
+            settings.push(("memory.keep_attention".to_owned(), json!(false)));
+        }
+        settings
     }
 
     /// The same in words.
     pub fn name(self) -> String {
-        let Self { optimizer_on, gradients_on, kept_on, inputs_every, head_groups } = self;
+        let Self { optimizer_on, gradients_on, kept_on, inputs_every, head_groups, .. } = self;
         let inputs = match inputs_every {
             1 => "all inputs".to_owned(),
             every => format!("every input no. {every}"),
@@ -105,8 +114,9 @@ impl Profile {
         } else {
             format!(", {head_groups} groups of heads")
         };
+        let attention = if self.keeps_attention { "" } else { ", attention again" };
         format!(
-            "optimizer on the {optimizer_on}, gradients on the {gradients_on}, {inputs} on the {kept_on}{groups}"
+            "optimizer on the {optimizer_on}, gradients on the {gradients_on}, {inputs} on the {kept_on}{groups}{attention}"
         )
     }
 }

@@ -37,9 +37,14 @@ fn sections_that_pass_leave_a_figure_in_every_line() {
     assert_eq!(sections.len(), 5);
     for section in sections {
         assert_eq!(section["error"], Value::Null, "{section}");
+        if section["name"] == "sanitizer" {
+            assert!(section["findings"]["skipped"].is_string(), "{section}");
+            continue;
+        }
         let rows = section["findings"]["tables"][0]["rows"].as_array().unwrap();
         assert!(!rows.is_empty(), "{section}");
     }
+    assert!(text.contains("| Memory checker on the fused kernels | skipped: "), "{text}");
     for line in ["| SwiGLU | bf16 | y ", "| bf16 product |", "Crossover of flash and cuDNN"] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
