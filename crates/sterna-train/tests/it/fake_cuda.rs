@@ -13,6 +13,7 @@ use sterna_train::{DeviceChoice, EvalMetrics, IterationMetrics, Observer, TrainO
 
 use crate::conformance::Recorder;
 use crate::equivalence::{assert_same, set};
+use crate::resume::job;
 use crate::tiny;
 
 /// Few: our kernels run on threads of the host, one for each of the device.
@@ -119,7 +120,7 @@ fn ranks_with_streamed_keys_on_the_host_are_those_with_keys_on_the_device_bit_fo
 fn ranks_with_shards_on_the_host_are_those_with_shards_on_the_device_bit_for_bit() {
     spawn_ranks(2, |rank: &TestRank| {
         sterna_fake_cuda::install();
-        let run = |device: &str| {
+        let run = |device: &str, job_idx: usize| {
             let offload = json!({"stage": 3, "offload_optimizer": {"device": device}, "offload_param": {"device": device}});
             let changes = [
                 ("deepspeed", json!({"zero_optimization": offload})),
@@ -127,17 +128,18 @@ fn ranks_with_shards_on_the_host_are_those_with_shards_on_the_device_bit_for_bit
                 ("gradient_accumulation_steps", json!(2)),
                 ("train_iters", json!(2)),
             ];
-            let recipe = tiny::load(&rank.folder, "recipe", &recipe(&rank.folder, &changes));
+            // Ranks that write one file read halves of it.
+            let name = format!("recipe-{job_idx}-{}", rank.rank);
+            let recipe = tiny::load(&rank.folder, &name, &recipe(&rank.folder, &changes));
             let options = TrainOptions { device: DeviceChoice::Cuda, ..TrainOptions::default() };
             let mut recorder = Recorder::default();
-            let env = RankEnv::from_env().expect("a rank");
-            train(&recipe, &env, &options, &mut recorder).expect("a run");
+            train(&recipe, &job(rank, job_idx), &options, &mut recorder).expect("a run");
             let of_steps = recorder.iterations.iter();
             let figures: Vec<_> =
                 of_steps.map(|metrics| (metrics.loss, metrics.grad_norm)).collect();
             (figures, recorder.evals.iter().map(|metrics| metrics.loss).collect::<Vec<_>>())
         };
-        assert_eq!(run("cpu"), run("none"));
+        assert_eq!(run("cpu", 0), run("none", 1));
     });
 }
 

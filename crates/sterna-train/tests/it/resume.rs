@@ -167,7 +167,7 @@ fn epochs_end_where_they_would_have() {
 }
 
 /// The environment of a rank for its job number `job` of this test, which meets at a port of its own.
-fn job(rank: &TestRank, job: usize) -> RankEnv {
+pub(crate) fn job(rank: &TestRank, job: usize) -> RankEnv {
     let mut env = RankEnv::from_env().expect("the environment of a rank");
     let path = rank.folder.join(format!("port-{job}"));
     if env.rank == 0 {
