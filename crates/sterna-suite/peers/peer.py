@@ -2,11 +2,13 @@
 
 Run by `sterna-suite`. A shape of a Hugging Face config, random weights, random tokens, one document of the exact length, every
 token a label, causal attention. Prints nothing that is read: the result is the JSON file of `--result`, written also when memory is
-out, which is a result.
+out, which is a result. With several lengths it searches the longest that fits, by packs of documents of 4,096 tokens; started again
+with the file of a search that was ended from outside, it goes on from there.
 
 Systems, each on top of the one before it unless said otherwise:
   hf                  transformers, sdpa, gradient checkpointing of every layer
   liger               liger-kernel: rotary, RMSNorm, SwiGLU, and the loss fused with the head, which makes no logits
+  liger-offload       as liger, the inputs of layers kept on the host by transformers itself (gradient_checkpointing_enable(offload=True))
   deepspeed           DeepSpeed's tiled MLP (TiledMLP) and tiled logits and loss (TiledFusedLogitsLoss); no liger
   deepspeed-offload   as deepspeed, the inputs of layers kept on the host (torch.autograd.graph.save_on_cpu, pinned)
 """
@@ -14,6 +16,7 @@ Systems, each on top of the one before it unless said otherwise:
 import argparse
 import contextlib
 import importlib.metadata
+import inspect
 import json
 import math
 import os
@@ -29,13 +32,19 @@ OPTIMIZER = (
 )
 
 
+SYSTEMS = ["hf", "liger", "liger-offload", "deepspeed", "deepspeed-offload"]
+
+# Tokens of a document of a pack, in a search.
+DOCUMENT = 4096
+
+
 class Missing(Exception):
     """A package or a device that a system needs is not there."""
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--system", required=True, choices=["hf", "liger", "deepspeed", "deepspeed-offload"])
+    parser.add_argument("--system", required=True, choices=SYSTEMS)
     parser.add_argument("--config", required=True, help="config.json of the shape")
     parser.add_argument("--layers", type=int, required=True)
     parser.add_argument("--device", required=True, choices=["cpu", "cuda"])
@@ -77,20 +86,48 @@ def tiled_mlp(hidden_size):
 
 
 def tiled_loss(model, hidden, labels):
-    """Tiles of 256 MB of fp32 logits; the mean over all labels is taken at the end."""
+    """Tiles of 256 MB of fp32 logits; the mean over all labels.
+
+    `TiledFusedLogitsLoss` runs backward inside its forward, and what is done to its result reaches the gradient of `hidden` alone. So
+    the mean is taken within a tile, where it reaches the head's too.
+    """
     import torch
     from deepspeed.runtime.sequence_parallel.ulysses_sp import TiledFusedLogitsLoss
 
+    tokens = hidden.shape[1]
+
     def of_tile(self, x, y):
         logits = self.lm_head(x).float()
-        return torch.nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]), y.view(-1), reduction="sum")
+        total = torch.nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]), y.view(-1), reduction="sum")
+        # The last token predicts nothing.
+        return total / (tokens - 1)
 
-    tokens = hidden.shape[1]
     tiles = max(1, math.ceil(tokens * model.config.vocab_size * 4 / 2**28))
     weights = [model.lm_head.weight]
-    total = TiledFusedLogitsLoss.apply(of_tile, model, hidden, labels, None, tiles, weights, "sum")
-    # The last token predicts nothing.
-    return total / (tokens - 1)
+    return TiledFusedLogitsLoss.apply(of_tile, model, hidden, labels, None, tiles, weights, "sum")
+
+
+def cut_attention_into_documents():
+    """Cuts a causal sequence into documents of `DOCUMENT` tokens, each of which attends to itself, as in a pack.
+
+    Views all the way, so that memory is that of the whole sequence, while the time no longer grows with its square. A length that is no
+    number of whole documents is left as it is.
+    """
+    import torch
+
+    whole = torch.nn.functional.scaled_dot_product_attention
+
+    def cut(x):
+        # [1, heads, tokens, size] into [documents, heads, tokens of one, size]; keys have fewer heads than queries.
+        return x[0].unflatten(1, (-1, DOCUMENT)).transpose(0, 1)
+
+    def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **others):
+        if attn_mask is not None or not is_causal or query.shape[0] != 1 or query.shape[2] % DOCUMENT:
+            return whole(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **others)
+        output = whole(cut(query), cut(key), cut(value), dropout_p=dropout_p, is_causal=True, **others)
+        return output.transpose(0, 1).flatten(1, 2).unsqueeze(0)
+
+    torch.nn.functional.scaled_dot_product_attention = attend
 
 
 class Peer:
@@ -102,7 +139,7 @@ class Peer:
             raise Missing("torch sees no GPU")
         self.is_deepspeed = args.system.startswith("deepspeed")
         try:
-            from transformers import AutoConfig, AutoModelForCausalLM
+            from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
         except ImportError as error:
             raise Missing(f"transformers cannot be imported: {error}") from error
         config = AutoConfig.from_pretrained(os.path.dirname(os.path.abspath(args.config)))
@@ -110,7 +147,7 @@ class Peer:
         config.use_cache = False
         longest = max(args.lengths)
         config.max_position_embeddings = max(config.max_position_embeddings, longest)
-        if args.system == "liger":
+        if args.system.startswith("liger"):
             if args.device == "cpu":
                 raise Missing("liger-kernel's kernels are Triton's and need a GPU")
             try:
@@ -124,15 +161,20 @@ class Peer:
                 tiled_mlp(config.hidden_size)
             except ImportError as error:
                 raise Missing(f"deepspeed cannot be imported: {error}") from error
+        checkpointing = {}
+        if args.system == "liger-offload":
+            if "offload" not in inspect.signature(PreTrainedModel.gradient_checkpointing_enable).parameters:
+                raise Missing(f"gradient_checkpointing_enable of transformers {versions()['transformers']} has no `offload`")
+            checkpointing["offload"] = True
         torch.manual_seed(0)
-        torch.set_default_dtype(torch.bfloat16)
+        # Of the parameters only: the frequencies of rotary stay fp32.
         with torch.device(args.device):
-            self.model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-        self.model.to(torch.bfloat16)
+            self.model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
         self.model.train()
         # Re-entrant checkpoints keep a layer's input as a saved tensor, which `save_on_cpu` can move.
         reentrant = args.system == "deepspeed-offload"
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        self.model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": reentrant}, **checkpointing)
         if reentrant:
             self.model.enable_input_require_grads()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
@@ -141,6 +183,8 @@ class Peer:
         """Loss and seconds of forward, backward, clipping and optimizer."""
         torch, args = self.torch, self.args
         ids = torch.randint(0, self.model.config.vocab_size, (1, length), device=args.device)
+        # As collators give it. Without it, some versions of transformers make a mask of tokens by tokens, for which sdpa has no flash.
+        mask = torch.ones_like(ids)
         self.wait()
         started = time.perf_counter()
         if self.is_deepspeed:
@@ -149,12 +193,12 @@ class Peer:
                 if args.system == "deepspeed-offload" else contextlib.nullcontext()
             )
             with offload:
-                hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
+                hidden = self.model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             labels = torch.roll(ids, -1, 1)
             labels[:, -1] = -100
             loss = tiled_loss(self.model, hidden, labels)
         else:
-            loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss
+            loss = self.model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -177,6 +221,8 @@ class Peer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.args.device == "cuda":
             self.torch.cuda.empty_cache()
+            # Pinned blocks of one length do not fit another.
+            self.torch._C._host_emptyCache()
 
 
 def is_out_of_memory(error):
@@ -199,9 +245,16 @@ def measure(peer, args, result):
 
 def search(peer, args, result):
     """The longest length that fits: up the ladder, then between the last that did and the first that did not."""
-    tried = result["tried"] = []
+    cut_attention_into_documents()
+    tried = result["tried"]
+    known = {row["length"]: row["fits"] for row in tried}
 
     def fits(length):
+        if length in known:
+            return known[length]
+        # Whoever ends this process for lack of the host's memory is to know at which length.
+        result["trying"] = length
+        write(args.result, result)
         try:
             loss, elapsed = peer.step(length)
             tried.append({"length": length, "fits": True, "loss": loss, "seconds": elapsed, **peer.peaks()})
@@ -211,6 +264,7 @@ def search(peer, args, result):
                 raise
             tried.append({"length": length, "fits": False})
             fitted = False
+        del result["trying"]
         peer.free()
         write(args.result, result)
         return fitted
@@ -234,7 +288,18 @@ def search(peer, args, result):
             best = middle
         else:
             worst = middle
-    result.update(longest=best, shortest_that_does_not_fit=worst, status="done")
+    is_decided = best == args.lengths[-1] or (worst is not None and worst - best <= unit)
+    status = "done" if is_decided else "as far as the time went"
+    result.update(longest=best, shortest_that_does_not_fit=worst, status=status)
+
+
+def tried_before(path):
+    """What an earlier process of the same search tried before it was ended from outside."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)["tried"]
+    except FileNotFoundError:
+        return []
 
 
 def write(path, result):
@@ -247,10 +312,13 @@ def write(path, result):
 def main():
     args = arguments()
     result = {"status": "running", "optimizer": OPTIMIZER, "versions": versions()}
+    is_search = len(args.lengths) > 1
+    if is_search:
+        result["tried"] = tried_before(args.result)
     write(args.result, result)
     try:
         peer = Peer(args)
-        (measure if len(args.lengths) == 1 else search)(peer, args, result)
+        (search if is_search else measure)(peer, args, result)
     except Missing as error:
         result["status"] = f"not run: {error}"
     except Exception as error:

@@ -1,7 +1,7 @@
 //! The longest sequence that fits, by short probing steps.
 //!
-//! Ours are probed with packs of documents of 4,096 tokens: what a pack keeps and moves is that of one document of its length, and its
-//! attention takes seconds instead of the better part of an hour. A peer has no packs, so it is probed with single documents.
+//! All are probed with packs of documents of 4,096 tokens: what a pack keeps and moves is that of one document of its length, and its
+//! attention takes seconds instead of the better part of an hour. A peer has no packs, so `peers/peer.py` cuts its attention.
 
 use std::fs;
 
@@ -253,8 +253,9 @@ pub fn findings(results: &[Longest]) -> Findings {
         }
     }
     findings.notes.push(
-        "Ours: one step of a pack of documents of 4,096 tokens, which keeps and moves what one document of that length does; told apart by \
-         131,072 tokens. Peers: one step of one document, told apart by 32,768. Each stays within the card and the host of this machine."
+        "One step of a pack of documents of 4,096 tokens, which keeps and moves what one document of that length does, for ours and for peers, \
+         whose attention is cut into such documents. Ours are told apart by 131,072 tokens, peers by 32,768. Each stays within the card and \
+         the host of this machine: a peer that leaves less than 3 GiB of the host does not fit."
             .to_owned(),
     );
     findings.data = json!(results);
