@@ -187,7 +187,7 @@ impl Measured {
                 }
                 (Some(ratio), shown)
             }
-            _ => (None, "not measured: `bash run.sh longest sterna`, then `liger`, `deepspeed`, `deepspeed-offload`".to_owned()),
+            _ => (None, "not measured: `bash run.sh longest sterna`, then `liger`, `liger-offload`, `deepspeed`, `deepspeed-offload`".to_owned()),
         };
         Requirement::at_least(what, 4.0, reached, shown)
     }
