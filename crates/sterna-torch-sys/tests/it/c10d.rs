@@ -2,6 +2,7 @@
 
 use std::{
     net::{TcpListener, TcpStream},
+    sync::Barrier,
     thread,
     time::Duration,
 };
@@ -24,13 +25,17 @@ fn serve() -> (Store, u16) {
 /// Connects two ranks and runs `body` as each, on a thread of its own.
 fn as_two_ranks(timeout: Duration, body: impl Fn(usize, ProcessGroup) + Sync) {
     let (_server, port) = serve();
+    // One that leaves at once would be missed by the other, which is still connecting.
+    let are_connected = Barrier::new(2);
     thread::scope(|scope| {
         for rank in 0..2 {
-            let body = &body;
+            let (body, are_connected) = (&body, &are_connected);
             scope.spawn(move || {
                 let store = Store::connect("127.0.0.1", port, LIMIT).unwrap();
                 let loopback = Endpoint::Address("127.0.0.1".to_owned());
-                body(rank, ProcessGroup::gloo(&store, rank, 2, timeout, &loopback).unwrap());
+                let group = ProcessGroup::gloo(&store, rank, 2, timeout, &loopback).unwrap();
+                are_connected.wait();
+                body(rank, group);
             });
         }
     });
