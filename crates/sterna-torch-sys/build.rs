@@ -18,7 +18,6 @@ const SOURCES: &[&str] = &[
     "cpp/device.cc",
     "cpp/device_books.cc",
     "cpp/kernels.cc",
-    "cpp/mark.cc",
     "cpp/memory.cc",
     "cpp/optimizer.cc",
     "cpp/process_group.cc",

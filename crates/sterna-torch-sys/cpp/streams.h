@@ -21,13 +21,15 @@ std::unique_ptr<Stream> current_stream(int32_t device_index);
 std::unique_ptr<Stream> new_stream(int32_t device_index);
 // Makes `stream` the one that ops of this thread run on, and returns the one that was.
 std::unique_ptr<Stream> exchange_stream(const Stream& stream);
-// An event that happens when everything given to `stream` so far is done.
-std::unique_ptr<Event> record_event(const Stream& stream);
+// An event that happens when everything given to `stream` so far is done, and keeps its time if it `is_timed`.
+std::unique_ptr<Event> record_event(const Stream& stream, bool is_timed);
 // What is given to `stream` from here on begins after `event`.
 void wait_event(const Stream& stream, const Event& event);
 bool has_happened(const Event& event);
 // Blocks the host.
 void wait_on_host(const Event& event);
+// Of two that are timed.
+double elapsed_ms(const Event& start, const Event& end);
 // Copies the elements of `source` on `stream`, and returns at once if the memory of the host is pinned.
 void copy_on(const Stream& stream, const at::Tensor& target, const at::Tensor& source);
 

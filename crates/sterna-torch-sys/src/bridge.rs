@@ -96,7 +96,6 @@ pub(crate) mod ffi {
         include!("device.h");
         include!("device_books.h");
         include!("kernels.h");
-        include!("mark.h");
         include!("memory.h");
         include!("optimizer.h");
         include!("process_group.h");
@@ -132,20 +131,15 @@ pub(crate) mod ffi {
         fn current_stream(device_index: i32) -> Result<UniquePtr<Stream>>;
         fn new_stream(device_index: i32) -> Result<UniquePtr<Stream>>;
         fn exchange_stream(stream: &Stream) -> Result<UniquePtr<Stream>>;
-        fn record_event(stream: &Stream) -> Result<UniquePtr<Event>>;
+        fn record_event(stream: &Stream, is_timed: bool) -> Result<UniquePtr<Event>>;
         fn wait_event(stream: &Stream, event: &Event) -> Result<()>;
         fn has_happened(event: &Event) -> Result<bool>;
         fn wait_on_host(event: &Event) -> Result<()>;
+        fn elapsed_ms(start: &Event, end: &Event) -> Result<f64>;
         fn copy_on(stream: &Stream, target: &Tensor, source: &Tensor) -> Result<()>;
 
         fn keep_device_books();
         fn storage_address(tensor: &Tensor) -> usize;
-
-        type Mark;
-
-        fn record_mark(device_index: i32) -> Result<UniquePtr<Mark>>;
-        fn elapsed_ms(start: &Mark, end: &Mark) -> Result<f64>;
-        fn wait_for_mark(mark: &Mark) -> Result<()>;
 
         fn has_attention_kernel() -> bool;
         fn attention_forward(

@@ -14,12 +14,12 @@
 //! computed up to then is done, and runs beside what is computed next. Memory is thus used again in the order of the computing stream, and the
 //! peak does not depend on how far the host runs ahead, as it does with libtorch's `record_stream`.
 
-use std::{cell::RefCell, collections::VecDeque, fmt, sync::Arc};
+use std::{cell::RefCell, collections::VecDeque, fmt};
 
 use cxx::UniquePtr;
 use tch::{Device, Kind, Tensor};
 
-use crate::{Error, bridge::ffi, memory, tensor::borrow};
+use crate::{Error, bridge::ffi, event::Event, memory, tensor::borrow};
 
 /// The streams that copy between one GPU and the host, for one thread of the host.
 pub struct Copies {
@@ -40,17 +40,6 @@ struct Transfer {
     _source: Tensor,
     _target: Tensor,
 }
-
-/// A point in the work of a stream.
-#[derive(Clone)]
-struct Event(Arc<Recorded>);
-
-struct Recorded(UniquePtr<ffi::Event>);
-
-// SAFETY: an event belongs to a device and to no thread; the driver takes calls on it from any.
-unsafe impl Send for Recorded {}
-// SAFETY: it is recorded once, before anybody else has it; what is called later only reads it.
-unsafe impl Sync for Recorded {}
 
 /// A tensor of the host, written by a copy that may be under way. Its memory is pinned, but where it was made [`From`] a tensor
 /// that is not: copies from that make the host wait.
@@ -352,16 +341,6 @@ impl fmt::Debug for OnHost {
 impl fmt::Debug for Arriving {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Arriving").field(&self.tensor).finish()
-    }
-}
-
-impl Event {
-    fn record(stream: &ffi::Stream) -> Result<Self, Error> {
-        Ok(Self(Arc::new(Recorded(ffi::record_event(stream)?))))
-    }
-
-    fn of_c10(&self) -> &ffi::Event {
-        &self.0.0
     }
 }
 

@@ -23,6 +23,7 @@ pub mod copies;
 pub mod cuda;
 pub mod cuda_attention;
 mod error;
+mod event;
 pub mod file;
 pub mod kernels;
 pub mod library;

@@ -79,25 +79,22 @@ impl Shelf {
 
     fn put(&self, tensor: Tensor) -> Result<Shelved, TrainError> {
         memory::retag(&tensor, MemoryKind::KeptActivations);
-        if let Self::Here = self {
-            return Ok(Shelved::Here(tensor));
-        }
+        let (disk, copies) = match self {
+            Self::Here => return Ok(Shelved::Here(tensor)),
+            Self::Host(copies) => (None, Some(copies)),
+            Self::Disk { disk, copies } => (Some(disk), copies.as_ref()),
+        };
         let _memory = memory::scope(MemoryKind::KeptActivations);
         let _stage = Stage::Copy.enter_with(None, num_bytes(&tensor));
         let (flat, layout) = Layout::take_off(tensor);
-        match self {
-            Self::Here => unreachable!("returned above"),
-            Self::Host(copies) => {
-                let away = copies.to_host(flat)?;
-                Ok(Shelved::Host(Box::new(Away { tensor: away, layout, arriving: None })))
-            }
-            Self::Disk { disk, copies: Some(copies) } => {
-                Ok(Shelved::Disk(Box::new((disk.write(copies.to_host(flat)?)?, layout))))
-            }
-            Self::Disk { disk, copies: None } => {
-                Ok(Shelved::Disk(Box::new((disk.write(flat)?, layout))))
-            }
-        }
+        let tensor: OnHost = match copies {
+            Some(copies) => copies.to_host(flat)?,
+            None => flat.into(),
+        };
+        Ok(match disk {
+            Some(disk) => Shelved::Disk(Box::new((disk.write(tensor)?, layout))),
+            None => Shelved::Host(Box::new(Away { tensor, layout, arriving: None })),
+        })
     }
 
     fn prefetch(&self, shelved: &mut Shelved) -> Result<(), TrainError> {

@@ -2,9 +2,7 @@
 
 use std::{cell::Cell, time::Duration};
 
-use cxx::UniquePtr;
-
-use crate::bridge::ffi;
+use crate::{bridge::ffi, event::Event};
 
 thread_local! {
     /// The GPU that this thread computes on.
@@ -22,12 +20,7 @@ pub fn current_device() -> Option<usize> {
 
 /// A moment in the work of a GPU's current stream: it comes when all that was asked of the stream before has been done. Recording
 /// one takes about a microsecond of the host, which does not wait.
-pub struct Mark(UniquePtr<ffi::Mark>);
-
-// SAFETY: an event belongs to a device and to no thread; the driver takes calls on it from any.
-unsafe impl Send for Mark {}
-// SAFETY: it is recorded once, before anybody else has it; what is called later reads, and the driver allows that at once.
-unsafe impl Sync for Mark {}
+pub struct Mark(Event);
 
 impl std::fmt::Debug for Mark {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -42,7 +35,8 @@ impl Mark {
     ///
     /// [`crate::Error::Torch`] if there is no such device, or if its context has failed.
     pub fn record(device_index: usize) -> Result<Self, crate::Error> {
-        Ok(Self(ffi::record_mark(device_index as i32)?))
+        let stream = ffi::current_stream(device_index as i32)?;
+        Ok(Self(Event::record_timed(&stream)?))
     }
 
     /// Lets this thread wait until the moment has come.
@@ -51,7 +45,7 @@ impl Mark {
     ///
     /// [`crate::Error::Torch`] if work before it failed.
     pub fn wait(&self) -> Result<(), crate::Error> {
-        Ok(ffi::wait_for_mark(&self.0)?)
+        Ok(ffi::wait_on_host(self.0.of_c10())?)
     }
 
     /// The time from another moment to this one, as the GPU measured it: to half a microsecond.
@@ -60,7 +54,7 @@ impl Mark {
     ///
     /// [`crate::Error::Torch`] if one of them has not come.
     pub fn since(&self, start: &Self) -> Result<Duration, crate::Error> {
-        let ms = ffi::elapsed_ms(&start.0, &self.0)?;
+        let ms = ffi::elapsed_ms(start.0.of_c10(), self.0.of_c10())?;
         Ok(Duration::from_secs_f64(ms.max(0.0) / 1e3))
     }
 }

@@ -36,10 +36,11 @@ impl Stash for Shelf {
                 let bytes = size[0] as u64 * token_bytes;
                 let write = |x: Tensor| -> Result<Region, TrainError> {
                     let (region, x) = (disk.region(bytes)?, x.contiguous());
-                    match copies {
-                        Some(copies) => region.write_at(0, copies.to_host(x)?)?,
-                        None => region.write_at(0, x)?,
-                    }
+                    let x: OnHost = match copies {
+                        Some(copies) => copies.to_host(x)?,
+                        None => x.into(),
+                    };
+                    region.write_at(0, x)?;
                     Ok(region)
                 };
                 let kv = [write(k).map_err(stash_error)?, write(v).map_err(stash_error)?];
@@ -65,6 +66,11 @@ fn stash_error(error: TrainError) -> ModelError {
 
 fn torch_error(error: sterna_torch_sys::Error) -> ModelError {
     stash_error(error.into())
+}
+
+/// What was fetched ahead, if it is these tokens.
+fn taken<T>(ahead: &mut Option<(Range<i64>, T)>, tokens: &Range<i64>) -> Option<T> {
+    ahead.take().filter(|(range, _)| range == tokens).map(|(_, fetched)| fetched)
 }
 
 /// Where they were computed.
@@ -112,9 +118,9 @@ impl KeysValues for Away {
     fn fetch(&mut self, tokens: &Range<i64>) -> Result<(Tensor, Tensor), ModelError> {
         let num_bytes = 2 * (tokens.end - tokens.start) as u64 * self.token_bytes;
         let _stage = Stage::Copy.enter_with(None, num_bytes);
-        let arriving = match self.ahead.take() {
-            Some((ahead, arriving)) if ahead == *tokens => arriving,
-            _ => self.start(tokens)?,
+        let arriving = match taken(&mut self.ahead, tokens) {
+            Some(arriving) => arriving,
+            None => self.start(tokens)?,
         };
         let [k, v] = arriving.map(|x| x.arrive().map_err(torch_error));
         Ok((k?, v?))
@@ -160,9 +166,9 @@ impl KeysValues for OnDisk {
     fn fetch(&mut self, tokens: &Range<i64>) -> Result<(Tensor, Tensor), ModelError> {
         let num_bytes = 2 * (tokens.end - tokens.start) as u64 * self.token_bytes;
         let _stage = Stage::Copy.enter_with(None, num_bytes);
-        let reads = match self.ahead.take() {
-            Some((ahead, reads)) if ahead == *tokens => reads,
-            _ => self.start(tokens).map_err(stash_error)?,
+        let reads = match taken(&mut self.ahead, tokens) {
+            Some(reads) => reads,
+            None => self.start(tokens).map_err(stash_error)?,
         };
         let [k, v] = reads.map(SliceRead::wait);
         let to_device = |x: Result<Tensor, TrainError>| {
