@@ -5,8 +5,6 @@
 // order turns round after each barrier. Threads that should wait together and do not are reported.
 #pragma once
 
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -16,6 +14,8 @@
 #include <memory>
 #include <string>
 #include <vector>
+
+#include "fiber.h"
 
 #define __global__
 #define __device__
@@ -55,14 +55,14 @@ class Block {
   void wait(Place place) {
     Fiber& fiber = *running_;
     fiber.place = place;
-    swapcontext(&fiber.context, &scheduler_);
+    fiber.flow.switch_to(scheduler_);
   }
 
   // Ends the launch with an error.
   void trap() {
     failure_ = "a thread of block " + std::to_string(block_index_.x) + " has trapped";
     // The scheduler does not come back.
-    swapcontext(&running_->context, &scheduler_);
+    running_->flow.switch_to(scheduler_);
   }
 
   template <typename T>
@@ -88,7 +88,7 @@ class Block {
   static constexpr size_t kWarpLen = 32;
 
   struct Fiber {
-    ucontext_t context;
+    Flow flow;
     std::unique_ptr<char[]> stack{new char[kStack]};
     Index3 index;
     Place place;
@@ -110,11 +110,7 @@ class Block {
       const auto at = static_cast<unsigned>(i);
       fiber.index = {at % block_dim_.x, at / block_dim_.x % block_dim_.y, at / block_dim_.x / block_dim_.y};
       fiber.turn = 0;
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.get();
-      fiber.context.uc_stack.ss_size = kStack;
-      fiber.context.uc_link = &scheduler_;
-      makecontext(&fiber.context, &Block::enter, 0);
+      fiber.flow.prepare(fiber.stack.get(), kStack, &Block::enter);
     }
     const size_t num_warps = (fibers_.size() + kWarpLen - 1) / kWarpLen;
     for (bool is_forward = true, goes_on = true; goes_on && failure_.empty(); is_forward = !is_forward) {
@@ -134,7 +130,7 @@ class Block {
       for (size_t i = begin; i < end && failure_.empty(); ++i) {
         running_ = &fibers_[i];
         running_->place = Place::kEnd;
-        swapcontext(&scheduler_, &running_->context);
+        scheduler_.switch_to(running_->flow);
       }
       check_together(begin, end);
     } while (failure_.empty() && fibers_[begin].place == Place::kShuffle);
@@ -154,7 +150,7 @@ class Block {
 
   Index3 grid_dim_{}, block_dim_{}, block_index_{};
   const std::function<void()>* body_ = nullptr;
-  ucontext_t scheduler_{};
+  Flow scheduler_;
   std::vector<Fiber> fibers_;
   std::vector<uint32_t> slots_[2];
   Fiber* running_ = nullptr;
@@ -163,7 +159,11 @@ class Block {
 
 inline thread_local Block block;
 
-inline void Block::enter() { (*block.body_)(); }
+inline void Block::enter() {
+  (*block.body_)();
+  // The scheduler does not come back.
+  block.wait(Place::kEnd);
+}
 
 }  // namespace emulate
 
