@@ -10,13 +10,13 @@ mod libtorch;
 mod rpath;
 
 /// What is loaded in place of the driver.
-const DRIVER: &[&str] = &["cpp/driver.cc"];
+const DRIVER: &str = "cpp/driver.cc";
 
 /// What is loaded in place of NVML.
-const NVML: &[&str] = &["cpp/nvml.cc"];
+const NVML: &str = "cpp/nvml.cc";
 
 /// What is loaded in place of NVRTC.
-const NVRTC: &[&str] = &["cpp/nvrtc.cc"];
+const NVRTC: &str = "cpp/nvrtc.cc";
 
 /// What is loaded in place of libtorch's CUDA half.
 const LIBTORCH_CUDA: &[&str] = &[
@@ -42,14 +42,19 @@ fn main() {
         // The name of a kernel must not hide a function of libtorch, or of the C library.
         .flag("-fvisibility=hidden");
     // The names under which production code opens the real ones: the dynamic linker then takes these, which are loaded already.
-    for (variable, build, files, name) in [
-        ("STERNA_FAKE_DRIVER", kernels, DRIVER, "libcuda.so.1"),
-        ("STERNA_FAKE_NVML", build.clone(), NVML, "libnvidia-ml.so.1"),
-        ("STERNA_FAKE_NVRTC", build.clone(), NVRTC, "libnvrtc.so.13"),
-        ("STERNA_FAKE_LIBTORCH_CUDA", build, LIBTORCH_CUDA, "libtorch_cuda.so"),
+    for (variable, build, file, name) in [
+        ("STERNA_FAKE_DRIVER", kernels, DRIVER.into(), "libcuda.so.1"),
+        ("STERNA_FAKE_NVML", build.clone(), NVML.into(), "libnvidia-ml.so.1"),
+        ("STERNA_FAKE_NVRTC", build.clone(), NVRTC.into(), "libnvrtc.so.13"),
+        (
+            "STERNA_FAKE_LIBTORCH_CUDA",
+            build,
+            libtorch::all_in_one(LIBTORCH_CUDA),
+            "libtorch_cuda.so",
+        ),
     ] {
         let (mut build, library) = (build, out.join(name));
-        libtorch::link_shared(build.files(files), &lib, &["torch_cpu", "c10"], &library);
+        libtorch::link_shared(build.file(file), &lib, &["torch_cpu", "c10"], &library);
         println!("cargo::rustc-env={variable}={}", library.display());
     }
     for file in ["cpp", "build.rs", "../sterna-torch-sys/kernels"] {

@@ -33,7 +33,7 @@ fn main() {
     build
         // As libtorch, in debug builds too: what is computed per element would be a hundred times slower.
         .opt_level(3)
-        .files(SOURCES)
+        .file(libtorch::all_in_one(SOURCES))
         // c10d's headers are empty without it.
         .define("USE_C10D_GLOO", None);
     // libtorch's thread pool is OpenMP's, and there must be one of it: the library that lies beside libtorch.

@@ -18,6 +18,8 @@ pub(crate) fn configure(build: &mut cc::Build, lib: &Path) {
         .cpp(true)
         .std("c++17")
         .pic(true)
+        // Of libtorch's headers: ten times the program, read again by every link. CXXFLAGS=-g brings it back.
+        .debug(false)
         .include("cpp")
         .flag("-Wall")
         .flag("-Wextra")
@@ -25,6 +27,17 @@ pub(crate) fn configure(build: &mut cc::Build, lib: &Path) {
         .define("_GLIBCXX_USE_CXX11_ABI", "1");
     system_include(build, &include);
     system_include(build, &include.join("torch/csrc/api/include"));
+}
+
+/// One file that includes all `files` of this crate: libtorch's headers are most of what the compiler reads, and are read once.
+pub(crate) fn all_in_one(files: &[&str]) -> PathBuf {
+    let variable = |name| PathBuf::from(std::env::var_os(name).expect("cargo sets it"));
+    let (crate_folder, out) = (variable("CARGO_MANIFEST_DIR"), variable("OUT_DIR"));
+    let includes =
+        files.iter().map(|file| format!("#include \"{}\"\n", crate_folder.join(file).display()));
+    let all = out.join("all.cc");
+    std::fs::write(&all, includes.collect::<String>()).expect("OUT_DIR can be written");
+    all
 }
 
 /// A folder of headers that are not ours to keep free of warnings.
