@@ -20,7 +20,7 @@ use std::{
 };
 
 /// Time after which all ranks are killed. Generous: the tests of several crates may share two cores.
-const LIMIT: Duration = Duration::from_mins(2);
+const LIMIT: Duration = Duration::from_mins(8);
 
 const RANK: &str = "STERNA_TEST_RANK";
 const CALL: &str = "STERNA_TEST_CALL";
@@ -48,7 +48,7 @@ pub struct TestRank {
 ///
 /// # Panics
 ///
-/// If a rank panics or ends otherwise (the others are then killed), or after two minutes. The message has what every
+/// If a rank panics or ends otherwise (the others are then killed), or after eight minutes. The message has what every
 /// rank wrote, line by line with the rank's number.
 pub fn spawn_ranks(world_size: usize, body: impl FnOnce(&TestRank)) {
     run(world_size, &BTreeSet::new(), body);

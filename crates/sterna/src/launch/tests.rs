@@ -87,7 +87,7 @@ fn after_a_failure_the_others_are_not_asked_but_killed() {
     assert!(
         launch(script).unwrap_err().starts_with("[rank 0] error: the process exited with code 1")
     );
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
 }
 
 /// Runs ranks that do `on_term` when they are asked to end, and asks them with `signals`; `$DIR/report` has the report
@@ -103,7 +103,7 @@ fn ask_to_end(on_term: &str, signals: &[Signal], stop_within: Duration) -> Resul
     launch_and(&script, stop_within, |events| {
         let is_up = |rank| folder.path().join(format!("up{rank}")).exists();
         let start = Instant::now();
-        while !(0..3).all(is_up) && start.elapsed() < Duration::from_secs(10) {
+        while !(0..3).all(is_up) && start.elapsed() < Duration::from_mins(2) {
             thread::sleep(Duration::from_millis(10));
         }
         for signal in signals {
@@ -137,6 +137,6 @@ fn ranks_that_do_not_end_in_time_or_are_asked_again_are_killed() {
         let start = Instant::now();
         let outcome = ask_to_end(":", &vec![Signal::SIGUSR1; num_signals], stop_within);
         assert_eq!(outcome, Err("error: interrupted by SIGUSR1\n".to_owned()));
-        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(50), "{:?}", start.elapsed());
     }
 }

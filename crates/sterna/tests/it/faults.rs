@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -15,12 +15,14 @@ use serde_json::Value;
 use crate::launch::children;
 use crate::workspace::Workspace;
 
-/// Kills of the test; `STERNA_SOAK_KILLS` asks for more.
-const NUM_KILLS: usize = 50;
+/// Kills of the test, four of each kind; `STERNA_SOAK_KILLS` asks for more.
+const NUM_KILLS: usize = 16;
 /// A kill comes after so many more steps at the latest: however fast the machine, the last kill comes before the last step.
-const STEPS_A_KILL: usize = 25;
-/// Steps that a kill which waits for a save may let pass.
-const STEPS_A_SAVE: usize = 6;
+const STEPS_A_KILL: usize = 15;
+/// A kill in a save waits for the next one, which comes within three steps, so many times at most.
+const TRIES_A_SAVE: usize = 12;
+/// Steps that these tries may take in the mean of all kills.
+const STEPS_A_SAVE: usize = 15;
 
 const RANKS: usize = 2;
 
@@ -67,11 +69,12 @@ fn start(workspace: &Workspace, args: &[String]) -> Child {
     command.spawn().unwrap()
 }
 
-/// Whether a checkpoint is being written right now.
-fn is_saving(folder: &Path) -> bool {
+/// When the checkpoint that is being written was last added to. One that a kill left behind stays until its step is saved again.
+fn saving_since(folder: &Path) -> Option<SystemTime> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut names = entries.map(|entry| entry.file_name());
-    names.any(|name| name.to_string_lossy().ends_with(".incomplete"))
+    let incomplete =
+        entries.filter(|entry| entry.file_name().to_string_lossy().ends_with(".incomplete"));
+    incomplete.filter_map(|entry| entry.metadata().ok()?.modified().ok()).max()
 }
 
 fn num_rows(workspace: &Workspace) -> usize {
@@ -89,14 +92,69 @@ fn assert_whole(folder: &Path) {
     }
 }
 
-/// Whether the ranks of `launcher` are at work.
-fn has_ranks(launcher: &Child) -> bool {
-    children(launcher.id()).len() == RANKS
+/// The ranks of `launcher`, if all are at work.
+fn ranks(launcher: &Child) -> Option<Vec<i32>> {
+    let ranks = children(launcher.id());
+    (ranks.len() == RANKS).then_some(ranks)
+}
+
+/// Whether a process stands still because of a signal; `None` if it has ended.
+fn is_stopped(process: i32) -> Option<bool> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(") ")?;
+    match rest.chars().next()? {
+        'T' => Some(true),
+        'Z' | 'X' => None,
+        _ => Some(false),
+    }
+}
+
+fn signal_all(processes: &[i32], signal: Signal) {
+    for process in processes {
+        // One may have ended by itself.
+        let _ = kill(Pid::from_raw(*process), signal);
+    }
+}
+
+/// Waits until all of them stand still; false if one has ended.
+fn stand_still(processes: &[i32]) -> bool {
+    signal_all(processes, Signal::SIGSTOP);
+    processes.iter().all(|process| {
+        loop {
+            match is_stopped(*process) {
+                Some(true) => return true,
+                Some(false) => thread::sleep(Duration::from_micros(200)),
+                None => return false,
+            }
+        }
+    })
+}
+
+/// Waits for a save that begins from now on, and stops the ranks in the middle of it. A save may be over before all of them stand
+/// still; then it is the next one's turn.
+fn stopped_in_a_save(launcher: &mut Child, folder: &Path) -> Vec<i32> {
+    for _ in 0..TRIES_A_SAVE {
+        let from = SystemTime::now();
+        while saving_since(folder).is_none_or(|since| since < from) {
+            assert!(
+                launcher.try_wait().unwrap().is_none(),
+                "the run ended before a kill in a save"
+            );
+            thread::sleep(Duration::from_micros(200));
+        }
+        if let Some(ranks) = ranks(launcher) {
+            if stand_still(&ranks) && saving_since(folder).is_some_and(|since| since >= from) {
+                return ranks;
+            }
+            signal_all(&ranks, Signal::SIGCONT);
+        }
+    }
+    panic!("of {TRIES_A_SAVE} saves, each was over before the ranks stood still");
 }
 
 #[test]
 #[expect(clippy::print_stderr, reason = "what was killed when is worth reading")]
-fn fifty_kills_of_ranks_and_launchers_change_not_a_bit() {
+fn kills_of_ranks_and_launchers_change_not_a_bit() {
     let num_kills = number("STERNA_SOAK_KILLS", NUM_KILLS as u64) as usize;
     let seed = number("STERNA_SOAK_SEED", 1);
     let num_steps = num_kills * (STEPS_A_KILL + STEPS_A_SAVE);
@@ -106,7 +164,6 @@ fn fifty_kills_of_ranks_and_launchers_change_not_a_bit() {
 
     let mut random = Random(seed);
     let mut launcher = start(&killed, &args);
-    let (mut of_rank, mut of_launcher, mut during_save) = (0, 0, 0);
     let started = Instant::now();
     let mut kills = 0;
     while kills < num_kills {
@@ -118,36 +175,36 @@ fn fifty_kills_of_ranks_and_launchers_change_not_a_bit() {
         );
         // From the start of the processes through the first steps and saves.
         let delay = Duration::from_millis(random.below(2_500));
-        let (wants_save, wants_launcher) = (random.below(3) == 0, random.below(4) == 0);
-        let (rank, jitter) = (random.below(RANKS as u64) as usize, random.below(4));
+        let rank = random.below(RANKS as u64) as usize;
         let (waiting, rows) = (Instant::now(), num_rows(&killed));
         while waiting.elapsed() < delay && num_rows(&killed) < rows + STEPS_A_KILL {
             thread::sleep(Duration::from_millis(2));
         }
-        if wants_save {
-            let patience = Instant::now();
-            while !is_saving(&killed.path("ckpt")) && patience.elapsed() < Duration::from_secs(3) {
-                thread::sleep(Duration::from_micros(200));
-            }
-            thread::sleep(Duration::from_millis(jitter));
-        }
-        let saving = is_saving(&killed.path("ckpt"));
-        if wants_launcher {
+        // The four kinds take turns: a rank or the launcher, whenever it is or in the middle of a save.
+        let (is_of_launcher, is_in_save) = (kills % 4 >= 2, kills % 2 == 1);
+        let victims = match (is_in_save, is_of_launcher) {
+            (true, _) => stopped_in_a_save(&mut launcher, &killed.path("ckpt")),
+            // With ranks or before they are there.
+            (false, true) => Vec::new(),
+            (false, false) => match ranks(&launcher) {
+                Some(ranks) => ranks,
+                // Just being started again.
+                None => continue,
+            },
+        };
+        if is_of_launcher {
             launcher.kill().unwrap();
             launcher.wait().unwrap();
-            of_launcher += 1;
             launcher = start(&killed, &args);
-        } else if has_ranks(&launcher) {
-            kill(Pid::from_raw(children(launcher.id())[rank]), Signal::SIGKILL).unwrap();
-            of_rank += 1;
+        } else if kill(Pid::from_raw(victims[rank]), Signal::SIGKILL).is_ok() {
+            signal_all(&victims, Signal::SIGCONT);
         } else {
+            // It has ended by itself, after the kill before.
             continue;
         }
         assert_whole(&killed.path("ckpt"));
         kills += 1;
-        during_save += usize::from(saving);
     }
-    assert!(of_rank > 0 && of_launcher > 0 && during_save > 0);
     assert!(launcher.wait().unwrap().success(), "seed {seed}:\n{}", killed.read("log"));
 
     let weights =
@@ -160,7 +217,7 @@ fn fifty_kills_of_ranks_and_launchers_change_not_a_bit() {
     };
     // Each step once, and the same.
     assert_eq!(losses(&killed), losses(&undisturbed), "seed {seed}");
-    assert!(!is_saving(&killed.path("ckpt")));
+    assert!(saving_since(&killed.path("ckpt")).is_none());
     let steps: Vec<u64> = sterna_checkpoint::list(&killed.path("ckpt"))
         .unwrap()
         .iter()
@@ -168,8 +225,7 @@ fn fifty_kills_of_ranks_and_launchers_change_not_a_bit() {
         .collect();
     assert_eq!(steps.len(), 3, "{steps:?}");
     let report = format!(
-        "seed {seed}: {of_rank} kills of a rank, {of_launcher} of the launcher, {during_save} of them during a save, over {} steps in {:.0?}",
-        num_steps,
+        "seed {seed}: {num_kills} kills, half of the launcher, half in a save, over {num_steps} steps in {:.0?}",
         started.elapsed()
     );
     eprintln!("{report}");

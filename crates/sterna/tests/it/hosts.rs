@@ -156,7 +156,7 @@ fn interrupting_the_launcher_ends_ranks_on_both_hosts() {
         kill(Pid::from_raw(launcher.id().cast_signed()), signal).unwrap();
         let (found, text) = end(launcher, stderr);
         assert_eq!((found, text), (Some(code), format!("error: interrupted by {signal}")));
-        hosts.await_end_of_processes(Duration::from_secs(10));
+        hosts.await_end_of_processes(Duration::from_secs(45));
     }
 }
 
@@ -175,7 +175,7 @@ fn saves_before_it_ends(signal: Signal, code: i32, ask: impl FnOnce(&Hosts, &Chi
         format!("error: interrupted by {signal}\n  caused by: stopped by SIGTERM after step ");
     assert!(text.contains(&expected), "{text}");
     assert!(workspace.path("saved").is_dir());
-    hosts.await_end_of_processes(Duration::from_secs(10));
+    hosts.await_end_of_processes(Duration::from_secs(45));
 }
 
 #[test]
@@ -205,7 +205,7 @@ fn killing_the_launcher_ends_ranks_on_both_hosts() {
     let (mut launcher, _stderr, _) = start(hosts.launcher(&workspace, &LONG));
     launcher.kill().unwrap();
     launcher.wait().unwrap();
-    hosts.await_end_of_processes(Duration::from_secs(10));
+    hosts.await_end_of_processes(Duration::from_secs(45));
 }
 
 #[test]
@@ -223,7 +223,7 @@ fn killing_one_of_the_ranks_ends_the_others_and_names_it_and_its_host() {
     assert_eq!(code, Some(1), "{text}");
     let error = "[rank 3 on 10.77.0.2] error: the process was ended by signal 9 (SIGKILL)\n";
     assert!(text.starts_with(error), "{text}");
-    hosts.await_end_of_processes(Duration::from_secs(10));
+    hosts.await_end_of_processes(Duration::from_secs(45));
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn another_recipe_on_a_host_is_said() {
 
     hint: copy `recipe.yaml` to that host
     ");
-    hosts.await_end_of_processes(Duration::from_secs(10));
+    hosts.await_end_of_processes(Duration::from_secs(45));
 }
 
 #[test]

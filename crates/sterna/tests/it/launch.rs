@@ -107,7 +107,8 @@ fn killing_one_of_the_ranks_ends_the_run_and_names_it() {
     let start = Instant::now();
     kill(Pid::from_raw(child_of_rank(launcher.id(), 1)), Signal::SIGKILL).unwrap();
     let (code, text) = end(launcher, stderr);
-    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    // Well below the time that a collective waits for a rank.
+    assert!(start.elapsed() < Duration::from_mins(2), "{:?}", start.elapsed());
     assert_eq!(code, Some(1));
     let error = &text[text.find("[rank").unwrap_or(0)..];
     assert_snapshot!(error, @r"
@@ -158,7 +159,7 @@ fn ranks_die_with_a_killed_launcher() {
     // An orphan that has ended is a zombie until its new parent takes notice: its command line is empty then.
     let is_gone =
         |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default().is_empty();
-    wait_until("all ranks have ended", Duration::from_secs(10), || ranks.iter().all(is_gone));
+    wait_until("all ranks have ended", Duration::from_mins(1), || ranks.iter().all(is_gone));
 }
 
 #[test]
