@@ -8,11 +8,19 @@ use anyhow::{Result, bail};
 
 use crate::{inputs, libtorch, stage, tidy};
 
+/// The variable that decides how a CPU multiplies bf16.
+const BF16_PRODUCTS: &str = "STERNA_BF16_PRODUCTS";
+
+/// What computes in bf16, as nextest selects it.
+const BF16_TESTS: &str = "(package(sterna-ops) | package(sterna-model) | package(sterna-train)) & \
+    test(/half|weight_gradients|streamed|golden|bf16|memory::|timeline|places_change_nothing|a_resumed_run_in_one_process/)";
+
 /// Runs all checks, or only the tests that a filter selects, or with `--large` those that are too large for every day.
 ///
-/// Two builds in all: clippy and rustdoc share the metadata of the dependencies, tests and doctests share the compiled
-/// ones. Both are the dev profile, whose dependencies are optimised a little: a release build would cost CI more than
-/// it saves, since the tensor work is libtorch's in every profile.
+/// Two builds in all: clippy and rustdoc share all metadata, tests and doctests share the compiled crates. Both are the dev
+/// profile, whose dependencies are optimised a little: a release build would cost CI more than it saves, since the tensor work is
+/// libtorch's in every profile. What computes in bf16 is tested once more with each way to multiply it, so that every path is tested
+/// whatever the processor.
 ///
 /// # Errors
 ///
@@ -48,6 +56,7 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
             let mut doc = stage::cargo(root);
             doc.args(["doc", "--workspace", "--no-deps", "--locked", "--quiet"])
                 .args(features)
+                .envs(clippy_environment(root)?)
                 .env("RUSTDOCFLAGS", "-D warnings");
             stage::run(&mut doc)
         })?;
@@ -73,11 +82,35 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
         let mut command = tests(&["test", "--lib", "--bins", "--tests"]);
         stage::run(command.env("RUST_TEST_THREADS", "1").args(&filter))
     })?;
+    if !only_tests && !has_nextest(root) {
+        println!("without nextest, bf16 is tested with this processor's way to multiply it only");
+    } else if !only_tests {
+        for products in ["bf16", "fp32"] {
+            stage::stage(&format!("tests of bf16, products in {products}"), || {
+                let mut command = tests(&["nextest", "run"]);
+                command.args(["--filterset", BF16_TESTS]).env(BF16_PRODUCTS, products);
+                stage::run(&mut command)
+            })?;
+        }
+    }
     if !only_tests {
         stage::stage("doctests", || stage::run(&mut tests(&["test", "--doc", "--quiet"])))?;
     }
     println!("all passed in {}", stage::seconds(start.elapsed()));
     Ok(())
+}
+
+/// What `cargo clippy` sets for cargo, so that rustdoc takes the metadata of our crates that it left: cargo keeps apart what another
+/// compiler made, and would build all of them, C++ included, once more.
+fn clippy_environment(root: &Path) -> Result<[(&'static str, String); 2]> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let sysroot =
+        stage::output(Command::new(rustc).current_dir(root).args(["--print", "sysroot"]))?;
+    let driver = Path::new(sysroot.trim()).join("bin/clippy-driver");
+    Ok([
+        ("RUSTC_WORKSPACE_WRAPPER", driver.display().to_string()),
+        ("CLIPPY_ARGS", "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__".to_owned()),
+    ])
 }
 
 /// What is built: NCCL too, where libtorch has what that needs.
