@@ -3,6 +3,7 @@
 //! Nothing is trusted that a program says of its own memory: the peaks are the kernel's. That both do the same work is shown by
 //! their losses.
 
+mod busy;
 mod case;
 mod chats;
 mod figures;
@@ -22,6 +23,7 @@ use serde_json::{Value, json};
 use sterna_bench::process::{End, Limits, Ranks, Watched};
 use sterna_bench::{machine, metrics, process};
 
+use self::busy::Busy;
 use self::case::{Case, Predicted, Run, System};
 use self::options::{HELP, Input, Options};
 use self::recipe::{METRICS, Recipe};
@@ -89,6 +91,7 @@ impl<'a> Bench<'a> {
         let threads = options.threads.unwrap_or_else(machine::cores);
         let mut machine = machine::facts(root);
         machine["threads"] = json!(threads);
+        machine["busy_threads"] = json!(options.busy);
         let sterna = if let Some(binary) = &options.binary {
             let binary = std::path::absolute(binary)?;
             if !binary.is_file() {
@@ -196,7 +199,10 @@ impl<'a> Bench<'a> {
         let load_before = machine::load();
         let ranks = if is_ours { Ranks::Children } else { Ranks::Itself };
         let log = self.root.join(&folder).join("log.txt");
-        let watched: Watched = process::watch(&mut command, ranks, &log, Limits::default())?;
+        let watched: Watched = {
+            let _busy = Busy::start(self.options.busy);
+            process::watch(&mut command, ranks, &log, Limits::default())?
+        };
         let text = fs::read_to_string(self.root.join(&folder).join(METRICS)).unwrap_or_default();
         // Gigabytes, and rebuilt from the chats in seconds.
         fs::remove_dir_all(self.root.join(&folder).join("cache")).ok();

@@ -16,7 +16,7 @@ pub fn facts(root: &Path) -> Value {
         "date": said(Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"])),
         "cpu": cpu_model(&cpuinfo),
         "cores": cores(),
-        "has_amx": cpuinfo.contains(" amx_tile"),
+        "instructions": instructions(&cpuinfo),
         "memory_bytes": field(&meminfo, "MemTotal"),
         "kernel": said(Command::new("uname").arg("-sr")),
         "commit": said(Command::new("git").current_dir(root).args(["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])),
@@ -44,6 +44,15 @@ fn cpu_model(cpuinfo: &str) -> Option<&str> {
     Some(line.split_once(':')?.1.trim())
 }
 
+/// The sets of instructions that decide how fast matrix products are, as the kernel names them.
+fn instructions(cpuinfo: &str) -> Vec<&str> {
+    const DECIDING: [&str; 7] =
+        ["avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve"];
+    let is_flags = |line: &&str| line.starts_with("flags") || line.starts_with("Features");
+    let flags = cpuinfo.lines().find(is_flags).unwrap_or_default();
+    flags.split_whitespace().filter(|flag| DECIDING.contains(flag)).collect()
+}
+
 /// What a command writes, if it succeeds.
 pub fn said(command: &mut Command) -> Option<String> {
     let output = command.output().ok().filter(|output| output.status.success())?;
@@ -60,5 +69,13 @@ mod tests {
             "processor\t: 0\nmodel name\t: Some CPU @ 2GHz\nprocessor\t: 1\nmodel name\t: Other\n";
         assert_eq!(cpu_model(text), Some("Some CPU @ 2GHz"));
         assert_eq!(cpu_model(""), None);
+    }
+
+    #[test]
+    fn instructions_are_named_that_products_are_made_of() {
+        let text = "model name\t: Some CPU\nflags\t\t: fpu sse2 avx2 avx512f avx512_bf16\n";
+        assert_eq!(instructions(text), ["avx2", "avx512f", "avx512_bf16"]);
+        assert_eq!(instructions("Features\t: fp asimd bf16\n"), ["asimd", "bf16"]);
+        assert!(instructions("").is_empty());
     }
 }

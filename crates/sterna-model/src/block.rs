@@ -204,7 +204,8 @@ pub fn forward_again(
 ///
 /// # Numerics
 ///
-/// Activation gradients have the dtype of `x`. A weight gradient is rounded to it once per tile and summed in that of `grads`.
+/// Activation gradients have the dtype of `x`. A weight gradient is summed in the dtype of `grads`; what a tile adds to it is rounded
+/// first only where [`sterna_ops::linear::backward_params`] says so.
 /// With several groups, each adds its share of the input's gradient to it.
 ///
 /// # Errors

@@ -94,12 +94,13 @@ pub fn loss(
 ///
 /// # Memory
 ///
-/// One tile of logits `[tile_len, v]` in the dtype of `x`, rounded up to 64 rows, and one weight gradient in that dtype.
+/// One tile of logits `[tile_len, v]` in the dtype of `x`, rounded up to 64 rows, and what
+/// [`linear::backward_params`] takes.
 ///
 /// # Numerics
 ///
-/// The loss is single precision within a token, double across tokens. Weight gradients are rounded to the dtype of `x` once per
-/// tile and summed in the dtype of `grads`.
+/// The loss is single precision within a token, double across tokens. Weight gradients are summed in the dtype of `grads`; what
+/// a tile adds is rounded first only where [`linear::backward_params`] says so.
 ///
 /// # Errors
 ///

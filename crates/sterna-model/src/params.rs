@@ -1,8 +1,9 @@
 //! The tensors of one block by name, and the buffers of their gradients.
 
 use sterna_hf::ModelConfig;
-use sterna_ops::linear;
-use tch::Tensor;
+use sterna_ops::{is_widened, linear};
+use sterna_torch_sys::memory::{self, MemoryKind};
+use tch::{Kind, Tensor};
 
 use crate::error::{ModelError, check_shape};
 
@@ -42,7 +43,7 @@ pub struct BlockTensors<T> {
     pub down_proj: Linear<T>,
 }
 
-/// The weights of a block, all in the dtype it computes in.
+/// The weights of a block: those of products in the dtype that they multiply in, the others in that of the activations.
 pub type BlockParams = BlockTensors<Tensor>;
 
 /// The gradients of a block's weights, to which a backward adds: single precision (double for double weights); `None` for a
@@ -61,6 +62,35 @@ impl BlockParams {
             check_shape(name, &tensor.size(), shape)?;
         }
         Ok(params)
+    }
+
+    /// The same with weights and biases of products in single precision, where products are widened ([`sterna_ops::is_widened`]): once for
+    /// all tiles. The weights of norms stay as they are.
+    ///
+    /// # Memory
+    ///
+    /// 4 bytes for each weight of a product, or nothing.
+    #[must_use]
+    pub fn widened_for_products(self) -> BlockParams {
+        if !is_widened(&self.q_proj.weight) {
+            return self;
+        }
+        let _memory = memory::scope(MemoryKind::Weights);
+        let wide = |x: &Tensor| x.to_kind(Kind::Float);
+        let widened = |proj: &Linear<Tensor>| Linear {
+            weight: wide(&proj.weight),
+            bias: proj.bias.as_ref().map(wide),
+        };
+        BlockTensors {
+            q_proj: widened(&self.q_proj),
+            k_proj: widened(&self.k_proj),
+            v_proj: widened(&self.v_proj),
+            o_proj: widened(&self.o_proj),
+            gate_proj: widened(&self.gate_proj),
+            up_proj: widened(&self.up_proj),
+            down_proj: widened(&self.down_proj),
+            ..self
+        }
     }
 }
 

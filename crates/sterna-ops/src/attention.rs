@@ -97,7 +97,8 @@ impl Documents {
 /// # Numerics
 ///
 /// Scores and sums are single precision (double for double); `lse` is in that precision, `o` in the dtype of `q`. With a half
-/// precision, probabilities are rounded to it before they multiply the values.
+/// precision, probabilities are rounded to it before they multiply the values; not where products are widened
+/// ([`crate::is_widened`]), which is libtorch's kernel on operands in single precision.
 ///
 /// # Panics
 ///
@@ -151,13 +152,14 @@ fn forward_of(
 ///
 /// # Memory
 ///
-/// As [`forward`]; the gradients of keys and values of a call exist once for each query head.
+/// As [`forward`]; the gradients of keys and values of a call exist once for each query head. Where products are widened, also what
+/// a call reads, in single precision.
 ///
 /// # Numerics
 ///
 /// Gradients of a kv head are summed over the query heads that read it, and over the query tiles of a sliding window, in single
-/// precision (double for double). Within a call and a query head libtorch's kernel sums in the dtype of `q`, ours in single
-/// precision.
+/// precision (double for double). Within a call and a query head libtorch's kernel sums in the dtype of what it is given, ours in
+/// single precision.
 ///
 /// # Panics
 ///

@@ -22,7 +22,8 @@ pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
 
-use tch::{Kind, Tensor};
+use sterna_torch_sys::products::Bf16Products;
+use tch::{Device, Kind, Tensor};
 
 /// What a kernel of ours fails with, when its operands are right: the compiler or the driver.
 const KERNEL: &str = "the CUDA kernel runs";
@@ -35,4 +36,11 @@ fn upcast(x: &Tensor) -> Tensor {
 /// What sums over values of dtype `kind` are kept in: single precision, or double for double.
 pub fn accumulate_kind(kind: Kind) -> Kind {
     if kind == Kind::Double { Kind::Double } else { Kind::Float }
+}
+
+/// Whether products with `x` are computed in single precision from widened operands: bf16 on a processor without dot products of it.
+///
+/// Who multiplies the same weight with many tiles widens it once for all of them.
+pub fn is_widened(x: &Tensor) -> bool {
+    x.kind() == Kind::BFloat16 && x.device() == Device::Cpu && Bf16Products::are_widened()
 }

@@ -1,18 +1,30 @@
 //! The matrix product with a weight, and its backward.
 
+mod widened;
+
 use tch::{Kind, Tensor};
+
+use crate::is_widened;
 
 /// `x * weight^T + bias`.
 ///
 /// # Shapes
 ///
-/// `x` `[s, i]`, `weight` `[o, i]`, `bias` `[o]`; returns `[s, o]`.
+/// `x` `[s, i]`, `weight` `[o, i]`, `bias` `[o]`; returns `[s, o]` in the dtype of `x`.
+///
+/// # Numerics
+///
+/// Where products are widened ([`is_widened`]), the operands are made single precision and the result is rounded once; `weight` and
+/// `bias` may be single precision already.
 ///
 /// # Panics
 ///
 /// If the shapes do not fit.
 pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     assert_fits(x, weight);
+    if is_widened(x) {
+        return widened::forward(x, weight, bias);
+    }
     match bias {
         Some(bias) => bias.addmm(x, &weight.tr()),
         None => x.mm(&weight.tr()),
@@ -23,13 +35,17 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
 ///
 /// # Shapes
 ///
-/// `d_y` `[s, o]`, `weight` `[o, i]`; returns `[s, i]`.
+/// `d_y` `[s, o]`, `weight` `[o, i]`; returns `[s, i]` in the dtype of `d_y`.
+///
+/// # Numerics
+///
+/// As [`forward`].
 ///
 /// # Panics
 ///
 /// If the shapes do not fit.
 pub fn backward_input(d_y: &Tensor, weight: &Tensor) -> Tensor {
-    d_y.mm(weight)
+    if is_widened(d_y) { widened::backward_input(d_y, weight) } else { d_y.mm(weight) }
 }
 
 /// Adds the gradients of weight and bias to their accumulators: `d_weight += d_y^T * x`, `d_bias += sum over s of d_y`.
@@ -40,13 +56,13 @@ pub fn backward_input(d_y: &Tensor, weight: &Tensor) -> Tensor {
 ///
 /// # Numerics
 ///
-/// The product sums in single precision over the tokens given. On a CUDA device it is added as it is; on a CPU it is first rounded
-/// to the dtype of `x`, once. The accumulators are single (or double) precision, so tiles and micro-batches add up without losing
-/// digits.
+/// The product sums in single precision over the tokens given. On a CUDA device, and where products are widened, it is added as it
+/// is; on another CPU it is first rounded to the dtype of `x`, once. The accumulators are single (or double) precision, so tiles
+/// and micro-batches add up without losing digits.
 ///
 /// # Memory
 ///
-/// On a CPU with `x` in half precision the product of a call, else nothing.
+/// On a CPU with `x` in half precision the product of a call, or what is widened at once; else nothing.
 ///
 /// # Panics
 ///
@@ -59,7 +75,9 @@ pub fn backward_params(
 ) {
     if let Some(d_weight) = d_weight {
         let is_half = matches!(x.kind(), Kind::BFloat16 | Kind::Half);
-        if d_weight.kind() == x.kind() {
+        if is_widened(x) {
+            widened::backward_weight(d_y, x, d_weight);
+        } else if d_weight.kind() == x.kind() {
             // One kernel that adds while it multiplies.
             let _ = d_weight.addmm_(&d_y.tr(), x);
         } else if x.device().is_cuda() && is_half && d_weight.kind() == Kind::Float {

@@ -249,6 +249,16 @@ impl Plan {
         })
     }
 
+    /// The same where products of bf16 are computed in fp32 ([`MemoryKind::WidenedProducts`]): on a CPU without bf16 instructions.
+    #[must_use]
+    pub fn with_widened_products(mut self, model: &ModelConfig) -> Self {
+        let block = self.zero.units.iter().find(|unit| unit.name == "block");
+        let weights = block.map_or(0, |unit| unit.padded_len);
+        let num_tokens = self.batch.local_tokens * self.mesh.sp_size;
+        self.memory.push_widened(weights, model, &self.heads[0], num_tokens);
+        self
+    }
+
     /// The plan as JSON: the fields of this struct, bytes as numbers, and as `recipe` the recipe with every default.
     pub fn to_json(&self) -> serde_json::Value {
         json::plan(self)

@@ -135,13 +135,17 @@ impl ModelOptions {
     }
 }
 
-/// Names of attention kernels that the reference accepts. All mean exact causal attention per document, and on a CPU the same kernel.
+/// Names of attention kernels that transformers knows by name. All mean exact causal attention per document, and on a CPU the same kernel.
 ///
 /// On a CUDA device one of them forces a kernel; the others leave the choice to the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttnImplementation {
     /// `sdpa`: the fastest kernel.
     Sdpa,
+    /// `eager`: the fastest kernel; what transformers computes with plain products is the same attention.
+    Eager,
+    /// `flex_attention`: the fastest kernel.
+    FlexAttention,
     /// `flash_attention_2`: FlashAttention 2 and no other kernel; metrics count the attention of each document.
     FlashAttention2,
     /// `flash_attention_3`: the fastest kernel, because libtorch has none of that name; metrics as [`Self::FlashAttention2`].
@@ -153,6 +157,8 @@ impl AttnImplementation {
     pub fn name(self) -> &'static str {
         match self {
             Self::Sdpa => "sdpa",
+            Self::Eager => "eager",
+            Self::FlexAttention => "flex_attention",
             Self::FlashAttention2 => "flash_attention_2",
             Self::FlashAttention3 => "flash_attention_3",
         }
@@ -160,7 +166,7 @@ impl AttnImplementation {
 
     /// Whether the reference's metrics count attention per packed document (flash attention only) or over the batch.
     pub fn is_flash(self) -> bool {
-        self != Self::Sdpa
+        matches!(self, Self::FlashAttention2 | Self::FlashAttention3)
     }
 }
 

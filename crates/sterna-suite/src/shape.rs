@@ -300,7 +300,7 @@ pub fn results(context: &Context) -> Result<Vec<RunResult>> {
 ///
 /// As [`model_config`].
 pub fn step_flop(context: &Context, length: usize, layers: usize) -> Result<f64> {
-    Ok(model_tflos(&model_config(context, layers)?, std::iter::once(length)) * 1e12)
+    Ok(model_tflos(&model_config(context, layers)?, std::iter::once(length), length) * 1e12)
 }
 
 /// The rate of bf16 products that `ceilings` measured.

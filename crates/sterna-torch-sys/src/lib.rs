@@ -29,6 +29,7 @@ pub mod kernels;
 pub mod library;
 pub mod memory;
 mod optimizer;
+pub mod products;
 mod rounding;
 mod tensor;
 

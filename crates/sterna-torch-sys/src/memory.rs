@@ -48,7 +48,7 @@ const LARGE: usize = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum MemoryKind {
-    /// Weights in the dtype of the model: those at rest and those gathered for use.
+    /// Weights: those at rest, those gathered for use, and a block's widened to single precision for its products.
     Weights,
     /// Gradients of weights.
     Gradients,

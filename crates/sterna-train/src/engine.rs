@@ -90,7 +90,10 @@ fn implementation_of(name: AttnImplementation) -> Implementation {
     match name {
         AttnImplementation::FlashAttention2 => Implementation::Flash,
         // libtorch has no third FlashAttention, and cuDNN's kernel is the one made for the processors that it is for.
-        AttnImplementation::Sdpa | AttnImplementation::FlashAttention3 => Implementation::Automatic,
+        AttnImplementation::Sdpa
+        | AttnImplementation::Eager
+        | AttnImplementation::FlexAttention
+        | AttnImplementation::FlashAttention3 => Implementation::Automatic,
     }
 }
 
@@ -381,7 +384,7 @@ impl<'a> Engine<'a> {
 
     fn block_params(&mut self, layer_idx: usize) -> Result<BlockParams, TrainError> {
         let params = self.zero.gather(self.comm.world(), layer_idx + 1)?;
-        Ok(BlockParams::new(self.config, &params)?)
+        Ok(BlockParams::new(self.config, &params)?.widened_for_products())
     }
 
     /// The head's weights, and the embedding's when the head is the embedding.

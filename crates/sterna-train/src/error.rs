@@ -9,7 +9,7 @@ use sterna_hf::Error as HfError;
 use sterna_model::ModelError;
 use sterna_ops::attention::NotFlash;
 use sterna_recipe::Diagnostics;
-use sterna_torch_sys::Error as TorchError;
+use sterna_torch_sys::{Error as TorchError, products::UnknownProducts};
 
 use crate::oom::OutOfMemory;
 
@@ -35,6 +35,9 @@ pub enum TrainError {
     /// The recipe names an attention kernel that does not take this model.
     #[error(transparent)]
     Attention(#[from] NotFlash),
+    /// The environment asks for products that there are none of.
+    #[error(transparent)]
+    Products(#[from] UnknownProducts),
     /// libtorch refused a call or ran out of memory.
     #[error(transparent)]
     Torch(#[from] TorchError),
@@ -205,6 +208,9 @@ impl TrainError {
             Self::Model(error) => error.hint(),
             Self::Torch(error) => error.hint(),
             Self::Plan(_) | Self::Panicked { .. } => None,
+            Self::Products(_) => {
+                Some("unset it: the processor then decides, and says how in the first lines".to_owned())
+            }
             Self::Attention(_) => Some(
                 "set `model.attn_implementation: sdpa`: it takes the fastest exact kernel that there is for this model"
                     .to_owned(),

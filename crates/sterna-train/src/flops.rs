@@ -8,15 +8,20 @@
 
 use sterna_hf::ModelConfig;
 
-/// What one token costs in the matrix multiplications of the model, in multiply-adds.
-fn matmul_parameters(config: &ModelConfig) -> f64 {
+/// What one token costs in the matrix multiplications of the blocks, in multiply-adds.
+fn block_parameters(config: &ModelConfig) -> f64 {
     let hidden = config.hidden_size as f64;
     let head_dim = config.head_dim as f64;
     let query = config.num_attention_heads as f64 * head_dim;
     let key_value = config.num_key_value_heads as f64 * head_dim;
     let block =
         3.0 * hidden * config.intermediate_size as f64 + hidden * (query + 2.0 * key_value + query);
-    config.num_hidden_layers as f64 * block + config.vocab_size as f64 * hidden
+    config.num_hidden_layers as f64 * block
+}
+
+/// What one token costs in the head, in multiply-adds.
+fn head_parameters(config: &ModelConfig) -> f64 {
+    config.vocab_size as f64 * config.hidden_size as f64
 }
 
 /// TFLOs of forward and backward over sequences of `seqlens` tokens, as the reference counts them.
@@ -31,17 +36,21 @@ pub fn reference_tflos(
 ) -> f64 {
     let (dense_factor, attention_factor) = if recompute { (8.0, 16.0) } else { (6.0, 12.0) };
     let query = (config.num_attention_heads * config.head_dim) as f64;
-    let dense = dense_factor * matmul_parameters(config);
+    let dense = dense_factor * (block_parameters(config) + head_parameters(config));
     let attention = attention_factor * query * config.num_hidden_layers as f64;
     seqlens.map(|len| len as f64).map(|len| dense * len + attention * len * len).sum::<f64>() / 1e12
 }
 
-/// TFLOs of the model itself over documents of `document_lens` tokens: causal attention, sliding windows honoured,
-/// nothing counted twice.
-pub fn model_tflos(config: &ModelConfig, document_lens: impl Iterator<Item = usize>) -> f64 {
+/// TFLOs of the model itself over documents of `document_lens` tokens, of which `num_valid_tokens` have a label: causal attention,
+/// sliding windows honoured, the head for tokens with a label only, because the loss reads no other logits, nothing counted twice.
+pub fn model_tflos(
+    config: &ModelConfig,
+    document_lens: impl Iterator<Item = usize>,
+    num_valid_tokens: usize,
+) -> f64 {
     let query = (config.num_attention_heads * config.head_dim) as f64;
-    let dense = 6.0 * matmul_parameters(config);
-    let mut flos = 0.0;
+    let dense = 6.0 * block_parameters(config);
+    let mut flos = 6.0 * head_parameters(config) * num_valid_tokens as f64;
     for len in document_lens {
         flos += dense * len as f64;
         for window in &config.sliding_window {
@@ -130,7 +139,25 @@ mod tests {
     fn model_formula_is_causal_and_counts_nothing_twice() {
         let n = 131_072_usize;
         let expected = (786_432.0 * (n as f64).powi(2) + 4.503e10 * n as f64) / 1e12;
-        let actual = model_tflos(&llama_8b(), std::iter::once(n));
+        let actual = model_tflos(&llama_8b(), std::iter::once(n), n);
         assert!((actual / expected - 1.0).abs() < 1e-4, "{actual} against {expected}");
+    }
+
+    /// Against every pair of a mask counted one by one; the triangle of `len^2 / 2` leaves out half the diagonal.
+    #[test]
+    fn a_window_counts_the_pairs_that_it_leaves() {
+        let (len, window) = (1_000_i64, 32_i64);
+        let pairs = (0..len).map(|query| (query + 1).min(window)).sum::<i64>() as f64;
+        let counted = visible_pairs(len as f64, Some(window as f64));
+        assert!((counted + len.min(window) as f64 / 2.0 - pairs).abs() < 0.5, "{counted}, {pairs}");
+        assert!((visible_pairs(20.0, Some(32.0)) - 200.0).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn a_token_without_a_label_costs_no_head() {
+        let config = llama_8b();
+        let of = |num_valid_tokens| model_tflos(&config, std::iter::once(1000), num_valid_tokens);
+        let head = 6.0 * 128_256.0 * 4096.0 * 1000.0 / 1e12;
+        assert!((of(1000) - of(0) - head).abs() < 1e-9);
     }
 }

@@ -4,6 +4,7 @@
 use nvml_wrapper::{Device, Nvml, enums::device::UsedGpuMemory};
 use sterna_torch_sys::cuda;
 pub use sterna_torch_sys::cuda::Properties;
+pub use sterna_torch_sys::products::Bf16Products;
 
 /// How many GPUs a process of this machine sees that has `visible_devices` in `CUDA_VISIBLE_DEVICES`; `None` without NVML.
 ///
@@ -46,6 +47,18 @@ pub struct Gpu {
     pub properties: Properties,
     /// The version of the driver; `None` without NVML.
     pub driver_version: Option<String>,
+}
+
+/// What a rank computes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Processor {
+    /// A GPU.
+    Gpu(Gpu),
+    /// The CPU.
+    Cpu {
+        /// How products of a bf16 model are computed; `None` for a model in another dtype.
+        bf16_products: Option<Bf16Products>,
+    },
 }
 
 /// Memory of a GPU as its driver counts it, for all processes together, bytes.

@@ -26,7 +26,7 @@ mod scalars;
 mod stop;
 
 pub use error::TrainError;
-pub use gpus::Gpu;
+pub use gpus::{Bf16Products, Gpu, Processor};
 pub use memory::HostMemory;
 pub use metrics::{EvalMetrics, IterationMetrics};
 pub use oom::OutOfMemory;

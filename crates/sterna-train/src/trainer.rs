@@ -23,7 +23,7 @@ use sterna_torch_sys::{
     cuda::{self, DeviceMemory},
     memory as tensor_memory,
 };
-use tch::Device;
+use tch::{Device, Kind};
 
 use self::{
     course::Course,
@@ -38,7 +38,7 @@ use crate::{
     error::TrainError,
     export::export,
     flops,
-    gpus::{Gpu, Monitor},
+    gpus::{Bf16Products, Gpu, Monitor, Processor},
     load::WeightSource,
     memory::HostMemory,
     metrics::{EvalMetrics, IterationMetrics, MetricsFile},
@@ -51,8 +51,14 @@ use crate::{
 
 /// Receives what a run has to say. The library itself prints nothing.
 pub trait Observer {
-    /// Everything is known and nothing has been computed; `gpu` is this rank's, `None` on a CPU.
-    fn on_start(&mut self, plan: &Plan, report: &PrepareReport, num_steps: u64, gpu: Option<&Gpu>);
+    /// Everything is known and nothing has been computed; `processor` is this rank's.
+    fn on_start(
+        &mut self,
+        plan: &Plan,
+        report: &PrepareReport,
+        num_steps: u64,
+        processor: &Processor,
+    );
     /// An optimizer step ended.
     fn on_iteration(&mut self, metrics: &IterationMetrics);
     /// An evaluation ended.
@@ -136,6 +142,9 @@ pub fn train(
     observer: &mut dyn Observer,
 ) -> Result<TrainSummary, TrainError> {
     let device = device(options.device, env, &recipe.data.cache_dir)?;
+    if device == Device::Cpu {
+        Bf16Products::of_this_process()?;
+    }
     // Before the first tensor: those that exist already would not be counted.
     tensor_memory::install();
     let config = model_config(recipe)?;
@@ -255,7 +264,7 @@ impl<'a> Trainer<'a> {
         };
         let manifest = resumed.as_ref().map(|checkpoint| &checkpoint.manifest);
         let course = Course::new(recipe, stream.len(), mesh, manifest)?;
-        let of_data = plan_of_data(recipe, &assets.config, mesh.world_size, datasets)?;
+        let of_data = plan_of_data(recipe, &assets.config, mesh.world_size, datasets, device)?;
         let disk = scratch(recipe, &of_data)?;
         let num_attention = num_attention_kept(&of_data, comm, env, device)?;
         checkpoints.expect_step_of(&of_data, num_attention);
@@ -319,8 +328,8 @@ impl<'a> Trainer<'a> {
         if self.early_exit()? == Some(self.kill_switch()) {
             return Err(TrainError::KillSwitch { path: self.recipe.kill_switch_path.clone() });
         }
-        let gpu = self.gpu()?;
-        observer.on_start(plan, &self.datasets.report, self.course.num_steps, gpu.as_ref());
+        let processor = self.processor()?;
+        observer.on_start(plan, &self.datasets.report, self.course.num_steps, &processor);
         let mut newest = None;
         if let Some(checkpoint) = &self.resumed {
             let manifest = &checkpoint.manifest;
@@ -540,10 +549,14 @@ impl<'a> Trainer<'a> {
         }))
     }
 
-    /// The GPU that this rank computes on.
-    fn gpu(&self) -> Result<Option<Gpu>, TrainError> {
-        let Device::Cuda(index) = self.engine.device() else { return Ok(None) };
-        Ok(Some(Gpu {
+    /// What this rank computes on.
+    fn processor(&self) -> Result<Processor, TrainError> {
+        let Device::Cuda(index) = self.engine.device() else {
+            let is_bf16 = self.engine.kind() == Kind::BFloat16;
+            let bf16_products = is_bf16.then(Bf16Products::of_this_process).transpose()?;
+            return Ok(Processor::Cpu { bf16_products });
+        };
+        Ok(Processor::Gpu(Gpu {
             index,
             properties: cuda::properties(index)?,
             driver_version: self.monitor.as_ref().and_then(Monitor::driver_version),
@@ -619,12 +632,13 @@ impl<'a> Trainer<'a> {
         for batch in batches {
             let documents: Vec<usize> = batch.packed_sample_seqlens.concat();
             num_tokens += documents.iter().sum::<usize>();
-            num_valid_tokens += batch.num_valid_tokens();
+            let num_valid = batch.num_valid_tokens();
+            num_valid_tokens += num_valid;
             // The reference sees documents only when the attention kernel's name says flash (arctic.md section 3.3).
             let counted = if is_flash { documents.clone() } else { vec![batch.len; batch.rows] };
             seqlen += counted.iter().sum::<usize>();
             reference_tflos += flops::reference_tflos(config, counted.into_iter(), recompute);
-            model_tflos += flops::model_tflos(config, documents.into_iter());
+            model_tflos += flops::model_tflos(config, documents.into_iter(), num_valid);
         }
         // Every rank of a sequence-parallel group knows the same micro-batches: each contributes its share of them.
         let share = 1.0 / self.comm.mesh.sp_size as f64;

@@ -5,6 +5,10 @@ pub(crate) const LOG_LEVEL: &str = "AT_LOG_LEVEL";
 
 /// CPU threads of a rank. Set for the ranks that we start, unless the user has set it.
 pub(crate) const OMP_NUM_THREADS: &str = "OMP_NUM_THREADS";
+/// How threads wait for each other, by OpenMP.
+pub(crate) const OMP_WAIT_POLICY: &str = "OMP_WAIT_POLICY";
+/// The same by libgomp, which decides where both are set.
+pub(crate) const GOMP_SPINCOUNT: &str = "GOMP_SPINCOUNT";
 
 /// Set for the ranks that we start: the process id of the launcher, with which they end.
 pub(crate) const LAUNCHER_PID: &str = "STERNA_LAUNCHER_PID";

@@ -30,6 +30,7 @@ Options:
   --steps N         Measured steps of a run, after the warm-up
   --rounds N        Runs of each configuration, each round through all of them [default: 1]
   --threads N       CPU threads, divided over the ranks [default: all cores]
+  --busy N          Keep N other threads computing while a run goes on, as on a machine that is shared
   --reference       Run arctic-training beside it on the same model, data and lengths, one process on the CPU;
                     it is installed into .sterna/reference (about 2 GB to download, once)
   --reference-lengths LIST
@@ -84,6 +85,8 @@ pub(super) struct Options {
     pub(super) steps: usize,
     pub(super) rounds: usize,
     pub(super) threads: Option<usize>,
+    /// Threads that compute beside each run.
+    pub(super) busy: usize,
     /// Lengths at which the reference runs.
     pub(super) reference_lengths: Vec<usize>,
     pub(super) reference_venv: Option<PathBuf>,
@@ -117,6 +120,7 @@ impl Options {
             steps,
             rounds: 1,
             threads: None,
+            busy: 0,
             reference_lengths: Vec::new(),
             reference_venv: None,
             binary: None,
@@ -145,6 +149,7 @@ impl Options {
                 "--steps" => options.steps = number(option, &value()?)?,
                 "--rounds" => options.rounds = number(option, &value()?)?,
                 "--threads" => options.threads = Some(number(option, &value()?)?),
+                "--busy" => options.busy = number(option, &value()?)?,
                 "--reference-lengths" => {
                     options.reference_lengths = numbers(option, &value()?)?;
                 }

@@ -133,11 +133,21 @@ fn policy_name(case: &Case) -> &str {
 fn facts(options: &Options, machine: &Value, versions: &Value) -> String {
     let said = |value: &Value| value.as_str().unwrap_or("unknown").to_owned();
     let memory = machine["memory_bytes"].as_f64().unwrap_or(0.0) / 1e9;
-    let amx = if machine["has_amx"].as_bool() == Some(true) { ", with AMX" } else { "" };
+    let instructions: Vec<&str> = machine["instructions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let busy = match options.busy {
+        0 => String::new(),
+        busy => format!("; {busy} other threads computed all the time"),
+    };
     let mut text = format!(
-        "- {}, {} cores{amx}, {memory:.1} GB of memory, {}; commit {}; {}\n- CPU threads: {}; rounds: {}; measured steps of a run: {}, after 1 warm-up; load average before: {}\n- {}{}\n",
+        "- {}, {} cores ({}), {memory:.1} GB of memory, {}; commit {}; {}\n- CPU threads: {}; rounds: {}; measured steps of a run: {}, after 1 warm-up; load average before: {}{busy}\n- {}{}\n",
         said(&machine["cpu"]),
         machine["cores"],
+        instructions.join(" "),
         said(&machine["kernel"]),
         said(&machine["commit"]),
         said(&machine["date"]),

@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::calls::{Block, Call};
 use super::{AttentionSpec, Documents};
+use crate::is_widened;
 
 /// A document of at least this many tokens is worth a plan of cuDNN's own.
 ///
@@ -76,6 +77,7 @@ pub(super) enum Kernel {
     /// CPU: [`sterna_torch_sys::attention`]: a query sees any run of keys.
     Blocked,
     /// CPU: `aten::_scaled_dot_product_flash_attention_for_cpu`: a query sees all keys, or those of a triangle, or what a mask says.
+    /// Where [`Problem::is_widened`], it is given single precision.
     Libtorch,
     /// CUDA: [`sterna_torch_sys::cuda_attention::flash_forward`]: many documents, a query sees a window of its own.
     Flash,
@@ -91,6 +93,8 @@ pub(super) struct Problem {
     pub(super) is_cuda: bool,
     /// Whether this processor's own kernel takes the queries.
     pub(super) is_blocked: bool,
+    /// Whether the operands of a call are widened to single precision.
+    pub(super) is_widened: bool,
     pub(super) kind: Kind,
     pub(super) head_dim: i64,
     /// The most query heads on one kv head.
@@ -106,9 +110,11 @@ pub(super) struct Problem {
 impl Problem {
     pub(super) fn new(spec: &AttentionSpec, q: &Tensor) -> Problem {
         let groups = spec.kv_of_q.chunk_by(|a, b| a == b);
+        let is_widened = is_widened(q);
         Problem {
             is_cuda: matches!(q.device(), Device::Cuda(_)),
-            is_blocked: attention::is_supported(q),
+            is_blocked: !is_widened && attention::is_supported(q),
+            is_widened,
             kind: q.kind(),
             head_dim: q.size()[2],
             group_size: groups.map(<[usize]>::len).max().unwrap_or(1) as i64,
@@ -201,6 +207,7 @@ pub(super) mod tests {
         Problem {
             is_cuda,
             is_blocked: false,
+            is_widened: false,
             kind: Kind::BFloat16,
             head_dim: 128,
             group_size: 8,

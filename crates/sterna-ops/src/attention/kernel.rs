@@ -1,14 +1,14 @@
 //! Runs a call on the kernel for its dtype and processor.
 //!
 //! bf16 on a processor with bf16 dot products of 512 bits has a kernel of ours, made of large matrix products and summing in
-//! single precision; everything else is libtorch's CPU kernel. Ours against libtorch's in ms, 2 cores of a Zen 5, 9 heads of 64 on
+//! single precision; everything else is libtorch's CPU kernel, which is given bf16 in single precision where products are widened. Ours against libtorch's in ms, 2 cores of a Zen 5, 9 heads of 64 on
 //! 3, forward and backward: 35 documents of 117 tokens 3.6 against 11.5 and 9.2 against 53; 8 of 512 tokens 5.5 against 32 and 14
 //! against 65; one of 4,096 32 against 141 and 75 against 222. Its gradients of keys and values are twice as close to those in
 //! double precision, because libtorch sums them in bf16.
 
 use sterna_torch_sys::attention::{self, VisibleKeys};
 use sterna_torch_sys::{Error, cuda_attention};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::calls::{Call, Seen, query_tile_len};
 use super::choice::{Kernel, MOST_CUDNN_ELEMENTS, Problem};
@@ -17,6 +17,7 @@ use super::{AttentionSpec, Documents, tiled};
 /// What all calls of an attention share.
 pub(super) struct Runner {
     scale: f64,
+    is_widened: bool,
     band: Option<BandMask>,
 }
 
@@ -28,8 +29,8 @@ impl Runner {
         q: &Tensor,
     ) -> Runner {
         let is_masked = !problem.is_cuda && !problem.is_blocked;
-        let band = if is_masked { BandMask::new(spec, documents, q) } else { None };
-        Runner { scale: spec.scale, band }
+        let band = if is_masked { BandMask::new(problem, spec, documents, q) } else { None };
+        Runner { scale: spec.scale, is_widened: problem.is_widened, band }
     }
 
     /// Writes `o` `[kv, group, queries, h]` and `lse` `[kv, group, queries]` of a call's queries, as if it had all their keys.
@@ -55,6 +56,7 @@ impl Runner {
                 lse.copy_(&lse_call.unflatten(0, heads));
             }
             Kernel::Libtorch => {
+                let [q, k, v] = [q, k, v].map(|x| self.operand(x));
                 let (o_call, lse_call) =
                     Tensor::internal_scaled_dot_product_flash_attention_for_cpu(
                         &q,
@@ -102,6 +104,7 @@ impl Runner {
                 return;
             }
             Kernel::Libtorch => {
+                let [d_o, q, k, v, o] = [d_o, q, k, v, o].map(|x| self.operand(x));
                 let (d_q_call, d_k_call, d_v_call) =
                     Tensor::internal_scaled_dot_product_flash_attention_for_cpu_backward(
                         &d_o,
@@ -178,6 +181,11 @@ impl Runner {
         .unwrap_or_else(refused)
     }
 
+    /// What libtorch's kernel reads of a call.
+    fn operand(&self, x: Tensor) -> Tensor {
+        if self.is_widened { x.to_kind(Kind::Float) } else { x }
+    }
+
     fn mask(&self, call: &Call) -> Option<Tensor> {
         let VisibleKeys { keys_before, window } = call.visible();
         (window < VisibleKeys::NO_WINDOW).then(|| {
@@ -228,7 +236,12 @@ struct BandMask {
 
 impl BandMask {
     /// The one mask that all tiles of all documents are cut from, if any document is longer than the window.
-    fn new(spec: &AttentionSpec, documents: &Documents, q: &Tensor) -> Option<BandMask> {
+    fn new(
+        problem: &Problem,
+        spec: &AttentionSpec,
+        documents: &Documents,
+        q: &Tensor,
+    ) -> Option<BandMask> {
         let window = spec.sliding_window?;
         let longest = documents.ranges().iter().map(|range| range.end - range.start).max()?;
         if longest <= window {
@@ -236,7 +249,8 @@ impl BandMask {
         }
         let tile_len = query_tile_len(window).min(longest);
         let num_columns = tile_len + window - 1;
-        let options = (q.kind(), q.device());
+        let kind = if problem.is_widened { Kind::Float } else { q.kind() };
+        let options = (kind, q.device());
         let mask = Tensor::full([tile_len, num_columns], f64::NEG_INFINITY, options);
         // A row further and a column further: the band is a rectangle of these strides.
         let _ = mask.as_strided([tile_len, window], [num_columns + 1, 1], None).zero_();
@@ -254,6 +268,7 @@ impl BandMask {
 mod tests {
     use std::iter;
 
+    use super::super::choice::tests::problem;
     use super::*;
     use crate::attention::Implementation;
 
@@ -267,7 +282,9 @@ mod tests {
         };
         let documents = Documents::new(iter::once(0..65_536).collect());
         let q = Tensor::zeros([0], (tch::Kind::BFloat16, tch::Device::Cpu));
-        let mask = BandMask::new(&spec, &documents, &q).expect("a window needs a mask").mask;
+        let mask = BandMask::new(&problem(false), &spec, &documents, &q)
+            .expect("a window needs a mask")
+            .mask;
         assert_eq!(mask.size(), [512, 512 + 32_768 - 1]);
     }
 }

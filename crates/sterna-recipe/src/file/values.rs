@@ -401,6 +401,8 @@ words! {
     }
     AttnImplementation {
         "sdpa" => Self::Sdpa,
+        "eager" => Self::Eager,
+        "flex_attention" => Self::FlexAttention,
         "flash_attention_2" => Self::FlashAttention2,
         "flash_attention_3" => Self::FlashAttention3,
     }

@@ -19,6 +19,8 @@ pub enum MemoryKind {
     Weights,
     /// A gathered unit and the next one.
     GatheredWeights,
+    /// The weights of one block in fp32, and the operands of a call of attention, where products of bf16 are computed in it.
+    WidenedProducts,
     /// Gradient accumulators.
     Gradients,
     /// Whole gradients of a unit and of the one on its way to its owners.
@@ -47,6 +49,7 @@ impl MemoryKind {
         match self {
             Self::Weights => "weights",
             Self::GatheredWeights => "gathered weights",
+            Self::WidenedProducts => "products in fp32",
             Self::Gradients => "gradients",
             Self::UnitGradients => "gradients of a unit",
             Self::Optimizer => "optimizer state",
@@ -140,6 +143,27 @@ impl Memory {
                 disk_bytes: on(Place::Disk),
             });
         }
+    }
+
+    /// What a rank with these heads of `num_tokens` tokens widens beside `weights` of a block.
+    pub(super) fn push_widened(
+        &mut self,
+        weights: usize,
+        model: &ModelConfig,
+        heads: &HeadSplit,
+        num_tokens: usize,
+    ) {
+        // A call has all heads of a document up to this length, and one kv head with its queries of a longer one
+        // (`sterna-ops/src/attention/calls.rs`).
+        const LONG_CALL_LEN: usize = 8192;
+        let (q, kv) = (heads.q.len(), heads.kv.len());
+        let group = model.num_attention_heads.div_ceil(model.num_key_value_heads);
+        // q, o, d_o, d_q, and d_k and d_v for each query head; k and v.
+        let width = |q: usize, kv: usize| (6 * q + 2 * kv) * model.head_dim;
+        let short = num_tokens.min(LONG_CALL_LEN) * width(q, kv);
+        let long = if num_tokens > LONG_CALL_LEN { num_tokens * width(group, 1) } else { 0 };
+        let elements = weights + short.max(long);
+        self.push(MemoryKind::WidenedProducts, elements, DType::F32.size(), Place::Device);
     }
 
     /// Weights, gradients and optimizer state.

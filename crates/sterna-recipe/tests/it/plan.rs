@@ -332,3 +332,27 @@ fn a_plan_as_json_has_its_numbers() {
         plan.memory.device_bytes()
     );
 }
+
+#[test]
+fn products_in_fp32_take_a_block_once_more_and_the_operands_of_a_call() {
+    let model = model("llama-3.1-8b");
+    let bytes = |length: usize| {
+        let recipe = recipe(SMALL, &[&format!("data.max_length={length}")]);
+        let plan = Plan::new(&recipe, &model, 1).unwrap_or_else(|errors| panic!("{errors}"));
+        let is_widened = |plan: &Plan| {
+            let mut rows = plan.memory.rows.iter();
+            rows.find(|row| row.kind == MemoryKind::WidenedProducts).map(|row| row.device_bytes)
+        };
+        assert_eq!(is_widened(&plan), None);
+        is_widened(&plan.with_widened_products(&model)).unwrap()
+    };
+    // 32 query heads on 8 kv heads of 128; q, o, their gradients, d_k and d_v at query width, k and v.
+    let block = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14_336 + 2 * 4096;
+    let of_all_heads = (6 * 32 + 2 * 8) * 128;
+    let of_one_kv_head = (6 * 4 + 2) * 128;
+    assert_eq!(bytes(2048), 4 * (block + 2048 * of_all_heads));
+    assert_eq!(bytes(8192), 4 * (block + 8192 * of_all_heads));
+    // Twice as many at once would be heads one after the other.
+    assert_eq!(bytes(16_384), 4 * (block + 8192 * of_all_heads));
+    assert_eq!(bytes(131_072), 4 * (block + 131_072 * of_one_kv_head));
+}

@@ -9,9 +9,9 @@ use std::{
 
 use sterna_comm::{Comm, GpuTransport, RankEnv};
 use sterna_data::{Dataset, Datasets};
-use sterna_hf::{ModelConfig, Tokenizer, WeightFiles, hub};
+use sterna_hf::{DType, ModelConfig, Tokenizer, WeightFiles, hub};
 use sterna_recipe::{KeepAttention, MemoryKind, MemoryOptions, PadTo, Place, Plan, Recipe};
-use sterna_torch_sys::{cuda, kernels};
+use sterna_torch_sys::{cuda, kernels, products::Bf16Products};
 use tch::{Device, Kind, Tensor};
 
 use super::DeviceChoice;
@@ -123,6 +123,7 @@ pub(super) fn plan_of_data(
     config: &ModelConfig,
     world_size: usize,
     datasets: &Datasets,
+    device: Device,
 ) -> Result<Plan, TrainError> {
     let mut recipe = recipe.clone();
     if recipe.data.pad_to == PadTo::DivLength {
@@ -131,7 +132,10 @@ pub(super) fn plan_of_data(
         recipe.data.max_length =
             longest(&datasets.train).max(datasets.eval.as_ref().and_then(longest));
     }
-    Plan::new(&recipe, config, world_size).map_err(TrainError::Plan)
+    let plan = Plan::new(&recipe, config, world_size).map_err(TrainError::Plan)?;
+    let is_widened =
+        device == Device::Cpu && recipe.model.dtype == DType::BF16 && Bf16Products::are_widened();
+    Ok(if is_widened { plan.with_widened_products(config) } else { plan })
 }
 
 /// Of how many blocks the ranks of this machine can keep the attention output beside everything else, so that their backward needs
@@ -265,6 +269,8 @@ pub(super) fn peak_rate(comm: &Comm, kind: Kind, device: Device) -> Result<f64, 
         _ => None,
     };
     comm.world().barrier()?;
+    let is_widened = kind == Kind::BFloat16 && device == Device::Cpu && Bf16Products::are_widened();
+    let kind = if is_widened { Kind::Float } else { kind };
     let rate = known.unwrap_or_else(|| matmul_rate(kind, device));
     Ok(sum(comm.world(), &[rate])?[0])
 }

@@ -27,7 +27,7 @@ impl Observer for Recorder {
         _: &sterna_recipe::Plan,
         _: &sterna_data::PrepareReport,
         _: u64,
-        _: Option<&sterna_train::Gpu>,
+        _: &sterna_train::Processor,
     ) {
     }
 

@@ -148,7 +148,7 @@ fn ranks_with_shards_on_the_host_are_those_with_shards_on_the_device_bit_for_bit
 struct HostWaits(Vec<(String, u64)>);
 
 impl Observer for HostWaits {
-    fn on_start(&mut self, _: &Plan, _: &PrepareReport, _: u64, _: Option<&sterna_train::Gpu>) {
+    fn on_start(&mut self, _: &Plan, _: &PrepareReport, _: u64, _: &sterna_train::Processor) {
         sterna_fake_cuda::reset_host_syncs();
     }
 

@@ -8,8 +8,8 @@ use sterna_data::PrepareReport;
 use sterna_recipe::Plan;
 use sterna_torch_sys::memory::{ByKind, MemoryKind};
 use sterna_train::{
-    DeviceChoice, EvalMetrics, Gpu, IterationMetrics, Observer, Phase, TimelineLayer, TrainError,
-    TrainOptions, gpus::BoardMemory, timeline::TIMELINE, train,
+    DeviceChoice, EvalMetrics, IterationMetrics, Observer, Phase, Processor, TimelineLayer,
+    TrainError, TrainOptions, gpus::BoardMemory, timeline::TIMELINE, train,
 };
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{filter::Targets, layer::Layer as _, layer::SubscriberExt as _};
@@ -23,8 +23,8 @@ use crate::tiny;
 struct Limit(u64);
 
 impl Observer for Limit {
-    fn on_start(&mut self, _: &Plan, _: &PrepareReport, _: u64, gpu: Option<&Gpu>) {
-        let gpu = gpu.expect("a device");
+    fn on_start(&mut self, _: &Plan, _: &PrepareReport, _: u64, processor: &Processor) {
+        let Processor::Gpu(gpu) = processor else { panic!("{processor:?}") };
         assert_eq!(gpu.properties.name, "Fake GPU");
         assert_eq!(gpu.driver_version.as_deref(), Some("580.00.00"));
         sterna_fake_cuda::set_device_memory(self.0);

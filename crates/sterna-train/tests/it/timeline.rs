@@ -30,7 +30,7 @@ impl Observer for Live {
         _: &Plan,
         _: &sterna_data::PrepareReport,
         _: u64,
-        _: Option<&sterna_train::Gpu>,
+        _: &sterna_train::Processor,
     ) {
     }
     fn on_iteration(&mut self, _: &IterationMetrics) {

@@ -26,6 +26,10 @@ pub(super) fn describe(command: &mut Command, node: &NodeRanks, rank: usize, rep
     if is_open(env_vars::OMP_NUM_THREADS) {
         command.env(env_vars::OMP_NUM_THREADS, threads_per_rank(node.ranks.len()).to_string());
     }
+    // What the user decides where the launcher runs goes before what `sterna` set here as it started.
+    if node.env.contains_key(env_vars::OMP_WAIT_POLICY) {
+        command.env_remove(env_vars::GOMP_SPINCOUNT);
+    }
     // c10d warns of hosts without a name, and tells each lost connection with a stack; our errors tell it in a line.
     if is_open(env_vars::TORCH_LOG_LEVEL) {
         command.env(env_vars::TORCH_LOG_LEVEL, "ERROR");

@@ -2,12 +2,12 @@
 
 use sterna_data::PrepareReport;
 use sterna_recipe::Plan;
-use sterna_train::Gpu;
+use sterna_train::{Bf16Products, Gpu, Processor};
 
 use super::{GIB, base10};
 
 /// Model, ranks, batch and steps, and what the reader of the recipe should know.
-pub(super) fn run(plan: &Plan, num_steps: u64, gpu: Option<&Gpu>) -> Vec<String> {
+pub(super) fn run(plan: &Plan, num_steps: u64, processor: &Processor) -> Vec<String> {
     let Plan { model, mesh, batch, zero, .. } = plan;
     let sequences = batch.micro_batch_size * batch.micro_batches_per_step;
     let random = if model.has_random_weights { ", random weights" } else { "" };
@@ -36,15 +36,23 @@ pub(super) fn run(plan: &Plan, num_steps: u64, gpu: Option<&Gpu>) -> Vec<String>
         ),
         format!("steps: {num_steps}"),
     ];
-    lines.insert(1, device(gpu));
+    lines.insert(1, device(processor));
     lines.extend(plan.notes.iter().map(|note| format!("note:  {}: {}", note.key_path, note.text)));
     lines
 }
 
 /// What the printing rank computes on; those of other ranks are its like, or slower.
-fn device(gpu: Option<&Gpu>) -> String {
-    let Some(Gpu { index, properties, driver_version }) = gpu else {
-        return "device: CPU".to_owned();
+fn device(processor: &Processor) -> String {
+    let Gpu { index, properties, driver_version } = match processor {
+        Processor::Gpu(gpu) => gpu,
+        Processor::Cpu { bf16_products } => {
+            let products = match bf16_products {
+                None => "",
+                Some(Bf16Products::Native) => ", bf16 products by its bf16 instructions",
+                Some(Bf16Products::Widened) => ", bf16 products in fp32, rounded once",
+            };
+            return format!("device: CPU{products}");
+        }
     };
     let (major, minor) = properties.compute_capability;
     let (cuda_major, cuda_minor) = properties.driver_cuda;
@@ -114,9 +122,16 @@ mod tests {
             },
             driver_version: Some("580.95.05".to_owned()),
         };
-        assert_snapshot!(device(Some(&gpu)), @"device: GPU 0, NVIDIA H200, 139.70 GB, compute capability 9.0, driver 580.95.05 for CUDA 13.0");
+        assert_snapshot!(device(&Processor::Gpu(gpu.clone())), @"device: GPU 0, NVIDIA H200, 139.70 GB, compute capability 9.0, driver 580.95.05 for CUDA 13.0");
         gpu.driver_version = None;
-        assert_snapshot!(device(Some(&gpu)), @"device: GPU 0, NVIDIA H200, 139.70 GB, compute capability 9.0, driver for CUDA 13.0");
-        assert_snapshot!(device(None), @"device: CPU");
+        assert_snapshot!(device(&Processor::Gpu(gpu)), @"device: GPU 0, NVIDIA H200, 139.70 GB, compute capability 9.0, driver for CUDA 13.0");
+    }
+
+    #[test]
+    fn a_cpu_is_named_with_how_it_multiplies() {
+        let on = |bf16_products| device(&Processor::Cpu { bf16_products });
+        assert_snapshot!(on(None), @"device: CPU");
+        assert_snapshot!(on(Some(Bf16Products::Native)), @"device: CPU, bf16 products by its bf16 instructions");
+        assert_snapshot!(on(Some(Bf16Products::Widened)), @"device: CPU, bf16 products in fp32, rounded once");
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use sterna_comm::RankEnv;
 use sterna_data::PrepareReport;
 use sterna_recipe::{Plan, Recipe};
-use sterna_train::{EarlyExit, EvalMetrics, Gpu, IterationMetrics, Observer, TrainSummary};
+use sterna_train::{EarlyExit, EvalMetrics, IterationMetrics, Observer, Processor, TrainSummary};
 
 use super::{Screen, banner, eval_line, iteration_line};
 use crate::logging;
@@ -77,10 +77,28 @@ impl Narrator {
     }
 }
 
+/// What the first step says of the rest, where that is worth knowing: someone who waits for minutes decides whether to.
+fn first_estimate(num_steps_left: u64, seconds_left: f64) -> Option<String> {
+    let minutes = (seconds_left / 60.0).round();
+    let time = match minutes {
+        ..2.0 => return None,
+        ..120.0 => format!("{minutes} minutes"),
+        _ => format!("{:.1} hours", minutes / 60.0),
+    };
+    let steps = if num_steps_left == 1 { "step" } else { "steps" };
+    Some(format!("About {time} for {num_steps_left} more {steps}."))
+}
+
 impl Observer for Narrator {
-    fn on_start(&mut self, plan: &Plan, report: &PrepareReport, num_steps: u64, gpu: Option<&Gpu>) {
+    fn on_start(
+        &mut self,
+        plan: &Plan,
+        report: &PrepareReport,
+        num_steps: u64,
+        processor: &Processor,
+    ) {
         self.has_started = true;
-        for line in banner::run(plan, num_steps, gpu) {
+        for line in banner::run(plan, num_steps, processor) {
             self.say(&line);
         }
         self.data(report);
@@ -93,7 +111,13 @@ impl Observer for Narrator {
         }
         self.time += metrics.iter_time;
         self.num_steps += 1;
-        let left = (metrics.max_iter - metrics.iter) as f64 * self.time / self.num_steps as f64;
+        let num_left = metrics.max_iter - metrics.iter;
+        let left = num_left as f64 * self.time / self.num_steps as f64;
+        if self.num_steps == 1
+            && let Some(line) = first_estimate(num_left, left)
+        {
+            self.say(&line);
+        }
         let figures = format!(
             "  loss {:.4}  {:.0} tok/s  about {}:{:02} left",
             metrics.loss,
@@ -118,5 +142,19 @@ impl Observer for Narrator {
 
     fn on_checkpoint(&mut self, dir: &Path) {
         self.say(&format!("Checkpoint {} is complete", dir.display()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rest_of_a_long_run_is_estimated() {
+        assert_eq!(first_estimate(9, 80.0), None);
+        let of = |left, seconds| first_estimate(left, seconds).unwrap();
+        assert_eq!(of(9, 9.0 * 40.0), "About 6 minutes for 9 more steps.");
+        assert_eq!(of(1, 150.0), "About 3 minutes for 1 more step.");
+        assert_eq!(of(999, 9000.0), "About 2.5 hours for 999 more steps.");
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The loader of the system would end a program that it finds no libtorch for before its first line, with a message for people
 //! who build programs. This one is linked to nothing but the C library, so it can look further, and say in words what is missing.
+//! Libraries read their variables as they are loaded, so what these should be is set here as well.
 
 mod libtorch;
 
@@ -19,6 +20,15 @@ const ENGINE: &str = "sterna-engine";
 
 /// Where the loader looks first.
 const LOADER_PATH: &str = "LD_LIBRARY_PATH";
+
+/// How often a thread of libtorch's pool looks for work before it sleeps.
+///
+/// libgomp's own number is 300,000, which is milliseconds: on a busy machine they are taken from the threads that it waits for. To
+/// sleep at once costs a quarter of a step on an idle machine (docs/benchmarks/).
+const SPIN_COUNT: (&str, &str) = ("GOMP_SPINCOUNT", "10000");
+
+/// Variables with which a user decides it; libgomp reads them before the engine's first line.
+const WAITING: [&str; 2] = [SPIN_COUNT.0, "OMP_WAIT_POLICY"];
 
 /// The status of a mistake in how the program was started or installed.
 const WRONG_USE: u8 = 2;
@@ -40,6 +50,9 @@ fn start(folder: &Path) -> String {
     let own_name = arguments.next().unwrap_or_else(|| OsString::from("sterna"));
     let mut command = Command::new(&engine);
     command.arg0(own_name).args(arguments);
+    if WAITING.iter().all(|name| env::var_os(name).is_none()) {
+        command.env(SPIN_COUNT.0, SPIN_COUNT.1);
+    }
     // A build without LIBTORCH was linked to libraries of the system, which its loader finds.
     if let Some(built_with) = option_env!("LIBTORCH") {
         let places = Places {

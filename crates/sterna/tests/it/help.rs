@@ -202,6 +202,11 @@ fn long_help_of_train_has_the_arguments_of_arctic_training() {
 
     Environment:
       OMP_NUM_THREADS   CPU threads of each rank; by default the cores are divided evenly
+      OMP_WAIT_POLICY, GOMP_SPINCOUNT
+                        How these wait for work; by default they soon sleep
+      STERNA_BF16_PRODUCTS
+                        How a CPU multiplies bf16: by its own instructions (bf16), or in fp32 with
+                        one rounding (fp32); by default as the processor is faster
       AT_LOG_LEVEL      Log level where the recipe has no logger.level
       HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE
                         Where models and data sets of the hub come from
