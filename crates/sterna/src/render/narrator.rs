@@ -106,9 +106,6 @@ impl Observer for Narrator {
     }
 
     fn on_iteration(&mut self, metrics: &IterationMetrics) {
-        if self.prints_metrics {
-            self.say(&iteration_line(metrics));
-        }
         self.time += metrics.iter_time;
         self.num_steps += 1;
         let num_left = metrics.max_iter - metrics.iter;
@@ -117,6 +114,9 @@ impl Observer for Narrator {
             && let Some(line) = first_estimate(num_left, left)
         {
             self.say(&line);
+        }
+        if self.prints_metrics {
+            self.say(&iteration_line(metrics));
         }
         let figures = format!(
             "  loss {:.4}  {:.0} tok/s  about {}:{:02} left",
