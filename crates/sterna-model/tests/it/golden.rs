@@ -7,8 +7,12 @@ use crate::tiny::{How, Tiny, alone, grad_error, relative_error, size_of_terms};
 /// Single precision in another order of summation: two layers deep, relative to the norm of the tensor.
 const FP32: f64 = 3e-6;
 /// bf16 keeps 8 bits, so two implementations that round at different places differ by as much as each differs from the exact
-/// result. Transformers' own error is in the fixture; ours may be half as large again.
-const BF16_OF_TRANSFORMERS: f64 = 1.5;
+/// result. Transformers' own error is in the fixture; ours, root mean square over the tensors of a model, may be 1.3 times that.
+/// Measured over the models here, with products of a processor's bf16 instructions and in fp32: 0.65 to 1.05 and 0.65 to 1.22.
+const BF16_OF_TRANSFORMERS: f64 = 1.3;
+/// The error of a single tensor is one draw of that noise, and the other order of sums of another processor draws again: the largest
+/// of 181 tensors was 1.48 and 1.83 times transformers'. A term that is wrong or missing makes tens.
+const BF16_OF_ONE_TENSOR: f64 = 2.5;
 
 fn check(name: &str) {
     let tiny = Tiny::fixture(name);
@@ -26,17 +30,25 @@ fn check(name: &str) {
     }
 
     let outcome = tiny.run(&comm, &tiny.batch, How { kind: Kind::BFloat16, ..How::PLAIN });
-    let assert_bf16 = |what: &str, error: f64| {
-        let allowed = BF16_OF_TRANSFORMERS * tiny.bf16_errors[&size_of_terms(what)];
+    let mut ratios = Vec::new();
+    let mut assert_bf16 = |what: &str, error: f64| {
+        let of_transformers = tiny.bf16_errors[&size_of_terms(what)];
         assert!(
-            error <= allowed,
-            "{name}: {what} in bf16 is off by {error:e}, more than {allowed:e}"
+            error <= BF16_OF_ONE_TENSOR * of_transformers,
+            "{name}: {what} in bf16 is off by {error:e}, transformers by {of_transformers:e}"
         );
+        ratios.push(error / of_transformers);
     };
     assert_bf16("logits", relative_error(&outcome.logits, &tiny.tensors["logits"]));
     for (param, grad) in &outcome.grads {
         assert_bf16(param, grad_error(param, grad, expected));
     }
+    let mean_square = ratios.iter().map(|ratio| ratio * ratio).sum::<f64>() / ratios.len() as f64;
+    assert!(
+        mean_square.sqrt() <= BF16_OF_TRANSFORMERS,
+        "{name}: in bf16 the errors are {} times those of transformers",
+        mean_square.sqrt()
+    );
 }
 
 #[test]
