@@ -5,6 +5,7 @@
 
 mod network;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -191,8 +192,12 @@ fn ranks_that_save_do_so_when_every_process_of_the_job_is_asked_to_end() {
     // As a scheduler or a service manager does: launcher, the ssh of each host, agents and ranks.
     saves_before_it_ends(Signal::SIGTERM, 143, |hosts, launcher| {
         let of_launcher = crate::launch::children(launcher.id());
-        for pid in [vec![launcher.id().cast_signed()], of_launcher, hosts.processes()].concat() {
-            // One may be named twice, and be gone.
+        let own = vec![launcher.id().cast_signed()];
+        // Each once: a launcher that is asked again with the same signal ends its ranks at once.
+        let all: BTreeSet<i32> =
+            [own, of_launcher, hosts.processes()].concat().into_iter().collect();
+        for pid in all {
+            // One may be gone.
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
     });
