@@ -59,6 +59,15 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 pub(crate) fn cargo(root: &Path) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root);
+    // What cargo told this program of its own package. Build scripts that read such variables (ring's) would take them for a change,
+    // and half of what a plain `cargo test` has built would be built again.
+    for (name, _) in std::env::vars_os() {
+        let is_own =
+            |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        if name.to_str().is_some_and(is_own) {
+            command.env_remove(name);
+        }
+    }
     command
 }
 

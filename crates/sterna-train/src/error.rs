@@ -199,6 +199,15 @@ impl TrainError {
         }
     }
 
+    /// Whether another rank failed, and this one only noticed: in a collective of its own or in one of a block.
+    pub fn is_about_peer(&self) -> bool {
+        matches!(
+            self,
+            Self::Comm(CommError::PeerFailed { .. })
+                | Self::Model(ModelError::Comm(CommError::PeerFailed { .. }))
+        )
+    }
+
     /// What the reader can do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use sterna_comm::{CommError, RankEnv};
+use sterna_comm::RankEnv;
 use sterna_recipe::{CheckpointKind, Plan, Recipe};
 use sterna_train::{EarlyExit, Stop, TimelineLayer, TrainError, TrainOptions, TrainSummary};
 
@@ -206,7 +206,7 @@ fn train_failure(err: &TrainError, has_started: bool) -> Failure {
         _ => Exit::Failed,
     };
     let mut failure = Failure::from_error(exit, err).with_hint(err.hint());
-    failure.is_about_peer = matches!(err, TrainError::Comm(CommError::PeerFailed { .. }));
+    failure.is_about_peer = err.is_about_peer();
     // The run repeats bit for bit, and what lies in folders does not change by itself.
     failure.recurs = matches!(
         err,
