@@ -42,5 +42,10 @@ pub fn accumulate_kind(kind: Kind) -> Kind {
 ///
 /// Who multiplies the same weight with many tiles widens it once for all of them.
 pub fn is_widened(x: &Tensor) -> bool {
-    x.kind() == Kind::BFloat16 && x.device() == Device::Cpu && Bf16Products::are_widened()
+    widens(x.kind(), x.device())
+}
+
+/// [`is_widened`], of tensors of this dtype on this device.
+pub fn widens(kind: Kind, device: Device) -> bool {
+    kind == Kind::BFloat16 && device == Device::Cpu && Bf16Products::are_widened()
 }

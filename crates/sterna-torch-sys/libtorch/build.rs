@@ -18,7 +18,7 @@ pub(crate) fn configure(build: &mut cc::Build, lib: &Path) {
         .cpp(true)
         .std("c++17")
         .pic(true)
-        // Of libtorch's headers: ten times the program, read again by every link. CXXFLAGS=-g brings it back.
+        // Of libtorch's headers: several times the program, read again by every link. CXXFLAGS=-g brings it back.
         .debug(false)
         .include("cpp")
         .flag("-Wall")

@@ -9,9 +9,10 @@ use std::{
 
 use sterna_comm::{Comm, GpuTransport, RankEnv};
 use sterna_data::{Dataset, Datasets};
-use sterna_hf::{DType, ModelConfig, Tokenizer, WeightFiles, hub};
+use sterna_hf::{ModelConfig, Tokenizer, WeightFiles, hub};
+use sterna_ops::widens;
 use sterna_recipe::{KeepAttention, MemoryKind, MemoryOptions, PadTo, Place, Plan, Recipe};
-use sterna_torch_sys::{cuda, kernels, products::Bf16Products};
+use sterna_torch_sys::{cuda, kernels};
 use tch::{Device, Kind, Tensor};
 
 use super::DeviceChoice;
@@ -19,6 +20,7 @@ use crate::{
     disk::DiskScratch,
     error::TrainError,
     flops,
+    load::kind_of,
     memory::{HostMemory, reserve},
     scalars::{max, sum},
 };
@@ -133,8 +135,7 @@ pub(super) fn plan_of_data(
             longest(&datasets.train).max(datasets.eval.as_ref().and_then(longest));
     }
     let plan = Plan::new(&recipe, config, world_size).map_err(TrainError::Plan)?;
-    let is_widened =
-        device == Device::Cpu && recipe.model.dtype == DType::BF16 && Bf16Products::are_widened();
+    let is_widened = widens(kind_of(recipe.model.dtype), device);
     Ok(if is_widened { plan.with_widened_products(config) } else { plan })
 }
 
@@ -269,8 +270,7 @@ pub(super) fn peak_rate(comm: &Comm, kind: Kind, device: Device) -> Result<f64, 
         _ => None,
     };
     comm.world().barrier()?;
-    let is_widened = kind == Kind::BFloat16 && device == Device::Cpu && Bf16Products::are_widened();
-    let kind = if is_widened { Kind::Float } else { kind };
+    let kind = if widens(kind, device) { Kind::Float } else { kind };
     let rate = known.unwrap_or_else(|| matmul_rate(kind, device));
     Ok(sum(comm.world(), &[rate])?[0])
 }
