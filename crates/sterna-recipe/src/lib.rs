@@ -37,8 +37,8 @@ pub use diagnostic::{Diagnostic, Diagnostics, Kind, Note};
 pub use edit::{Override, OverrideError};
 pub use load::{keys, load, parse};
 pub use plan::{
-    AttentionPlan, HeadSplit, KeepPlan, Memory, MemoryKind, MemoryRow, MeshPlan, Plan, TileLengths,
-    UnitPlan, ZeroPlan, head_split,
+    AttentionPlan, DeviceType, HeadSplit, KeepPlan, Memory, MemoryKind, MemoryRow, MeshPlan, Plan,
+    TileLengths, UnitPlan, ZeroPlan, head_split,
 };
 pub use recipe::{
     AttnImplementation, CheckpointKind, CheckpointOptions, DataOptions, DeepSpeedOptions,

@@ -26,6 +26,25 @@ pub use self::{
     units::UnitPlan,
 };
 
+/// What a rank computes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceType {
+    /// The cores of the host.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+impl DeviceType {
+    /// The word of torch, and of `--device`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
 /// What will run.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -33,6 +52,8 @@ pub struct Plan {
     pub model: ModelSummary,
     /// How the ranks are arranged.
     pub mesh: MeshPlan,
+    /// What each computes on.
+    pub device: DeviceType,
     /// The heads of each rank of a sequence-parallel group.
     pub heads: Vec<HeadSplit>,
     /// What is sharded, and where it lives.
@@ -191,7 +212,7 @@ pub struct StepsPlan {
 }
 
 impl Plan {
-    /// Plans a run of `recipe` with `model` on `world_size` ranks.
+    /// Plans a run of `recipe` with `model` on `world_size` ranks that compute on a `device` each.
     ///
     /// `model` is the config that the run uses: `hf_config_kwargs` are in it already.
     ///
@@ -202,6 +223,7 @@ impl Plan {
         recipe: &Recipe,
         model: &ModelConfig,
         world_size: usize,
+        device: DeviceType,
     ) -> Result<Self, Diagnostics> {
         let errors = check::errors(recipe, model, world_size);
         if !errors.is_empty() {
@@ -216,7 +238,7 @@ impl Plan {
             .collect();
         let batch = BatchPlan::new(recipe, model, mesh);
         let zero = ZeroPlan::new(recipe, model, world_size);
-        let tiles = TileLengths::new(recipe, model, batch.local_tokens);
+        let tiles = TileLengths::new(recipe, model, device, batch.local_tokens);
         let options = &recipe.memory;
         let keep = KeepPlan {
             graph: recipe.model.disable_activation_checkpoint,
@@ -233,9 +255,12 @@ impl Plan {
         let memory = Memory::new(recipe, model, &zero, &heads[0], batch, tiles, keep, attention);
         let mut notes = recipe.notes.clone();
         notes.extend(check::notes(recipe, model, batch));
+        let mut with_defaults = recipe.clone();
+        with_defaults.memory.tile_bytes = Some(TileLengths::budget(recipe, device));
         Ok(Self {
             model: ModelSummary::new(recipe, model),
             mesh,
+            device,
             heads,
             zero,
             batch,
@@ -245,7 +270,7 @@ impl Plan {
             steps: StepsPlan::new(recipe),
             memory,
             notes,
-            recipe: recipe.to_json(),
+            recipe: with_defaults.to_json(),
         })
     }
 

@@ -478,8 +478,8 @@ pub struct MemoryOptions {
     pub attention_head_groups: usize,
     /// At most how many queries attend at once, and to how many keys at once; 0 is all of them.
     pub attention_query_tile: usize,
-    /// What the intermediate values of one tile may take, in bytes.
-    pub tile_bytes: usize,
+    /// What the intermediate values of one tile may take, in bytes; by the type of the device if `None`.
+    pub tile_bytes: Option<usize>,
     /// Where masters and moments live.
     pub optimizer_on: Place,
     /// Where gradients live: the device or the host.

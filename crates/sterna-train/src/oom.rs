@@ -10,12 +10,14 @@ use sterna_torch_sys::{
     Error as TorchError, cuda,
     memory::{self, MemoryKind, Refusal},
 };
+use tch::Device;
 
 use self::remedies::{Remedy, remedies};
 use crate::{
     error::TrainError,
     gpus::{BoardMemory, GpuProcess, Monitor},
     memory::HostMemory,
+    trainer::device_type,
 };
 
 const KIB: f64 = 1024.0;
@@ -48,6 +50,7 @@ pub(crate) fn explained(
     recipe: &Recipe,
     model: &ModelConfig,
     world_size: usize,
+    device: Device,
 ) -> TrainError {
     let (reason, op) = match error {
         TrainError::Panicked { message, op } if is_out_of_memory(&message) => (message, op),
@@ -70,9 +73,10 @@ pub(crate) fn explained(
     // Where a rank computes on the CPU, what the plan puts on the device is the host's as well.
     let counts = match room {
         Room::Gpu { .. } => (true, false),
-        Room::Host(_) => (cuda::current_device().is_none(), true),
+        Room::Host(_) => (!device.is_cuda(), true),
     };
-    let remedies = remedies(recipe, model, world_size, counts, refusal.as_ref());
+    let remedies =
+        remedies(recipe, model, world_size, device_type(device), counts, refusal.as_ref());
     TrainError::OutOfMemory(Box::new(OutOfMemory { refusal, reason, op, room, remedies }))
 }
 

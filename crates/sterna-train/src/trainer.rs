@@ -25,6 +25,7 @@ use sterna_torch_sys::{
 };
 use tch::{Device, Kind};
 
+pub(crate) use self::setup::device_type;
 use self::{
     course::Course,
     setup::{
@@ -148,7 +149,8 @@ pub fn train(
     // Before the first tensor: those that exist already would not be counted.
     tensor_memory::install();
     let config = model_config(recipe)?;
-    let plan = Plan::new(recipe, &config, env.world_size).map_err(TrainError::Plan)?;
+    let plan = Plan::new(recipe, &config, env.world_size, device_type(device))
+        .map_err(TrainError::Plan)?;
     let comm = Comm::init(env, recipe.sequence_parallel_size, options.collective_timeout)?;
     let model = config.clone();
     // From here on a failure is told to the other ranks, whatever it is: libtorch's exceptions arrive as panics.
@@ -158,7 +160,7 @@ pub fn train(
     });
     let result = catch_unwind(run)
         .unwrap_or_else(|panic| Err(TrainError::from_panic(panic.as_ref())))
-        .map_err(|error| oom::explained(error, recipe, &model, env.world_size));
+        .map_err(|error| oom::explained(error, recipe, &model, env.world_size, device));
     if let Err(error) = &result {
         comm.abort(&error.to_string());
     }

@@ -163,7 +163,7 @@ pub(crate) struct Launch {
 #[command(after_help = "\
 Examples:
   sterna check recipe.yaml
-  sterna check recipe.yaml --world-size 8
+  sterna check recipe.yaml --world-size 8 --device cuda
   sterna check recipe.yaml --format json | jq .memory")]
 pub(crate) struct Check {
     /// The recipe, a YAML file
@@ -172,6 +172,10 @@ pub(crate) struct Check {
     /// Ranks in all; by default the recipe's sequence_parallel_size
     #[arg(long, value_name = "N", value_parser = parse_count, alias = "world_size")]
     pub(crate) world_size: Option<usize>,
+
+    /// What the ranks compute on, which this machine need not have
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
+    pub(crate) device: DeviceChoice,
 
     /// How to print the plan
     #[arg(long, value_enum, default_value_t = Format::Text)]

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use sterna_hf::ModelConfig;
-use sterna_recipe::{Override, Plan};
+use sterna_recipe::{DeviceType, Override, Plan};
 
 use super::{Target, crates, files, read, text};
 use crate::mutate::Shape;
@@ -116,7 +116,7 @@ fn parse(text: &str, overrides: &[Override]) -> String {
         Err(errors) => return format!("refused: {errors}"),
     };
     let _ = recipe.to_json().to_string();
-    match Plan::new(&recipe, &MODEL, 8) {
+    match Plan::new(&recipe, &MODEL, 8, DeviceType::Cpu) {
         Ok(plan) => format!(
             "planned, {} notes, {} bytes",
             plan.notes.len(),

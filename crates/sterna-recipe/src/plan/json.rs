@@ -8,6 +8,7 @@ pub(super) fn plan(plan: &Plan) -> Value {
     let Plan {
         model,
         mesh,
+        device,
         heads,
         zero,
         batch,
@@ -34,6 +35,7 @@ pub(super) fn plan(plan: &Plan) -> Value {
             "has_random_weights": model.has_random_weights,
         },
         "mesh": { "world_size": mesh.world_size, "sp_size": mesh.sp_size, "dp_size": mesh.dp_size },
+        "device": device.name(),
         "heads": heads.iter().map(|split| json!({
             "q": [split.q.start, split.q.end],
             "kv": [split.kv.start, split.kv.end],

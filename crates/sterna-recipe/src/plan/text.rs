@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::recipe::{KeepAttention, Place};
 
-use super::{AttentionPlan, HeadSplit, Plan, check::grouped};
+use super::{AttentionPlan, DeviceType, HeadSplit, Plan, check::grouped};
 
 /// Columns that notes are wrapped at.
 const WIDTH: usize = 100;
@@ -57,8 +57,13 @@ impl Plan {
 
     fn mesh_line(&self) -> String {
         let mesh = self.mesh;
+        let device = match (self.device, mesh.world_size) {
+            (DeviceType::Cpu, _) => "on the CPU",
+            (DeviceType::Cuda, 1) => "on a GPU",
+            (DeviceType::Cuda, _) => "each on a GPU",
+        };
         format!(
-            "{} = {} data-parallel x {} sequence-parallel",
+            "{} = {} data-parallel x {} sequence-parallel, {device}",
             mesh.world_size, mesh.dp_size, mesh.sp_size
         )
     }

@@ -9,10 +9,6 @@ use crate::{
 
 use super::{conflict, or};
 
-/// Tiles of up to this many bytes keep a matrix product long enough to hide the sum of its weight gradient, and the scratch of a
-/// small model small: 7,600 tokens of SmolLM2-135M, 800 of an 8B Llama.
-const DEFAULT_TILE_BYTES: usize = 128 << 20;
-
 /// A trace of more steps is more than a viewer opens.
 const DEFAULT_TIMELINE_STEPS: usize = 3;
 
@@ -29,7 +25,7 @@ pub(super) fn resolve(file: &RecipeFile, reader: &mut Reader) -> MemoryOptions {
         attention_on: or(memory.and_then(|m| m.attention_on.as_ref()), default_place),
         attention_head_groups: or(memory.and_then(|m| m.attention_head_groups.as_ref()), 1),
         attention_query_tile: or(memory.and_then(|m| m.attention_query_tile.as_ref()), 0),
-        tile_bytes: or(memory.and_then(|m| m.tile_bytes.as_ref()), DEFAULT_TILE_BYTES),
+        tile_bytes: memory.and_then(|m| m.tile_bytes.as_ref()).map(|at| at.value),
         optimizer_on,
         gradients_on: gradients_place(memory, optimizer_on, reader),
         moments_dtype: moments_dtype(memory, reader),

@@ -157,7 +157,7 @@ fn defaults_are_the_references() {
         "attention_on": "device",
         "attention_head_groups": 1,
         "attention_query_tile": 0,
-        "tile_bytes": 134217728,
+        "tile_bytes": null,
         "optimizer_on": "device",
         "gradients_on": "device",
         "moments_dtype": "float32",

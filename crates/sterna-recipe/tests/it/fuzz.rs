@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use proptest::prelude::*;
 use sterna_hf::ModelConfig;
-use sterna_recipe::{Override, Plan, parse};
+use sterna_recipe::{DeviceType, Override, Plan, parse};
 
 /// Values that reach every branch of some reader.
 const VALUES: [&str; 16] = [
@@ -53,7 +53,7 @@ proptest! {
         let overrides: Vec<Override> = texts.map(|text| text.parse().unwrap()).collect();
         let text = "model: {name_or_path: folder}\ndata: {sources: [{name_or_path: chats}]}\n";
         let planned = parse(Path::new("recipe.yaml"), text, &overrides)
-            .and_then(|recipe| Plan::new(&recipe, &model(), world_size));
+            .and_then(|recipe| Plan::new(&recipe, &model(), world_size, DeviceType::Cpu));
         match planned {
             Ok(plan) => prop_assert!(plan.memory.device_bytes() > 0 && !plan.to_string().is_empty()),
             Err(errors) => prop_assert!(errors.to_string().starts_with("error: ")),

@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, fs, path::Path};
 
 use sterna_hf::ModelConfig;
-use sterna_recipe::{MemoryKind, Override, Plan, Recipe, load, parse};
+use sterna_recipe::{DeviceType, MemoryKind, Override, Plan, Recipe, load, parse};
 
 fn fixtures() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -27,7 +27,8 @@ fn model_of(recipe: &Recipe) -> ModelConfig {
 fn published(name: &str) -> (Recipe, Plan) {
     let recipe = load(&fixtures().join("recipes").join(name), &[])
         .unwrap_or_else(|errors| panic!("{errors}"));
-    let plan = Plan::new(&recipe, &model_of(&recipe), recipe.sequence_parallel_size);
+    let plan =
+        Plan::new(&recipe, &model_of(&recipe), recipe.sequence_parallel_size, DeviceType::Cuda);
     (recipe, plan.unwrap_or_else(|errors| panic!("{errors}")))
 }
 
@@ -60,30 +61,30 @@ fn all_published_recipes_are_accepted() {
             .unwrap();
     }
     insta::assert_snapshot!(table, @r"
-    run-h100-sp1-llama-8b-baseline                             36096      16.0     134.6
-    run-h100-sp1-llama-8b                                     500224      47.6     256.7
-    run-h100-sp1-qwen3-32b                                    230144      40.5     689.7
-    run-h100-sp16-llama-70b                                    75008      33.6     157.3
-    run-h100-sp16-llama-8b                                    500000      52.3     129.5
-    run-h100-sp16-qwen3-32b                                   250000      48.9     183.1
-    run-h100-sp32-llama-70b                                   125000      39.9     185.4
-    run-h100-sp32-llama-8b-baseline                             1128       6.1       3.7
-    run-h100-sp32-llama-8b                                    484376      57.8     122.0
-    run-h100-sp32-qwen3-32b                                   218752      45.8     148.8
-    run-h100-sp64-llama-70b                                   156252      48.3     207.2
-    run-h100-sp64-qwen3-32b                                   234376      54.5     150.7
-    run-h100-sp8-llama-70b                                     25024      62.2     131.4
-    run-h100-sp8-llama-8b-no-mlp-no-act-offload               137504      48.1      15.0
-    run-h100-sp8-llama-8b-no-ulysses-no-liger-no-extras         4000       8.3      15.0
-    run-h100-sp8-llama-8b-no-ulysses-yes-liger-no-extras       20000      13.1      15.0
-    run-h100-sp8-llama-8b-yes-act-offload                     300000      32.5      88.2
-    run-h100-sp8-llama-8b-yes-mlp                             150016      51.9      15.0
-    run-h100-sp8-llama-8b                                     475008      47.3     130.9
-    run-h100-sp8-qwen3-32b                                    193760      43.1     179.3
-    run-h200-sp1-llama-8b-baseline                             65024      24.7     134.6
-    run-h200-sp1-llama-8b-liger-offload-tiled-mlp            1200128     106.8     427.6
-    run-h200-sp1-llama-8b-liger-offload                       650240      60.3     293.4
-    run-h200-sp1-llama-8b-liger                               300032      94.8     134.6
+    run-h100-sp1-llama-8b-baseline                             36096      16.9     134.6
+    run-h100-sp1-llama-8b                                     500224      48.5     256.7
+    run-h100-sp1-qwen3-32b                                    230144      41.4     689.7
+    run-h100-sp16-llama-70b                                    75008      34.6     157.3
+    run-h100-sp16-llama-8b                                    500000      53.2     129.5
+    run-h100-sp16-qwen3-32b                                   250000      49.9     183.1
+    run-h100-sp32-llama-70b                                   125000      40.8     185.4
+    run-h100-sp32-llama-8b-baseline                             1128       6.2       3.7
+    run-h100-sp32-llama-8b                                    484376      58.7     122.0
+    run-h100-sp32-qwen3-32b                                   218752      46.7     148.8
+    run-h100-sp64-llama-70b                                   156252      49.3     207.2
+    run-h100-sp64-qwen3-32b                                   234376      55.4     150.7
+    run-h100-sp8-llama-70b                                     25024      63.2     131.4
+    run-h100-sp8-llama-8b-no-mlp-no-act-offload               137504      49.1      15.0
+    run-h100-sp8-llama-8b-no-ulysses-no-liger-no-extras         4000       9.2      15.0
+    run-h100-sp8-llama-8b-no-ulysses-yes-liger-no-extras       20000      14.0      15.0
+    run-h100-sp8-llama-8b-yes-act-offload                     300000      33.4      88.2
+    run-h100-sp8-llama-8b-yes-mlp                             150016      52.8      15.0
+    run-h100-sp8-llama-8b                                     475008      48.2     130.9
+    run-h100-sp8-qwen3-32b                                    193760      44.0     179.3
+    run-h200-sp1-llama-8b-baseline                             65024      25.6     134.6
+    run-h200-sp1-llama-8b-liger-offload-tiled-mlp            1200128     107.8     427.6
+    run-h200-sp1-llama-8b-liger-offload                       650240      61.2     293.4
+    run-h200-sp1-llama-8b-liger                               300032      95.7     134.6
     ");
 }
 
@@ -92,11 +93,11 @@ fn a_plan_reads_well() {
     let (_, plan) = published("run-h100-sp32-llama-8b.yml");
     insta::assert_snapshot!(plan.to_string(), @r"
     model  meta-llama/Llama-3.1-8B-Instruct: llama, 8.03 B parameters in 32 blocks, bfloat16
-    ranks  32 = 1 data-parallel x 32 sequence-parallel
+    ranks  32 = 1 data-parallel x 32 sequence-parallel, each on a GPU
     heads  32 query, 8 kv, 128 wide; each rank has 1 query and 1 kv
     zero   stage 3: weights, gradients, optimizer state sharded over 32 ranks; gradients add up in float32 and travel in bfloat16
     batch  1 row of up to 15_500_000 tokens padded to 15_500_032, 484_376 on each rank; 1 micro-batch a step, up to 15_500_000 tokens
-    tiles  projections 3_264 tokens, MLP 832 tokens, loss 512 tokens
+    tiles  projections 26_112 tokens, MLP 6_656 tokens, loss 4_096 tokens
     attn   all heads and tokens at once
     kept   the input of each block on the host, the output of attention where there is room on the host
     steps  1 epoch, of data repeated to at least 300 optimizer steps, stopped after 300 optimizer steps
@@ -115,8 +116,8 @@ fn a_plan_reads_well() {
       kept activations                         -        118.26 GiB
       attention of a block             29.68 GiB                 -
       residual stream                  22.40 GiB                 -
-      tile scratch                      1.11 GiB                 -
-      in all                           57.81 GiB        122.00 GiB
+      tile scratch                      2.02 GiB                 -
+      in all                           58.72 GiB        122.00 GiB
       + attention outputs                      -        120.10 GiB
 
     notes
@@ -150,10 +151,11 @@ fn a_small_plan_reads_well() {
         "deepspeed.zero_optimization.stage=3",
         "train_iters=10",
     ];
-    let plan = Plan::new(&recipe(SMALL, &overrides), &model("smollm2-135m"), 3).unwrap();
+    let plan =
+        Plan::new(&recipe(SMALL, &overrides), &model("smollm2-135m"), 3, DeviceType::Cpu).unwrap();
     insta::assert_snapshot!(plan.to_string(), @r"
     model  HuggingFaceTB/SmolLM2-135M-Instruct: llama, 134.52 M parameters in 30 blocks, bfloat16
-    ranks  3 = 1 data-parallel x 3 sequence-parallel
+    ranks  3 = 1 data-parallel x 3 sequence-parallel, on the CPU
     heads  9 query, 3 kv, 64 wide; each rank has 3 query and 1 kv
     zero   stage 3: weights, gradients, optimizer state sharded over 3 ranks; gradients add up in float32 and travel in float32
     batch  1 row of up to 2_048 tokens padded to 2_049, 683 on each rank; 1 micro-batch a step, up to 2_048 tokens
@@ -184,7 +186,7 @@ fn a_small_plan_reads_well() {
 
 /// The errors of planning the small recipe.
 fn plan_errors(overrides: &[&str], world_size: usize) -> String {
-    Plan::new(&recipe(SMALL, overrides), &model("smollm2-135m"), world_size)
+    Plan::new(&recipe(SMALL, overrides), &model("smollm2-135m"), world_size, DeviceType::Cpu)
         .unwrap_err()
         .to_string()
 }
@@ -220,8 +222,9 @@ fn what_the_ranks_cannot_do_is_said() {
     ");
     let padding = ["data.pad_to=max_length", "data.div_length=13"];
     let unset = SMALL.replace("max_length: 2048, ", "");
-    let errors =
-        Plan::new(&recipe(&unset, &padding), &model("smollm2-135m"), 1).unwrap_err().to_string();
+    let errors = Plan::new(&recipe(&unset, &padding), &model("smollm2-135m"), 1, DeviceType::Cpu)
+        .unwrap_err()
+        .to_string();
     insta::assert_snapshot!(errors, @r"
     error: `data.pad_to` is `max_length`, and the model's max_position_embeddings `8192` is no multiple of `data.div_length` `13`, required: a multiple
      --> --set
@@ -236,7 +239,9 @@ fn what_the_ranks_cannot_do_is_said() {
 
 /// The keys that a plan has notes about.
 fn noted(overrides: &[&str], world_size: usize) -> Vec<String> {
-    let plan = Plan::new(&recipe(SMALL, overrides), &model("smollm2-135m"), world_size).unwrap();
+    let plan =
+        Plan::new(&recipe(SMALL, overrides), &model("smollm2-135m"), world_size, DeviceType::Cpu)
+            .unwrap();
     plan.notes.into_iter().map(|note| note.key_path).collect()
 }
 
@@ -304,7 +309,7 @@ fn stages_shard_what_they_say() {
         let overrides =
             [format!("deepspeed.zero_optimization.stage={stage}"), format!("model.dtype={dtype}")];
         let overrides: Vec<_> = overrides.iter().map(String::as_str).collect();
-        Plan::new(&recipe(SMALL, &overrides), &model("smollm2-135m"), 4).unwrap()
+        Plan::new(&recipe(SMALL, &overrides), &model("smollm2-135m"), 4, DeviceType::Cpu).unwrap()
     };
     let kinds = [MemoryKind::Weights, MemoryKind::Gradients, MemoryKind::Optimizer];
     let of = |stage, dtype| kinds.map(|kind| bytes(&plan(stage, dtype), kind));
@@ -320,8 +325,13 @@ fn stages_shard_what_they_say() {
 
 #[test]
 fn a_plan_as_json_has_its_numbers() {
-    let plan = Plan::new(&recipe(SMALL, &["sequence_parallel_size=2"]), &model("smollm2-135m"), 4)
-        .unwrap();
+    let plan = Plan::new(
+        &recipe(SMALL, &["sequence_parallel_size=2"]),
+        &model("smollm2-135m"),
+        4,
+        DeviceType::Cpu,
+    )
+    .unwrap();
     let json = plan.to_json();
     assert_eq!(json["mesh"], serde_json::json!({"world_size": 4, "sp_size": 2, "dp_size": 2}));
     assert_eq!(json["heads"][1], serde_json::json!({"q": [5, 9], "kv": [1, 3]}));
@@ -338,7 +348,8 @@ fn products_in_fp32_take_a_block_once_more_and_the_operands_of_a_call() {
     let model = model("llama-3.1-8b");
     let bytes = |length: usize| {
         let recipe = recipe(SMALL, &[&format!("data.max_length={length}")]);
-        let plan = Plan::new(&recipe, &model, 1).unwrap_or_else(|errors| panic!("{errors}"));
+        let plan = Plan::new(&recipe, &model, 1, DeviceType::Cpu)
+            .unwrap_or_else(|errors| panic!("{errors}"));
         let is_widened = |plan: &Plan| {
             let mut rows = plan.memory.rows.iter();
             rows.find(|row| row.kind == MemoryKind::WidenedProducts).map(|row| row.device_bytes)

@@ -1,7 +1,9 @@
 //! Changes to a recipe, each with the memory that it would free.
 
 use sterna_hf::ModelConfig;
-use sterna_recipe::{DType, KeepAttention, Place, Plan, Recipe, ZeroStage};
+use sterna_recipe::{
+    DType, DeviceType, KeepAttention, Place, Plan, Recipe, TileLengths, ZeroStage,
+};
 use sterna_torch_sys::memory::{MemoryKind, Refusal};
 
 /// At most so many are named.
@@ -25,16 +27,18 @@ pub(super) fn remedies(
     recipe: &Recipe,
     model: &ModelConfig,
     world_size: usize,
+    device: DeviceType,
     counts: (bool, bool),
     refusal: Option<&Refusal>,
 ) -> Vec<Remedy> {
+    let plan = |recipe: &Recipe| Plan::new(recipe, model, world_size, device).ok();
     let bytes = |recipe: &Recipe| -> Option<u64> {
-        let memory = Plan::new(recipe, model, world_size).ok()?.memory;
+        let memory = plan(recipe)?.memory;
         let of = |counts: bool, bytes: u64| if counts { bytes } else { 0 };
         Some(of(counts.0, memory.device_bytes()) + of(counts.1, memory.host_bytes()))
     };
     let Some(now) = bytes(recipe) else { return Vec::new() };
-    let mut remedies: Vec<Remedy> = candidates(recipe, world_size)
+    let mut remedies: Vec<Remedy> = candidates(recipe, world_size, device)
         .into_iter()
         .filter_map(|(change, recipe)| {
             let freed = now.saturating_sub(bytes(&recipe)?);
@@ -43,7 +47,7 @@ pub(super) fn remedies(
         .collect();
     if let (KeepAttention::Auto, Some(refusal)) = (recipe.memory.keep_attention, refusal) {
         // How many blocks keep theirs is decided when the run begins: more is held than the plan has for everything else.
-        let freed = kept_by_choice(recipe, model, world_size, refusal);
+        let freed = plan(recipe).map_or(0, |plan| kept_by_choice(&plan, refusal));
         remedies.push(Remedy { change: "memory.keep_attention: false".to_owned(), freed });
     }
     remedies.retain(|remedy| remedy.freed > 0 && remedy.freed >= now / LEAST_PART);
@@ -53,13 +57,7 @@ pub(super) fn remedies(
 }
 
 /// Kept activations beyond those that are planned.
-fn kept_by_choice(
-    recipe: &Recipe,
-    model: &ModelConfig,
-    world_size: usize,
-    refusal: &Refusal,
-) -> u64 {
-    let Ok(plan) = Plan::new(recipe, model, world_size) else { return 0 };
+fn kept_by_choice(plan: &Plan, refusal: &Refusal) -> u64 {
     let is_kept = |kind| kind == sterna_recipe::MemoryKind::KeptActivations;
     let rows = plan.memory.rows.iter().filter(|row| is_kept(row.kind));
     let planned: u64 = rows.map(|row| row.device_bytes).sum();
@@ -67,7 +65,7 @@ fn kept_by_choice(
 }
 
 /// The recipe with one change each.
-fn candidates(recipe: &Recipe, world_size: usize) -> Vec<(String, Recipe)> {
+fn candidates(recipe: &Recipe, world_size: usize, device: DeviceType) -> Vec<(String, Recipe)> {
     let mut all = Vec::new();
     let mut change = |text: String, change: &dyn Fn(&mut Recipe)| {
         let mut changed = recipe.clone();
@@ -109,9 +107,9 @@ fn candidates(recipe: &Recipe, world_size: usize) -> Vec<(String, Recipe)> {
             recipe.memory.moments_dtype = DType::BF16;
         });
     }
-    let tile_bytes = memory.tile_bytes / 2;
+    let tile_bytes = TileLengths::budget(recipe, device) / 2;
     change(format!("memory.tile_bytes: {tile_bytes}"), &|recipe| {
-        recipe.memory.tile_bytes = tile_bytes;
+        recipe.memory.tile_bytes = Some(tile_bytes);
     });
     let groups = 2 * memory.attention_head_groups;
     change(format!("memory.attention_head_groups: {groups}"), &|recipe| {

@@ -11,7 +11,9 @@ use sterna_comm::{Comm, GpuTransport, RankEnv};
 use sterna_data::{Dataset, Datasets};
 use sterna_hf::{ModelConfig, Tokenizer, WeightFiles, hub};
 use sterna_ops::widens;
-use sterna_recipe::{KeepAttention, MemoryKind, MemoryOptions, PadTo, Place, Plan, Recipe};
+use sterna_recipe::{
+    DeviceType, KeepAttention, MemoryKind, MemoryOptions, PadTo, Place, Plan, Recipe,
+};
 use sterna_torch_sys::{cuda, kernels};
 use tch::{Device, Kind, Tensor};
 
@@ -59,6 +61,11 @@ pub(super) fn device(
             Ok(Device::Cpu)
         }
     }
+}
+
+/// As plans have it.
+pub(crate) fn device_type(device: Device) -> DeviceType {
+    if device.is_cuda() { DeviceType::Cuda } else { DeviceType::Cpu }
 }
 
 /// Connects the ranks' GPUs, and says so where their tensors have to go through the host instead.
@@ -134,7 +141,8 @@ pub(super) fn plan_of_data(
         recipe.data.max_length =
             longest(&datasets.train).max(datasets.eval.as_ref().and_then(longest));
     }
-    let plan = Plan::new(&recipe, config, world_size).map_err(TrainError::Plan)?;
+    let plan =
+        Plan::new(&recipe, config, world_size, device_type(device)).map_err(TrainError::Plan)?;
     let is_widened = widens(kind_of(recipe.model.dtype), device);
     Ok(if is_widened { plan.with_widened_products(config) } else { plan })
 }

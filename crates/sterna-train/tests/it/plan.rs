@@ -2,7 +2,7 @@
 
 use sterna_hf::ModelConfig;
 use sterna_model::HeadSplit;
-use sterna_recipe::{Plan, head_split};
+use sterna_recipe::{DeviceType, Plan, head_split};
 use sterna_train::zero::UnitLayout;
 
 use crate::tiny;
@@ -33,7 +33,7 @@ fn units_are_laid_out_as_planned() {
         recipe["deepspeed"]["zero_optimization"]["stage"] = 3.into();
         let recipe = tiny::load(folder.path(), "plan", &recipe);
         let config = ModelConfig::from_dir(&folder.path().join("model")).expect("a config");
-        let plan = Plan::new(&recipe, &config, world_size).expect("a plan");
+        let plan = Plan::new(&recipe, &config, world_size, DeviceType::Cpu).expect("a plan");
         let parameters = config.parameters();
         let head = [parameters.norm].into_iter().chain(parameters.lm_head).collect();
         let units = [vec![parameters.embed]].into_iter().chain(parameters.layers).chain([head]);

@@ -3,7 +3,7 @@
 use sterna_comm::{Comm, RankEnv};
 use sterna_data::{DataMesh, MicroBatches, prepare};
 use sterna_hf::{ModelConfig, Tokenizer, WeightFiles};
-use sterna_recipe::{Plan, TileLengths};
+use sterna_recipe::{DeviceType, Plan, TileLengths};
 use sterna_train::{
     engine::{Engine, EngineOptions},
     load::WeightSource,
@@ -25,7 +25,7 @@ fn tiles_change_neither_loss_nor_gradient() {
     let batch = batches.get(0).expect("a micro-batch");
     let comm =
         Comm::init(&RankEnv::single(), 1, std::time::Duration::from_secs(1)).expect("one rank");
-    let plan = Plan::new(&recipe, &config, 1).expect("a plan");
+    let plan = Plan::new(&recipe, &config, 1, DeviceType::Cpu).expect("a plan");
     let files = WeightFiles::open(&model).expect("weights");
 
     let run = |tiles: TileLengths, num_attention: usize| {

@@ -5,6 +5,7 @@ use sterna_recipe::{Diagnostics, Plan};
 
 use super::{load, model_config, print, wrong_recipe};
 use crate::cli::{Check, Format};
+use crate::launch::resolve::device_type;
 use crate::report::{Exit, Failure};
 
 /// Prints the plan to stdout. Errors in JSON go to stdout as well, for the program that reads it.
@@ -30,7 +31,7 @@ fn plan(args: &Check) -> Result<Result<Plan, Diagnostics>, Failure> {
         Err(errors) => return Ok(Err(errors)),
     };
     let world_size = args.world_size.unwrap_or(recipe.sequence_parallel_size);
-    Ok(Plan::new(&recipe, &model_config(&recipe)?, world_size))
+    Ok(Plan::new(&recipe, &model_config(&recipe)?, world_size, device_type(args.device)))
 }
 
 fn pretty(value: &serde_json::Value) -> String {

@@ -79,8 +79,13 @@ pub(crate) fn plan(args: &Train) -> Result<(Recipe, Launch), Failure> {
     let recipe = load(&args.recipe, &args.overrides).map_err(|errors| wrong_recipe(&errors))?;
     let launch = launch::resolve::resolve(args, &recipe)?;
     if args.arctic.mode == Mode::Train {
-        Plan::new(&recipe, &model_config(&recipe)?, launch.job.world_size())
-            .map_err(|errors| wrong_recipe(&errors))?;
+        Plan::new(
+            &recipe,
+            &model_config(&recipe)?,
+            launch.job.world_size(),
+            launch::resolve::device_type(args.device),
+        )
+        .map_err(|errors| wrong_recipe(&errors))?;
     }
     Ok((recipe, launch))
 }

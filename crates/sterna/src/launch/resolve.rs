@@ -12,7 +12,7 @@ use sterna_launch::{
     ENV_FILE_NAME, Host, Job, LaunchError, Selection, SshOptions, chosen_here, exported,
     parse_env_file, parse_hostfile,
 };
-use sterna_recipe::Recipe;
+use sterna_recipe::{DeviceType, Recipe};
 use sterna_train::gpus;
 
 use super::{Launch, Place};
@@ -209,6 +209,15 @@ fn job(args: &Train, recipe: &Recipe, hosts: Option<&[Host]>) -> Result<Job, Fai
 /// share a sequence.
 fn slots_here(args: &Train, recipe: &Recipe) -> usize {
     args.num_gpus().or_else(|| gpus_for_ranks(args.device)).unwrap_or(recipe.sequence_parallel_size)
+}
+
+/// What a rank computes on if it runs on a machine like this one.
+pub(crate) fn device_type(device: DeviceChoice) -> DeviceType {
+    match device {
+        DeviceChoice::Cuda => DeviceType::Cuda,
+        _ if gpus_for_ranks(device).is_some() => DeviceType::Cuda,
+        _ => DeviceType::Cpu,
+    }
 }
 
 /// The GPUs that the ranks of this host are to compute on, one each; `None` if there are none. Without NCCL they could not talk.

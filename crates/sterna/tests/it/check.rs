@@ -11,7 +11,7 @@ fn a_plan_for_people() {
     exit status: 0
     ----- stdout -----
     model  model: llama, 35.17 K parameters in 2 blocks, float32
-    ranks  2 = 2 data-parallel x 1 sequence-parallel
+    ranks  2 = 2 data-parallel x 1 sequence-parallel, on the CPU
     heads  4 query, 2 kv, 8 wide
     zero   stage 3: weights, gradients, optimizer state sharded over 2 ranks; gradients add up in float32 and travel in float32
     batch  1 row of up to 256 tokens, 256 on each rank; 2 micro-batches a step, up to 512 tokens

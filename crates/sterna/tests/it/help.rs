@@ -228,13 +228,15 @@ fn help_of_check() {
 
     Options:
           --world-size <N>        Ranks in all; by default the recipe's sequence_parallel_size
+          --device <DEVICE>       What the ranks compute on, which this machine need not have [default:
+                                  auto] [possible values: auto, cpu, cuda]
           --format <FORMAT>       How to print the plan [default: text] [possible values: text, json]
           --set <KEY.PATH=VALUE>  Set a key of the recipe; the value is YAML. May be repeated
       -h, --help                  Print help (see more with '--help')
 
     Examples:
       sterna check recipe.yaml
-      sterna check recipe.yaml --world-size 8
+      sterna check recipe.yaml --world-size 8 --device cuda
       sterna check recipe.yaml --format json | jq .memory
     ----- stderr -----
     ");
