@@ -143,14 +143,17 @@ impl Hosts {
     }
 
     fn start_sshd(&mut self, host: usize, command: &str) {
+        fs::create_dir_all(self.path("home")).unwrap();
         // Debian's sshd wants it, and only its service makes it.
         fs::create_dir_all("/run/sshd").unwrap();
         let config = format!(
             "Port {PORT}\nListenAddress {}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}.pub\nStrictModes no\nUsePAM no\n\
-             PermitRootLogin yes\nPermitUserEnvironment no\nPasswordAuthentication no\nPidFile none\n",
+             PermitRootLogin yes\nPermitUserEnvironment no\nPasswordAuthentication no\nPidFile none\nSetEnv HOME={}\n",
             ADDRESSES[host],
             self.path("host_key"),
             self.path("user_key"),
+            // Without the user's startup files, which may write to stderr: pyenv's do when two shells begin at once.
+            self.path("home"),
         );
         let path = self.path(&format!("sshd{host}"));
         fs::write(&path, config).unwrap();
