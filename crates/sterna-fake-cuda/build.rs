@@ -39,6 +39,8 @@ fn main() {
         .include("../sterna-torch-sys/kernels")
         // As the real NVRTC is told: products and sums are rounded one by one.
         .flag("-ffp-contract=off")
+        // `#pragma unroll` is nvcc's.
+        .flag("-Wno-unknown-pragmas")
         // The name of a kernel must not hide a function of libtorch, or of the C library.
         .flag("-fvisibility=hidden");
     // The names under which production code opens the real ones: the dynamic linker then takes these, which are loaded already.

@@ -21,6 +21,7 @@ const SOURCES: &[&str] = &[
     "cpp/memory.cc",
     "cpp/optimizer.cc",
     "cpp/process_group.cc",
+    "cpp/random.cc",
     "cpp/rounding.cc",
     "cpp/store.cc",
     "cpp/streams.cc",
@@ -33,6 +34,10 @@ fn main() {
     build
         // As libtorch, in debug builds too: what is computed per element would be a hundred times slower.
         .opt_level(3)
+        // As the kernels are compiled: numbers that host and GPU both compute have the same bits.
+        .flag("-ffp-contract=off")
+        // Nobody reads it, and it keeps square roots out of vectors.
+        .flag("-fno-math-errno")
         .file(libtorch::all_in_one(SOURCES))
         // c10d's headers are empty without it.
         .define("USE_C10D_GLOO", None);
@@ -54,7 +59,7 @@ fn main() {
         build_nccl_library(&lib);
     }
 
-    for file in ["cpp", "src/bridge.rs", "build.rs"] {
+    for file in ["cpp", "kernels", "src/bridge.rs", "build.rs"] {
         println!("cargo::rerun-if-changed={file}");
     }
     println!("cargo::metadata=LIBTORCH_LIB={}", lib.display());

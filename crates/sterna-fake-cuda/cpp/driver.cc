@@ -50,6 +50,7 @@ void enter(void** arguments) {
 const Kernel kKernels[] = {
     BOTH(cross_entropy_forward),
     BOTH(cross_entropy_forward_backward),
+    BOTH(fill_normal),
     BOTH(rms_norm_forward),
     BOTH(rms_norm_backward),
     BOTH(rms_norm_backward_weight),

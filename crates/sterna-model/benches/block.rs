@@ -146,8 +146,9 @@ impl Bench {
             .iter()
             .map(|spec| {
                 let shape: Vec<i64> = spec.shape.iter().map(|size| *size as i64).collect();
-                let values = init::random_slice(spec, &self.config, 1, &(0..spec.numel()));
-                values.view(shape.as_slice()).to_kind(KIND)
+                let mut values = Tensor::empty([spec.numel() as i64], (KIND, tch::Device::Cpu));
+                init::fill(&mut values, spec, &self.config, 1, &(0..spec.numel())).unwrap();
+                values.view(shape.as_slice())
             })
             .collect();
         let params = BlockParams::new(&self.config, &tensors).unwrap();

@@ -12,7 +12,7 @@ use serde_json::json;
 use sterna_ops::cross_entropy::{self, IGNORE_INDEX};
 use sterna_ops::rope::{self, RopeTable};
 use sterna_ops::{linear, rms_norm, swiglu};
-use sterna_torch_sys::vjp;
+use sterna_torch_sys::{random, vjp};
 use tch::{Device, Kind, Tensor};
 
 use crate::context::Context;
@@ -167,11 +167,12 @@ pub fn fused(device: Device) -> Vec<String> {
 type Op = (&'static str, fn(&mut Checks));
 
 /// The ops that have kernels of ours.
-const FUSED: [Op; 4] = [
+const FUSED: [Op; 5] = [
     ("cross-entropy", cross_entropy_checks),
     ("rotary", rope_checks),
     ("SwiGLU", swiglu_checks),
     ("RMSNorm", rms_norm_checks),
+    ("normal numbers", normal_checks),
 ];
 
 /// Runs some checks in both dtypes. One that panics, as an op does that libtorch refuses, costs only itself.
@@ -277,6 +278,22 @@ fn rms_norm_checks(checks: &mut Checks) {
     let results =
         [("y", &actual, &y), ("d_x", &d_x, &gradients[0]), ("d_weight", &d_weight, &gradients[1])];
     checks.compare("RMSNorm", Bound::Pointwise, &results);
+}
+
+/// Not within a bound: random weights are the same bits wherever they are drawn.
+fn normal_checks(checks: &mut Checks) {
+    let len = if checks.is_tiny { 10_007 } else { 16 << 20 };
+    let draw = |device| {
+        let mut x = Tensor::empty([len], (checks.kind, device));
+        // Across the index at which 32 bits end.
+        random::fill_normal(&mut x, 0x1234_5678_9abc_def0, (1 << 32) - 5_000, 0.02)
+            .expect("its operands are as they should be");
+        x.to_device(Device::Cpu)
+    };
+    let (actual, expected) = (draw(checks.device), draw(Device::Cpu));
+    let others = actual.not_equal_tensor(&expected).sum(Kind::Int64).int64_value(&[]);
+    assert!(others == 0, "{others} of {len} numbers have other bits than the host's");
+    checks.compare("normal numbers", Bound::Pointwise, &[("x", &actual, &expected)]);
 }
 
 fn linear_checks(checks: &mut Checks) {

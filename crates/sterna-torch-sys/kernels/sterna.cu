@@ -1,5 +1,6 @@
 // All kernels, one module.
 #include "cross_entropy.cu"
+#include "random.cu"
 #include "rms_norm.cu"
 #include "rope.cu"
 #include "rounding.cu"

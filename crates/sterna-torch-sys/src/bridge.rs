@@ -99,6 +99,7 @@ pub(crate) mod ffi {
         include!("memory.h");
         include!("optimizer.h");
         include!("process_group.h");
+        include!("random.h");
         include!("rounding.h");
         include!("store.h");
         include!("streams.h");
@@ -206,6 +207,8 @@ pub(crate) mod ffi {
             step: i64,
             adamw: &AdamW,
         ) -> Result<()>;
+
+        fn fill_normal(target: &Tensor, stream: u64, first: u64, std: f64) -> Result<()>;
 
         fn round_stochastically(
             source: &Tensor,

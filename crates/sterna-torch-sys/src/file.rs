@@ -6,7 +6,7 @@ use std::{
     os::fd::AsRawFd,
 };
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Writes the elements of `tensor` to `file` from byte `offset` on, in the order in which they lie in memory.
 ///
@@ -54,6 +54,36 @@ pub fn read_tensor_at(file: &File, tensor: &mut Tensor, offset: u64) -> Result<(
         .try_into()
         .map_err(|_| Error::last_os_error())
     })
+}
+
+/// Fills `target` with `bytes`, elements of dtype `kind` as a mapped file has them, each rounded to the dtype of `target`.
+///
+/// # Shapes
+///
+/// `target` is of any shape, as many elements as `bytes` has, on any device.
+///
+/// # Errors
+///
+/// [`crate::Error::Operand`] if it has another number of elements.
+pub fn copy_from_bytes(
+    target: &mut Tensor,
+    bytes: &[u8],
+    kind: Kind,
+) -> std::result::Result<(), crate::Error> {
+    let size = target.size();
+    if bytes.len() != target.numel() * kind.elt_size_in_bytes() {
+        return Err(crate::Error::operand("target", target, "as many elements as the file has"));
+    }
+    if bytes.as_ptr().align_offset(kind.elt_size_in_bytes()) != 0 {
+        // The format asks for no alignment, and libtorch reads whole elements.
+        target.copy_(&Tensor::from_data_size(bytes, &size, kind));
+        return Ok(());
+    }
+    // SAFETY: a tensor of this size, contiguous, covers just `bytes`, which outlive it: it is dropped in this function, and copies from
+    // pageable memory have ended when `copy_` returns. Nothing writes to it.
+    let source = unsafe { Tensor::from_blob(bytes.as_ptr(), &size, &[], kind, Device::Cpu) };
+    target.copy_(&source);
+    Ok(())
 }
 
 /// Whether the elements of `tensor` fill one piece of memory without gaps or overlaps, in any order of its dimensions.

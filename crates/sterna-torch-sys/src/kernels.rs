@@ -23,8 +23,8 @@ use launch::{Argument, Work, launch};
 
 /// Threads of a block that has a row of the vocabulary: enough to keep a multiprocessor's loads in flight.
 const VOCAB_THREADS: u32 = 512;
-/// Threads of a block that has a row of hidden size.
-const HIDDEN_THREADS: u32 = 256;
+/// Packs of 16 bytes that a thread of a norm keeps of its row (`kernels/rms_norm.cu`).
+const PACKS: u32 = 4;
 
 /// Whether the kernels take these tensors: all on one CUDA device, and all bf16 or all fp32.
 pub fn supports(tensors: &[&Tensor]) -> bool {
@@ -217,7 +217,7 @@ pub fn rms_norm_forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor,
         Argument::Int64(dim),
         Argument::Float(eps as f32),
     ];
-    let work = Work::Rows { rows: num_rows, threads: HIDDEN_THREADS };
+    let work = Work::Rows { rows: num_rows, threads: hidden_threads(x, dim) };
     // SAFETY: the arguments are those of kernels/rms_norm.cu; shapes, dtypes and contiguity are checked.
     unsafe { launch(&named("rms_norm_forward", x), device, work, &mut arguments) }?;
     Ok(y)
@@ -258,7 +258,7 @@ pub fn rms_norm_backward(
     let mut rows = num_rows;
     let partial = if wants_d_weight {
         rows = rows.min(4 * i64::from(launch::num_multiprocessors(device)?));
-        Some(Tensor::zeros([rows, dim], (Kind::Float, x.device())))
+        Some(Tensor::empty([rows, dim], (Kind::Float, x.device())))
     } else {
         None
     };
@@ -269,10 +269,23 @@ pub fn rms_norm_backward(
         Argument::Float(eps as f32),
     ]);
     let name = if wants_d_weight { "rms_norm_backward_weight" } else { "rms_norm_backward" };
-    let work = Work::Rows { rows, threads: HIDDEN_THREADS };
-    // SAFETY: as in rms_norm_forward; `partial` has a row for each block.
+    let work = Work::Rows { rows, threads: hidden_threads(x, dim) };
+    // SAFETY: as in rms_norm_forward; `partial` has a row for each block, which writes all of it.
     unsafe { launch(&named(name, x), device, work, &mut arguments) }?;
     Ok((d_x, partial.map(|partial| partial.sum_dim_intlist(0_i64, false, Kind::Float))))
+}
+
+/// Threads of a block that has a row of hidden size: whole warps, no more than there are packs of 16 bytes, and few enough that each
+/// has several loads in flight.
+fn hidden_threads(x: &Tensor, dim: i64) -> u32 {
+    const USUAL: u32 = 256;
+    const MOST: u32 = 512;
+    let packs = (dim as u64).div_ceil(16 / x.kind().elt_size_in_bytes() as u64);
+    if packs <= u64::from(USUAL * PACKS) {
+        (packs as u32).next_multiple_of(32).clamp(32, USUAL)
+    } else {
+        MOST
+    }
 }
 
 /// The device, rows and columns of `x`.
@@ -283,6 +296,26 @@ fn rms_norm_operands(x: &Tensor, weight: &Tensor) -> Result<(usize, i64, i64), T
     let fits = weight.size() == [dim];
     ensure_like("weight", weight, x, fits, "[d], contiguous, of dtype and device of `x`")?;
     Ok((device, num_rows, dim))
+}
+
+/// The half of [`crate::random::fill_normal`] for tensors on a CUDA device, which that one has checked.
+pub(crate) fn fill_normal(
+    target: &Tensor,
+    stream: u64,
+    first: u64,
+    std: f64,
+    device: usize,
+) -> Result<(), TorchError> {
+    let len = target.numel() as i64;
+    let mut arguments = [
+        Argument::of(target),
+        Argument::Int64(len),
+        Argument::Uint64(stream),
+        Argument::Uint64(first),
+        Argument::Double(std),
+    ];
+    // SAFETY: the arguments are those of kernels/random.cu; the caller has checked dtype and contiguity.
+    unsafe { launch(&named("fill_normal", target), device, Work::Threads(len), &mut arguments) }
 }
 
 /// The half of [`crate::round_stochastically`] for tensors on a CUDA device, which that one has checked.

@@ -30,6 +30,7 @@ pub mod library;
 pub mod memory;
 mod optimizer;
 pub mod products;
+pub mod random;
 mod rounding;
 mod tensor;
 

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use sterna_hf::{DType, ModelConfig, ParamSpec, WeightFiles};
 use sterna_model::init;
+use sterna_torch_sys::file::copy_from_bytes;
 use tch::{Kind, Tensor};
 
 use crate::error::TrainError;
@@ -23,24 +24,33 @@ pub enum WeightSource<'a> {
 }
 
 impl WeightSource<'_> {
-    /// Elements `range` of the flattened parameter, `[range.len()]`, in the dtype of the source.
+    /// Fills `target` with elements `range` of the flattened parameter, rounded to its dtype.
+    ///
+    /// # Shapes
+    ///
+    /// `target` is `[range.len()]`, contiguous, on any device.
     ///
     /// # Memory
     ///
-    /// Only the slice: neither source makes the whole tensor.
+    /// None but the target's: pages of a file are read where they are mapped, and random numbers drawn where they are to be.
     ///
     /// # Errors
     ///
-    /// [`TrainError::Hf`] if the tensor is missing, of another shape, or its file is damaged.
-    pub fn read(&self, spec: &ParamSpec, range: &Range<usize>) -> Result<Tensor, TrainError> {
+    /// [`TrainError::Hf`] if the tensor is missing, of another shape, or its file is damaged; [`TrainError::Torch`] if the device fails.
+    pub fn fill(
+        &self,
+        target: &mut Tensor,
+        spec: &ParamSpec,
+        range: &Range<usize>,
+    ) -> Result<(), TrainError> {
         match self {
             Self::Files(files) => {
                 let view = files.tensor(&spec.name)?;
                 let size = view.dtype.size();
                 let bytes = &view.bytes[range.start * size..range.end * size];
-                Ok(Tensor::from_data_size(bytes, &[range.len() as i64], kind_of(view.dtype)))
+                Ok(copy_from_bytes(target, bytes, kind_of(view.dtype))?)
             }
-            Self::Random { config, seed } => Ok(init::random_slice(spec, config, *seed, range)),
+            Self::Random { config, seed } => Ok(init::fill(target, spec, config, *seed, range)?),
         }
     }
 }

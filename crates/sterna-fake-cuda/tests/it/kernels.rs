@@ -9,7 +9,7 @@ use sterna_ops::{
     swiglu,
 };
 use sterna_testkit::assert_close;
-use sterna_torch_sys::{kernels, round_stochastically};
+use sterna_torch_sys::{kernels, random, round_stochastically};
 use tch::{Device, Kind, Tensor};
 
 use crate::{GPU, alone};
@@ -163,7 +163,10 @@ fn swiglu_is_that_of_its_definition() {
 fn rms_norm_is_that_of_its_definition() {
     let _alone = alone();
     for kind in KINDS {
-        for (s, d) in [(1, 1), (1, 4096), (37, 576), (20, 257), (9, 33)] {
+        // Packs of 16 bytes, one a thread and several; values one by one; rows longer than a block keeps.
+        for (s, d) in
+            [(1, 1), (1, 4096), (37, 576), (20, 257), (9, 33), (3, 8000), (2, 32_768), (5, 16_380)]
+        {
             let name = format!("{kind:?} [{s}, {d}]");
             let (x, d_y) = (random(&[s, d], kind, s), random(&[s, d], kind, d));
             let weight = random(&[d], kind, 3);
@@ -203,6 +206,24 @@ fn stochastic_rounding_is_the_cpus_bit_for_bit() {
         round_stochastically(&gpu(&source), &mut target, key, position).unwrap();
         let bits = |x: &Tensor| x.to_device(Device::Cpu).view_dtype(Kind::Int16);
         assert!(bits(&target).equal(&bits(&expected)), "key {key:#x} from {position}");
+    }
+}
+
+#[test]
+fn normal_numbers_are_the_cpus_bit_for_bit() {
+    let _alone = alone();
+    for kind in KINDS {
+        for (stream, first) in [(0, 0), (0x1234_5678_9abc_def0, 77), (u64::MAX, (1 << 33) - 1000)] {
+            let draw = |device| {
+                let mut x = Tensor::zeros([20_011], (kind, device));
+                random::fill_normal(&mut x, stream, first, 0.02).unwrap();
+                x.to_device(Device::Cpu)
+            };
+            assert!(
+                draw(GPU).equal(&draw(Device::Cpu)),
+                "{kind:?}, stream {stream:#x} from {first}"
+            );
+        }
     }
 }
 

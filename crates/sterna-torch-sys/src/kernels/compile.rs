@@ -16,9 +16,11 @@ use crate::{bridge::ffi, library::Library};
 /// The file that names all others, and under which names it includes them.
 const PROGRAM_FILE: &str = "kernels/sterna.cu";
 const PROGRAM: &str = include_str!("../../kernels/sterna.cu");
-const INCLUDES: [(&str, &str); 6] = [
+const INCLUDES: [(&str, &str); 8] = [
     ("common.cuh", include_str!("../../kernels/common.cuh")),
     ("cross_entropy.cu", include_str!("../../kernels/cross_entropy.cu")),
+    ("normal.cuh", include_str!("../../kernels/normal.cuh")),
+    ("random.cu", include_str!("../../kernels/random.cu")),
     ("rms_norm.cu", include_str!("../../kernels/rms_norm.cu")),
     ("rope.cu", include_str!("../../kernels/rope.cu")),
     ("rounding.cu", include_str!("../../kernels/rounding.cu")),

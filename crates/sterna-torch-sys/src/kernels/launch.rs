@@ -38,6 +38,7 @@ pub(super) enum Argument {
     Int64(i64),
     Uint64(u64),
     Float(f32),
+    Double(f64),
 }
 
 impl Argument {
@@ -52,6 +53,7 @@ impl Argument {
             Self::Int64(value) => std::ptr::from_mut(value).cast(),
             Self::Uint64(value) => std::ptr::from_mut(value).cast(),
             Self::Float(value) => std::ptr::from_mut(value).cast(),
+            Self::Double(value) => std::ptr::from_mut(value).cast(),
         }
     }
 }

@@ -2,8 +2,27 @@
 
 use std::{io::ErrorKind, os::unix::fs::FileExt};
 
-use sterna_torch_sys::file::{read_tensor_at, write_tensor_at};
+use sterna_torch_sys::file::{copy_from_bytes, read_tensor_at, write_tensor_at};
 use tch::{Device, Kind, Tensor};
+
+#[test]
+fn bytes_of_a_file_become_a_tensor_whatever_their_alignment() {
+    let values: Vec<f32> = (0..1000).map(|i| i as f32 / 7.0).collect();
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let expected = Tensor::from_slice(&values).view([10, 100]);
+    for start in 0..4 {
+        // A copy of the same bytes at each alignment.
+        let shifted = [&vec![0; start], &bytes[..]].concat();
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let mut target = Tensor::zeros([10, 100], (kind, Device::Cpu));
+            copy_from_bytes(&mut target, &shifted[start..], Kind::Float).unwrap();
+            assert!(target.equal(&expected.to_kind(kind)), "{start} {kind:?}");
+        }
+    }
+    let mut short = Tensor::zeros([999], (Kind::Float, Device::Cpu));
+    let error = copy_from_bytes(&mut short, &bytes[..], Kind::Float).unwrap_err();
+    assert!(error.to_string().contains("`target` is [999] Float"), "{error}");
+}
 
 #[test]
 fn bytes_of_every_dtype_come_back() {

@@ -8,4 +8,5 @@ mod file;
 mod kernels;
 mod memory;
 mod optimizer;
+mod random;
 mod rounding;

@@ -186,10 +186,10 @@ impl Zero {
         for unit in &mut self.units {
             for flat in &mut unit.flats {
                 for overlap in flat.layout.overlaps(&flat.param_region(&self.options)) {
-                    let values =
-                        source.read(&unit.layout.specs[overlap.spec_idx], &overlap.param_range)?;
                     let len = overlap.param_range.len() as i64;
-                    flat.param.narrow(0, overlap.region_offset as i64, len).copy_(&values);
+                    let mut target = flat.param.narrow(0, overlap.region_offset as i64, len);
+                    let spec = &unit.layout.specs[overlap.spec_idx];
+                    source.fill(&mut target, spec, &overlap.param_range)?;
                 }
                 flat.reset_optimizer(&self.options)?;
             }
