@@ -13,6 +13,7 @@
 //! size (`cache.rs` says how many). libtorch's own allocator takes the memory of every tensor from glibc, which maps
 //! and unmaps large ones anew each time, and leaves holes between the others. Smaller blocks go to the heap here as well.
 
+mod ahead;
 mod block;
 mod cache;
 mod device;
@@ -31,6 +32,7 @@ use tch::{Device, Kind, Tensor};
 
 pub(crate) use self::device::{count_on, on_block, on_refusal};
 pub use self::{
+    ahead::PinnedAhead,
     device::{DeviceUsage, device_usage},
     refusal::{Place, Refusal, place, take_refusal},
 };
@@ -232,6 +234,8 @@ struct Ledger {
     cache: Cache,
     /// Pinned mappings that wait.
     pinned: Cache,
+    /// Lengths of those that are being made ahead ([`PinnedAhead`]).
+    ahead: Vec<usize>,
 }
 
 static LEDGER: Mutex<Ledger> = Mutex::new(Ledger {
@@ -240,6 +244,7 @@ static LEDGER: Mutex<Ledger> = Mutex::new(Ledger {
     cache: Cache::cheap(),
     // A step needs as many again as the one before, and they are dear to make.
     pinned: Cache::dear(),
+    ahead: Vec::new(),
 });
 
 /// Nothing panics while it is locked, and no tensor is allocated.
@@ -277,7 +282,12 @@ pub(crate) fn allocate(len: usize) -> *mut u8 {
 
 fn map(len: usize, kind: MemoryKind, is_pinned: bool) -> Option<Block> {
     let mapped_len = Block::mapped_len_for(len)?;
-    let (found, too_many) = lock().cache(is_pinned).take(mapped_len);
+    let mut ledger = lock();
+    if is_pinned {
+        ledger = ahead::wait_for(ledger, mapped_len);
+    }
+    let (found, too_many) = ledger.cache(is_pinned).take(mapped_len);
+    drop(ledger);
     drop(too_many);
     let new = || {
         if !is_pinned {

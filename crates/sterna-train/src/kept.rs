@@ -8,7 +8,7 @@ use sterna_model::{
     Graph, Kept, KeptAttention,
     stage::{Stage, num_bytes},
 };
-use sterna_recipe::Place;
+use sterna_recipe::{DType, Place, Plan};
 use sterna_torch_sys::{
     copies::{Arriving, Copies, OnHost},
     file::is_dense,
@@ -202,6 +202,28 @@ impl KeepPolicy {
     ) -> impl DoubleEndedIterator<Item = Range<usize>> {
         let every = self.inputs_every;
         (0..num_layers).step_by(every).map(move |start| start..(start + every).min(num_layers))
+    }
+
+    /// Bytes of each tensor that a micro-batch of the length of `plan` keeps in the host's memory beside a GPU, in the order in which they
+    /// leave. The last block's stay on the GPU.
+    pub(crate) fn host_lens(&self, plan: &Plan) -> Vec<usize> {
+        let (model, tokens) = (&plan.model, plan.batch.local_tokens);
+        let size = model.dtype.size();
+        let input = tokens * model.hidden_size * size;
+        let o = tokens * model.num_attention_heads * model.head_dim * size;
+        let lse = plan.heads[0].q.len() * tokens * plan.mesh.sp_size * DType::F32.size();
+        let mut lens = Vec::new();
+        for layer_idx in 0..model.num_hidden_layers.saturating_sub(1) {
+            if matches!(self.inputs_on, Shelf::Host(_))
+                && layer_idx.is_multiple_of(self.inputs_every)
+            {
+                lens.push(input);
+            }
+            if matches!(self.attention_on, Shelf::Host(_)) && layer_idx < self.num_attention {
+                lens.extend([o, lse]);
+            }
+        }
+        lens
     }
 
     /// Puts away what the policy keeps of block `layer_idx`, and drops the rest. What the last block keeps stays where it is: its

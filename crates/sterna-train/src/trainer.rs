@@ -21,7 +21,7 @@ use sterna_recipe::{
 use sterna_torch_sys::{
     AdamW,
     cuda::{self, DeviceMemory},
-    memory as tensor_memory,
+    memory::{self as tensor_memory, PinnedAhead},
 };
 use tch::{Device, Kind};
 
@@ -197,6 +197,8 @@ struct Trainer<'a> {
     datasets: &'a Datasets,
     stream: MicroBatches<'a>,
     engine: Engine<'a>,
+    /// Makes what the first micro-batch will keep on the host.
+    _pinned_ahead: Option<PinnedAhead>,
     schedule: LrSchedule,
     adamw: AdamW,
     course: Course,
@@ -271,7 +273,13 @@ impl<'a> Trainer<'a> {
         let num_attention = num_attention_kept(&of_data, comm, env, device)?;
         checkpoints.expect_step_of(&of_data, num_attention);
         let options = EngineOptions::new(plan, device, num_attention, disk.as_ref())?;
+        let host_lens = options.keep.host_lens(&of_data);
         let mut engine = Engine::new(comm, &assets.config, recipe, options)?;
+        // Beside the weights' way to where they are to be; a second micro-batch finds what the first has used.
+        let pinned_ahead = match device {
+            Device::Cuda(index) => Some(PinnedAhead::start(index, &host_lens)),
+            _ => None,
+        };
         let source = match weights {
             Some(files) => WeightSource::Files(files),
             None => WeightSource::Random { config: &assets.config, seed: recipe.seed },
@@ -308,6 +316,7 @@ impl<'a> Trainer<'a> {
                 _ => None,
             },
             engine,
+            _pinned_ahead: pinned_ahead,
             resumed,
             stop,
         })

@@ -3,7 +3,7 @@
 use sterna_fake_cuda::{host_sync_causes, host_syncs};
 use sterna_torch_sys::{
     copies::{Copies, OnHost, upload},
-    memory::{self, MemoryKind},
+    memory::{self, MemoryKind, PinnedAhead},
 };
 use tch::{Device, Kind, Tensor};
 
@@ -130,6 +130,25 @@ fn pinned_memory_is_in_the_books() {
     assert_eq!(live() - before, 30);
     memory::retag(pinned.tensor(), MemoryKind::Other);
     assert_eq!(live(), before);
+}
+
+#[test]
+fn pinned_memory_made_ahead_is_what_tensors_of_its_length_get() {
+    let _alone = alone();
+    // libtorch says of nothing that it is pinned before it has seen a GPU.
+    let _ = numbers(1);
+    const LEN: i64 = 7 << 20;
+    let ahead = PinnedAhead::start(0, &[4 * LEN as usize, 3 << 20, 4 * LEN as usize]);
+    // Whether or not they are made yet: each waits for its own, and none is made beside them.
+    let tensors = [LEN, LEN].map(|len| OnHost::empty(&[len], Kind::Float).unwrap());
+    assert!(tensors.iter().all(|x| x.tensor().is_pinned(GPU)));
+    let before = memory::usage().cached;
+    let small = OnHost::empty(&[3 << 20], Kind::Int8).unwrap();
+    let mapped = before - memory::usage().cached;
+    assert!((3 << 20..4 << 20).contains(&mapped), "{mapped} bytes were there for it");
+    drop((tensors, small));
+    drop(ahead);
+    assert!(memory::usage().cached >= 2 * 4 * LEN as u64, "they wait for the next ones");
 }
 
 #[test]

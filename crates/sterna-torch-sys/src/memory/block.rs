@@ -2,6 +2,7 @@
 
 use std::{
     alloc::{self, Layout},
+    num::NonZero,
     ptr::{self, NonNull},
     sync::LazyLock,
 };
@@ -16,6 +17,9 @@ const ALIGNMENT: usize = 64;
 /// A mapping's length is a multiple of this. It is more than a page, so that tiles that differ by a row are the same to
 /// the cache; what a tensor does not write is not resident.
 const GRANULE: usize = 64 << 10;
+
+/// What the system backs large mappings with where it can.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// A header lies directly in front of the data, so that a pointer to the data is all that a block is known by.
 #[repr(C, align(64))]
@@ -149,6 +153,7 @@ impl Mapping {
         if !*HAS_DRIVER {
             return Err("this machine has no NVIDIA driver to pin memory".to_owned());
         }
+        mapping.populate();
         // SAFETY: the range is this mapping's, which stays until `drop` has unregistered it.
         unsafe { sys::cuMemHostRegister_v2(start, len, sys::CU_MEMHOSTREGISTER_PORTABLE) }
             .result()
@@ -157,6 +162,33 @@ impl Mapping {
             })?;
         mapping.is_pinned = true;
         Ok(mapping)
+    }
+
+    /// Has the system find and clear all pages, with as many threads as it has cores: the driver would do it page by page on one.
+    fn populate(&mut self) {
+        // Of so many huge pages a share is worth a thread.
+        const LEAST_SHARE: usize = 64 << 20;
+        let num_threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let share = self.len.div_ceil(num_threads).next_multiple_of(HUGE_PAGE).max(LEAST_SHARE);
+        let start = self.start.as_ptr().addr();
+        let populate = |offset: usize| {
+            let len = share.min(self.len - offset);
+            // Linux before 5.14 does not know it, and then the driver finds the pages. Memory that has run out is the driver's to say.
+            // SAFETY: the range is this mapping's, and what is written to it is what it has.
+            let _ = unsafe {
+                libc::madvise(
+                    ptr::with_exposed_provenance_mut(start + offset),
+                    len,
+                    libc::MADV_POPULATE_WRITE,
+                )
+            };
+        };
+        std::thread::scope(|scope| {
+            for offset in (0..self.len).step_by(share).skip(1) {
+                scope.spawn(move || populate(offset));
+            }
+            populate(0);
+        });
     }
 
     pub(super) fn is_pinned(&self) -> bool {

@@ -71,6 +71,19 @@ impl Cache {
         (found, self.shrink())
     }
 
+    /// Whether one waits that [`Cache::take`] would hand out.
+    pub(super) fn has(&self, len: usize) -> bool {
+        let longest = (self.longest_for)(len);
+        self.waiting.iter().any(|mapping| (len..=longest).contains(&mapping.len()))
+    }
+
+    /// Has a mapping wait that nobody has used yet, and counts it to the most that was in use: that is what it is made for.
+    pub(super) fn add(&mut self, mapping: Mapping) {
+        self.num_waiting += mapping.len();
+        self.waiting.push(mapping);
+        self.most_in_use = self.most_in_use.max(self.num_in_use + self.num_waiting);
+    }
+
     /// Takes a mapping back. The mappings returned are too many: they are to be dropped outside of any lock.
     pub(super) fn put(&mut self, mapping: Mapping) -> Vec<Mapping> {
         self.num_in_use -= mapping.len();
@@ -164,6 +177,20 @@ mod tests {
         cache.not_taken(64 * MIB);
         assert_eq!(cache.give_up().len(), 0, "taking beyond the peak has emptied it");
         assert_eq!((cache.num_in_use, cache.num_waiting), (0, 0));
+    }
+
+    #[test]
+    fn what_was_made_ahead_waits_until_it_is_used() {
+        let mut cache = Cache::dear();
+        for _ in 0..3 {
+            cache.add(Mapping::new(4 * MIB).unwrap());
+        }
+        assert!(cache.has(4 * MIB) && !cache.has(5 * MIB));
+        let blocks = [4, 4, 4].map(|mib| cache.take(mib * MIB).0.expect("one that waits"));
+        for block in blocks {
+            assert!(cache.put(block).is_empty());
+        }
+        assert_eq!(cache.num_waiting(), 12 * MIB);
     }
 
     #[test]
