@@ -134,10 +134,10 @@ fn pinned_memory_is_in_the_books() {
 
 #[test]
 fn pinned_memory_made_ahead_is_what_tensors_of_its_length_get() {
+    const LEN: i64 = 7 << 20;
     let _alone = alone();
     // libtorch says of nothing that it is pinned before it has seen a GPU.
     let _ = numbers(1);
-    const LEN: i64 = 7 << 20;
     let ahead = PinnedAhead::start(0, &[4 * LEN as usize, 3 << 20, 4 * LEN as usize]);
     // Whether or not they are made yet: each waits for its own, and none is made beside them.
     let tensors = [LEN, LEN].map(|len| OnHost::empty(&[len], Kind::Float).unwrap());
