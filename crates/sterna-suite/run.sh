@@ -1,24 +1,28 @@
 #!/usr/bin/env bash
 # Proves and measures Sterna on this machine. Needs nothing but a python3 that has torch 2.11.0+cu130.
 #
+#   bash run.sh lease                   a card that is there for 15 minutes: the first call, under six minutes
+#   bash run.sh lease-2                 the second, after what the first showed was mended
 #   bash run.sh                         the quick suite, under ten minutes
 #   bash run.sh long-128k               one longer benchmark, at most ten minutes; all results join one report
 #   bash run.sh long-128k sterna liger  the same for some systems only
 #   bash run.sh list                    everything there is to run
 #   bash run.sh --tiny                  everything small, without a GPU too: shows that the suite works
 #   bash run.sh --out DIR ...           another folder for the report than ./report
+#   bash run.sh --host-bytes 128Gi ...  what the host has, where it does not say it (a lease takes 128Gi for granted)
 #
 # Exit status: 0 everything passed, 1 something is wrong, 2 it could not run. PYTHON names another python3.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=${PYTHON:-python3}
 out=report
-tiny=()
+options=()
 words=()
 while [[ $# -gt 0 ]]; do
     case $1 in
     --out) out=${2:?--out needs a folder} && shift 2 ;;
-    --tiny) tiny=(--tiny) && shift ;;
+    --tiny) options+=(--tiny) && shift ;;
+    --host-bytes | --seconds) options+=("$1" "${2:?"$1" needs a value}") && shift 2 ;;
     -h | --help) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" && exit 0 ;;
     *) words+=("$1") && shift ;;
     esac
@@ -61,12 +65,13 @@ fi
 export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$(cd "$site" && pwd)"
 
 # The sections have limits of their own; this one is for a suite that hangs itself.
-timeout --kill-after=3 $((580 - SECONDS)) "$here/bin/sterna-suite" run "${words[@]}" "${tiny[@]}" --out "$out" \
-    --inputs "$here/inputs" --peers "$here/peers" --sterna "$here/bin/sterna" --python "$python" 2> "$out/errors.txt"
+timeout --kill-after=3 $((580 - SECONDS)) "$here/bin/sterna-suite" run "${words[@]}" "${options[@]}" --out "$out" \
+    --inputs "$here/inputs" --peers "$here/peers" --contracts "$here/contracts" --sterna "$here/bin/sterna" \
+    --python "$python" 2> "$out/errors.txt"
 status=$?
 [[ $status -ne 2 || -e $out/report.md ]] || give_up "$(cat "$out/errors.txt")"
 cat "$out/errors.txt" >&2
-# One file to bring back, and to unpack where the next command is to join its results.
-tar czf "$out.tgz" --exclude=./site -C "$out" . || echo "warning: $out.tgz cannot be written" >&2
+# One file to bring back, and to unpack where the next command is to join its results; the suite writes it after every step too.
+tar czf "$out.tgz" --exclude=./site --exclude=./runs/cache -C "$out" . || echo "warning: $out.tgz cannot be written" >&2
 [[ $status -lt 124 ]] || echo "error: the suite was ended with status $status; $out/report.md has what it found" >&2
 exit "$status"

@@ -18,7 +18,7 @@ const BUNDLE: &str = ".sterna/gpu-bundle";
 const SUITE: &str = "crates/sterna-suite";
 
 /// What a bundle must stay under, bytes: machines are reached over slow lines.
-const MOST_BYTES: u64 = 60_000_000;
+const MOST_BYTES: u64 = 45_000_000;
 
 /// Python packages that the peers need and the machine may lack, as wheels for its Python 3.12. pydantic's two halves fit each other
 /// only in these versions.
@@ -38,7 +38,7 @@ const DEEPSPEED: &str = "deepspeed==0.19.8";
 ///
 /// # Errors
 ///
-/// A build or a copy that fails, or a bundle of 60 MB or more. A wheel that cannot be had is a warning: the report will say that the peer
+/// A build or a copy that fails, or a bundle of 45 MB or more. A wheel that cannot be had is a warning: the report will say that the peer
 /// was not run.
 pub(crate) fn run(root: &Path) -> Result<()> {
     stage::stage("libtorch", || libtorch::install(root, Flavor::Cuda).map(drop))?;
@@ -63,7 +63,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         bail!("a bundle must stay under {} MB", MOST_BYTES / 1_000_000);
     }
     println!(
-        "Copy it to a machine with a GPU and a python3 with torch 2.11.0+cu130, and there: bash run.sh"
+        "Copy it to a machine with a GPU and a python3 with torch 2.11.0+cu130, and there: bash run.sh, or bash run.sh lease"
     );
     Ok(())
 }
@@ -89,7 +89,7 @@ fn copy(root: &Path, binaries: &[PathBuf], bundle: &Path) -> Result<()> {
         stage::run(Command::new("strip").arg("-o").arg(bin.join(name)).arg(binary))?;
     }
     let suite = root.join(SUITE);
-    for name in ["run.sh", "inputs", "peers"] {
+    for name in ["run.sh", "inputs", "peers", "contracts"] {
         copy_all(&suite.join(name), &bundle.join(name))?;
     }
     let facts = machine::facts(root);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{inputs, libtorch, stage, tidy};
+use crate::{demo, inputs, libtorch, stage, tidy};
 
 /// The variable that decides how a CPU multiplies bf16.
 const BF16_PRODUCTS: &str = "STERNA_BF16_PRODUCTS";
@@ -94,9 +94,33 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
         }
     }
     if !only_tests {
+        stage::stage("the calls of a leased GPU, tiny", || lease(root, features))?;
         stage::stage("doctests", || stage::run(&mut tests(&["test", "--doc", "--quiet"])))?;
     }
     println!("all passed in {}", stage::seconds(start.elapsed()));
+    Ok(())
+}
+
+/// Both calls of `run.sh lease` at tiny sizes, on the CPU where there is no GPU: that each step runs, and leaves what a report needs.
+fn lease(root: &Path, features: &[&str]) -> Result<()> {
+    let mut build = stage::cargo(root);
+    stage::run(
+        build.args(["build", "--workspace", "--bins", "--locked", "--quiet"]).args(features),
+    )?;
+    let target = demo::target_directory(root)?;
+    let out = target.join("lease-tiny");
+    if out.exists() {
+        std::fs::remove_dir_all(&out)?;
+    }
+    let suite = root.join("crates/sterna-suite");
+    for call in ["lease", "lease-2"] {
+        let mut command = Command::new(target.join("debug/sterna-suite"));
+        command.args(["run", call, "--tiny", "--out"]).arg(&out);
+        for folder in ["inputs", "peers", "contracts"] {
+            command.arg(format!("--{folder}")).arg(suite.join(folder));
+        }
+        stage::run(command.arg("--sterna").arg(target.join("debug/sterna")))?;
+    }
     Ok(())
 }
 

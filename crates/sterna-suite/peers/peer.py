@@ -179,6 +179,14 @@ class Peer:
             self.model.enable_input_require_grads()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
 
+    def attention_kernel(self, length):
+        """Which of its kernels libtorch's sdpa takes for this shape: what a ratio to ours is a ratio of depends on it."""
+        torch, config = self.torch, self.model.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        query = torch.empty(1, config.num_attention_heads, min(length, DOCUMENT), head_dim, dtype=torch.bfloat16, device=self.args.device)
+        choice = torch._fused_sdp_choice(query, query, query, is_causal=True)
+        return "sdpa: " + torch.nn.attention.SDPBackend(choice).name.lower()
+
     def step(self, length):
         """Loss and seconds of forward, backward, clipping and optimizer."""
         torch, args = self.torch, self.args
@@ -233,6 +241,7 @@ def is_out_of_memory(error):
 def measure(peer, args, result):
     """Warm-up and measured steps at one length."""
     length = args.lengths[0]
+    result["attention_kernel"] = peer.attention_kernel(length)
     losses, seconds = [], []
     for i in range(args.warmup + args.steps):
         loss, elapsed = peer.step(length)

@@ -70,11 +70,22 @@ impl Measured {
 ///
 /// None: a kernel that refuses is a failure among the findings.
 pub fn run(context: &Context) -> Result<Findings> {
-    let lens: &[i64] = if context.is_tiny {
-        &[64, 128]
-    } else {
-        &[1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072]
-    };
+    let lens = [1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072];
+    Ok(measure_all(context, &lens, i64::MAX))
+}
+
+/// The lengths that a lease asks about: where cuDNN may begin to pay, by both kernels, and what a step of 32K and of 128K takes, by cuDNN.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn run_of_lease(context: &Context) -> Result<Findings> {
+    Ok(measure_all(context, &[2048, 4096, 8192, 32_768, 131_072], 8192))
+}
+
+/// Up to `longest_of_flash` tokens by each kernel, from there by cuDNN.
+fn measure_all(context: &Context, lens: &[i64], longest_of_flash: i64) -> Findings {
+    let lens = if context.is_tiny { &[64, 128] } else { lens };
     let kernels: &[Kernel] =
         if context.device.is_cuda() { &[Kernel::Flash, Kernel::Cudnn] } else { &[Kernel::Cpu] };
     let mut measured = Vec::new();
@@ -87,6 +98,9 @@ pub fn run(context: &Context) -> Result<Findings> {
             break;
         }
         for &kernel in kernels {
+            if kernel == Kernel::Flash && len > longest_of_flash {
+                continue;
+            }
             match measure(context, len, kernel) {
                 Ok(times) => measured.push(times),
                 Err(error) => findings.fail(&format!(
@@ -110,7 +124,7 @@ pub fn run(context: &Context) -> Result<Findings> {
         "cudnn_faster_from": crossover(&measured),
         "cudnn_chosen_from": CHOSEN,
     });
-    Ok(findings)
+    findings
 }
 
 fn measure(context: &Context, len: i64, kernel: Kernel) -> Result<Measured> {

@@ -39,6 +39,86 @@ pub fn run(context: &Context) -> Result<Findings> {
     Ok(findings)
 }
 
+/// What decides a step of the 8B shape, in the seconds that a lease has for it: the largest product, weight gradients of a short and of a
+/// long tile, the head at both, and pinned copies.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn run_of_lease(context: &Context) -> Result<Findings> {
+    let mut rows = Rows::default();
+    let rate = largest_product(context, &mut rows);
+    tiles(context, &mut rows);
+    pinned_copies(context, &mut rows);
+    Ok(Findings {
+        tables: vec![rows.table],
+        notes: vec![
+            "Random numbers, not zeros. A weight gradient is added in fp32 by the product itself; the short tile is that of 128 MiB, the long \
+             one that of 1 GiB."
+                .to_owned(),
+        ],
+        data: json!({ "rows": rows.data, GEMM_RATE: rate }),
+        ..Findings::default()
+    })
+}
+
+fn largest_product(context: &Context, rows: &mut Rows) -> f64 {
+    let size: i64 = if context.is_tiny { 128 } else { 8192 };
+    let random = || Tensor::randn([size, size], (Kind::BFloat16, context.device));
+    let (a, b) = (random(), random());
+    let times = time(context, || drop(a.mm(&b.tr())));
+    let flop = 2.0 * (size as f64).powi(3);
+    rows.add("bf16 product", &format!("{size} x {size} x {size}"), times, flop, "FLOP")
+}
+
+fn tiles(context: &Context, rows: &mut Rows) {
+    let (hidden, width, vocab): (i64, i64, i64) =
+        if context.is_tiny { (32, 64, 101) } else { (4096, 14_336, 128_256) };
+    let cut = |len: i64| if context.is_tiny { len / 64 } else { len };
+    let random = |size: [i64; 2]| Tensor::randn(size, (Kind::BFloat16, context.device));
+    let mut of = |what: &str, len: i64, outer: i64| {
+        let (x, d_y) = (random([len, hidden]), random([len, outer]));
+        let mut d_weight = Tensor::zeros([outer, hidden], (Kind::Float, context.device));
+        let flop = 2.0 * (len * outer * hidden) as f64;
+        let work = || linear::backward_params(&d_y, &x, Some(&mut d_weight), None);
+        let times = time(context, work);
+        rows.add(what, &format!("{outer} x {len} x {hidden}"), times, flop, "FLOP");
+    };
+    for len in [832, 6656] {
+        of("weight gradient of the MLP", cut(len), width);
+    }
+    for len in [512, 4096] {
+        of("weight gradient of the head", cut(len), vocab);
+    }
+    for len in [512, 4096] {
+        let len = cut(len);
+        let (x, weight) = (random([len, hidden]), random([vocab, hidden]));
+        let labels = Tensor::zeros(len, (Kind::Int64, context.device));
+        let times = time(context, || {
+            let logits = linear::forward(&x, &weight, None);
+            drop(cross_entropy::forward_backward(&logits, &labels, 1.0));
+            drop(linear::backward_input(&logits, &weight));
+        });
+        let flop = 4.0 * (len * vocab * hidden) as f64;
+        let size = format!("{len} x {hidden} x {vocab}");
+        rows.add("head and loss, without weight gradient", &size, times, flop, "FLOP");
+    }
+}
+
+fn pinned_copies(context: &Context, rows: &mut Rows) {
+    if !context.device.is_cuda() {
+        return;
+    }
+    let bytes: i64 = if context.is_tiny { 1 << 20 } else { 2 << 30 };
+    let size = format!("{} MiB", bytes >> 20);
+    let mut on_device = Tensor::ones(bytes, (Kind::Int8, context.device));
+    let Ok(mut pinned) = sterna_torch_sys::memory::pinned(&[bytes], Kind::Int8) else { return };
+    let times = time(context, || on_device.copy_(&pinned));
+    rows.add("host to device, pinned", &size, times, bytes as f64, "B");
+    let times = time(context, || pinned.copy_(&on_device));
+    rows.add("device to host, pinned", &size, times, bytes as f64, "B");
+}
+
 struct Rows {
     table: Table,
     data: Vec<Value>,

@@ -18,10 +18,14 @@ pub struct Context {
     pub sterna: PathBuf,
     /// The folder with the Python scripts.
     pub peers: PathBuf,
+    /// The folder with contracts.py.
+    pub contracts: PathBuf,
     /// A python3 that has torch.
     pub python: PathBuf,
     /// What the sections compute on.
     pub device: Device,
+    /// What the host gives, bytes, where `/proc/meminfo` does not say it: the memory of some virtual machines grows as it is used.
+    pub host_bytes: Option<u64>,
     /// Everything small: shows that the suite works, and nothing of the machine.
     pub is_tiny: bool,
     /// When the command has to end.

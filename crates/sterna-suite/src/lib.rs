@@ -7,8 +7,13 @@
 pub mod attention;
 pub mod ceilings;
 pub mod context;
+pub mod contracts;
+pub mod cost;
 pub mod equal;
+pub mod lease;
 pub mod longest;
+pub mod machine;
+pub mod nccl;
 pub mod ops;
 pub mod peer;
 pub mod recipe;

@@ -127,7 +127,7 @@ fn case(context: &Context, length: usize) -> Result<Case> {
 fn longest_planned(context: &Context, ladder: &Ladder) -> Result<usize> {
     let folder = folder(context, STERNA).join("plan");
     let data = folder.join("documents.jsonl");
-    write_documents(&data, DOCUMENT, 1)?;
+    write_documents(&data, &[DOCUMENT])?;
     let model = model_folder(context);
     let (mut fits, mut does_not) = (1, ladder.end / ladder.unit + 1);
     while fits + 1 < does_not {
@@ -147,7 +147,7 @@ fn longest_planned(context: &Context, ladder: &Ladder) -> Result<usize> {
 fn probe(context: &Context, length: usize) -> Result<(Value, Option<bool>)> {
     let folder = folder(context, STERNA).join(length.to_string());
     let data = folder.join("documents.jsonl");
-    write_documents(&data, DOCUMENT, length / DOCUMENT)?;
+    write_documents(&data, &vec![DOCUMENT; length / DOCUMENT])?;
     let case = case(context, length)?;
     let model = model_folder(context);
     let mut training = training(context, case, &model, &folder, &data);

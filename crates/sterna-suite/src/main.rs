@@ -13,7 +13,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use sterna_suite::context::{Context, choose_device};
 use sterna_suite::record::write_json;
-use sterna_suite::{ops, report, run, sections};
+use sterna_suite::{lease, nccl, ops, report, run, sections};
 
 /// Prove and measure Sterna on this machine, and write a report
 #[derive(Debug, Parser)]
@@ -27,8 +27,12 @@ struct Cli {
 enum Command {
     /// Every section of the quick suite, or those that are named, in under ten minutes
     Run {
-        /// Sections, then for those that compare: which systems; none for the quick suite
+        /// `lease` and `lease-2` are the calls of a machine that is lent for 15 minutes; else sections, then for those that compare: which
+        /// systems; none for the quick suite
         names: Vec<String>,
+        /// What all of them may take together
+        #[arg(long)]
+        seconds: Option<u64>,
         #[command(flatten)]
         places: Places,
     },
@@ -53,6 +57,9 @@ enum Command {
     /// Every fused kernel once, for memory checkers
     #[command(hide = true)]
     Kernels,
+    /// One check of NCCL, which may end the process
+    #[command(hide = true)]
+    Nccl { name: String },
 }
 
 #[derive(Debug, Args)]
@@ -72,6 +79,12 @@ struct Places {
     /// Folder with peer.py
     #[arg(long)]
     peers: PathBuf,
+    /// Folder with contracts.py
+    #[arg(long)]
+    contracts: PathBuf,
+    /// What the host has, where it does not say it itself: bytes, or with Gi behind a number
+    #[arg(long, value_parser = parse_bytes)]
+    host_bytes: Option<u64>,
     /// A python3 that has torch and transformers
     #[arg(long, default_value = "python3")]
     python: PathBuf,
@@ -85,6 +98,8 @@ impl Places {
             inputs: std::path::absolute(self.inputs)?,
             sterna: std::path::absolute(self.sterna)?,
             peers: std::path::absolute(self.peers)?,
+            contracts: std::path::absolute(self.contracts)?,
+            host_bytes: self.host_bytes,
             python: self.python,
             device,
             is_tiny: self.tiny,
@@ -113,7 +128,7 @@ fn main() -> ExitCode {
 fn start(command: Command) -> Result<bool> {
     match command {
         Command::List => {
-            for spec in sections::QUICK.iter().chain(&sections::LONG) {
+            for spec in sections::all() {
                 let systems = if spec.has_systems() { " [SYSTEM]..." } else { "" };
                 println!(
                     "{:<22} {}, at most {} s",
@@ -124,11 +139,19 @@ fn start(command: Command) -> Result<bool> {
             }
             Ok(true)
         }
-        Command::Run { names, places } => {
-            let context = places.context(0)?;
-            let (specs, systems) = chosen(&names)?;
-            let passed = run::run(&context, &specs, &systems, |line| println!("{line}"))?;
+        Command::Run { names, seconds, places } => {
+            let mut context = places.context(0)?;
+            let (specs, systems, usual) = chosen(&names)?;
+            if usual.is_some() && context.device.is_cuda() {
+                context.host_bytes.get_or_insert(lease::HOST_BYTES);
+            }
+            let seconds = seconds.or(usual);
+            let passed = run::run(&context, &specs, &systems, seconds, |line| println!("{line}"))?;
             println!("The report is {}", context.out.join("report.md").display());
+            if usual.is_some() {
+                // Last, where the end of an output is all that comes back.
+                print!("{}", report::summary(&context)?);
+            }
             Ok(passed)
         }
         Command::Report { places } => {
@@ -140,6 +163,10 @@ fn start(command: Command) -> Result<bool> {
             let context = places.context(seconds)?;
             let findings = sections::find(&name)?.run(&context, &systems)?;
             write_json(&run::findings_path(&context.out, &name), &findings)?;
+            Ok(true)
+        }
+        Command::Nccl { name } => {
+            println!("{}", nccl::check(&name)?);
             Ok(true)
         }
         Command::Kernels => {
@@ -154,11 +181,35 @@ fn start(command: Command) -> Result<bool> {
     }
 }
 
-/// The sections that `names` begin with, and the systems after them.
-fn chosen(names: &[String]) -> Result<(Vec<&'static sections::Spec>, Vec<String>)> {
-    let Some((first, rest)) = names.split_first() else {
-        return Ok((sections::QUICK.iter().collect(), Vec::new()));
+/// What the host gives: a number, `128Gi`, `1Ti`.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match (text.strip_suffix("Gi"), text.strip_suffix("Ti")) {
+        (Some(digits), _) => (digits, 30),
+        (_, Some(digits)) => (digits, 40),
+        _ => (text, 0),
     };
+    let number: u64 = digits.parse().map_err(|_| "a number of bytes, or as 128Gi".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "no machine has so much".to_owned())
+}
+
+/// Sections, systems, and what all of them may take together, seconds.
+type Chosen = (Vec<&'static sections::Spec>, Vec<String>, Option<u64>);
+
+/// The sections that `names` begin with, and the systems after them; or those of a call of a lease.
+fn chosen(names: &[String]) -> Result<Chosen> {
+    let Some((first, rest)) = names.split_first() else {
+        return Ok((sections::QUICK.iter().collect(), Vec::new(), None));
+    };
+    let [of_first, of_second] = sections::LEASE_SECONDS;
+    match first.as_str() {
+        "lease" if rest.is_empty() => {
+            return Ok((sections::LEASE.iter().collect(), Vec::new(), Some(of_first)));
+        }
+        "lease-2" if rest.is_empty() => {
+            return Ok((sections::LEASE_2.iter().collect(), Vec::new(), Some(of_second)));
+        }
+        _ => {}
+    }
     let mut specs = vec![sections::find(first)?];
     let mut systems = Vec::new();
     for name in rest {
@@ -168,5 +219,5 @@ fn chosen(names: &[String]) -> Result<(Vec<&'static sections::Spec>, Vec<String>
             _ => systems.push(name.clone()),
         }
     }
-    Ok((specs, systems))
+    Ok((specs, systems, None))
 }

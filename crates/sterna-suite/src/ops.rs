@@ -5,6 +5,7 @@
 
 mod attention;
 
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::Result;
@@ -65,13 +66,23 @@ pub(crate) struct Checks {
     kind: Kind,
     seed: i64,
     found: Vec<Check>,
+    /// Shapes that the op under check was given.
+    operands: RefCell<Vec<String>>,
     /// Ops that ended in a panic, with its words.
     panics: Vec<String>,
 }
 
 impl Checks {
     fn new(device: Device, is_tiny: bool, kind: Kind) -> Self {
-        Self { device, is_tiny, kind, seed: 0, found: Vec::new(), panics: Vec::new() }
+        Self {
+            device,
+            is_tiny,
+            kind,
+            seed: 0,
+            found: Vec::new(),
+            operands: RefCell::default(),
+            panics: Vec::new(),
+        }
     }
 
     /// Normal numbers times `scale` that the dtype can hold, in double precision on the CPU. Each call draws others.
@@ -84,16 +95,21 @@ impl Checks {
 
     /// As an op gets it.
     fn given(&self, x: &Tensor) -> Tensor {
+        self.operands.borrow_mut().push(format!("{:?}", x.size()));
         x.to_device(self.device).to_kind(self.kind)
     }
 
     /// Runs `check` and keeps its words if it panics.
     fn protected(&mut self, name: &str, check: impl FnOnce(&mut Self)) {
+        self.operands.take();
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| check(self))) {
             let words = panic.downcast_ref::<String>().cloned();
             let words = words.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));
             let kind = kind_name(self.kind);
-            self.panics.push(format!("{name}, {kind}: {}", words.unwrap_or_default()));
+            // tch quotes libtorch's text.
+            let words = words.unwrap_or_default().replace("\\n", "\n");
+            let operands = self.operands.take().join(" ");
+            self.panics.push(format!("{name}, {kind}, given {operands}: {words}"));
         }
     }
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use sterna_bench::process::{self, End, Limits, Ranks, Watched};
 
 use crate::context::Context;
+use crate::recipe::least_available;
 use crate::record::{read_json, write_json};
 
 /// The names that the script knows, the strongest last.
@@ -37,10 +38,6 @@ pub struct Peer<'a> {
 
 /// Of the limit of a search, what the last step may still take.
 const LAST_STEP: f64 = 0.4;
-
-/// A peer that keeps tensors on the host is ended with less than so many bytes available: pinned memory cannot be given back, so that the
-/// kernel would end whatever it likes.
-const LEAST_AVAILABLE: u64 = 3 << 30;
 
 impl Peer<'_> {
     /// Runs the script and returns its result, which has a `status` in any case.
@@ -88,7 +85,7 @@ impl Peer<'_> {
         command.envs([("HF_HUB_OFFLINE", "1"), ("TOKENIZERS_PARALLELISM", "false")]);
         // DeepSpeed looks for a compiler at import otherwise.
         command.env("DS_ACCELERATOR", context.device_name());
-        let limits = Limits { least_available: LEAST_AVAILABLE, time: Some(limit) };
+        let limits = Limits { least_available: least_available(context), time: Some(limit) };
         process::watch(&mut command, Ranks::Itself, &self.folder.join("log.txt"), limits)
     }
 }
@@ -125,8 +122,10 @@ mod tests {
             inputs: path.clone(),
             sterna: path.clone(),
             peers: path.clone(),
+            contracts: path.clone(),
             python: "sh".into(),
             device: Device::Cpu,
+            host_bytes: None,
             is_tiny: true,
             deadline: Instant::now() + Duration::from_mins(1),
         };

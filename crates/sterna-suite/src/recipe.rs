@@ -14,14 +14,14 @@ use crate::context::Context;
 /// Tokens of a chat beside its text. The tokenizer has one for each of the four markers, and one for each character.
 const MARKUP: usize = 4 + "user\n\nassistant\n\n".len();
 
-/// Writes `rows` chats of exactly `len` tokens each to `path`, for the tokenizer of `inputs/tokenizer`.
+/// Writes a chat of exactly so many tokens for each of `lens` to `path`, for the tokenizer of `inputs/tokenizer`.
 ///
 /// # Errors
 ///
 /// When the folder cannot be written to.
-pub fn write_documents(path: &Path, len: usize, rows: usize) -> Result<()> {
-    let answer_len = len.saturating_sub(MARKUP + 1).max(1);
-    let lines: Vec<String> = (0..rows).map(|row| chat(row, answer_len)).collect();
+pub fn write_documents(path: &Path, lens: &[usize]) -> Result<()> {
+    let line = |(row, len): (usize, &usize)| chat(row, len.saturating_sub(MARKUP + 1).max(1));
+    let lines: Vec<String> = lens.iter().enumerate().map(line).collect();
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
@@ -42,7 +42,10 @@ fn chat(row: usize, answer_len: usize) -> String {
 }
 
 /// With fewer bytes available a run is ended, before the system ends it or something else: pinned memory is nobody's to the system.
-const LEAST_AVAILABLE: u64 = 3 << 30;
+/// 0 where the machine does not say how much there is.
+pub fn least_available(context: &Context) -> u64 {
+    if context.host_bytes.is_some() { 0 } else { 3 << 30 }
+}
 
 /// The status of what went through.
 pub const DONE: &str = "done";
@@ -169,7 +172,8 @@ impl Training {
         command.arg("train").arg(recipe).args(["--num_gpus", &self.ranks.to_string()]);
         command.args(["--device", self.device]);
         command.env("HF_HUB_OFFLINE", "1");
-        let limits = Limits { least_available: LEAST_AVAILABLE, time: Some(context.time_left()) };
+        let limits =
+            Limits { least_available: least_available(context), time: Some(context.time_left()) };
         let log = self.folder.join("log.txt");
         let watched = process::watch(&mut command, Ranks::Children, &log, limits)?;
         let text = fs::read_to_string(&metrics).unwrap_or_default();
@@ -178,10 +182,16 @@ impl Training {
 
     /// What `sterna check` says of memory; `None` where it refuses the recipe, which the run will then tell.
     pub fn predicted(&self, context: &Context) -> Option<Predicted> {
+        Predicted::from_check(&self.planned(context)?)
+    }
+
+    /// The plan of `sterna check`; `None` where it refuses the recipe.
+    pub fn planned(&self, context: &Context) -> Option<Value> {
         let recipe = self.write(context).ok()?;
         let mut command = Command::new(&context.sterna);
-        command.arg("check").arg(recipe).args(["--format", "json"]);
-        Predicted::from_check(&serde_json::from_slice(&command.output().ok()?.stdout).ok()?)
+        command.arg("check").arg(recipe).args(["--format", "json", "--device", self.device]);
+        let output = command.output().ok().filter(|output| output.status.success())?;
+        serde_json::from_slice(&output.stdout).ok()
     }
 }
 
@@ -192,11 +202,17 @@ pub struct Predicted {
     pub device: u64,
     /// On the host.
     pub host: u64,
+    /// Of the attention output of one block, where memory decides how many blocks keep theirs.
+    pub kept_attention: u64,
+    /// Blocks.
+    pub layers: u64,
 }
 
 impl Predicted {
     fn from_check(check: &Value) -> Option<Self> {
-        let mut predicted = Self { device: 0, host: 0 };
+        let kept_attention = check["memory"]["kept_attention_bytes"].as_u64()?;
+        let layers = check["model"]["num_hidden_layers"].as_u64()?;
+        let mut predicted = Self { device: 0, host: 0, kept_attention, layers };
         for row in check["memory"]["rows"].as_array()? {
             predicted.device += row["device_bytes"].as_u64()?;
             predicted.host += row["host_bytes"].as_u64()?;
@@ -222,7 +238,7 @@ mod tests {
     fn a_document_has_its_length_in_tokens() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("chats.jsonl");
-        write_documents(&path, 512, 3).unwrap();
+        write_documents(&path, &[512; 3]).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         let rows: Vec<Value> =
             text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

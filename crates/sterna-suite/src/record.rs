@@ -40,11 +40,16 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Adds what is wrong: the first line of `why`, since libtorch's texts go on for pages.
+    /// Adds what is wrong: the first line of `why`, and the file that libtorch says it was raised in, since its texts go on for pages.
     pub fn fail(&mut self, why: &str) {
         const MOST: usize = 400;
-        let line = why.lines().next().unwrap_or_default();
-        self.failures.push(line.chars().take(MOST).collect());
+        let mut line: String = why.lines().next().unwrap_or_default().chars().take(MOST).collect();
+        let raised = why.lines().skip(1).find(|line| line.contains("Exception raised from"));
+        if let Some(raised) = raised {
+            line.push_str(" | ");
+            line.extend(raised.trim().chars().take(MOST / 2));
+        }
+        self.failures.push(line);
     }
 }
 
@@ -64,6 +69,18 @@ pub struct Section {
 }
 
 impl Section {
+    /// How it went, in a line.
+    pub fn verdict(&self) -> String {
+        match &self.error {
+            Some(error) => format!("FAILED: {error}"),
+            None if self.has_passed() => match &self.findings.skipped {
+                Some(why) => format!("skipped: {why}"),
+                None => "passed".to_owned(),
+            },
+            None => format!("WRONG: {}", self.findings.failures.join("; ")),
+        }
+    }
+
     /// Whether everything was measured and is as it should be.
     pub fn has_passed(&self) -> bool {
         self.error.is_none() && self.findings.failures.is_empty()

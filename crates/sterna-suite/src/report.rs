@@ -6,10 +6,11 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::context::Context;
+use crate::lease;
 use crate::longest;
 use crate::record::{Section, Table, read_json, write_json, write_whole};
 use crate::required;
-use crate::sections::{LONG, QUICK};
+use crate::sections::{self, LEASE, LEASE_2, Spec};
 use crate::shape;
 
 /// Writes both files.
@@ -36,6 +37,10 @@ pub fn write(context: &Context) -> Result<()> {
         }),
     )?;
     let mut text = heading(context, &machine);
+    if is_of_lease(&sections) {
+        text += "## What to mend\n\n";
+        text += &markdown(&lease::decisions(context)?);
+    }
     text += "## What is required, and what was reached\n\n";
     if context.is_tiny {
         text += "A tiny run shows that the suite works. It has nothing to say here: the lengths below were not run.\n\n";
@@ -45,7 +50,7 @@ pub fn write(context: &Context) -> Result<()> {
     text += &markdown(&overview(&sections));
     for section in &sections {
         // The runs of all such sections are in one table below.
-        let has_own_table = section.name == "longest" || is_of_shape(&section.name);
+        let has_own_table = section.name.ends_with("longest") || is_of_shape(&section.name);
         let _ = write!(text, "## {}\n\n", section.title);
         if let Some(error) = &section.error {
             let _ = write!(text, "**Failed:** {error}\n\n");
@@ -83,17 +88,53 @@ pub fn write(context: &Context) -> Result<()> {
         }
     }
     text += &left(&sections);
-    write_whole(&context.out.join("report.md"), &text)
+    write_whole(&context.out.join("report.md"), &text)?;
+    write_whole(&context.out.join("summary.txt"), &summary(context)?)
+}
+
+/// What a call of a lease ends with: each section in a line, and the table that decides what to mend.
+///
+/// # Errors
+///
+/// As [`write`].
+pub fn summary(context: &Context) -> Result<String> {
+    let mut text = String::new();
+    for section in sections(context) {
+        let _ =
+            writeln!(text, "{} ({:.0} s): {}", section.name, section.seconds, section.verdict());
+    }
+    let table = lease::decisions(context)?;
+    for row in &table.rows {
+        if let [what, measured, should, verdict, then] = row.as_slice() {
+            let then = if verdict == "MEND" { format!("; look at {then}") } else { String::new() };
+            let _ = writeln!(text, "{verdict:<5}{what}: {measured} [{should}]{then}");
+        }
+    }
+    Ok(text)
+}
+
+/// Whether a call of a lease has been run into this folder.
+fn is_of_lease(sections: &[Section]) -> bool {
+    let is_its = |section: &Section, spec: &&Spec| spec.name == section.name;
+    let only = LEASE
+        .iter()
+        .chain(&LEASE_2)
+        .filter(|spec| sections::QUICK.iter().all(|other| other.name != spec.name));
+    let only: Vec<&Spec> = only.collect();
+    sections.iter().any(|section| only.iter().any(|spec| is_its(section, spec)))
 }
 
 fn is_of_shape(name: &str) -> bool {
-    name == "shape" || name.starts_with("long-") || name.starts_with("slope-")
+    name == "shape"
+        || name.starts_with("long-")
+        || name.starts_with("slope-")
+        || ["lease-32k", "lease-slope", "lease-mixed"].contains(&name)
 }
 
-/// What has been run into this folder, in the order of [`QUICK`] and [`LONG`].
+/// What has been run into this folder, in the order of [`sections::all`].
 fn sections(context: &Context) -> Vec<Section> {
     let of = |name: &str| read_json(&context.out.join(format!("sections/{name}.json"))).ok();
-    QUICK.iter().chain(&LONG).filter_map(|spec| of(spec.name)).collect()
+    sections::all().filter_map(|spec| of(spec.name)).collect()
 }
 
 fn heading(context: &Context, machine: &Value) -> String {
@@ -134,9 +175,9 @@ fn overview(sections: &[Section]) -> Table {
 
 /// The commands that have not been run into this folder.
 fn left(sections: &[Section]) -> String {
-    let names: Vec<&str> = QUICK
+    let names: Vec<&str> = sections::QUICK
         .iter()
-        .chain(&LONG)
+        .chain(&sections::LONG)
         .map(|spec| spec.name)
         .filter(|name| sections.iter().all(|section| section.name != *name))
         .collect();

@@ -1,4 +1,9 @@
-//! What issue 4 requires of an H200, and what was reached.
+//! What an H200 has to reach, and what was reached.
+//!
+//! MFU and memory are ours alone. Beside a peer stands what both do at their own precision of the optimizer: ours keeps fp32 masters (14 bytes a
+//! parameter with gradients in fp32), theirs bf16 weights and moments (8), because 18 bytes a parameter of 8B do not fit their card. Their
+//! attention is the same kernel: libtorch's sdpa takes cuDNN's on compute capability 9.0. A figure at equal precision is that of `shape`, whose two
+//! layers fit in either.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -11,8 +16,12 @@ use crate::recipe::OUT_OF_MEMORY;
 use crate::record::Table;
 use crate::shape::{self, RunResult, STERNA};
 
-/// Lengths at which the figures of speed are required, tokens.
+/// Lengths at which peers are compared, tokens.
 const LONG: [usize; 2] = [131_072, 262_144];
+
+/// Tokens, and the percents of MFU that are required and aimed at.
+const MFU: [(usize, f64, f64); 3] =
+    [(32_768, 42.0, 47.0), (131_072, 45.0, 49.0), (262_144, 45.0, 49.0)];
 
 /// Layers of the shape that speed is required of, and of the slope.
 const LAYERS: (usize, usize) = (32, 2);
@@ -55,9 +64,9 @@ pub fn all(context: &Context) -> Result<Vec<Requirement>> {
         rates: [shape::datasheet_rate(context), shape::gemm_rate(context)],
     };
     let mut all = Vec::new();
-    for length in LONG {
+    for (length, required, aim) in MFU {
         let flop = shape::step_flop(context, length, LAYERS.0)?;
-        all.push(measured.mfu(length, flop));
+        all.push(measured.mfu(length, flop, required, aim));
     }
     all.extend(LONG.map(|length| measured.speed(length)));
     all.push(measured.length());
@@ -82,7 +91,7 @@ impl Measured {
         })
     }
 
-    fn mfu(&self, length: usize, flop: f64) -> Requirement {
+    fn mfu(&self, length: usize, flop: f64, required: f64, aim: f64) -> Requirement {
         let median = self
             .run(STERNA, length, LAYERS.0)
             .and_then(RunResult::seconds)
@@ -103,8 +112,9 @@ impl Measured {
             }
             (None, None) => command(length),
         };
-        let what = format!("MFU at {} tokens, of the datasheet's rate, %", thousands(length));
-        Requirement::at_least(what, 45.0, of_datasheet.or(of_measured), shown)
+        let what =
+            format!("MFU at {} tokens, of the datasheet's rate, %; aim {aim}", thousands(length));
+        Requirement::at_least(what, required, of_datasheet.or(of_measured), shown)
     }
 
     fn speed(&self, length: usize) -> Requirement {
@@ -117,7 +127,10 @@ impl Measured {
         let best = peers()
             .filter_map(|run| Some((run.seconds()?.1, run.system.as_str())))
             .min_by(|a, b| a.0.total_cmp(&b.0));
-        let what = format!("times as fast as the best peer at {} tokens", thousands(length));
+        let what = format!(
+            "times as fast as the best peer at {} tokens, each at its own precision of the optimizer",
+            thousands(length)
+        );
         let without: Vec<String> = SYSTEMS
             .iter()
             .filter(|system| peers().all(|run| run.system != **system || !run.is_done()))
@@ -200,9 +213,11 @@ impl Measured {
         let shown = match slope {
             Some(slope) => format!(
                 "{slope:.1} KB ({})",
-                if slope <= 20.0 { "the aim of 20 is met" } else { "the aim is 20" }
+                if slope <= 28.0 { "the aim of 28 is met" } else { "the aim is 28" }
             ),
-            None => "not measured: `bash run.sh slope-512k` and `slope-1m`".to_owned(),
+            None => {
+                "not measured: `bash run.sh lease-2`, or `slope-512k` and `slope-1m`".to_owned()
+            }
         };
         Requirement {
             what: format!(
@@ -287,9 +302,9 @@ mod tests {
             ],
             rates: [Some(1000e12), Some(800e12)],
         };
-        let mfu = measured.mfu(131_072, 0.46 * 60.0 * 1000e12);
+        let mfu = measured.mfu(131_072, 0.46 * 60.0 * 1000e12, 45.0, 49.0);
         assert_eq!(mfu.is_met, Some(true), "{mfu:?}");
-        assert_eq!(measured.mfu(131_072, 0.44 * 60.0 * 1000e12).is_met, Some(false));
+        assert_eq!(measured.mfu(131_072, 0.44 * 60.0 * 1000e12, 45.0, 49.0).is_met, Some(false));
         let speed = measured.speed(131_072);
         assert_eq!((speed.reached, speed.is_met), (Some(1.25), Some(false)));
         assert!(speed.shown.contains("liger"), "{}", speed.shown);

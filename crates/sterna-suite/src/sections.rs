@@ -10,7 +10,9 @@ use crate::peer::SYSTEMS;
 use crate::record::Findings;
 use crate::shape::profile::FLAT;
 use crate::shape::{Case, STERNA};
-use crate::{attention, ceilings, equal, longest, ops, sanitizer, shape};
+use crate::{
+    attention, ceilings, contracts, equal, lease, longest, machine, nccl, ops, sanitizer, shape,
+};
 
 /// One section.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +22,10 @@ pub struct Spec {
     /// In the report.
     pub title: &'static str,
     seconds: u64,
+    /// Whether what comes after it is not worth its time if it fails.
+    pub ends_call: bool,
+    /// A section and a word: if the section failed with the word among what is wrong, this one is left out.
+    pub unless: Option<(&'static str, &'static str)>,
     work: Work,
 }
 
@@ -27,60 +33,89 @@ pub struct Spec {
 enum Work {
     /// Calls into the crates, or runs of `sterna`.
     Checks(fn(&Context) -> Result<Findings>),
-    /// The shape at some lengths: tokens and measured steps; layers, ours alone.
-    Shape {
-        lengths: &'static [(usize, usize)],
-        layers: usize,
-        is_slope: bool,
-    },
-    Longest,
+    /// The shape at some lengths: tokens and measured steps; layers, ours alone. With two layers that is a slope.
+    Shape { lengths: &'static [(usize, usize)], layers: usize, is_alone: bool },
+    /// The search, of all systems or of ours.
+    Longest { is_alone: bool },
+}
+
+const fn spec(name: &'static str, title: &'static str, seconds: u64, work: Work) -> Spec {
+    Spec { name, title, seconds, ends_call: false, unless: None, work }
+}
+
+const fn checks(
+    name: &'static str,
+    title: &'static str,
+    seconds: u64,
+    run: fn(&Context) -> Result<Findings>,
+) -> Spec {
+    spec(name, title, seconds, Work::Checks(run))
 }
 
 /// The quick suite: under ten minutes in all.
 pub const QUICK: [Spec; 7] = [
+    checks("ops", "Ops against double precision", 40, ops::run),
+    checks("attention-ops", "Attention against double precision", 50, ops::run_attention),
+    checks("ceilings", "Ceilings of the card", 30, ceilings::run),
+    checks("attention", "Attention at head size 128", 60, attention::run),
+    checks("equal", "The same numbers whatever computes them", 160, equal::run),
+    checks("sanitizer", "Memory checker on the fused kernels", 90, sanitizer::run),
+    spec(
+        "shape",
+        "The 8B shape with 2 layers at 32K",
+        150,
+        Work::Shape { lengths: &[(32_768, 2)], layers: 2, is_alone: false },
+    ),
+];
+
+/// The first call of a lease, in the order of what the steps decide. The limits are those of a step that hangs; a typical call takes
+/// five minutes, and ends within six.
+pub const LEASE: [Spec; 10] = [
+    Spec { ends_call: true, ..checks("machine", "The machine", 30, machine::run) },
+    checks("contracts", "What is taken for granted of libtorch", 45, contracts::run),
+    QUICK[0],
+    QUICK[1],
+    checks("lease-ceilings", "Ceilings that decide a step", 40, ceilings::run_of_lease),
+    checks("lease-attention", "Attention of a step", 40, attention::run_of_lease),
+    checks("lease-equal", "The same numbers, in the runs of a lease", 75, equal::run_of_lease),
+    checks("nccl", "NCCL in a world of one", 50, nccl::run),
     Spec {
-        name: "ops",
-        title: "Ops against double precision",
-        seconds: 40,
-        work: Work::Checks(ops::run),
+        unless: BF16,
+        ..checks("lease-tiles", "Lengths of tiles, 2 layers at 32K", 70, lease::tiles)
     },
     Spec {
-        name: "attention-ops",
-        title: "Attention against double precision",
-        seconds: 50,
-        work: Work::Checks(ops::run_attention),
-    },
-    Spec {
-        name: "ceilings",
-        title: "Ceilings of the card",
-        seconds: 30,
-        work: Work::Checks(ceilings::run),
-    },
-    Spec {
-        name: "attention",
-        title: "Attention at head size 128",
-        seconds: 60,
-        work: Work::Checks(attention::run),
-    },
-    Spec {
-        name: "equal",
-        title: "The same numbers whatever computes them",
-        seconds: 160,
-        work: Work::Checks(equal::run),
-    },
-    Spec {
-        name: "sanitizer",
-        title: "Memory checker on the fused kernels",
-        seconds: 90,
-        work: Work::Checks(sanitizer::run),
-    },
-    Spec {
-        name: "shape",
-        title: "The 8B shape with 2 layers at 32K",
-        seconds: 150,
-        work: Work::Shape { lengths: &[(32_768, 2)], layers: 2, is_slope: false },
+        unless: BF16,
+        ..spec(
+            "lease-32k",
+            "Llama-3.1-8B at 32K, ours",
+            90,
+            Work::Shape { lengths: &[(32_768, 2)], layers: 32, is_alone: true },
+        )
     },
 ];
+
+/// The second call.
+pub const LEASE_2: [Spec; 3] = [
+    checks("lease-mixed", "Llama-3.1-8B at 128K and at 32K in one process", 200, lease::mixed),
+    spec(
+        "lease-slope",
+        "Bytes a token: 2 layers at 256K and 512K, a step each",
+        100,
+        Work::Shape { lengths: &[(262_144, 0), (524_288, 0)], layers: 2, is_alone: true },
+    ),
+    spec(
+        "lease-longest",
+        "The longest sequence that fits, as far as the time goes",
+        120,
+        Work::Longest { is_alone: true },
+    ),
+];
+
+/// What a call may take, seconds: less than the command that it is run by.
+pub const LEASE_SECONDS: [u64; 2] = [350, 360];
+
+/// Wrong numbers are not worth measuring.
+const BF16: Option<(&str, &str)> = Some(("lease-equal", "bf16"));
 
 /// A command each, at most ten minutes.
 pub const LONG: [Spec; 7] = [
@@ -96,12 +131,12 @@ pub const LONG: [Spec; 7] = [
         true,
     ),
     long("slope-1m", "Bytes a token: 2 layers at 1M", &[(1_048_576, 1)], 2, true),
-    Spec {
-        name: "longest",
-        title: "The longest sequence that fits",
-        seconds: LONGEST_COMMAND,
-        work: Work::Longest,
-    },
+    spec(
+        "longest",
+        "The longest sequence that fits",
+        LONGEST_COMMAND,
+        Work::Longest { is_alone: false },
+    ),
 ];
 
 /// A machine is often lent for commands of 600 s: what this leaves is for the start of python, and for the report.
@@ -112,9 +147,9 @@ const fn long(
     title: &'static str,
     lengths: &'static [(usize, usize)],
     layers: usize,
-    is_slope: bool,
+    is_alone: bool,
 ) -> Spec {
-    Spec { name, title, seconds: LONGEST_COMMAND, work: Work::Shape { lengths, layers, is_slope } }
+    spec(name, title, LONGEST_COMMAND, Work::Shape { lengths, layers, is_alone })
 }
 
 /// The section of this name.
@@ -123,10 +158,16 @@ const fn long(
 ///
 /// A name that there is not, with those that there are.
 pub fn find(name: &str) -> Result<&'static Spec> {
-    QUICK.iter().chain(&LONG).find(|spec| spec.name == name).ok_or_else(|| {
-        let names: Vec<&str> = QUICK.iter().chain(&LONG).map(|spec| spec.name).collect();
+    all().find(|spec| spec.name == name).ok_or_else(|| {
+        let names: Vec<&str> = all().map(|spec| spec.name).collect();
         anyhow!("no section is named `{name}`; there are {}", names.join(", "))
     })
+}
+
+/// Every section once.
+pub fn all() -> impl Iterator<Item = &'static Spec> {
+    let of_lease = LEASE.iter().filter(|spec| QUICK.iter().all(|other| other.name != spec.name));
+    QUICK.iter().chain(of_lease).chain(&LEASE_2).chain(&LONG)
 }
 
 impl Spec {
@@ -137,7 +178,7 @@ impl Spec {
 
     /// Whether it runs other programs beside ours.
     pub fn has_systems(&self) -> bool {
-        matches!(self.work, Work::Longest | Work::Shape { is_slope: false, .. })
+        matches!(self.work, Work::Longest { is_alone: false } | Work::Shape { is_alone: false, .. })
     }
 
     /// Measures; `systems` are all of them, if empty.
@@ -162,9 +203,10 @@ impl Spec {
             .collect();
         match self.work {
             Work::Checks(run) => run(context),
-            Work::Longest => longest::run(context, &chosen),
-            Work::Shape { lengths, layers, is_slope } => {
-                let chosen = if is_slope { vec![STERNA] } else { chosen };
+            Work::Longest { is_alone: true } => longest::run(context, &[STERNA]),
+            Work::Longest { is_alone: false } => longest::run(context, &chosen),
+            Work::Shape { lengths, layers, is_alone } => {
+                let chosen = if is_alone { vec![STERNA] } else { chosen };
                 let mut all = Findings::default();
                 let mut data = Vec::new();
                 for (i, &(length, steps)) in lengths.iter().enumerate() {
@@ -173,7 +215,7 @@ impl Spec {
                         length: if context.is_tiny { length >> 8 } else { length },
                         layers: layers.min(shape::all_layers(context)?),
                         steps,
-                        profile: is_slope.then_some(FLAT),
+                        profile: (is_alone && layers == 2).then_some(FLAT),
                     };
                     let found = shape::run(context, case, &chosen)?;
                     all.failures.extend(found.failures);

@@ -100,7 +100,7 @@ pub fn run(context: &Context, case: Case, systems: &[&str]) -> Result<Findings> 
             continue;
         }
         let result = if system == STERNA {
-            ours(context, case, &model, &folder)?
+            ours(context, case, &model, &folder, &[])?
         } else {
             theirs(context, case, &model, system, &folder)?
         };
@@ -140,11 +140,13 @@ pub fn model_config(context: &Context, layers: usize) -> Result<ModelConfig> {
     config.with_overrides(&changes).context("the shape with other layers")
 }
 
-fn folder(context: &Context, case: Case, system: &str) -> PathBuf {
+/// Where the run of a system is.
+pub fn folder(context: &Context, case: Case, system: &str) -> PathBuf {
     context.out.join(format!("runs/shape/{}-{}-{system}", case.length, case.layers))
 }
 
-fn not_run(context: &Context, case: Case, system: &str, status: &str) -> RunResult {
+/// A run without figures.
+pub fn not_run(context: &Context, case: Case, system: &str, status: &str) -> RunResult {
     RunResult {
         system: system.to_owned(),
         length: case.length,
@@ -185,12 +187,24 @@ pub fn training(
     }
 }
 
-fn ours(context: &Context, case: Case, model: &Path, folder: &Path) -> Result<RunResult> {
+/// Trains ours at `case` in `folder`, with settings of the recipe on top of the profile's.
+///
+/// # Errors
+///
+/// When the program cannot be started or a file not be written.
+pub fn ours(
+    context: &Context,
+    case: Case,
+    model: &Path,
+    folder: &Path,
+    settings: &[(String, Value)],
+) -> Result<RunResult> {
     let data = folder.join("documents.jsonl");
-    write_documents(&data, case.length, case.steps + 1)?;
+    write_documents(&data, &vec![case.length; case.steps + 1])?;
     let mut training = training(context, case, model, folder, &data);
     let profile = case.profile.unwrap_or_else(|| Profile::choose(context, &training));
     training.settings.extend(profile.settings());
+    training.settings.extend_from_slice(settings);
     let trained = training.run(context)?;
     fs::remove_file(&data).ok();
     let seconds: Vec<f64> = trained.steps.iter().map(|step| step.seconds).collect();
@@ -264,6 +278,7 @@ fn theirs(
     Ok(RunResult {
         status,
         step_seconds,
+        how: result["attention_kernel"].as_str().unwrap_or_default().to_owned(),
         has_warmup_only,
         losses: numbers(&result["losses"]),
         device_peak: result["device_peak_bytes"].as_u64(),
@@ -305,8 +320,11 @@ pub fn step_flop(context: &Context, length: usize, layers: usize) -> Result<f64>
 
 /// The rate of bf16 products that `ceilings` measured.
 pub fn gemm_rate(context: &Context) -> Option<f64> {
-    let section: Value = read_json(&context.out.join("sections/ceilings.json")).ok()?;
-    section["findings"]["data"][crate::ceilings::GEMM_RATE].as_f64()
+    ["ceilings", "lease-ceilings"].iter().find_map(|name| {
+        let path = context.out.join(format!("sections/{name}.json"));
+        let section: Value = read_json(&path).ok()?;
+        section["findings"]["data"][crate::ceilings::GEMM_RATE].as_f64()
+    })
 }
 
 /// The datasheet's rate of bf16 products for this card, FLOP/s; `None` on a CPU and for a card that no table of ours has.

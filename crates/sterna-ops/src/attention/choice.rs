@@ -32,9 +32,9 @@ pub(super) const MOST_CUDNN_ELEMENTS: i64 = 1 << 31;
 /// [`Problem::most_query_elements`], but in tests.
 ///
 /// The backward of a call holds its queries in single precision and the gradients of its keys and values for each query head:
-/// 4 and twice 2 bytes for each of these, so 2 GiB. A kernel reaches all of a processor with far fewer: 2^28 are one head of 128
-/// over 2 million tokens. Far below 2^31, from where offsets need more than 32 bits.
-const MOST_QUERY_ELEMENTS: i64 = 1 << 28;
+/// 4 and twice 2 bytes for each of these, so 4 GiB. A kernel reaches all of a processor with far fewer, but a cut copies what it cuts:
+/// 2^29 are the 32 heads of 128 of an 8B model over 131,072 tokens. Below 2^31, from where offsets need more than 32 bits.
+const MOST_QUERY_ELEMENTS: i64 = 1 << 29;
 
 /// Which kernels may compute an attention on a CUDA device. All are exact. A CPU has one for each dtype, and no choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -11,12 +11,19 @@ pub struct Profile {
     /// Masters and moments.
     optimizer_on: &'static str,
     gradients_on: &'static str,
-    /// Kept inputs of blocks, and attention outputs.
-    kept_on: &'static str,
+    /// Kept inputs of blocks.
+    inputs_on: &'static str,
     inputs_every: u64,
     head_groups: u64,
-    /// Whether attention outputs are kept as far as memory goes; else none is.
-    keeps_attention: bool,
+    attention: KeptAttention,
+}
+
+/// Of how many blocks the attention output is kept, always on the host: the card has what cannot be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum KeptAttention {
+    /// As many as fit; the program decides where the suite has nothing to decide by.
+    Auto,
+    Blocks(u64),
 }
 
 impl Profile {
@@ -25,22 +32,22 @@ impl Profile {
         Self {
             optimizer_on: "device",
             gradients_on: "device",
-            kept_on: "host",
+            inputs_on: "host",
             inputs_every,
             head_groups,
-            keeps_attention: true,
+            attention: KeptAttention::Auto,
         }
     }
 
-    /// The optimizer on the host, and what is kept on the card.
+    /// The optimizer on the host, and kept inputs on the card: the host has room for attention outputs beside it.
     const fn on_host(gradients_on: &'static str, inputs_every: u64) -> Self {
         Self {
             optimizer_on: "host",
             gradients_on,
-            kept_on: "device",
+            inputs_on: "device",
             inputs_every,
             head_groups: 8,
-            keeps_attention: true,
+            attention: KeptAttention::Auto,
         }
     }
 }
@@ -60,11 +67,12 @@ const PROFILES: [Profile; 7] = [
 
 /// What a token costs least of the card with: for the slope. What waits on the host costs the card what comes of it beside what is read,
 /// so attention is computed again.
-pub const FLAT: Profile = Profile { keeps_attention: false, ..Profile::on_device(1, 8) };
+pub const FLAT: Profile =
+    Profile { attention: KeptAttention::Blocks(0), ..Profile::on_device(1, 8) };
 
 /// Bytes of the card that the plan does not count: the CUDA context, cuDNN's and cuBLAS's workspaces, the sum of query gradients in
-/// single precision, holes.
-const DEVICE_RESERVE: u64 = 6 << 30;
+/// single precision and the key gradients of each query head (4 GiB at most, `attention/choice.rs`), holes.
+const DEVICE_RESERVE: u64 = 8 << 30;
 
 /// The same of the host: libraries, pinned buffers on their way, and whatever else runs.
 const HOST_RESERVE: u64 = 12 << 30;
@@ -75,36 +83,47 @@ impl Profile {
         Self::first_fitting(context, training).unwrap_or(PROFILES[PROFILES.len() - 1])
     }
 
-    /// The fastest that fits `training`.
+    /// The fastest that fits `training`, with as many attention outputs as fit beside the rest.
     pub fn first_fitting(context: &Context, training: &Training) -> Option<Self> {
         let Some(room) = Room::of(context) else { return Some(PROFILES[0]) };
-        PROFILES.into_iter().find(|profile| {
+        PROFILES.into_iter().find_map(|profile| {
             let mut training = training.clone();
             training.settings.extend(profile.settings());
-            training.predicted(context).is_some_and(|predicted| room.has(predicted))
+            let kept = room.blocks_beside(training.predicted(context)?)?;
+            Some(Self { attention: KeptAttention::Blocks(kept), ..profile })
         })
     }
 
     /// Dotted keys of the recipe and their values.
     pub fn settings(self) -> Vec<(String, Value)> {
-        let mut settings = vec![
+        vec![
             ("memory.optimizer_on".to_owned(), json!(self.optimizer_on)),
             ("memory.gradients_on".to_owned(), json!(self.gradients_on)),
             ("memory.moments_dtype".to_owned(), json!("bf16")),
-            ("memory.inputs_on".to_owned(), json!(self.kept_on)),
-            ("memory.attention_on".to_owned(), json!(self.kept_on)),
+            ("memory.inputs_on".to_owned(), json!(self.inputs_on)),
+            ("memory.attention_on".to_owned(), json!("host")),
             ("memory.keep_inputs_every".to_owned(), json!(self.inputs_every)),
             ("memory.attention_head_groups".to_owned(), json!(self.head_groups)),
-        ];
-        if !self.keeps_attention {
-            settings.push(("memory.keep_attention".to_owned(), json!(false)));
-        }
-        settings
+            (
+                "memory.keep_attention".to_owned(),
+                match self.attention {
+                    KeptAttention::Auto => json!("auto"),
+                    KeptAttention::Blocks(0) => json!(false),
+                    KeptAttention::Blocks(number) => json!(number),
+                },
+            ),
+        ]
+    }
+
+    /// Whether every block of `layers` keeps its attention output, as far as the suite has decided it.
+    pub fn keeps_all_attention(self, layers: usize) -> bool {
+        matches!(self.attention, KeptAttention::Blocks(number) if number >= layers as u64)
     }
 
     /// The same in words.
     pub fn name(self) -> String {
-        let Self { optimizer_on, gradients_on, kept_on, inputs_every, head_groups, .. } = self;
+        let Self { optimizer_on, gradients_on, inputs_on, inputs_every, head_groups, attention } =
+            self;
         let inputs = match inputs_every {
             1 => "all inputs".to_owned(),
             every => format!("every input no. {every}"),
@@ -114,9 +133,15 @@ impl Profile {
         } else {
             format!(", {head_groups} groups of heads")
         };
-        let attention = if self.keeps_attention { "" } else { ", attention again" };
+        let attention = match attention {
+            KeptAttention::Auto => String::new(),
+            KeptAttention::Blocks(0) => ", attention again".to_owned(),
+            KeptAttention::Blocks(number) => {
+                format!(", attention of {number} blocks on the host")
+            }
+        };
         format!(
-            "optimizer on the {optimizer_on}, gradients on the {gradients_on}, {inputs} on the {kept_on}{groups}{attention}"
+            "optimizer on the {optimizer_on}, gradients on the {gradients_on}, {inputs} on the {inputs_on}{groups}{attention}"
         )
     }
 }
@@ -133,12 +158,15 @@ impl Room {
     fn of(context: &Context) -> Option<Self> {
         let tch::Device::Cuda(index) = context.device else { return None };
         let device = sterna_torch_sys::cuda::memory(index).ok()?.free;
-        let host = sterna_bench::machine::memory_bytes()?;
+        let host = context.host_bytes.or_else(sterna_bench::machine::memory_bytes)?;
         Some(Self { device, host })
     }
 
-    fn has(self, needed: Predicted) -> bool {
-        needed.device + DEVICE_RESERVE <= self.device && needed.host + HOST_RESERVE <= self.host
+    /// How many blocks' attention outputs fit the host beside what is needed; `None` if that does not fit itself.
+    fn blocks_beside(self, needed: Predicted) -> Option<u64> {
+        let host = self.host.checked_sub(needed.host + HOST_RESERVE)?;
+        self.device.checked_sub(needed.device + DEVICE_RESERVE)?;
+        Some(host.checked_div(needed.kept_attention).unwrap_or(0).min(needed.layers))
     }
 }
 
@@ -151,10 +179,14 @@ mod tests {
     fn an_h200_and_a_host_of_128_gib_have_room_for_one_of_the_two_ways() {
         let gib = |gib: f64| (gib * f64::from(1 << 30)) as u64;
         let room = Room { device: gib(139.0), host: gib(126.0) };
-        let needs = |device: f64, host: f64| Predicted { device: gib(device), host: gib(host) };
-        assert!(room.has(needs(113.91, 32.0)));
-        assert!(!room.has(needs(135.0, 32.0)));
-        assert!(!room.has(needs(48.0, 89.75 + 32.0)));
-        assert!(room.has(needs(113.0, 89.75)));
+        let blocks = |device: f64, host: f64| {
+            let (device, host) = (gib(device), gib(host));
+            room.blocks_beside(Predicted { device, host, kept_attention: gib(1.0), layers: 32 })
+        };
+        // 126 of the host, 12 of them in reserve.
+        assert_eq!(blocks(113.91, 32.0), Some(32));
+        assert_eq!(blocks(135.0, 32.0), None);
+        assert_eq!(blocks(48.0, 89.75 + 32.0), None);
+        assert_eq!(blocks(113.0, 89.75), Some(24));
     }
 }

@@ -15,8 +15,10 @@ fn context() -> Context {
         inputs: PathBuf::new(),
         sterna: PathBuf::new(),
         peers: PathBuf::new(),
+        contracts: PathBuf::new(),
         python: PathBuf::new(),
         device: Device::Cuda(0),
+        host_bytes: None,
         is_tiny: true,
         deadline: Instant::now() + Duration::from_mins(1),
     }

@@ -16,6 +16,7 @@ fn suite(out: &Path, sterna: &str, sections: &[&str]) -> Output {
     command.arg("run").args(sections).args(["--tiny", "--sterna", sterna]).arg("--out").arg(out);
     command.arg("--inputs").arg(crate_folder.join("inputs"));
     command.arg("--peers").arg(crate_folder.join("peers"));
+    command.arg("--contracts").arg(crate_folder.join("contracts"));
     command.output().expect("the suite starts")
 }
 
@@ -74,4 +75,30 @@ fn a_word_that_is_no_section_is_refused_with_those_that_are() {
     assert_eq!(output.status.code(), Some(2));
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("`opps`") && text.contains("long-128k"), "{text}");
+}
+
+#[test]
+fn a_lease_ends_where_nothing_can_be_said_and_its_output_with_what_to_mend() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("report");
+    let output = suite(&out, "/bin/false", &["lease"]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stdout);
+    let last: Vec<&str> = text.lines().rev().take(6).collect();
+    assert!(last.iter().any(|line| line.starts_with("open NCCL in a world of one")), "{text}");
+    let mend = "MEND the machine: 1 wrong: `/bin/false --version` does not run [passed]";
+    assert!(text.contains(mend), "{text}");
+    assert!(!text.contains("contracts: "), "nothing else was begun: {text}");
+    assert!(out.join("summary.txt").is_file() && folder.path().join("report.tgz").is_file());
+}
+
+#[test]
+fn a_call_whose_time_is_up_says_what_it_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("report");
+    let output = suite(&out, "/bin/true", &["machine", "ceilings", "--seconds", "1"]);
+    assert!(output.status.success());
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("ceilings: skipped: the time of this call is up"), "{text}");
+    assert!(report(&out).0.contains("| Ceilings of the card | skipped: the time"), "{text}");
 }
