@@ -249,9 +249,8 @@ pub fn backward(
             Some(saved) => saved,
             None => post::recompute(ctx, params, &x.narrow(0, start, len), &o),
         };
-        let (d_x_tile, d_o) =
-            post::backward(ctx, params, grads, saved, &o, &d_y.narrow(0, start, len));
-        d_x.narrow(0, start, len).copy_(&d_x_tile);
+        let (d_y, d_x) = (d_y.narrow(0, start, len), d_x.narrow(0, start, len));
+        let d_o = post::backward(ctx, params, grads, saved, &o, &d_y, &d_x);
         for (group, outgoing) in ctx.groups.iter().zip(&mut outgoing) {
             outgoing.put(0, start, &group.queries_of(&d_o));
         }
@@ -361,7 +360,7 @@ fn post_forward(
         let _stage = Stage::Post.enter();
         let saved =
             post::recompute(ctx, params, &x.narrow(0, start, len), &o.narrow(0, start, len));
-        y.narrow(0, start, len).copy_(&post::finish(params, &saved));
+        post::finish(params, &saved, &mut y.narrow(0, start, len));
         if save {
             all_saved.push_back(saved);
         }

@@ -31,6 +31,25 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     }
 }
 
+/// [`forward`] into `y`, which may be a part of a longer tensor.
+///
+/// # Shapes
+///
+/// As [`forward`]; `y` `[s, o]`, contiguous, of the dtype of `x`.
+///
+/// # Panics
+///
+/// If the shapes do not fit.
+pub fn forward_into(y: &mut Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) {
+    match bias {
+        None if !is_widened(x) => {
+            assert_fits(x, weight);
+            let _ = x.mm_out(y, &weight.tr());
+        }
+        _ => y.copy_(&forward(x, weight, bias)),
+    }
+}
+
 /// The gradient of `x`: `d_y * weight`.
 ///
 /// # Shapes
@@ -46,6 +65,27 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
 /// If the shapes do not fit.
 pub fn backward_input(d_y: &Tensor, weight: &Tensor) -> Tensor {
     if is_widened(d_y) { widened::backward_input(d_y, weight) } else { d_y.mm(weight) }
+}
+
+/// Adds the gradient of `x` to `d_x`: `d_x += d_y * weight`.
+///
+/// # Shapes
+///
+/// `d_y` `[s, o]`, `weight` `[o, i]`, `d_x` `[s, i]`.
+///
+/// # Numerics
+///
+/// The sum is rounded once to the dtype of `d_x`; where products are widened, the product is rounded before it.
+///
+/// # Panics
+///
+/// If the shapes do not fit.
+pub fn add_backward_input(d_x: &mut Tensor, d_y: &Tensor, weight: &Tensor) {
+    let _ = if is_widened(d_y) {
+        d_x.g_add_(&widened::backward_input(d_y, weight))
+    } else {
+        d_x.addmm_(d_y, weight)
+    };
 }
 
 /// Adds the gradients of weight and bias to their accumulators: `d_weight += d_y^T * x`, `d_bias += sum over s of d_y`.

@@ -42,12 +42,14 @@ pub(super) fn recompute(
     PostSaved { r, h, gate, up, a }
 }
 
-/// The result `[tile, d]`.
-pub(super) fn finish(params: &BlockParams, saved: &PostSaved) -> Tensor {
-    forward_linear(&params.down_proj, &saved.a).g_add_(&saved.r)
+/// Writes the result to `y` `[tile, d]`.
+pub(super) fn finish(params: &BlockParams, saved: &PostSaved, y: &mut Tensor) {
+    let Linear { weight, bias } = &params.down_proj;
+    linear::forward_into(y, &saved.a, weight, bias.as_ref());
+    let _ = y.g_add_(&saved.r);
 }
 
-/// The gradients of `x` `[tile, d]` and `o` `[tile, n, h]` from that of the result; weight gradients `+=`.
+/// The gradient of `o` `[tile, n, h]` from that of the result, and that of `x`, written to `d_x` `[tile, d]`; weight gradients `+=`.
 pub(super) fn backward(
     ctx: &BlockContext<'_>,
     params: &BlockParams,
@@ -55,7 +57,8 @@ pub(super) fn backward(
     saved: PostSaved,
     o: &Tensor,
     d_y: &Tensor,
-) -> (Tensor, Tensor) {
+    d_x: &Tensor,
+) -> Tensor {
     let PostSaved { r, h, gate, up, a } = saved;
     let d_a = backward_linear(&params.down_proj, &mut grads.down_proj, &a, d_y);
     drop(a);
@@ -65,15 +68,17 @@ pub(super) fn backward(
     // dL/dh = d_gate * Wgate + d_up * Wup.
     let mut d_h = backward_linear(&params.gate_proj, &mut grads.gate_proj, &h, &d_gate);
     drop(d_gate);
-    let _ = d_h.g_add_(&backward_linear(&params.up_proj, &mut grads.up_proj, &h, &d_up));
+    grads.up_proj.accumulate(&d_up, &h);
+    linear::add_backward_input(&mut d_h, &d_up, &params.up_proj.weight);
     drop(d_up);
     // The residual around the MLP: dL/dr = d_y + the gradient through the norm.
     let norm = &params.post_attention_layernorm;
     let grad = grads.post_attention_layernorm.as_mut();
-    let d_r = rms_norm::backward(&d_h, &r, norm, ctx.config.rms_norm_eps, grad).g_add_(d_y);
+    let through_norm = rms_norm::backward(&d_h, &r, norm, ctx.config.rms_norm_eps, grad);
     // The residual around attention: x receives the same gradient as the output projection.
+    let d_r = through_norm.add_out(d_x, d_y);
     let d_o = backward_linear(&params.o_proj, &mut grads.o_proj, &o.flatten(1, 2), &d_r);
-    (d_r, d_o.unflatten(1, [-1, ctx.config.head_dim as i64]))
+    d_o.unflatten(1, [-1, ctx.config.head_dim as i64])
 }
 
 fn forward_linear(proj: &Linear<Tensor>, x: &Tensor) -> Tensor {

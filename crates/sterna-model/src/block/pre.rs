@@ -110,11 +110,11 @@ pub(super) fn backward(
         );
     }
     // dL/dh = d_q * Wq + d_k * Wk + d_v * Wv.
-    let mut d_h = project_backward(&params.q_proj, &mut grads.q_proj, group.q(), h, &d_q);
-    let d_h_k = project_backward(&params.k_proj, &mut grads.k_proj, group.kv(), h, &d_k);
-    let _ = d_h.g_add_(&d_h_k);
-    let d_h_v = project_backward(&params.v_proj, &mut grads.v_proj, group.kv(), h, &d_v);
-    let _ = d_h.g_add_(&d_h_v);
+    let mut d_h = None;
+    project_backward(&params.q_proj, &mut grads.q_proj, group.q(), h, &d_q, &mut d_h);
+    project_backward(&params.k_proj, &mut grads.k_proj, group.kv(), h, &d_k, &mut d_h);
+    project_backward(&params.v_proj, &mut grads.v_proj, group.kv(), h, &d_v, &mut d_h);
+    let d_h = d_h.expect("a group has heads");
     rms_norm::backward(&d_h, x, &params.input_layernorm, eps, grads.input_layernorm.as_mut())
 }
 
@@ -132,26 +132,26 @@ fn project(ctx: &BlockContext<'_>, proj: &Linear<Tensor>, runs: &[Run], h: &Tens
     y.unflatten(1, [-1, head_dim])
 }
 
+/// Adds the gradient of `h` to `d_h`, which is it where there is none yet.
 fn project_backward(
     proj: &Linear<Tensor>,
     grads: &mut Linear<Option<Tensor>>,
     runs: &[Run],
     h: &Tensor,
     d_y: &Tensor,
-) -> Tensor {
+    d_h: &mut Option<Tensor>,
+) {
     let head_dim = d_y.size()[2];
     let mut offset = 0;
-    let mut of_run = |run: &Run| {
+    for run in runs {
         let d_y = d_y.narrow(1, offset, run.len()).flatten(1, 2);
         offset += run.len();
         let (start, len) = (run.start * head_dim, run.len() * head_dim);
         grads.rows(start, len).accumulate(&d_y, h);
-        linear::backward_input(&d_y, &proj.rows(start, len).weight)
-    };
-    let (first, others) = runs.split_first().expect("a group has heads");
-    let mut d_h = of_run(first);
-    for run in others {
-        let _ = d_h.g_add_(&of_run(run));
+        let weight = &proj.rows(start, len).weight;
+        match d_h {
+            Some(d_h) => linear::add_backward_input(d_h, &d_y, weight),
+            None => *d_h = Some(linear::backward_input(&d_y, weight)),
+        }
     }
-    d_h
 }
