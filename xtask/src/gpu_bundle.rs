@@ -9,7 +9,7 @@ use serde_json::json;
 use sterna_bench::machine;
 
 use crate::libtorch::Flavor;
-use crate::{demo, libtorch, stage};
+use crate::{demo, libtorch, portable, stage};
 
 /// Where the bundle goes, from the workspace root.
 const BUNDLE: &str = ".sterna/gpu-bundle";
@@ -68,16 +68,22 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The programs of a bundle: the first becomes the second.
-const PROGRAMS: [&str; 3] = ["sterna", "sterna-engine", "sterna-suite"];
+/// Package, program and features of a bundle's programs: the first becomes the second.
+const PROGRAMS: [(&str, &str, &str); 3] = [
+    ("sterna", "sterna", "cuda"),
+    ("sterna", "sterna-engine", "cuda"),
+    ("sterna-suite", "sterna-suite", "sterna-train/cuda"),
+];
 
 /// Builds the programs and returns where they are.
 fn build(root: &Path) -> Result<[PathBuf; 3]> {
-    let mut cargo = stage::cargo(root);
-    cargo.args(["build", "--release", "--locked", "--features", "sterna/cuda"]);
-    stage::run(cargo.args(["--package", "sterna", "--package", "sterna-suite"]))?;
+    let linker = portable::linker(root)?;
     let folder = demo::target_directory(root)?.join("release");
-    Ok(PROGRAMS.map(|name| folder.join(name)))
+    for (package, program, features) in PROGRAMS {
+        portable::build(root, &linker, package, program, features)?;
+        portable::check(&folder.join(program))?;
+    }
+    Ok(PROGRAMS.map(|(_, program, _)| folder.join(program)))
 }
 
 fn copy(root: &Path, binaries: &[PathBuf], bundle: &Path) -> Result<()> {

@@ -15,6 +15,7 @@ mod fuzz;
 mod gpu_bundle;
 mod inputs;
 mod libtorch;
+mod portable;
 mod soak;
 mod stage;
 mod test;
