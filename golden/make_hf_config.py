@@ -53,6 +53,15 @@ CASES = [
         "qwen3, layer types without use",
         {"model_type": "qwen3", "sliding_window": 4, "layer_types": ["sliding_attention"] * 3},
     ),
+    # Its own pad_token_id is beyond these few rows.
+    ("smollm3", {"model_type": "smollm3", "pad_token_id": None}),
+    ("smollm3, untied, biases", {"model_type": "smollm3", "pad_token_id": 5, "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),
+    ("smollm3, every second", {"model_type": "smollm3", "pad_token_id": None, "no_rope_layer_interval": 2}),
+    (
+        "smollm3, layers without rotary by name, which have the window",
+        {"model_type": "smollm3", "pad_token_id": None, "no_rope_layers": [0, 1, 0], "use_sliding_window": True, "sliding_window": 6},
+    ),
+    ("smollm3, a window that nothing uses", {"model_type": "smollm3", "pad_token_id": None, "use_sliding_window": True}),
 ]
 
 
@@ -76,6 +85,8 @@ def main():
                 # A tied head is not a parameter of its own.
                 "parameters": [[key, list(value.shape)] for key, value in model.named_parameters()],
                 "sliding_window": [window(config, layer.self_attn) for layer in model.model.layers],
+                "is_rotated": [bool(getattr(layer.self_attn, "use_rope", True)) for layer in model.model.layers],
+                "tie_word_embeddings": config.tie_word_embeddings,
                 "head_dim": model.model.layers[0].self_attn.head_dim,
                 "rms_norm_eps": config.rms_norm_eps,
                 "max_position_embeddings": config.max_position_embeddings,

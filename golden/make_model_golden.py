@@ -52,6 +52,8 @@ CASES = {
     "qwen2": ("qwen2", dict(BASE, num_key_value_heads=1), [16, 8]),
     # Norms on queries and keys, and heads wider than the hidden size divided by their number.
     "qwen3": ("qwen3", dict(BASE, hidden_size=24, head_dim=8), [16, 8]),
+    # One block with rotary embeddings and one without; tied, as its class has it.
+    "smollm3": ("smollm3", dict(BASE, no_rope_layers=[1, 0], tie_word_embeddings=True, pad_token_id=3), [14, 10]),
     "rope_linear": ("llama", dict(ROPE, rope_scaling=dict(rope_type="linear", factor=4.0)), [24]),
     # Longer than max_position_embeddings, so that the base grows.
     "rope_dynamic": (

@@ -1,6 +1,6 @@
 //! libtorch where the build looks for it.
 //!
-//! The wheel `torch` *is* libtorch with headers (ARCHITECTURE.md, D1). A CPU build links it plus two small CUDA runtime
+//! The wheel `torch` *is* libtorch with headers (ARCHITECTURE.md, decision 1). A CPU build links it plus two small CUDA runtime
 //! libraries that `libtorch_cpu` names; pip fetches the three without their dependencies (which would be 3 GB of CUDA).
 //! Python itself is never run by Sterna, so the wheel's Python version does not matter and is pinned: any python3 with pip will do.
 //!

@@ -5,6 +5,7 @@
 
 mod comments;
 mod crates;
+mod families;
 mod text;
 
 use std::path::Path;
@@ -36,10 +37,12 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     }
 
     let files = files(root)?;
+    let families = families::names(&files);
     for path in &files {
         let bytes =
             std::fs::read(root.join(path)).with_context(|| format!("cannot read `{path}`"))?;
         problems.extend(text::check(path, &bytes));
+        problems.extend(families::named_elsewhere(path, &bytes, &families));
     }
 
     for problem in &problems {

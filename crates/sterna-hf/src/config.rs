@@ -6,7 +6,6 @@
 mod reader;
 mod rope_section;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -14,57 +13,12 @@ use serde_json::{Map, Value};
 use self::reader::Reader;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::families::{Defaults, Family, Rotated, Setting, Windows};
 use crate::parameters::Parameters;
 use crate::rope::Rope;
 
-/// The architectures that Sterna trains. All are pre-norm decoders with RMSNorm, rotary embeddings and a SwiGLU MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Family {
-    /// Llama 1 to 3.3, SmolLM2 and everything else saved as `llama`.
-    Llama,
-    /// Mistral 7B and its kin.
-    Mistral,
-    /// Qwen 1.5, 2 and 2.5.
-    Qwen2,
-    /// Qwen 3, dense.
-    Qwen3,
-}
-
-impl Family {
-    /// All families.
-    pub const ALL: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
-
-    /// The `model_type` of its configs.
-    pub const fn model_type(self) -> &'static str {
-        match self {
-            Family::Llama => "llama",
-            Family::Mistral => "mistral",
-            Family::Qwen2 => "qwen2",
-            Family::Qwen3 => "qwen3",
-        }
-    }
-
-    /// The transformers class with a language-model head, which loaders look up.
-    pub(crate) const fn causal_lm_class(self) -> &'static str {
-        match self {
-            Family::Llama => "LlamaForCausalLM",
-            Family::Mistral => "MistralForCausalLM",
-            Family::Qwen2 => "Qwen2ForCausalLM",
-            Family::Qwen3 => "Qwen3ForCausalLM",
-        }
-    }
-
-    /// The supported `model_type`s as a phrase for messages.
-    pub(crate) fn names() -> String {
-        Family::ALL.map(|family| format!("`{}`", family.model_type())).join(", ")
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.model_type())
-    }
-}
+/// Keys whose value is a list with an entry for each layer.
+const PER_LAYER: [&str; 2] = ["layer_types", "no_rope_layers"];
 
 /// A model's `config.json`, checked, with every default filled in.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,8 +29,8 @@ impl fmt::Display for Family {
 pub struct ModelConfig {
     /// The file it was read from, for messages.
     pub path: PathBuf,
-    /// The architecture.
-    pub family: Family,
+    /// The class of transformers that it is a config of.
+    pub family: &'static Family,
     /// `d`, the width of the residual stream.
     pub hidden_size: usize,
     /// `f`, the width of the MLP.
@@ -107,6 +61,8 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// Whether queries and keys pass through an RMSNorm over each head before the rotary embedding.
     pub qk_norm: bool,
+    /// For each block, whether queries and keys are turned by their positions.
+    pub is_rotated: Vec<bool>,
     /// For each block, how many tokens a query sees, itself included (`q - k < window`); `None` is all before it.
     pub sliding_window: Vec<Option<usize>>,
     /// Standard deviation of freshly drawn weights.
@@ -156,7 +112,8 @@ impl ModelConfig {
     /// The config with keys replaced, as `hf_config_kwargs` of a recipe does.
     ///
     /// A changed [`num_hidden_layers`](ModelConfig::num_hidden_layers) means that the checkpoint no longer fits and weights are to
-    /// be drawn: compare it with the one of `self`. A `layer_types` list in the file is cut to a smaller number of layers.
+    /// be drawn: compare it with the one of `self`. Lists by layer in the file (`layer_types`, `no_rope_layers`) are
+    /// cut to a smaller number of layers.
     ///
     /// # Errors
     ///
@@ -167,11 +124,12 @@ impl ModelConfig {
         for (key, value) in overrides {
             raw.insert(key.clone(), value.clone());
         }
-        if !overrides.contains_key("layer_types")
-            && let Some(num_layers) = overrides.get("num_hidden_layers").and_then(Value::as_u64)
-            && let Some(Value::Array(layer_types)) = raw.get_mut("layer_types")
-        {
-            layer_types.truncate(num_layers as usize);
+        if let Some(num_layers) = overrides.get("num_hidden_layers").and_then(Value::as_u64) {
+            for key in PER_LAYER.into_iter().filter(|key| !overrides.contains_key(*key)) {
+                if let Some(Value::Array(of_layers)) = raw.get_mut(key) {
+                    of_layers.truncate(num_layers as usize);
+                }
+            }
         }
         let config = ModelConfig::from_map(&raw, &self.path).map_err(|error| match error {
             Error::Value { path, key, found, required }
@@ -212,24 +170,18 @@ impl ModelConfig {
         let hidden_size = size("hidden_size")?;
         let num_hidden_layers = reader.required("num_hidden_layers", Reader::num_layers)?;
         let num_attention_heads = size("num_attention_heads")?;
-        let num_key_value_heads = num_key_value_heads(&reader, family, num_attention_heads)?;
-        let head_dim = head_dim(&reader, family, hidden_size, num_attention_heads)?;
+        let defaults = &family.defaults;
+        let num_key_value_heads = num_key_value_heads(&reader, defaults, num_attention_heads)?;
+        let head_dim = head_dim(&reader, defaults, hidden_size, num_attention_heads)?;
         let vocab_size = size("vocab_size")?;
-        let max_position_embeddings = size_or(
-            "max_position_embeddings",
-            match family {
-                Family::Llama => 2048,
-                Family::Mistral => 131_072,
-                Family::Qwen2 | Family::Qwen3 => 32_768,
-            },
-        )?;
-        // Llama and Qwen3 read attention_bias; Qwen2 has biases on q, k and v whatever the file says; Mistral has none.
-        let attention_bias = matches!(family, Family::Llama | Family::Qwen3)
-            && reader.or("attention_bias", false, Reader::bool)?;
-        let (bos_default, eos_default) = match family {
-            Family::Llama | Family::Mistral => (Some(1), vec![2]),
-            Family::Qwen2 | Family::Qwen3 => (None, Vec::new()),
+        let max_position_embeddings =
+            size_or("max_position_embeddings", defaults.max_position_embeddings)?;
+        let is_set = |setting: &Setting| match setting {
+            Setting::Never => Ok(false),
+            Setting::Always => Ok(true),
+            Setting::Key(key) => reader.or(key, false, Reader::bool),
         };
+        let is_rotated = is_rotated(&reader, &family.rotated, num_hidden_layers)?;
         Ok(ModelConfig {
             path: path.to_owned(),
             family,
@@ -242,20 +194,30 @@ impl ModelConfig {
             vocab_size,
             rms_norm_eps: reader.or("rms_norm_eps", 1e-6, Reader::positive)?,
             max_position_embeddings,
-            rope: rope_section::parse(&reader, max_position_embeddings)?,
-            tie_word_embeddings: reader.or("tie_word_embeddings", false, Reader::bool)?,
-            qkv_bias: attention_bias || family == Family::Qwen2,
-            o_bias: attention_bias,
-            mlp_bias: family == Family::Llama && reader.or("mlp_bias", false, Reader::bool)?,
-            qk_norm: family == Family::Qwen3,
-            sliding_window: sliding_window(&reader, family, num_hidden_layers)?,
+            rope: rope_section::parse(&reader, defaults.rope_theta, max_position_embeddings)?,
+            tie_word_embeddings: reader.or(
+                "tie_word_embeddings",
+                defaults.tie_word_embeddings,
+                Reader::bool,
+            )?,
+            qkv_bias: is_set(&family.qkv_bias)?,
+            o_bias: is_set(&family.o_bias)?,
+            mlp_bias: is_set(&family.mlp_bias)?,
+            qk_norm: family.qk_norm,
+            sliding_window: sliding_window(&reader, &family.windows, &is_rotated)?,
+            is_rotated,
             initializer_range: reader.or("initializer_range", 0.02, Reader::non_negative)?,
-            bos_token_id: reader.nullable("bos_token_id", bos_default, Reader::token_id)?,
+            bos_token_id: reader.nullable(
+                "bos_token_id",
+                defaults.bos_token_id,
+                Reader::token_id,
+            )?,
             eos_token_id: reader
-                .nullable("eos_token_id", Some(eos_default), Reader::token_ids)?
+                .nullable("eos_token_id", Some(defaults.eos_token_id.to_vec()), Reader::token_ids)?
                 .unwrap_or_default(),
-            pad_token_id: reader
-                .nullable("pad_token_id", None, |r, k, v| r.embedding_row(k, v, vocab_size))?,
+            pad_token_id: reader.nullable("pad_token_id", defaults.pad_token_id, |r, k, v| {
+                r.embedding_row(k, v, vocab_size)
+            })?,
             hidden_act: hidden_act(&reader)?,
             torch_dtype: torch_dtype(&reader),
             raw: raw.clone(),
@@ -267,11 +229,9 @@ fn first_segment(key: &str) -> &str {
     key.split('.').next().unwrap_or(key)
 }
 
-fn family(reader: &Reader<'_>) -> Result<Family> {
+fn family(reader: &Reader<'_>) -> Result<&'static Family> {
     let found = reader.required("model_type", Reader::string)?;
-    Family::ALL
-        .into_iter()
-        .find(|family| family.model_type() == found)
+    Family::find(&found)
         .ok_or_else(|| Error::UnsupportedModelType { path: reader.path().to_owned(), found })
 }
 
@@ -298,14 +258,10 @@ fn refuse_what_we_lack(reader: &Reader<'_>) -> Result<()> {
 
 fn num_key_value_heads(
     reader: &Reader<'_>,
-    family: Family,
+    defaults: &Defaults,
     num_attention_heads: usize,
 ) -> Result<usize> {
-    let default = match family {
-        Family::Llama => num_attention_heads,
-        Family::Mistral => 8,
-        Family::Qwen2 | Family::Qwen3 => 32,
-    };
+    let default = defaults.num_key_value_heads.unwrap_or(num_attention_heads);
     let found = match reader.entry("num_key_value_heads") {
         Some(Value::Null) => num_attention_heads,
         _ => reader.or("num_key_value_heads", default, Reader::size)?,
@@ -319,18 +275,18 @@ fn num_key_value_heads(
 
 fn head_dim(
     reader: &Reader<'_>,
-    family: Family,
+    defaults: &Defaults,
     hidden_size: usize,
     num_attention_heads: usize,
 ) -> Result<usize> {
-    let head_dim = match reader.get("head_dim") {
-        Some(value) => reader.size("head_dim", value)?,
-        // Qwen3 has a default of its own; the others divide the hidden size.
-        None if family == Family::Qwen3 && reader.entry("head_dim").is_none() => 128,
-        None if hidden_size.is_multiple_of(num_attention_heads) => {
+    let default = defaults.head_dim.filter(|_| reader.entry("head_dim").is_none());
+    let head_dim = match (reader.get("head_dim"), default) {
+        (Some(value), _) => reader.size("head_dim", value)?,
+        (None, Some(default)) => default,
+        (None, None) if hidden_size.is_multiple_of(num_attention_heads) => {
             hidden_size / num_attention_heads
         }
-        None => {
+        (None, None) => {
             let required = format!(
                 "a multiple of num_attention_heads `{num_attention_heads}`, or a config that gives head_dim"
             );
@@ -348,32 +304,60 @@ fn head_dim(
     Ok(head_dim)
 }
 
+fn is_rotated(
+    reader: &Reader<'_>,
+    rotated: &Rotated,
+    num_hidden_layers: usize,
+) -> Result<Vec<bool>> {
+    if *rotated == Rotated::All {
+        return Ok(vec![true; num_hidden_layers]);
+    }
+    let key = "no_rope_layers";
+    let Some(value) = reader.get(key) else {
+        let interval = reader.or("no_rope_layer_interval", 4, Reader::size)?;
+        return Ok((1..=num_hidden_layers).map(|number| number % interval != 0).collect());
+    };
+    let required = || format!("a list of `{num_hidden_layers}` numbers, each `0` or `1`");
+    let layers = value.as_array().ok_or_else(|| reader.wrong(key, value, required()))?;
+    if layers.len() != num_hidden_layers {
+        return Err(reader.refuse(key, format!("a list of `{}`", layers.len()), required()));
+    }
+    let of_layer = |(layer_idx, value): (usize, &Value)| match value.as_u64() {
+        Some(number @ 0..=1) => Ok(number == 1),
+        _ => Err(reader.wrong(&format!("{key}.{layer_idx}"), value, "`0` or `1`")),
+    };
+    layers.iter().enumerate().map(of_layer).collect()
+}
+
 fn sliding_window(
     reader: &Reader<'_>,
-    family: Family,
-    num_hidden_layers: usize,
+    windows: &Windows,
+    is_rotated: &[bool],
 ) -> Result<Vec<Option<usize>>> {
-    match family {
-        Family::Llama => Ok(vec![None; num_hidden_layers]),
-        Family::Mistral => {
+    let num_hidden_layers = is_rotated.len();
+    let default = match windows {
+        Windows::None => return Ok(vec![None; num_hidden_layers]),
+        Windows::All => {
             let window = reader.nullable("sliding_window", Some(4096), Reader::size)?;
-            Ok(vec![window; num_hidden_layers])
+            return Ok(vec![window; num_hidden_layers]);
         }
-        Family::Qwen2 | Family::Qwen3 => {
-            let window = if reader.or("use_sliding_window", false, Reader::bool)? {
-                reader.nullable("sliding_window", Some(4096), Reader::size)?
-            } else {
-                None
-            };
-            let is_sliding = if let Some(layer_types) = reader.get("layer_types") {
-                layer_types_are_sliding(reader, layer_types, num_hidden_layers)?
-            } else {
-                let first = reader.or("max_window_layers", 28, Reader::count)?;
-                (0..num_hidden_layers).map(|layer_idx| layer_idx >= first).collect()
-            };
-            Ok(is_sliding.into_iter().map(|is_sliding| window.filter(|_| is_sliding)).collect())
-        }
-    }
+        Windows::Chosen => Some(4096),
+        Windows::NotRotated => None,
+    };
+    let window = if reader.or("use_sliding_window", false, Reader::bool)? {
+        reader.nullable("sliding_window", default, Reader::size)?
+    } else {
+        None
+    };
+    let is_sliding = if let Some(layer_types) = reader.get("layer_types") {
+        layer_types_are_sliding(reader, layer_types, num_hidden_layers)?
+    } else if *windows == Windows::NotRotated {
+        is_rotated.iter().map(|is_rotated| !is_rotated).collect()
+    } else {
+        let first = reader.or("max_window_layers", 28, Reader::count)?;
+        (0..num_hidden_layers).map(|layer_idx| layer_idx >= first).collect()
+    };
+    Ok(is_sliding.into_iter().map(|is_sliding| window.filter(|_| is_sliding)).collect())
 }
 
 fn layer_types_are_sliding(

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use crate::chat_template::Overrun;
-use crate::config::Family;
+use crate::families::Family;
 use crate::hub::HubError;
 
 /// Shorthand for results of this crate.

@@ -19,9 +19,9 @@ use serde_json::{Map, Value, json};
 
 use self::layout::Shard;
 use crate::assets;
-use crate::config::Family;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::families::Family;
 use crate::parameters::ParamSpec;
 use crate::weights::INDEX_FILE;
 
@@ -246,11 +246,10 @@ fn export_config(config: &Map<String, Value>, dtype: Option<DType>) -> Map<Strin
         }
     }
     let model_type = config.get("model_type").and_then(Value::as_str);
-    let family = Family::ALL.into_iter().find(|family| Some(family.model_type()) == model_type);
-    if let Some(family) = family
+    if let Some(family) = model_type.and_then(Family::find)
         && config.get("architectures").is_none_or(Value::is_null)
     {
-        config.insert("architectures".to_owned(), json!([family.causal_lm_class()]));
+        config.insert("architectures".to_owned(), json!([family.causal_lm_class]));
     }
     config
 }

@@ -22,6 +22,7 @@ mod post;
 mod pre;
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use sterna_comm::Group;
 use sterna_hf::ModelConfig;
@@ -291,9 +292,9 @@ pub fn backward(
                 None => pre::recompute(ctx, group, params, &x),
             };
             let d_projections = [0, 1, 2].map(|part_idx| returned.tile(part_idx, &tile));
-            let rope = ctx.rope.narrow(start, len);
+            let rope = ctx.rope_of(&tile);
             let d_x_tile =
-                pre::backward(ctx, group, params, grads, &x, &saved, &rope, d_projections);
+                pre::backward(ctx, group, params, grads, &x, &saved, rope.as_ref(), d_projections);
             // The residual around attention and the groups before this one have written their share already.
             let _ = d_x.narrow(0, start, len).g_add_(&d_x_tile);
         }
@@ -383,8 +384,8 @@ fn project(
         let (start, len) = (tile.start, tile.end - tile.start);
         let _stage = Stage::Pre.enter();
         let saved = pre::recompute(ctx, group, params, &x.narrow(0, start, len));
-        let rope = ctx.rope.narrow(start, len);
-        let projections = pre::finish(ctx, group, params, &saved, &rope);
+        let rope = ctx.rope_of(&tile);
+        let projections = pre::finish(ctx, group, params, &saved, rope.as_ref());
         for (part_idx, projection) in projections.iter().enumerate() {
             outgoing.put(part_idx, start, projection);
         }
@@ -414,6 +415,12 @@ impl<'a> BlockContext<'a> {
         }
         let (found, required) = (self.documents.num_tokens(), num_tokens * sp_size as i64);
         check_length("documents", found as usize, required as usize)
+    }
+
+    /// The angles of a tile's tokens; `None` in a block that does not turn them.
+    fn rope_of(&self, tile: &Range<i64>) -> Option<RopeTable> {
+        let is_rotated = self.config.is_rotated[self.layer_idx];
+        is_rotated.then(|| self.rope.narrow(tile.start, tile.end - tile.start))
     }
 
     /// The exchange around the attention of a group of heads.

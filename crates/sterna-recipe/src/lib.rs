@@ -1,6 +1,6 @@
 //! YAML to `RecipeFile` to [`Recipe`] to [`Plan`]. Pure: no torch, environment, clock or network.
 //!
-//! A recipe goes through four forms, each made from the one before by a pure function (design decision D11):
+//! A recipe goes through four forms, each made from the one before by a pure function:
 //!
 //! 1. *YAML*: a tree that remembers lines, columns and quotes, read as `PyYAML` reads it. Overrides change this tree, so that
 //!    `--set` can do whatever the file can.

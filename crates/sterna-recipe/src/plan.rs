@@ -81,8 +81,8 @@ pub struct Plan {
 pub struct ModelSummary {
     /// As in the recipe.
     pub name: String,
-    /// The architecture.
-    pub family: Family,
+    /// The class of transformers.
+    pub family: &'static Family,
     /// Parameters in all; a tied head counts once.
     pub num_parameters: usize,
     /// Blocks.
@@ -293,7 +293,7 @@ impl Plan {
 /// The heads of `rank` of a sequence-parallel group of `sp_size`.
 ///
 /// Query heads go in contiguous runs as even as possible, the first ranks one more; a rank gets the kv heads that its query
-/// heads read (design decision D8).
+/// heads read.
 ///
 /// # Panics
 ///

@@ -124,7 +124,7 @@ mod tests {
         ModelConfig::from_json(json, Path::new("config.json")).expect("a valid config")
     }
 
-    /// Values that the reference's own code printed (arctic.md section 3.5).
+    /// Values that the reference's own code printed (arctic_training 0.8, `flops_counter.py`).
     #[test]
     fn reference_formula_matches_the_reference() {
         let config = llama_8b();
@@ -134,7 +134,7 @@ mod tests {
         assert!((tflos(&[100, 200, 4090]) - 298.7498).abs() < 1e-4);
     }
 
-    /// `786432 N^2 + 4.503e10 N` for Llama-3.1-8B (rivals.md, header).
+    /// `786432 N^2 + 4.503e10 N` for Llama-3.1-8B, by hand.
     #[test]
     fn model_formula_is_causal_and_counts_nothing_twice() {
         let n = 131_072_usize;

@@ -21,7 +21,7 @@ use crate::{
     error::TrainError,
 };
 
-/// What all blocks keep (design decision D5).
+/// What all blocks keep.
 #[derive(Debug, Clone)]
 pub struct KeepPolicy {
     /// Every intermediate value of every block: nothing is computed again.

@@ -610,7 +610,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// What each micro-batch's summed loss is multiplied by, so that the step's loss is the sum over micro-batches and
-    /// ranks. Known before the first backward, so no gradient is rescaled afterwards (design decision D9).
+    /// ranks. Known before the first backward, so no gradient is rescaled afterwards.
     ///
     /// # Communication
     ///
@@ -645,7 +645,7 @@ impl<'a> Trainer<'a> {
             num_tokens += documents.iter().sum::<usize>();
             let num_valid = batch.num_valid_tokens();
             num_valid_tokens += num_valid;
-            // The reference sees documents only when the attention kernel's name says flash (arctic.md section 3.3).
+            // The reference sees documents only when the attention kernel's name says flash.
             let counted = if is_flash { documents.clone() } else { vec![batch.len; batch.rows] };
             seqlen += counted.iter().sum::<usize>();
             reference_tflos += flops::reference_tflos(config, counted.into_iter(), recompute);

@@ -1,6 +1,6 @@
 //! ZeRO on flat units: which rank holds which part of weights, gradients and optimizer state.
 //!
-//! The stages are not four code paths (design decision D7). A [`Sharding`] says for each of the three states whether a
+//! The stages are not four code paths. A [`Sharding`] says for each of the three states whether a
 //! rank keeps all of a unit's flat buffer or one shard of it; [`Zero`] gathers, reduces and steps whatever is there.
 //!
 //! | stage | weights | gradients | optimizer state | per micro-batch | per step |

@@ -21,6 +21,15 @@ const REGISTRIES: [&str; 6] = [
 /// Places that exist only where this code was written.
 const ELSEWHERE: [&str; 2] = [concat!("..", "/shared"), concat!("/wo", "rk/")];
 
+/// Documents that are not in the repository, and the numbers of their decisions: a reader cannot look them up.
+const UNKNOWN: [&str; 5] = [
+    concat!("design decision", " D"),
+    concat!("arctic", ".md"),
+    concat!("rivals", ".md"),
+    concat!("house", ".md"),
+    concat!("ARCHITECTURE.md, ", "D"),
+];
+
 /// Everything wrong with one file, each with `path:line`.
 pub(super) fn check(path: &str, bytes: &[u8]) -> Vec<String> {
     let mut problems = Vec::new();
@@ -49,6 +58,11 @@ pub(super) fn check(path: &str, bytes: &[u8]) -> Vec<String> {
                 .filter(|host| line.contains(**host))
                 .map(|host| format!("{here}: names the host `{host}`")),
         );
+        problems.extend(UNKNOWN.iter().filter(|name| line.contains(**name)).map(|name| {
+            format!(
+                "{here}: cites `{name}`, which this repository does not have; write the reason here"
+            )
+        }));
         problems.extend(ELSEWHERE.iter().filter(|place| line.contains(**place)).map(|place| {
             format!("{here}: names `{place}`, which a clone of this repository does not have")
         }));
@@ -125,6 +139,13 @@ mod tests {
             [format!(
                 "README.md:1: names `{}`, which a clone of this repository does not have",
                 ELSEWHERE[0]
+            )]
+        );
+        assert_eq!(
+            check("src/a.rs", format!("// As {}5 says.\n", UNKNOWN[0])),
+            [format!(
+                "src/a.rs:1: cites `{}`, which this repository does not have; write the reason here",
+                UNKNOWN[0]
             )]
         );
         assert_eq!(

@@ -6,16 +6,18 @@ use super::reader::Reader;
 use crate::error::Result;
 use crate::rope::{Rope, RopeScaling};
 
-/// The default of every family in transformers 4.
-const DEFAULT_THETA: f64 = 10_000.0;
-
 /// The `rope_type`s that we have, as a phrase for messages.
 const ROPE_TYPES: &str = "`default`, `linear`, `dynamic`, `yarn` or `llama3`";
 
-pub(super) fn parse(root: &Reader<'_>, max_position_embeddings: usize) -> Result<Rope> {
+/// `default_theta` is that of the family.
+pub(super) fn parse(
+    root: &Reader<'_>,
+    default_theta: f64,
+    max_position_embeddings: usize,
+) -> Result<Rope> {
     let partial = root.or("partial_rotary_factor", 1.0, Reader::positive)?;
     refuse_partial(root, partial)?;
-    let theta = root.or("rope_theta", DEFAULT_THETA, theta)?;
+    let theta = root.or("rope_theta", default_theta, theta)?;
     let Some((key, value)) =
         ["rope_parameters", "rope_scaling"].into_iter().find_map(|key| Some((key, root.get(key)?)))
     else {

@@ -47,6 +47,9 @@ fn parameters_and_windows_equal_those_of_real_models() {
         let windows: Vec<Option<usize>> =
             serde_json::from_value(case["sliding_window"].clone()).unwrap();
         assert_eq!(config.sliding_window, windows, "{name}");
+        let is_rotated: Vec<bool> = serde_json::from_value(case["is_rotated"].clone()).unwrap();
+        assert_eq!(config.is_rotated, is_rotated, "{name}");
+        assert_eq!(config.tie_word_embeddings, case["tie_word_embeddings"], "{name}");
         assert_eq!(config.head_dim as u64, case["head_dim"].as_u64().unwrap(), "{name}");
         assert_eq!(config.rms_norm_eps, case["rms_norm_eps"].as_f64().unwrap(), "{name}");
         assert_eq!(config.initializer_range, case["initializer_range"].as_f64().unwrap(), "{name}");
@@ -97,7 +100,7 @@ fn an_unknown_architecture_is_refused_by_name() {
     assert_eq!(
         error.to_string(),
         "`model/config.json`: model_type `gpt_neox` is not supported, required: one of `llama`, \
-         `mistral`, `qwen2`, `qwen3`"
+         `mistral`, `qwen2`, `qwen3`, `smollm3`"
     );
 }
 

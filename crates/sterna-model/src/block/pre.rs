@@ -56,7 +56,7 @@ pub(super) fn finish(
     group: &HeadGroup,
     params: &BlockParams,
     saved: &PreSaved,
-    rope_table: &RopeTable,
+    rope_table: Option<&RopeTable>,
 ) -> [Tensor; 3] {
     let PreSaved { h, unnormed } = saved;
     let eps = ctx.config.rms_norm_eps;
@@ -71,7 +71,10 @@ pub(super) fn finish(
         ),
     };
     let v = project(ctx, &params.v_proj, group.kv(), h);
-    [rope::forward(&q, rope_table), rope::forward(&k, rope_table), v]
+    match rope_table {
+        Some(table) => [rope::forward(&q, table), rope::forward(&k, table), v],
+        None => [q, k, v],
+    }
 }
 
 /// The share of the group's heads in the gradient of `x` `[tile, d]`, from those of `q`, `k`, `v`; weight gradients `+=`.
@@ -86,12 +89,15 @@ pub(super) fn backward(
     grads: &mut BlockGrads,
     x: &Tensor,
     saved: &PreSaved,
-    rope_table: &RopeTable,
+    rope_table: Option<&RopeTable>,
     [d_q, d_k, d_v]: [Tensor; 3],
 ) -> Tensor {
     let PreSaved { h, unnormed } = saved;
     let eps = ctx.config.rms_norm_eps;
-    let (mut d_q, mut d_k) = (rope::backward(&d_q, rope_table), rope::backward(&d_k, rope_table));
+    let (mut d_q, mut d_k) = match rope_table {
+        Some(table) => (rope::backward(&d_q, table), rope::backward(&d_k, table)),
+        None => (d_q, d_k),
+    };
     if let (Some(unnormed), Some(q_norm), Some(k_norm)) = (unnormed, &params.q_norm, &params.k_norm)
     {
         d_q = rms_norm::backward(

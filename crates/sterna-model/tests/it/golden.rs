@@ -77,6 +77,11 @@ fn qwen3_with_query_and_key_norms() {
 }
 
 #[test]
+fn smollm3_with_a_block_without_rotary_embeddings() {
+    check("smollm3");
+}
+
+#[test]
 fn rope_scaled_linearly() {
     check("rope_linear");
 }

@@ -298,7 +298,7 @@ fn bytes_follow_from_the_shapes() {
     assert_eq!(bytes(&plan, MemoryKind::Gradients), 4 * num_parameters);
     assert_eq!(bytes(&plan, MemoryKind::Optimizer), 12 * num_parameters);
     assert_eq!(plan.memory.host_bytes(), 18 * num_parameters, "the recipe moves all of them");
-    // arctic.md 5.7: kept inputs at 3.8M tokens on 8 ranks take 475k * 4096 * 2 * 32 = 116 GiB a rank.
+    // Kept inputs at 3.8M tokens on 8 ranks take 475k * 4096 * 2 * 32 = 116 GiB a rank.
     let (_, plan) = published("run-h100-sp8-llama-8b.yml");
     assert_eq!(bytes(&plan, MemoryKind::KeptActivations), 475_008 * 4096 * 2 * 32);
 }

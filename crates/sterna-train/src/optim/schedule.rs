@@ -2,7 +2,7 @@
 //!
 //! A schedule is a pure function of the optimizer step, so a resumed run needs to restore nothing. It spans the
 //! optimizer steps that really run (the reference counts micro-batches, so with gradient accumulation it never
-//! reaches the end of its decay: arctic.md section 3.2).
+//! reaches the end of its decay).
 //!
 //! Source: transformers 4.57 `optimization.py`.
 

@@ -148,7 +148,7 @@ pub(super) fn plan_of_data(
 }
 
 /// Of how many blocks the ranks of this machine can keep the attention output beside everything else, so that their backward needs
-/// no second attention forward (design decision D5). All ranks decide the same; only time and memory depend on it.
+/// no second attention forward. All ranks decide the same; only time and memory depend on it.
 ///
 /// # Communication
 ///

@@ -1,7 +1,6 @@
 //! Where each parameter of a unit lies in the unit's flat buffers.
 //!
-//! A unit is what is gathered and reduced at once: the embedding, one block, or the final norm with the head
-//! (design decision D7). Its parameters are laid out in at most two flat buffers, one with and one without weight
+//! A unit is what is gathered and reduced at once: the embedding, one block, or the final norm with the head. Its parameters are laid out in at most two flat buffers, one with and one without weight
 //! decay, so that the optimizer steps a whole buffer with one set of hyperparameters. Each buffer is padded to a
 //! multiple of the world size, and rank `r` owns the `r`-th contiguous shard of it. The alternative, one shard per
 //! parameter, costs one collective per parameter and pads each of them.

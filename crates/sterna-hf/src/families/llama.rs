@@ -1,0 +1,20 @@
+//! Llama 1 to 3.3, SmolLM2 and everything else saved as `llama` (transformers `models/llama`).
+
+use super::{Defaults, Family, Rotated, Setting, Windows};
+
+pub(super) const LLAMA: Family = Family {
+    model_type: "llama",
+    causal_lm_class: "LlamaForCausalLM",
+    defaults: Defaults {
+        max_position_embeddings: 2048,
+        bos_token_id: Some(1),
+        eos_token_id: &[2],
+        ..Defaults::USUAL
+    },
+    qkv_bias: Setting::Key("attention_bias"),
+    o_bias: Setting::Key("attention_bias"),
+    mlp_bias: Setting::Key("mlp_bias"),
+    qk_norm: false,
+    windows: Windows::None,
+    rotated: Rotated::All,
+};

@@ -1,0 +1,21 @@
+//! Mistral 7B and its kin (transformers `models/mistral`).
+
+use super::{Defaults, Family, Rotated, Setting, Windows};
+
+pub(super) const MISTRAL: Family = Family {
+    model_type: "mistral",
+    causal_lm_class: "MistralForCausalLM",
+    defaults: Defaults {
+        max_position_embeddings: 131_072,
+        num_key_value_heads: Some(8),
+        bos_token_id: Some(1),
+        eos_token_id: &[2],
+        ..Defaults::USUAL
+    },
+    qkv_bias: Setting::Never,
+    o_bias: Setting::Never,
+    mlp_bias: Setting::Never,
+    qk_norm: false,
+    windows: Windows::All,
+    rotated: Rotated::All,
+};
