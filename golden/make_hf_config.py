@@ -53,6 +53,11 @@ CASES = [
         "qwen3, layer types without use",
         {"model_type": "qwen3", "sliding_window": 4, "layer_types": ["sliding_attention"] * 3},
     ),
+    ("granite", {"model_type": "granite"}),
+    (
+        "granite, multipliers",
+        {"model_type": "granite", "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.0078125, "logits_scaling": 8.0, "attention_bias": True, "tie_word_embeddings": True},
+    ),
     # Its own pad_token_id is beyond these few rows.
     ("smollm3", {"model_type": "smollm3", "pad_token_id": None}),
     ("smollm3, untied, biases", {"model_type": "smollm3", "pad_token_id": 5, "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),
@@ -86,6 +91,12 @@ def main():
                 "parameters": [[key, list(value.shape)] for key, value in model.named_parameters()],
                 "sliding_window": [window(config, layer.self_attn) for layer in model.model.layers],
                 "is_rotated": [bool(getattr(layer.self_attn, "use_rope", True)) for layer in model.model.layers],
+                "multipliers": [
+                    getattr(config, "embedding_multiplier", 1.0),
+                    getattr(config, "residual_multiplier", 1.0),
+                    model.model.layers[0].self_attn.scaling,
+                    getattr(config, "logits_scaling", 1.0),
+                ],
                 "tie_word_embeddings": config.tie_word_embeddings,
                 "head_dim": model.model.layers[0].self_attn.head_dim,
                 "rms_norm_eps": config.rms_norm_eps,

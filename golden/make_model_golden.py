@@ -54,6 +54,21 @@ CASES = {
     "qwen3": ("qwen3", dict(BASE, hidden_size=24, head_dim=8), [16, 8]),
     # One block with rotary embeddings and one without; tied, as its class has it.
     "smollm3": ("smollm3", dict(BASE, no_rope_layers=[1, 0], tie_word_embeddings=True, pad_token_id=3), [14, 10]),
+    # Four multipliers, none of them a power of two.
+    "granite": (
+        "granite",
+        dict(
+            BASE,
+            embedding_multiplier=12.0,
+            residual_multiplier=0.22,
+            attention_multiplier=0.3,
+            logits_scaling=6.0,
+            attention_bias=True,
+            tie_word_embeddings=True,
+            pad_token_id=3,
+        ),
+        [17, 7],
+    ),
     "rope_linear": ("llama", dict(ROPE, rope_scaling=dict(rope_type="linear", factor=4.0)), [24]),
     # Longer than max_position_embeddings, so that the base grows.
     "rope_dynamic": (

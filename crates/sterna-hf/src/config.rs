@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use self::reader::Reader;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::families::{Defaults, Family, Rotated, Setting, Windows};
+use crate::families::{Defaults, Family, Multipliers, Rotated, Setting, Windows};
 use crate::parameters::Parameters;
 use crate::rope::Rope;
 
@@ -61,6 +61,14 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// Whether queries and keys pass through an RMSNorm over each head before the rotary embedding.
     pub qk_norm: bool,
+    /// What the rows of the embedding are multiplied by.
+    pub embedding_multiplier: f64,
+    /// What a block multiplies the outputs of attention and of the MLP by before it adds them.
+    pub residual_multiplier: f64,
+    /// What attention multiplies its scores by.
+    pub attention_scale: f64,
+    /// What logits are divided by.
+    pub logits_scaling: f64,
     /// For each block, whether queries and keys are turned by their positions.
     pub is_rotated: Vec<bool>,
     /// For each block, how many tokens a query sees, itself included (`q - k < window`); `None` is all before it.
@@ -163,7 +171,7 @@ impl ModelConfig {
     fn from_map(raw: &Map<String, Value>, path: &Path) -> Result<ModelConfig> {
         let reader = Reader::new(path, raw);
         let family = family(&reader)?;
-        refuse_what_we_lack(&reader)?;
+        refuse_what_we_lack(&reader, family)?;
 
         let size = |key: &str| reader.required(key, Reader::size);
         let size_or = |key: &str, default| reader.or(key, default, Reader::size);
@@ -179,7 +187,11 @@ impl ModelConfig {
         let is_set = |setting: &Setting| match setting {
             Setting::Never => Ok(false),
             Setting::Always => Ok(true),
-            Setting::Key(key) => reader.or(key, false, Reader::bool),
+            Setting::Key(key, default) => reader.or(key, *default, Reader::bool),
+        };
+        let multiplier = |key: &str, default| match family.multipliers {
+            Multipliers::None => Ok(default),
+            Multipliers::Keys => reader.or(key, default, Reader::positive),
         };
         let is_rotated = is_rotated(&reader, &family.rotated, num_hidden_layers)?;
         Ok(ModelConfig {
@@ -206,6 +218,13 @@ impl ModelConfig {
             qk_norm: family.qk_norm,
             sliding_window: sliding_window(&reader, &family.windows, &is_rotated)?,
             is_rotated,
+            embedding_multiplier: multiplier("embedding_multiplier", 1.0)?,
+            residual_multiplier: multiplier("residual_multiplier", 1.0)?,
+            attention_scale: match family.multipliers {
+                Multipliers::None => 1.0 / (head_dim as f64).sqrt(),
+                Multipliers::Keys => multiplier("attention_multiplier", 1.0)?,
+            },
+            logits_scaling: multiplier("logits_scaling", 1.0)?,
             initializer_range: reader.or("initializer_range", 0.02, Reader::non_negative)?,
             bos_token_id: reader.nullable(
                 "bos_token_id",
@@ -236,7 +255,7 @@ fn family(reader: &Reader<'_>) -> Result<&'static Family> {
 }
 
 /// Refuses the settings that would change the arithmetic in ways that training here does not follow.
-fn refuse_what_we_lack(reader: &Reader<'_>) -> Result<()> {
+fn refuse_what_we_lack(reader: &Reader<'_>, family: &Family) -> Result<()> {
     if let Some(value) = reader.get("quantization_config") {
         return Err(reader.wrong(
             "quantization_config",
@@ -244,14 +263,17 @@ fn refuse_what_we_lack(reader: &Reader<'_>) -> Result<()> {
             "absent: training needs weights in float",
         ));
     }
-    let dropout = reader.or("attention_dropout", 0.0, Reader::non_negative)?;
-    if dropout > 0.0 {
-        let value = &Value::from(dropout);
-        return Err(reader.wrong(
-            "attention_dropout",
-            value,
-            "`0.0`: attention here has no dropout",
-        ));
+    let of_attention = ("attention_dropout", family.defaults.attention_dropout);
+    for &(key, default) in family.dropouts.iter().chain([&of_attention]) {
+        let dropout = reader.or(key, default, Reader::non_negative)?;
+        if dropout > 0.0 {
+            let found = match reader.get(key) {
+                Some(value) => format!("`{value}`"),
+                None => format!("missing, which is `{dropout}` in this family"),
+            };
+            let required = "`0.0`: training here has no dropout";
+            return Err(reader.refuse(key, found, required));
+        }
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! A fact is true of every model of the class; what a config may choose is a rule for reading its key. Nothing outside of this folder
 //! asks which family a model is: [`crate::ModelConfig`] has what follows from it.
 
+mod granite;
 mod llama;
 mod mistral;
 mod qwen2;
@@ -29,6 +30,9 @@ pub struct Family {
     pub(crate) qk_norm: bool,
     pub(crate) windows: Windows,
     pub(crate) rotated: Rotated,
+    pub(crate) multipliers: Multipliers,
+    /// Keys of dropouts beside `attention_dropout`, each with its default. Training here has none: a config must set them to 0.
+    pub(crate) dropouts: &'static [(&'static str, f64)],
 }
 
 /// What a config has where it does not say it.
@@ -44,6 +48,7 @@ pub(crate) struct Defaults {
     pub(crate) bos_token_id: Option<u32>,
     pub(crate) eos_token_id: &'static [u32],
     pub(crate) pad_token_id: Option<u32>,
+    pub(crate) attention_dropout: f64,
 }
 
 impl Defaults {
@@ -57,15 +62,25 @@ impl Defaults {
         bos_token_id: None,
         eos_token_id: &[],
         pad_token_id: None,
+        attention_dropout: 0.0,
     };
 }
 
-/// A property that a class always has, or never, or that a key of its configs decides, `false` by default.
+/// A property that a class always has, or never, or that a key of its configs decides, which has a default.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Setting {
     Never,
     Always,
-    Key(&'static str),
+    Key(&'static str, bool),
+}
+
+/// Whether a config scales what others leave as it is.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Multipliers {
+    None,
+    /// By `embedding_multiplier`, `residual_multiplier`, `attention_multiplier` in place of one over the root of the head size, and
+    /// `logits_scaling`, which divides; each 1 where it is missing.
+    Keys,
 }
 
 /// Which blocks see a window of the tokens before them.
@@ -90,8 +105,14 @@ pub(crate) enum Rotated {
 }
 
 /// Every family, in the order in which messages name them.
-pub(crate) static ALL: [&Family; 5] =
-    [&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3, &smollm3::SMOLLM3];
+pub(crate) static ALL: [&Family; 6] = [
+    &granite::GRANITE,
+    &llama::LLAMA,
+    &mistral::MISTRAL,
+    &qwen2::QWEN2,
+    &qwen3::QWEN3,
+    &smollm3::SMOLLM3,
+];
 
 impl Family {
     /// The `model_type` of its configs.

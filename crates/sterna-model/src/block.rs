@@ -361,7 +361,7 @@ fn post_forward(
         let _stage = Stage::Post.enter();
         let saved =
             post::recompute(ctx, params, &x.narrow(0, start, len), &o.narrow(0, start, len));
-        post::finish(params, &saved, &mut y.narrow(0, start, len));
+        post::finish(ctx, params, &saved, &mut y.narrow(0, start, len));
         if save {
             all_saved.push_back(saved);
         }
@@ -439,7 +439,7 @@ impl<'a> BlockContext<'a> {
     fn attention_spec(&self, group: &HeadGroup) -> AttentionSpec {
         AttentionSpec {
             kv_of_q: group.kv_of_q(self.sp.rank()).to_vec(),
-            scale: 1.0 / (self.config.head_dim as f64).sqrt(),
+            scale: self.config.attention_scale,
             sliding_window: self.config.sliding_window[self.layer_idx].map(|window| window as i64),
             implementation: self.attention,
         }

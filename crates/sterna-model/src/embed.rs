@@ -6,6 +6,7 @@ use sterna_torch_sys::copies::upload;
 use tch::{Device, Tensor};
 
 use crate::error::{ModelError, check_shape};
+use crate::multiplier::multiplied;
 use crate::stage::Stage;
 
 /// The embedding rows of a rank's tokens.
@@ -29,7 +30,8 @@ pub fn forward(
     )?;
     check_vocabulary("input_ids", input_ids.iter().copied().enumerate(), config)?;
     let _stage = Stage::Embed.enter();
-    Ok(weight.index_select(0, &upload(Tensor::from_slice(input_ids), weight.device())))
+    let rows = weight.index_select(0, &upload(Tensor::from_slice(input_ids), weight.device()));
+    Ok(multiplied(rows, config.embedding_multiplier))
 }
 
 /// Adds the gradient of the embedding: `d_weight[input_ids[i]] += d_x[i]`.
@@ -77,6 +79,7 @@ pub fn backward(
             .unzip();
         let [rows, ids] = [rows, ids].map(|x| upload(Tensor::from_slice(&x), d_x.device()));
         let of_rows = d_x.index_select(0, &rows).to_kind(d_weight.kind());
+        let of_rows = multiplied(of_rows, config.embedding_multiplier);
         let _ = if d_x.device() == Device::Cpu {
             d_weight.index_add_(0, &ids, &of_rows)
         } else {

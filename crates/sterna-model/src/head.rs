@@ -13,6 +13,7 @@ use tch::{Kind, Tensor};
 use crate::IGNORE_INDEX;
 use crate::embed::check_vocabulary;
 use crate::error::{ModelError, check_shape};
+use crate::multiplier::multiplied;
 use crate::stage::Stage;
 
 /// The weights of the head.
@@ -52,8 +53,13 @@ pub struct LossSum {
 ///
 /// If the shapes do not fit.
 pub fn logits(config: &ModelConfig, params: &HeadParams, x: &Tensor) -> Tensor {
+    linear::forward(&normed(config, params, x), &params.lm_head, None)
+}
+
+/// What the head multiplies: the norm of `x`, over what logits are divided by.
+fn normed(config: &ModelConfig, params: &HeadParams, x: &Tensor) -> Tensor {
     let h = rms_norm::forward(x, &params.norm, config.rms_norm_eps);
-    linear::forward(&h, &params.lm_head, None)
+    multiplied(h, 1.0 / config.logits_scaling)
 }
 
 /// The loss of a rank's tokens, without gradients.
@@ -121,12 +127,13 @@ pub fn loss_and_backward(
     let _stage = Stage::Loss.enter();
     for tile in tiles(labelled.len(), tile_len) {
         let (rows, x, labels) = labelled.tile(x, tile.start, tile.end - tile.start);
-        let h = rms_norm::forward(&x, &params.norm, eps);
+        let h = normed(config, params, &x);
         let logits = linear::forward(&h, &params.lm_head, None);
         let _ = loss_sum.g_add_(&cross_entropy::forward_backward(&logits, &labels, scale));
         let d_logits = logits;
         linear::backward_params(&d_logits, &h, grads.lm_head.as_mut(), None);
         let d_h = linear::backward_input(&d_logits, &params.lm_head);
+        let d_h = multiplied(d_h, 1.0 / config.logits_scaling);
         // The largest tensor of the whole head; the norm's backward does not need it.
         drop(d_logits);
         let d_x_tile = rms_norm::backward(&d_h, &x, &params.norm, eps, grads.norm.as_mut());

@@ -11,6 +11,7 @@
 //! `k` kv heads, `h` head size, `f` MLP width, `v` vocabulary. A rank holds `[b * s/p, d]`.
 
 pub mod init;
+mod multiplier;
 pub mod params;
 pub mod rotary;
 

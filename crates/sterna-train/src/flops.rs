@@ -124,7 +124,7 @@ mod tests {
         ModelConfig::from_json(json, Path::new("config.json")).expect("a valid config")
     }
 
-    /// Values that the reference's own code printed (arctic_training 0.8, `flops_counter.py`).
+    /// Values that the reference's own code printed (`arctic_training` 0.8, `flops_counter.py`).
     #[test]
     fn reference_formula_matches_the_reference() {
         let config = llama_8b();

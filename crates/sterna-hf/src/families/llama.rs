@@ -1,6 +1,6 @@
 //! Llama 1 to 3.3, SmolLM2 and everything else saved as `llama` (transformers `models/llama`).
 
-use super::{Defaults, Family, Rotated, Setting, Windows};
+use super::{Defaults, Family, Multipliers, Rotated, Setting, Windows};
 
 pub(super) const LLAMA: Family = Family {
     model_type: "llama",
@@ -11,10 +11,12 @@ pub(super) const LLAMA: Family = Family {
         eos_token_id: &[2],
         ..Defaults::USUAL
     },
-    qkv_bias: Setting::Key("attention_bias"),
-    o_bias: Setting::Key("attention_bias"),
-    mlp_bias: Setting::Key("mlp_bias"),
+    qkv_bias: Setting::Key("attention_bias", false),
+    o_bias: Setting::Key("attention_bias", false),
+    mlp_bias: Setting::Key("mlp_bias", false),
     qk_norm: false,
     windows: Windows::None,
     rotated: Rotated::All,
+    multipliers: Multipliers::None,
+    dropouts: &[],
 };

@@ -1,6 +1,6 @@
 //! Mistral 7B and its kin (transformers `models/mistral`).
 
-use super::{Defaults, Family, Rotated, Setting, Windows};
+use super::{Defaults, Family, Multipliers, Rotated, Setting, Windows};
 
 pub(super) const MISTRAL: Family = Family {
     model_type: "mistral",
@@ -18,4 +18,6 @@ pub(super) const MISTRAL: Family = Family {
     qk_norm: false,
     windows: Windows::All,
     rotated: Rotated::All,
+    multipliers: Multipliers::None,
+    dropouts: &[],
 };

@@ -1,6 +1,6 @@
 //! Qwen 1.5, 2 and 2.5 (transformers `models/qwen2`).
 
-use super::{Defaults, Family, Rotated, Setting, Windows};
+use super::{Defaults, Family, Multipliers, Rotated, Setting, Windows};
 
 pub(super) const QWEN2: Family = Family {
     model_type: "qwen2",
@@ -13,4 +13,6 @@ pub(super) const QWEN2: Family = Family {
     qk_norm: false,
     windows: Windows::Chosen,
     rotated: Rotated::All,
+    multipliers: Multipliers::None,
+    dropouts: &[],
 };

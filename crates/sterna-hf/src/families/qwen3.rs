@@ -1,15 +1,17 @@
 //! Qwen 3, dense (transformers `models/qwen3`).
 
-use super::{Defaults, Family, Rotated, Setting, Windows};
+use super::{Defaults, Family, Multipliers, Rotated, Setting, Windows};
 
 pub(super) const QWEN3: Family = Family {
     model_type: "qwen3",
     causal_lm_class: "Qwen3ForCausalLM",
     defaults: Defaults { num_key_value_heads: Some(32), head_dim: Some(128), ..Defaults::USUAL },
-    qkv_bias: Setting::Key("attention_bias"),
-    o_bias: Setting::Key("attention_bias"),
+    qkv_bias: Setting::Key("attention_bias", false),
+    o_bias: Setting::Key("attention_bias", false),
     mlp_bias: Setting::Never,
     qk_norm: true,
     windows: Windows::Chosen,
     rotated: Rotated::All,
+    multipliers: Multipliers::None,
+    dropouts: &[],
 };

@@ -1,6 +1,6 @@
 //! `SmolLM3` (transformers `models/smollm3`): Llama without rotary embeddings in every fourth block.
 
-use super::{Defaults, Family, Rotated, Setting, Windows};
+use super::{Defaults, Family, Multipliers, Rotated, Setting, Windows};
 
 pub(super) const SMOLLM3: Family = Family {
     model_type: "smollm3",
@@ -15,10 +15,12 @@ pub(super) const SMOLLM3: Family = Family {
         pad_token_id: Some(128_004),
         ..Defaults::USUAL
     },
-    qkv_bias: Setting::Key("attention_bias"),
-    o_bias: Setting::Key("attention_bias"),
-    mlp_bias: Setting::Key("mlp_bias"),
+    qkv_bias: Setting::Key("attention_bias", false),
+    o_bias: Setting::Key("attention_bias", false),
+    mlp_bias: Setting::Key("mlp_bias", false),
     qk_norm: false,
     windows: Windows::NotRotated,
     rotated: Rotated::Chosen,
+    multipliers: Multipliers::None,
+    dropouts: &[],
 };

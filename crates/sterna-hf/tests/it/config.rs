@@ -49,6 +49,17 @@ fn parameters_and_windows_equal_those_of_real_models() {
         assert_eq!(config.sliding_window, windows, "{name}");
         let is_rotated: Vec<bool> = serde_json::from_value(case["is_rotated"].clone()).unwrap();
         assert_eq!(config.is_rotated, is_rotated, "{name}");
+        let multipliers = [
+            config.embedding_multiplier,
+            config.residual_multiplier,
+            config.attention_scale,
+            config.logits_scaling,
+        ];
+        for (found, required) in multipliers.iter().zip(case["multipliers"].as_array().unwrap()) {
+            let required = required.as_f64().unwrap();
+            // Python's `x ** -0.5` rounds once, a root and a quotient twice.
+            assert!((found / required - 1.0).abs() < 4e-16, "{name}: {found} and not {required}");
+        }
         assert_eq!(config.tie_word_embeddings, case["tie_word_embeddings"], "{name}");
         assert_eq!(config.head_dim as u64, case["head_dim"].as_u64().unwrap(), "{name}");
         assert_eq!(config.rms_norm_eps, case["rms_norm_eps"].as_f64().unwrap(), "{name}");
@@ -99,7 +110,7 @@ fn an_unknown_architecture_is_refused_by_name() {
     let error = parse(&with("model_type", json!("gpt_neox"))).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "`model/config.json`: model_type `gpt_neox` is not supported, required: one of `llama`, \
+        "`model/config.json`: model_type `gpt_neox` is not supported, required: one of `granite`, `llama`, \
          `mistral`, `qwen2`, `qwen3`, `smollm3`"
     );
 }

@@ -4,6 +4,7 @@ use sterna_ops::{linear, rms_norm, swiglu};
 use tch::Tensor;
 
 use super::BlockContext;
+use crate::multiplier::{multiplied, product};
 use crate::params::{BlockGrads, BlockParams, Linear};
 
 /// What the backward of a tile reads, and all that is missing from the result but one matrix product.
@@ -34,7 +35,8 @@ pub(super) fn recompute(
     x: &Tensor,
     o: &Tensor,
 ) -> PostSaved {
-    let r = forward_linear(&params.o_proj, &o.flatten(1, 2)).g_add_(x);
+    let attended = forward_linear(&params.o_proj, &o.flatten(1, 2));
+    let r = multiplied(attended, ctx.config.residual_multiplier).g_add_(x);
     let h = rms_norm::forward(&r, &params.post_attention_layernorm, ctx.config.rms_norm_eps);
     let gate = forward_linear(&params.gate_proj, &h);
     let up = forward_linear(&params.up_proj, &h);
@@ -43,10 +45,15 @@ pub(super) fn recompute(
 }
 
 /// Writes the result to `y` `[tile, d]`.
-pub(super) fn finish(params: &BlockParams, saved: &PostSaved, y: &mut Tensor) {
+pub(super) fn finish(
+    ctx: &BlockContext<'_>,
+    params: &BlockParams,
+    saved: &PostSaved,
+    y: &mut Tensor,
+) {
     let Linear { weight, bias } = &params.down_proj;
     linear::forward_into(y, &saved.a, weight, bias.as_ref());
-    let _ = y.g_add_(&saved.r);
+    let _ = multiplied(y.shallow_clone(), ctx.config.residual_multiplier).g_add_(&saved.r);
 }
 
 /// The gradient of `o` `[tile, n, h]` from that of the result, and that of `x`, written to `d_x` `[tile, d]`; weight gradients `+=`.
@@ -60,8 +67,10 @@ pub(super) fn backward(
     d_x: &Tensor,
 ) -> Tensor {
     let PostSaved { r, h, gate, up, a } = saved;
-    let d_a = backward_linear(&params.down_proj, &mut grads.down_proj, &a, d_y);
-    drop(a);
+    let multiplier = ctx.config.residual_multiplier;
+    let d_branch = product(d_y, multiplier);
+    let d_a = backward_linear(&params.down_proj, &mut grads.down_proj, &a, &d_branch);
+    drop((a, d_branch));
     let (d_gate, d_up) = swiglu::backward(&d_a, &gate, &up);
     // Four of the widest tensors of the tile; the rest of the backward reads none of these three.
     drop((d_a, gate, up));
@@ -77,7 +86,8 @@ pub(super) fn backward(
     let through_norm = rms_norm::backward(&d_h, &r, norm, ctx.config.rms_norm_eps, grad);
     // The residual around attention: x receives the same gradient as the output projection.
     let d_r = through_norm.add_out(d_x, d_y);
-    let d_o = backward_linear(&params.o_proj, &mut grads.o_proj, &o.flatten(1, 2), &d_r);
+    let d_branch = product(&d_r, multiplier);
+    let d_o = backward_linear(&params.o_proj, &mut grads.o_proj, &o.flatten(1, 2), &d_branch);
     d_o.unflatten(1, [-1, ctx.config.head_dim as i64])
 }
 

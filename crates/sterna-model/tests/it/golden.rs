@@ -82,6 +82,11 @@ fn smollm3_with_a_block_without_rotary_embeddings() {
 }
 
 #[test]
+fn granite_with_its_multipliers() {
+    check("granite");
+}
+
+#[test]
 fn rope_scaled_linearly() {
     check("rope_linear");
 }
