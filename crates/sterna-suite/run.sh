@@ -9,6 +9,8 @@
 #   bash run.sh list                    everything there is to run
 #   bash run.sh --tiny                  everything small, without a GPU too: shows that the suite works
 #   bash run.sh --out DIR ...           another folder for the report than ./report
+#   bash run.sh --archive FILE ...      where the report is packed to after each step, the summary beside it
+#   bash run.sh --seconds N ...         what all steps may take together
 #   bash run.sh --host-bytes 128Gi ...  what the host has, where it does not say it (a lease takes 128Gi for granted)
 #
 # Exit status: 0 everything passed, 1 something is wrong, 2 it could not run. PYTHON names another python3.
@@ -22,7 +24,7 @@ while [[ $# -gt 0 ]]; do
     case $1 in
     --out) out=${2:?--out needs a folder} && shift 2 ;;
     --tiny) options+=(--tiny) && shift ;;
-    --host-bytes | --seconds) options+=("$1" "${2:?"$1" needs a value}") && shift 2 ;;
+    --host-bytes | --seconds | --archive) options+=("$1" "${2:?"$1" needs a value}") && shift 2 ;;
     -h | --help) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" && exit 0 ;;
     *) words+=("$1") && shift ;;
     esac
@@ -47,6 +49,7 @@ nvidia = glob.glob(os.path.join(os.path.dirname(folder), "nvidia", "*", "lib"))
 print(":".join([os.path.join(folder, "lib"), *sorted(nvidia)]))
 PY
 ) || give_up "$python has no torch that can be used: ${libraries##*$'\n'}"
+chmod +x "$here"/bin/* 2> /dev/null
 export LD_LIBRARY_PATH="${libraries##*$'\n'}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 started=$("$here/bin/sterna-suite" --version 2>&1) || give_up "bin/sterna-suite does not start: $started"
 if [[ ${words[0]:-} == list ]]; then
@@ -71,7 +74,7 @@ timeout --kill-after=3 $((580 - SECONDS)) "$here/bin/sterna-suite" run "${words[
 status=$?
 [[ $status -ne 2 || -e $out/report.md ]] || give_up "$(cat "$out/errors.txt")"
 cat "$out/errors.txt" >&2
-# One file to bring back, and to unpack where the next command is to join its results; the suite writes it after every step too.
-tar czf "$out.tgz" --exclude=./site --exclude=./runs/cache -C "$out" . || echo "warning: $out.tgz cannot be written" >&2
+# Last, where the end of an output is all that comes back.
+[[ ${words[0]:-} != lease* || ! -e $out/summary.txt ]] || cat "$out/summary.txt"
 [[ $status -lt 124 ]] || echo "error: the suite was ended with status $status; $out/report.md has what it found" >&2
 exit "$status"

@@ -183,7 +183,7 @@ class Peer:
         """Which of its kernels libtorch's sdpa takes for this shape: what a ratio to ours is a ratio of depends on it."""
         torch, config = self.torch, self.model.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        query = torch.empty(1, config.num_attention_heads, min(length, DOCUMENT), head_dim, dtype=torch.bfloat16, device=self.args.device)
+        query = torch.empty(1, config.num_attention_heads, min(length, 131_072), head_dim, dtype=torch.bfloat16, device=self.args.device)
         choice = torch._fused_sdp_choice(query, query, query, is_causal=True)
         return "sdpa: " + torch.nn.attention.SDPBackend(choice).name.lower()
 

@@ -12,6 +12,8 @@ use tch::Device;
 pub struct Context {
     /// The folder of the report.
     pub out: PathBuf,
+    /// The file that the report is packed into after each section.
+    pub archive: PathBuf,
     /// The folder with models' shapes and the tokenizer.
     pub inputs: PathBuf,
     /// The program that is measured.

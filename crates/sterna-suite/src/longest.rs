@@ -9,6 +9,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sterna_bench::figures::thousands;
+use sterna_bench::process::End;
 
 use crate::context::Context;
 use crate::peer::{Peer, SYSTEMS};
@@ -163,6 +164,8 @@ fn probe(context: &Context, length: usize) -> Result<(Value, Option<bool>)> {
         OUT_OF_MEMORY => Some(false),
         _ => None,
     };
+    // A search is as long as there is time; that a step had too little says nothing of the length.
+    let status = if trained.watched.end == End::TimedOut { FAR.to_owned() } else { status };
     let row = json!({
         "length": length,
         "status": status,

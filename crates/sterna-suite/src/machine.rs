@@ -4,11 +4,13 @@ use std::process::Command;
 use std::thread;
 
 use anyhow::Result;
+use serde::Deserialize;
 use serde_json::json;
 use sterna_bench::machine;
+use sterna_torch_sys::cuda;
 
 use crate::context::Context;
-use crate::record::{Findings, Table};
+use crate::record::{Findings, Section, Table, read_json};
 
 /// Asks and touches.
 ///
@@ -46,7 +48,7 @@ pub fn run(context: &Context) -> Result<Findings> {
     add("transformers", transformers);
     let touched = if context.is_tiny { 64 << 20 } else { 16 << 30 };
     let before = memory();
-    let seconds = touch(touched);
+    let (seconds, touched) = touch(touched);
     let after = memory();
     let gib = |bytes: Option<u64>| {
         bytes.map_or_else(|| "?".to_owned(), |bytes| format!("{:.2}", bytes as f64 / GIB))
@@ -63,10 +65,32 @@ pub fn run(context: &Context) -> Result<Findings> {
         if grows { "The memory grows as it is used" } else { "The memory is as it says" };
     findings.notes.push(format!("{grows_text}: {counted}."));
     findings.tables = vec![table];
+    let card = match context.device {
+        tch::Device::Cuda(index) => Some(json!({
+            "name": cuda::properties(index).map(|it| it.name).ok(),
+            "free_bytes": cuda::memory(index).map(|it| it.free).ok(),
+        })),
+        _ => None,
+    };
     findings.data = json!({
-        "memory_total_before": before.0, "memory_total_after": after.0, "grows": grows, "touched_seconds": seconds,
+        "card": card, "touched_bytes": touched, "memory_total_before": before.0, "memory_total_after": after.0, "grows": grows, "touched_seconds": seconds,
     });
     Ok(findings)
+}
+
+/// The card, as the section of this name found it before anything ran.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Card {
+    /// As its driver has it.
+    pub name: String,
+    /// Bytes that nobody had.
+    pub free_bytes: u64,
+}
+
+/// What an earlier section [`run`] found of the card.
+pub fn card(context: &Context) -> Option<Card> {
+    let section: Section = read_json(&context.out.join("sections/machine.json")).ok()?;
+    serde_json::from_value(section.findings.data["card"].clone()).ok()
 }
 
 const GIB: f64 = (1_u64 << 30) as f64;
@@ -82,22 +106,30 @@ fn memory() -> (Option<u64>, Option<u64>) {
     (field("MemTotal"), field("MemAvailable"))
 }
 
-/// Writes to each page of so many new bytes, on all cores; the seconds that takes. Then they are given back.
-fn touch(bytes: usize) -> f64 {
-    const PAGE: usize = 4096;
+/// Writes to each page of so many new bytes, on all cores, in pieces that a system with little memory so far does not refuse at once; the
+/// seconds that takes, and the bytes. Then they are given back.
+fn touch(bytes: usize) -> (f64, usize) {
+    const PIECE: usize = 64 << 20;
     let started = std::time::Instant::now();
-    let mut memory = vec![0_u8; bytes];
-    let share = bytes.div_ceil(machine::cores()).next_multiple_of(PAGE);
-    thread::scope(|scope| {
-        for share in memory.chunks_mut(share) {
-            scope.spawn(move || {
-                for page in share.chunks_mut(PAGE) {
-                    page[0] = 1;
-                }
-                // So that the writes are not left out.
-                std::hint::black_box(share);
-            });
+    let cores = machine::cores();
+    let share = bytes.div_ceil(cores);
+    let of_core = || {
+        let mut pieces: Vec<Vec<u8>> = Vec::new();
+        while pieces.len() * PIECE < share {
+            let mut piece = Vec::new();
+            if piece.try_reserve_exact(PIECE).is_err() {
+                break;
+            }
+            piece.resize(PIECE, 1);
+            pieces.push(piece);
         }
+        pieces
+    };
+    let touched = thread::scope(|scope| {
+        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(of_core)).collect();
+        // All are held until the last has its share.
+        let all: Vec<_> = threads.into_iter().filter_map(|thread| thread.join().ok()).collect();
+        all.iter().flatten().map(Vec::len).sum()
     });
-    started.elapsed().as_secs_f64()
+    (started.elapsed().as_secs_f64(), touched)
 }

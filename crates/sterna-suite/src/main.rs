@@ -67,6 +67,9 @@ struct Places {
     /// Folder for the report and everything that it is made of
     #[arg(long, default_value = "report")]
     out: PathBuf,
+    /// The file to pack it into after each section; beside the folder by default
+    #[arg(long)]
+    archive: Option<PathBuf>,
     /// Everything small, on the CPU where there is no GPU: shows that the suite works
     #[arg(long)]
     tiny: bool,
@@ -93,8 +96,13 @@ struct Places {
 impl Places {
     fn context(self, seconds: u64) -> Result<Context> {
         let device = choose_device(self.tiny)?;
+        let out = std::path::absolute(self.out)?;
         Ok(Context {
-            out: std::path::absolute(self.out)?,
+            archive: match self.archive {
+                Some(archive) => std::path::absolute(archive)?,
+                None => out.with_extension("tgz"),
+            },
+            out,
             inputs: std::path::absolute(self.inputs)?,
             sterna: std::path::absolute(self.sterna)?,
             peers: std::path::absolute(self.peers)?,
@@ -148,10 +156,6 @@ fn start(command: Command) -> Result<bool> {
             let seconds = seconds.or(usual);
             let passed = run::run(&context, &specs, &systems, seconds, |line| println!("{line}"))?;
             println!("The report is {}", context.out.join("report.md").display());
-            if usual.is_some() {
-                // Last, where the end of an output is all that comes back.
-                print!("{}", report::summary(&context)?);
-            }
             Ok(passed)
         }
         Command::Report { places } => {

@@ -119,6 +119,7 @@ mod tests {
         fs::write(path.join("peer.py"), script).unwrap();
         let context = Context {
             out: path.clone(),
+            archive: path.clone(),
             inputs: path.clone(),
             sterna: path.clone(),
             peers: path.clone(),

@@ -1,8 +1,10 @@
 //! Recipes and data of the suite's own trainings.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -187,6 +189,18 @@ impl Training {
 
     /// The plan of `sterna check`; `None` where it refuses the recipe.
     pub fn planned(&self, context: &Context) -> Option<Value> {
+        static KNOWN: Mutex<BTreeMap<String, Option<Value>>> = Mutex::new(BTreeMap::new());
+        let key = self.recipe(context).to_string();
+        let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(plan) = known().get(&key) {
+            return plan.clone();
+        }
+        let plan = self.asked_plan(context);
+        known().insert(key, plan.clone());
+        plan
+    }
+
+    fn asked_plan(&self, context: &Context) -> Option<Value> {
         let recipe = self.write(context).ok()?;
         let mut command = Command::new(&context.sterna);
         command.arg("check").arg(recipe).args(["--format", "json", "--device", self.device]);

@@ -77,7 +77,14 @@ impl Section {
                 Some(why) => format!("skipped: {why}"),
                 None => "passed".to_owned(),
             },
-            None => format!("WRONG: {}", self.findings.failures.join("; ")),
+            None => {
+                let failures = &self.findings.failures;
+                let more = match failures.len() {
+                    1 => String::new(),
+                    count => format!(" (and {} more)", count - 1),
+                };
+                format!("WRONG: {}{more}", failures.first().map_or("", String::as_str))
+            }
         }
     }
 

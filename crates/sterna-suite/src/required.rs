@@ -2,8 +2,7 @@
 //!
 //! MFU and memory are ours alone. Beside a peer stands what both do at their own precision of the optimizer: ours keeps fp32 masters (14 bytes a
 //! parameter with gradients in fp32), theirs bf16 weights and moments (8), because 18 bytes a parameter of 8B do not fit their card. Their
-//! attention is the same kernel: libtorch's sdpa takes cuDNN's on compute capability 9.0. A figure at equal precision is that of `shape`, whose two
-//! layers fit in either.
+//! attention may be the same kernel as ours: the report has the one that libtorch's sdpa took.
 
 use anyhow::Result;
 use serde::Serialize;

@@ -21,9 +21,6 @@ const PLANNED: f64 = 0.95;
 /// the op that is named.
 const RUN_AGAIN: [&str; 3] = ["ops", "attention-ops", "lease-equal"];
 
-/// Below this a section is not begun.
-const LEAST: Duration = Duration::from_secs(8);
-
 /// Runs `specs` in turn, within `seconds` in all if that is said; `tell` gets a line before and after each. Whether all passed.
 ///
 /// After each, report, summary and archive have all that was found up to then.
@@ -45,12 +42,10 @@ pub fn run(
         let left =
             deadline.map_or(Duration::MAX, |it| it.saturating_duration_since(Instant::now()));
         let limit = spec.limit().min(left);
-        let section = if left < LEAST {
+        let section = if left < spec.least() {
             not_run(spec, "the time of this call is up")
-        } else if let Some((other, word)) = spec.unless
-            && has_failed(context, other, word)
-        {
-            not_run(spec, &format!("`{other}` failed, and its {word} numbers are wrong"))
+        } else if let Some(why) = (spec.unless)(context) {
+            not_run(spec, &why)
         } else {
             tell(&format!("{}: {}, at most {} s", spec.name, spec.title, limit.as_secs()));
             let mut section = one(context, spec, systems, limit, false)?;
@@ -58,7 +53,7 @@ pub fn run(
             if context.device.is_cuda()
                 && RUN_AGAIN.contains(&spec.name)
                 && has_device_error(&section)
-                && left > LEAST
+                && left > spec.least()
             {
                 let blocking = one(context, spec, systems, limit.min(left), true)?;
                 let said = blocking.error.into_iter().chain(blocking.findings.failures);
@@ -74,7 +69,8 @@ pub fn run(
         archive(context);
         all_passed &= section.has_passed();
         tell(&format!("{}: {} ({:.0} s)", spec.name, section.verdict(), section.seconds));
-        if spec.ends_call && !section.has_passed() {
+        // Not where it was ended, or had no memory to touch: the rest may still have something to say.
+        if spec.ends_call && !section.findings.failures.is_empty() {
             tell("The rest is left out: without this it would say nothing.");
             break;
         }
@@ -93,25 +89,20 @@ fn not_run(spec: &Spec, why: &str) -> Section {
     }
 }
 
-/// Whether a section failed as a whole, or with `word` among what is wrong.
-fn has_failed(context: &Context, name: &str, word: &str) -> bool {
-    let path = context.out.join(format!("sections/{name}.json"));
-    read_json::<Section>(&path).is_ok_and(|section| {
-        section.error.is_some() || section.findings.failures.iter().any(|it| it.contains(word))
-    })
-}
-
-/// Whether the device, and not a number, is what is wrong.
+/// Whether the device, and not a number, a limit or the memory, is what is wrong.
 fn has_device_error(section: &Section) -> bool {
-    let is_of_device =
-        |line: &String| ["CUDA", "cuDNN", "CUBLAS"].iter().any(|it| line.contains(it));
-    section.error.is_some() || section.findings.failures.iter().any(is_of_device)
+    let is_of_device = |line: &String| {
+        ["CUDA", "cuDNN", "CUBLAS"].iter().any(|it| line.contains(it))
+            && !line.contains("out of memory")
+    };
+    section.error.iter().chain(&section.findings.failures).any(is_of_device)
 }
 
-/// Packs the report into one file beside its folder. Nothing is lost if that fails: the folder is there.
+/// Packs the report into one file, with the summary beside it. Nothing is lost if that fails: the folder is there.
 fn archive(context: &Context) {
+    let to = &context.archive;
+    let _ = std::fs::copy(context.out.join("summary.txt"), to.with_file_name("summary.txt"));
     let mut tar = Command::new("tar");
-    let to = context.out.with_extension("tgz");
     tar.arg("czf").arg(to).args(["--exclude=./site", "--exclude=./runs/cache", "-C"]);
     let _ = tar.arg(&context.out).arg(".").stderr(std::process::Stdio::null()).status();
 }

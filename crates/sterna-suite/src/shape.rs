@@ -330,7 +330,11 @@ pub fn gemm_rate(context: &Context) -> Option<f64> {
 /// The datasheet's rate of bf16 products for this card, FLOP/s; `None` on a CPU and for a card that no table of ours has.
 pub fn datasheet_rate(context: &Context) -> Option<f64> {
     let tch::Device::Cuda(index) = context.device else { return None };
-    sterna_train::flops::datasheet_rate(&sterna_torch_sys::cuda::properties(index).ok()?.name)
+    let name = match crate::machine::card(context) {
+        Some(card) => card.name,
+        None => sterna_torch_sys::cuda::properties(index).ok()?.name,
+    };
+    sterna_train::flops::datasheet_rate(&name)
 }
 
 /// The table of some runs, and what failed in them.

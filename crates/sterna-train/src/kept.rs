@@ -219,7 +219,7 @@ impl KeepPolicy {
             {
                 lens.push(input);
             }
-            if matches!(self.attention_on, Shelf::Host(_)) && layer_idx < self.num_attention {
+            if matches!(self.attention_on, Shelf::Host(_)) && self.keeps_attention(layer_idx) {
                 lens.extend([o, lse]);
             }
         }

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::context::Context;
+use crate::machine;
 use crate::recipe::{Predicted, Training};
 
 /// Settings of `memory` in the recipe, with a name for the report.
@@ -74,6 +75,12 @@ pub const FLAT: Profile =
 /// single precision and the key gradients of each query head (4 GiB at most, `attention/choice.rs`), holes.
 const DEVICE_RESERVE: u64 = 8 << 30;
 
+/// The same of sequences so long that the queries of a call are cut, and copied for it.
+const DEVICE_RESERVE_LONG: u64 = 12 << 30;
+
+/// Up to so many tokens one call has all heads.
+const LONGEST_UNCUT: usize = 131_072;
+
 /// The same of the host: libraries, pinned buffers on their way, and whatever else runs.
 const HOST_RESERVE: u64 = 12 << 30;
 
@@ -86,10 +93,12 @@ impl Profile {
     /// The fastest that fits `training`, with as many attention outputs as fit beside the rest.
     pub fn first_fitting(context: &Context, training: &Training) -> Option<Self> {
         let Some(room) = Room::of(context) else { return Some(PROFILES[0]) };
+        let reserve =
+            if training.max_length > LONGEST_UNCUT { DEVICE_RESERVE_LONG } else { DEVICE_RESERVE };
         PROFILES.into_iter().find_map(|profile| {
             let mut training = training.clone();
             training.settings.extend(profile.settings());
-            let kept = room.blocks_beside(training.predicted(context)?)?;
+            let kept = room.blocks_beside(training.predicted(context)?, reserve)?;
             Some(Self { attention: KeptAttention::Blocks(kept), ..profile })
         })
     }
@@ -157,15 +166,19 @@ impl Room {
     /// `None` on a CPU, where the two are one and the sizes tiny.
     fn of(context: &Context) -> Option<Self> {
         let tch::Device::Cuda(index) = context.device else { return None };
-        let device = sterna_torch_sys::cuda::memory(index).ok()?.free;
+        // Asking the card makes a context on it, of which the process that only reports needs none.
+        let device = match machine::card(context) {
+            Some(card) => card.free_bytes,
+            None => sterna_torch_sys::cuda::memory(index).ok()?.free,
+        };
         let host = context.host_bytes.or_else(sterna_bench::machine::memory_bytes)?;
         Some(Self { device, host })
     }
 
     /// How many blocks' attention outputs fit the host beside what is needed; `None` if that does not fit itself.
-    fn blocks_beside(self, needed: Predicted) -> Option<u64> {
+    fn blocks_beside(self, needed: Predicted, device_reserve: u64) -> Option<u64> {
         let host = self.host.checked_sub(needed.host + HOST_RESERVE)?;
-        self.device.checked_sub(needed.device + DEVICE_RESERVE)?;
+        self.device.checked_sub(needed.device + device_reserve)?;
         Some(host.checked_div(needed.kept_attention).unwrap_or(0).min(needed.layers))
     }
 }
@@ -181,7 +194,8 @@ mod tests {
         let room = Room { device: gib(139.0), host: gib(126.0) };
         let blocks = |device: f64, host: f64| {
             let (device, host) = (gib(device), gib(host));
-            room.blocks_beside(Predicted { device, host, kept_attention: gib(1.0), layers: 32 })
+            let needed = Predicted { device, host, kept_attention: gib(1.0), layers: 32 };
+            room.blocks_beside(needed, DEVICE_RESERVE)
         };
         // 126 of the host, 12 of them in reserve.
         assert_eq!(blocks(113.91, 32.0), Some(32));

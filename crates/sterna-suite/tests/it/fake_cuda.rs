@@ -12,6 +12,7 @@ fn context() -> Context {
     sterna_fake_cuda::install();
     Context {
         out: PathBuf::new(),
+        archive: PathBuf::new(),
         inputs: PathBuf::new(),
         sterna: PathBuf::new(),
         peers: PathBuf::new(),

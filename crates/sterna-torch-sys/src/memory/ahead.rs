@@ -36,27 +36,28 @@ impl PinnedAhead {
     /// which says why.
     pub fn start(device_index: usize, lens: &[usize]) -> Self {
         install();
-        let mut lens: Vec<usize> =
-            lens.iter().filter_map(|len| Block::mapped_len_for(*len)).collect();
+        let lens: Vec<usize> = lens.iter().filter_map(|len| Block::mapped_len_for(*len)).collect();
         lock().ahead.extend(&lens);
-        lens.reverse();
         let has_to_end = Arc::new(AtomicBool::new(false));
         let thread = thread::Builder::new().name("pinned memory".to_owned()).spawn({
             let has_to_end = Arc::clone(&has_to_end);
             move || {
+                // However this thread ends, nobody waits for it any more.
+                let _promise = Promise;
                 // A thread without a current device has no driver to pin for it.
-                let mut is_possible = ffi::set_device(device_index as i32).is_ok();
-                while let Some(len) = lens.pop() {
-                    is_possible &= !has_to_end.load(Ordering::Relaxed);
-                    let made = is_possible.then(|| Mapping::new_pinned(len).ok()).flatten();
-                    is_possible = made.is_some();
+                if ffi::set_device(device_index as i32).is_err() {
+                    return;
+                }
+                for len in lens {
+                    if has_to_end.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let Ok(mapping) = Mapping::new_pinned(len) else { return };
                     let mut ledger = lock();
                     if let Some(at) = ledger.ahead.iter().position(|other| *other == len) {
                         ledger.ahead.remove(at);
                     }
-                    if let Some(mapping) = made {
-                        ledger.pinned.add(mapping);
-                    }
+                    ledger.pinned.add(mapping);
                     drop(ledger);
                     MADE.notify_all();
                 }
@@ -64,7 +65,7 @@ impl PinnedAhead {
         });
         if thread.is_err() {
             // The system has no thread left: tensors make their own.
-            lock().ahead.clear();
+            drop(Promise);
         }
         Self { has_to_end, thread: thread.ok() }
     }
@@ -74,18 +75,30 @@ impl Drop for PinnedAhead {
     fn drop(&mut self) {
         self.has_to_end.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // It panics nowhere.
+            // One that panicked has kept no promise, and tensors make their own.
             let _ = thread.join();
         }
     }
 }
 
-/// Waits while a mapping for `len` bytes is being made and none waits. One that is far longer is for another tensor.
+/// That more mappings will come. When it is dropped, none will.
+struct Promise;
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        lock().ahead.clear();
+        MADE.notify_all();
+    }
+}
+
+/// Waits while a mapping for `len` bytes is being made and none waits: of the longest micro-batch's, so that one for a shorter one may be
+/// several times as long. One that is longer still is for another tensor.
 pub(super) fn wait_for(
     mut ledger: MutexGuard<'static, Ledger>,
     len: usize,
 ) -> MutexGuard<'static, Ledger> {
-    let is_for_it = |other: &usize| (len..=len + len / 8).contains(other);
+    const MOST_TIMES: usize = 8;
+    let is_for_it = |other: &usize| (len..=len.saturating_mul(MOST_TIMES)).contains(other);
     while ledger.ahead.iter().any(is_for_it) && !ledger.pinned.has(len) {
         ledger = MADE.wait(ledger).unwrap_or_else(PoisonError::into_inner);
     }

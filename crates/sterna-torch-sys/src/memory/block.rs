@@ -5,6 +5,7 @@ use std::{
     num::NonZero,
     ptr::{self, NonNull},
     sync::LazyLock,
+    thread,
 };
 
 use cudarc::driver::sys;
@@ -168,7 +169,7 @@ impl Mapping {
     fn populate(&mut self) {
         // Of so many huge pages a share is worth a thread.
         const LEAST_SHARE: usize = 64 << 20;
-        let num_threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let num_threads = thread::available_parallelism().map_or(1, NonZero::get);
         let share = self.len.div_ceil(num_threads).next_multiple_of(HUGE_PAGE).max(LEAST_SHARE);
         let start = self.start.as_ptr().addr();
         let populate = |offset: usize| {
@@ -183,9 +184,13 @@ impl Mapping {
                 )
             };
         };
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             for offset in (0..self.len).step_by(share).skip(1) {
-                scope.spawn(move || populate(offset));
+                let thread = thread::Builder::new().spawn_scoped(scope, move || populate(offset));
+                if thread.is_err() {
+                    // The system has no thread left.
+                    populate(offset);
+                }
             }
             populate(0);
         });
