@@ -128,7 +128,7 @@ impl Dataset {
     }
 
     /// SHA-256 of every token, every label and the order of the samples: equal exactly when two data sets give the same sequences.
-    pub(crate) fn fingerprint(&self) -> String {
+    pub fn fingerprint(&self) -> String {
         let mut hasher = Sha256::new();
         for hash in self.corpus.stores.iter().flat_map(TokenStore::hashes) {
             hasher.update(hash);

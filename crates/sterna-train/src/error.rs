@@ -166,10 +166,12 @@ pub enum TrainError {
     #[error("{0}")]
     OutOfMemory(Box<OutOfMemory>),
     /// The ranks did not read the same recipe, model or data.
-    #[error("ranks `{ranks:?}` have another recipe, model or data than rank `0`")]
+    #[error("ranks `{ranks:?}` have another recipe, model or data than rank `0`: {differences}")]
     RanksDisagree {
         /// The ranks that differ from rank 0.
         ranks: Vec<usize>,
+        /// The keys that differ, with the values of two ranks.
+        differences: String,
     },
     /// The kill switch was set before the first step.
     #[error("the kill switch `{}` exists, so nothing was trained", path.display())]

@@ -1,5 +1,6 @@
 //! The whole run of one rank, from a recipe to an export.
 
+mod agreement;
 mod course;
 mod setup;
 
@@ -29,8 +30,8 @@ pub(crate) use self::setup::device_type;
 use self::{
     course::Course,
     setup::{
-        Assets, check_agreement, connect_gpus, device, model_config, num_attention_kept, peak_rate,
-        plan_of_data, scratch,
+        Assets, connect_gpus, device, model_config, num_attention_kept, peak_rate, plan_of_data,
+        scratch,
     },
 };
 use crate::{
@@ -257,7 +258,7 @@ impl<'a> Trainer<'a> {
             tokenizer_dir: assets.tokenizer_dir.clone(),
         };
         // Before what ranks with other recipes would do in another order.
-        check_agreement(recipe, comm, &assets.config, &datasets.fingerprint)?;
+        agreement::check(recipe, comm, &assets.config, datasets)?;
         let mut checkpoints = Checkpoints::open(recipe, comm.world(), env.local_world_size)?;
         let resumed = if let Some(entry) = recipe.checkpoint.iter().find(|entry| entry.auto_resume)
         {

@@ -1,7 +1,6 @@
 //! What a run needs before its first step: files, places, and the ranks' agreement on both.
 
 use std::{
-    hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
     rc::Rc,
     time::Instant,
@@ -11,9 +10,7 @@ use sterna_comm::{Comm, GpuTransport, RankEnv};
 use sterna_data::{Dataset, Datasets};
 use sterna_hf::{ModelConfig, Tokenizer, WeightFiles, hub};
 use sterna_ops::widens;
-use sterna_recipe::{
-    DeviceType, KeepAttention, MemoryKind, MemoryOptions, PadTo, Place, Plan, Recipe,
-};
+use sterna_recipe::{DeviceType, KeepAttention, MemoryKind, PadTo, Place, Plan, Recipe};
 use sterna_torch_sys::{cuda, kernels};
 use tch::{Device, Kind, Tensor};
 
@@ -216,52 +213,6 @@ pub(super) fn scratch(recipe: &Recipe, plan: &Plan) -> Result<Option<Rc<DiskScra
     let needed_bytes = rows.map(|row| row.disk_bytes).sum::<u64>() + attention;
     std::fs::create_dir_all(dir).map_err(|source| TrainError::Io { path: dir.clone(), source })?;
     Ok(Some(Rc::new(DiskScratch::create(dir, needed_bytes)?)))
-}
-
-/// Makes sure that all ranks read the same things; `data` is the hash of every sample. Another data file on one host would
-/// otherwise train on a mixture of sequences without a word, or leave the ranks waiting for each other.
-///
-/// # Communication
-///
-/// One all-gather of 8 bytes. Collective.
-pub(super) fn check_agreement(
-    recipe: &Recipe,
-    comm: &Comm,
-    config: &ModelConfig,
-    data: &str,
-) -> Result<(), TrainError> {
-    let mut hasher = DefaultHasher::new();
-    // Folders may have other names on other hosts; everything that decides numbers or collectives may not.
-    let exports: Vec<_> = recipe
-        .checkpoint
-        .iter()
-        .map(|c| {
-            let when = (c.save_every_n_steps, c.save_every_n_epochs, c.save_end_of_training);
-            (c.kind, c.auto_resume, c.keep_last_n, when)
-        })
-        .collect();
-    let keys = (
-        (
-            &recipe.optimizer,
-            &recipe.scheduler,
-            &recipe.deepspeed,
-            recipe.loss_average,
-            recipe.model.dtype,
-        ),
-        (recipe.micro_batch_size, recipe.gradient_accumulation_steps, recipe.overfit_first_batch),
-        (recipe.tiled_mlp_compute, recipe.model.disable_activation_checkpoint, recipe.seed),
-        // Where things wait and how much is computed at once decide which collectives a rank takes part in.
-        MemoryOptions { disk_dir: None, timeline_dir: None, ..recipe.memory.clone() },
-        (recipe.eval_interval, recipe.eval_on_start, exports, recipe.on_nonfinite),
-        (recipe.epochs, recipe.train_iters, recipe.exit_iteration, recipe.exit_iteration_this_run),
-        (recipe.data.max_length, recipe.data.pad_to),
-    );
-    (env!("CARGO_PKG_VERSION"), data).hash(&mut hasher);
-    (format!("{keys:?}"), format!("{:?}", config.raw)).hash(&mut hasher);
-    let of_ranks = comm.world().all_gather_bytes(&hasher.finish().to_le_bytes())?;
-    let ranks: Vec<usize> =
-        (0..of_ranks.len()).filter(|&rank| of_ranks[rank] != of_ranks[0]).collect();
-    if ranks.is_empty() { Ok(()) } else { Err(TrainError::RanksDisagree { ranks }) }
 }
 
 /// FLOP/s that the ranks can reach together, which MFU is a fraction of: of a GPU the datasheet's rate for bf16, where we know it, as

@@ -210,9 +210,30 @@ fn two_ranks_with_other_data_are_told_so() {
         let recipe = tiny::load(&own, "recipe", &recipe);
         let error = train(&recipe, &env, &TrainOptions::default(), &mut Recorder::default())
             .expect_err("rank 1 has other chats");
-        assert_eq!(
-            error.to_string(),
-            "ranks `[1]` have another recipe, model or data than rank `0`"
-        );
+        let text = error.to_string();
+        let said = "ranks `[1]` have another recipe, model or data than rank `0`: `";
+        assert!(text.starts_with(said) && text.contains("`training data` is "), "{text}");
+    });
+}
+
+#[test]
+fn two_ranks_with_other_keys_are_told_which() {
+    spawn_ranks(2, |rank: &TestRank| {
+        let env = RankEnv::from_env().expect("the environment of a rank");
+        let own = rank.folder.join(env.rank.to_string());
+        let mut recipe = tiny::recipe(&own);
+        // None of them changes a sample, and each what the ranks compute or when they meet.
+        if env.rank == 1 {
+            recipe["min_iterations"] = json!(1000);
+            recipe["model"]["attn_implementation"] = json!("flash_attention_2");
+            recipe["data"]["div_length"] = json!(48);
+        }
+        let recipe = tiny::load(&own, "recipe", &recipe);
+        let error = train(&recipe, &env, &TrainOptions::default(), &mut Recorder::default())
+            .expect_err("rank 1 has another recipe");
+        let text = error.to_string();
+        for key in ["data.div_length", "min_iterations", "model.attn_implementation"] {
+            assert!(text.contains(&format!("`{key}` is ")), "{key} is not in {text}");
+        }
     });
 }
