@@ -58,6 +58,11 @@ CASES = [
         "granite, multipliers",
         {"model_type": "granite", "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.0078125, "logits_scaling": 8.0, "attention_bias": True, "tie_word_embeddings": True},
     ),
+    ("seed_oss", {"model_type": "seed_oss", "attention_dropout": 0.0, "residual_dropout": 0.0}),
+    (
+        "seed_oss, other biases",
+        {"model_type": "seed_oss", "attention_dropout": 0, "residual_dropout": 0, "attention_bias": False, "attention_out_bias": True, "mlp_bias": True, "head_dim": None},
+    ),
     # Its own pad_token_id is beyond these few rows.
     ("smollm3", {"model_type": "smollm3", "pad_token_id": None}),
     ("smollm3, untied, biases", {"model_type": "smollm3", "pad_token_id": 5, "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),

@@ -52,6 +52,12 @@ CASES = {
     "qwen2": ("qwen2", dict(BASE, num_key_value_heads=1), [16, 8]),
     # Norms on queries and keys, and heads wider than the hidden size divided by their number.
     "qwen3": ("qwen3", dict(BASE, hidden_size=24, head_dim=8), [16, 8]),
+    # Biases on q, k and v by default and none on o, heads wider than the hidden size over their number.
+    "seed_oss": (
+        "seed_oss",
+        dict(BASE, hidden_size=24, head_dim=8, attention_dropout=0.0, residual_dropout=0.0, pad_token_id=3),
+        [11, 13],
+    ),
     # One block with rotary embeddings and one without; tied, as its class has it.
     "smollm3": ("smollm3", dict(BASE, no_rope_layers=[1, 0], tie_word_embeddings=True, pad_token_id=3), [14, 10]),
     # Four multipliers, none of them a power of two.

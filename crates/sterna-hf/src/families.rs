@@ -8,6 +8,7 @@ mod llama;
 mod mistral;
 mod qwen2;
 mod qwen3;
+mod seed_oss;
 mod smollm3;
 
 use std::fmt;
@@ -105,12 +106,13 @@ pub(crate) enum Rotated {
 }
 
 /// Every family, in the order in which messages name them.
-pub(crate) static ALL: [&Family; 6] = [
+pub(crate) static ALL: [&Family; 7] = [
     &granite::GRANITE,
     &llama::LLAMA,
     &mistral::MISTRAL,
     &qwen2::QWEN2,
     &qwen3::QWEN3,
+    &seed_oss::SEED_OSS,
     &smollm3::SMOLLM3,
 ];
 

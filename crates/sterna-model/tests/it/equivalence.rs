@@ -15,7 +15,16 @@ const KEEP_ATTENTION: Keep = Keep { attention: true, graph: false };
 const KEEP_ALL: Keep = Keep { attention: true, graph: true };
 
 /// Nine query heads on three kv heads; biases; a window; one kv head for all ranks; q/k norms.
-const MODELS: [&str; 5] = ["llama_tied", "llama_biased", "mistral_window", "qwen2", "qwen3"];
+const MODELS: [&str; 8] = [
+    "llama_tied",
+    "llama_biased",
+    "mistral_window",
+    "qwen2",
+    "qwen3",
+    "granite",
+    "seed_oss",
+    "smollm3",
+];
 
 fn double() -> How {
     How { kind: Kind::Double, ..How::PLAIN }

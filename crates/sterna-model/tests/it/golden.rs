@@ -77,6 +77,11 @@ fn qwen3_with_query_and_key_norms() {
 }
 
 #[test]
+fn seed_oss_with_biases_on_some_projections() {
+    check("seed_oss");
+}
+
+#[test]
 fn smollm3_with_a_block_without_rotary_embeddings() {
     check("smollm3");
 }
