@@ -80,7 +80,7 @@ pub fn run(context: &Context) -> Result<Findings> {
     Ok(findings)
 }
 
-/// One of [`CHECKS`], in this process.
+/// Runs a check by its name, in this process: `collectives`, `time-out` or `abort`.
 ///
 /// # Errors
 ///
