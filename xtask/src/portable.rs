@@ -67,7 +67,8 @@ pub(crate) fn linker(root: &Path) -> Result<PathBuf> {
         pip.args(["-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]);
         stage::run(pip.arg("--target").arg(&folder).arg(ZIG))?;
     }
-    let linker = folder.join("link.sh");
+    // rustc takes the kind of a linker from its name.
+    let linker = folder.join("cc");
     let (major, minor) = GLIBC;
     let text = LINKER.replace("VERSION", &format!("{major}.{minor}"));
     let write = || -> std::io::Result<()> {
