@@ -101,6 +101,7 @@ fn has_device_error(section: &Section) -> bool {
 /// Packs the report into one file, with the summary beside it. Nothing is lost if that fails: the folder is there.
 fn archive(context: &Context) {
     let to = &context.archive;
+    let _ = to.parent().map(std::fs::create_dir_all);
     let _ = std::fs::copy(context.out.join("summary.txt"), to.with_file_name("summary.txt"));
     let mut tar = Command::new("tar");
     tar.arg("czf").arg(to).args(["--exclude=./site", "--exclude=./runs/cache", "-C"]);

@@ -99,8 +99,10 @@ fn a_lease_ends_where_nothing_can_be_said_and_its_output_with_what_to_mend() {
 fn a_call_whose_time_is_up_says_what_it_left() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("report");
-    let output = suite(&out, "/bin/true", &["machine", "ceilings", "--seconds", "1"]);
-    assert!(output.status.success());
+    let archive = folder.path().join("away/report.tgz");
+    let words = ["machine", "ceilings", "--seconds", "1", "--archive", archive.to_str().unwrap()];
+    let output = suite(&out, "/bin/true", &words);
+    assert!(output.status.success() && archive.is_file());
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("ceilings: skipped: the time of this call is up"), "{text}");
     assert!(report(&out).0.contains("| Ceilings of the card | skipped: the time"), "{text}");
