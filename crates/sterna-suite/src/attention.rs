@@ -184,7 +184,7 @@ fn measure(context: &Context, len: i64, kernel: Kernel) -> Result<Measured> {
 }
 
 /// FLOPs of the forward: two products of half a square for each query head.
-fn forward_flop(len: i64) -> f64 {
+pub(crate) fn forward_flop(len: i64) -> f64 {
     let (queries, _, dim) = HEADS;
     2.0 * (queries * dim) as f64 * (len as f64).powi(2)
 }

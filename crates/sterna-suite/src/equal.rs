@@ -9,7 +9,7 @@ use sterna_bench::metrics::Step;
 
 use crate::context::Context;
 use crate::recipe::{DONE, Trained, Training, write_documents};
-use crate::record::{Findings, Section, Table, read_json, write_json};
+use crate::record::{Findings, Section, Table, write_json};
 use crate::run::findings_path;
 
 /// The tiny model's steps.
@@ -92,8 +92,7 @@ pub const SECTION_OF_LEASE: &str = "lease-equal";
 /// Why a larger model is not worth its time: bf16 does not train on the GPU, or far from what a CPU computes. A bound that is missed by
 /// little is for a reader to judge, and a run that had no time says nothing.
 pub fn why_not_larger(context: &Context) -> Option<String> {
-    let path = context.out.join(format!("sections/{SECTION_OF_LEASE}.json"));
-    let section: Section = read_json(&path).ok()?;
+    let section = Section::read(&context.out, SECTION_OF_LEASE)?;
     let rows = section.findings.data.as_array()?.clone();
     let row = |name: &str| rows.iter().find(|row| row["run"] == json!(name)).cloned();
     if let Some(failed) = row("bf16")?["failed"].as_str() {

@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 use sterna_bench::figures::thousands;
 use sterna_bench::process::End;
 
+use crate::attention::forward_flop;
 use crate::context::Context;
 use crate::cost::{Cut, Estimate, H200, Rates};
 use crate::recipe::{DONE, Training, write_documents};
 use crate::record::{Findings, Section, Table, read_json, write_json};
 use crate::shape::profile::{FLAT, Profile};
-use crate::shape::{self, Case, RunResult, STERNA};
+use crate::shape::{self, Case, RunResult, STERNA, length};
 
 /// What a leased machine's host gives, bytes, where neither the caller nor the machine says it: the memory of its virtual machine grows
 /// from far less.
@@ -150,11 +151,6 @@ pub fn mixed(context: &Context) -> Result<Findings> {
     Ok(findings)
 }
 
-/// Powers of two in the same order, small for a tiny run.
-fn length(context: &Context, length: usize) -> usize {
-    if context.is_tiny { length >> 8 } else { length }
-}
-
 /// What a step of ours should take at the rates that were measured, or else at an H200's; `None` if there is no plan for it.
 fn estimate(
     context: &Context,
@@ -181,33 +177,27 @@ fn estimate(
 
 /// The rates of this card as far as the first call has measured them.
 fn rates(context: &Context) -> Rates {
-    let rows = data(context, "lease-attention");
-    let longest = rows["rows"].as_array().and_then(|rows| rows.last()).cloned();
-    let attention = |key: &str, times: f64| {
-        let row = longest.as_ref()?;
-        let tokens = row["tokens"].as_f64()?;
-        Some(times * 2.0 * 4096.0 * tokens * tokens / row[key].as_f64()?)
+    if !context.device.is_cuda() {
+        return H200;
+    }
+    let rows = data(context, "lease-attention")["rows"].as_array().cloned().unwrap_or_default();
+    let attention = |key: &str, of_forward: f64| {
+        let row = rows.last()?;
+        Some(of_forward * forward_flop(row["tokens"].as_i64()?) / row[key].as_f64()?)
     };
-    let measured = if context.device.is_cuda() { shape::gemm_rate(context) } else { None };
-    let measured_attention =
-        |key, times| if context.device.is_cuda() { attention(key, times) } else { None };
     Rates {
         // What products of a step reach of the largest one's rate.
-        products: measured.map_or(H200.products, |rate| 0.9 * rate),
-        attention_forward: measured_attention("forward_seconds_median", 1.0)
+        products: shape::gemm_rate(context).map_or(H200.products, |rate| 0.9 * rate),
+        attention_forward: attention("forward_seconds_median", 1.0)
             .unwrap_or(H200.attention_forward),
-        attention_backward: measured_attention("backward_seconds_median", 2.5)
+        attention_backward: attention("backward_seconds_median", 2.5)
             .unwrap_or(H200.attention_backward),
         memory: H200.memory,
     }
 }
 
-fn section(context: &Context, name: &str) -> Option<Section> {
-    read_json(&context.out.join(format!("sections/{name}.json"))).ok()
-}
-
 fn data(context: &Context, name: &str) -> Value {
-    section(context, name).map(|section| section.findings.data).unwrap_or_default()
+    Section::read(&context.out, name).map(|section| section.findings.data).unwrap_or_default()
 }
 
 /// What decides what is mended next: each figure, what it should be by the cost model or by requirement, and what to look at if it is not.
@@ -248,7 +238,7 @@ pub fn decisions(context: &Context) -> Result<Table> {
         ("lease-equal", "equal trainings", "the first run that differs: its log in runs/equal"),
         ("nccl", "NCCL in a world of one", "cpp/cuda/nccl.cc"),
     ] {
-        let Some(section) = section(context, name) else {
+        let Some(section) = Section::read(&context.out, name) else {
             add(what, "not run".to_owned(), "passed".to_owned(), "open", then);
             continue;
         };

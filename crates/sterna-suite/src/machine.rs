@@ -10,7 +10,7 @@ use sterna_bench::machine;
 use sterna_torch_sys::cuda;
 
 use crate::context::Context;
-use crate::record::{Findings, Section, Table, read_json};
+use crate::record::{Findings, Section, Table};
 
 /// Asks and touches.
 ///
@@ -89,7 +89,7 @@ pub struct Card {
 
 /// What an earlier section [`run`] found of the card.
 pub fn card(context: &Context) -> Option<Card> {
-    let section: Section = read_json(&context.out.join("sections/machine.json")).ok()?;
+    let section = Section::read(&context.out, "machine")?;
     serde_json::from_value(section.findings.data["card"].clone()).ok()
 }
 

@@ -69,6 +69,11 @@ pub struct Section {
 }
 
 impl Section {
+    /// What the section of this name found when it was last run into the report's folder `out`.
+    pub fn read(out: &Path, name: &str) -> Option<Self> {
+        read_json(&out.join(format!("sections/{name}.json"))).ok()
+    }
+
     /// How it went, in a line.
     pub fn verdict(&self) -> String {
         match &self.error {

@@ -112,15 +112,13 @@ fn summary(sections: &[Section], decisions: &Table) -> String {
     text
 }
 
-/// Whether a call of a lease has been run into this folder.
+/// Whether a call of a lease has been run into this folder: a section that is of no other command.
 fn is_of_lease(sections: &[Section]) -> bool {
-    let is_its = |section: &Section, spec: &&Spec| spec.name == section.name;
-    let only = LEASE
-        .iter()
-        .chain(&LEASE_2)
-        .filter(|spec| sections::QUICK.iter().all(|other| other.name != spec.name));
-    let only: Vec<&Spec> = only.collect();
-    sections.iter().any(|section| only.iter().any(|spec| is_its(section, spec)))
+    let has =
+        |specs: &[Spec], section: &Section| specs.iter().any(|spec| spec.name == section.name);
+    sections.iter().any(|section| {
+        (has(&LEASE, section) || has(&LEASE_2, section)) && !has(&sections::QUICK, section)
+    })
 }
 
 fn is_of_shape(name: &str) -> bool {
@@ -132,8 +130,7 @@ fn is_of_shape(name: &str) -> bool {
 
 /// What has been run into this folder, in the order of [`sections::all`].
 fn sections(context: &Context) -> Vec<Section> {
-    let of = |name: &str| read_json(&context.out.join(format!("sections/{name}.json"))).ok();
-    sections::all().filter_map(|spec| of(spec.name)).collect()
+    sections::all().filter_map(|spec| Section::read(&context.out, spec.name)).collect()
 }
 
 fn heading(context: &Context, machine: &Value) -> String {

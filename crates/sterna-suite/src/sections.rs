@@ -224,8 +224,7 @@ impl Spec {
                 let mut data = Vec::new();
                 for (i, &(length, steps)) in lengths.iter().enumerate() {
                     let case = Case {
-                        // Powers of two in the same order, small.
-                        length: if context.is_tiny { length >> 8 } else { length },
+                        length: shape::length(context, length),
                         layers: layers.min(shape::all_layers(context)?),
                         steps,
                         profile: (is_alone && layers == 2).then_some(FLAT),

@@ -20,7 +20,7 @@ use self::profile::Profile;
 use crate::context::Context;
 use crate::peer::{Peer, SYSTEMS};
 use crate::recipe::{DONE, Training, write_documents};
-use crate::record::{Findings, Table, read_json, write_json};
+use crate::record::{Findings, Section, Table, read_json, write_json};
 
 /// Ours, beside [`SYSTEMS`].
 pub const STERNA: &str = "sterna";
@@ -126,6 +126,11 @@ pub fn model_folder(context: &Context) -> PathBuf {
 pub fn all_layers(context: &Context) -> Result<usize> {
     let config = ModelConfig::from_dir(&model_folder(context)).context("the shape's config")?;
     Ok(config.num_hidden_layers)
+}
+
+/// Tokens of a length that a section is about: small for a tiny run, powers of two in the same order.
+pub fn length(context: &Context, length: usize) -> usize {
+    if context.is_tiny { length >> 8 } else { length }
 }
 
 /// The shape with `layers` layers.
@@ -321,9 +326,7 @@ pub fn step_flop(context: &Context, length: usize, layers: usize) -> Result<f64>
 /// The rate of bf16 products that `ceilings` measured.
 pub fn gemm_rate(context: &Context) -> Option<f64> {
     ["ceilings", "lease-ceilings"].iter().find_map(|name| {
-        let path = context.out.join(format!("sections/{name}.json"));
-        let section: Value = read_json(&path).ok()?;
-        section["findings"]["data"][crate::ceilings::GEMM_RATE].as_f64()
+        Section::read(&context.out, name)?.findings.data[crate::ceilings::GEMM_RATE].as_f64()
     })
 }
 

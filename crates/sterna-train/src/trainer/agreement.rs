@@ -13,9 +13,9 @@ use sterna_recipe::Recipe;
 
 use crate::error::TrainError;
 
-/// Keys that say where things are on a host, or what it prints: with those under them. What the sources of data give is in the hashes
-/// of the data.
-const OF_A_HOST: [&str; 11] = [
+/// Keys and whole sections, with those under them, that say where things are on a host, or what it prints. What the sources of data give
+/// is in the hashes of the data.
+const OF_A_HOST: [&str; 15] = [
     "model.name_or_path",
     "model.save_name",
     "tokenizer.name_or_path",
@@ -27,11 +27,11 @@ const OF_A_HOST: [&str; 11] = [
     "memory.disk_dir",
     "memory.timeline_dir",
     "memory.timeline_steps",
+    "logger",
+    "kill_switch_path",
+    "train_log_metrics_path",
+    "train_log_iter_interval",
 ];
-
-/// The same of whole sections, and of a key in each entry of a list.
-const SECTIONS_OF_A_HOST: [&str; 4] =
-    ["logger", "kill_switch_path", "train_log_metrics_path", "train_log_iter_interval"];
 
 /// The key of a checkpoint entry that is a folder.
 const OUTPUT_DIR: &str = "output_dir";
@@ -100,7 +100,7 @@ fn must_agree(key: &str) -> bool {
         key.strip_prefix(of_host).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     };
     let is_folder = key.starts_with("checkpoint.") && key.ends_with(OUTPUT_DIR);
-    !(is_folder || OF_A_HOST.iter().chain(&SECTIONS_OF_A_HOST).any(|of_host| is_below(of_host)))
+    !(is_folder || OF_A_HOST.iter().any(|of_host| is_below(of_host)))
 }
 
 /// The first keys in which a rank differs from rank 0, each with both values.
