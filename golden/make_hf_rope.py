@@ -1,4 +1,4 @@
-"""Makes crates/sterna-hf/tests/fixtures/rope.json: rotary frequencies of real transformers modules.
+"""Makes crates/sterna-arch/tests/fixtures/rope.json: rotary frequencies of real transformers modules.
 
 Each case runs the family's rotary module on positions 0..seq_len and notes the frequencies it then
 holds, so that "dynamic" is measured as training would see it. No randomness. Run with
@@ -17,7 +17,7 @@ from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
-OUT = pathlib.Path(__file__).parents[1] / "crates/sterna-hf/tests/fixtures/rope.json"
+OUT = pathlib.Path(__file__).parents[1] / "crates/sterna-arch/tests/fixtures/rope.json"
 MODULES = {
     "llama": LlamaRotaryEmbedding,
     "mistral": MistralRotaryEmbedding,

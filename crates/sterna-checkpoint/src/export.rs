@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use sterna_arch::DType;
 use sterna_hf::export::MAX_SHARD_BYTES;
-use sterna_hf::{DType, ExportWriter, ParamSpec};
+use sterna_hf::{ExportWriter, TensorSpec};
 
 use crate::error::{Error, Result};
 use crate::manifest::{Checkpoint, StateDtype, StateName};
@@ -23,9 +24,9 @@ use crate::manifest::{Checkpoint, StateDtype, StateName};
 pub fn export(checkpoint: &Checkpoint, dir: &Path, dtype: DType) -> Result<()> {
     let manifest = &checkpoint.manifest;
     let places = &manifest.parameters;
-    let tensors: Vec<(ParamSpec, DType)> = places
+    let tensors: Vec<(TensorSpec, DType)> = places
         .iter()
-        .map(|place| (ParamSpec { name: place.name.clone(), shape: place.shape.clone() }, dtype))
+        .map(|place| (TensorSpec { name: place.name.clone(), shape: place.shape.clone() }, dtype))
         .collect();
     if let Some(state) = manifest.state(StateName::Master)
         && state.dtype != StateDtype::F32

@@ -4,7 +4,6 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use crate::chat_template::Overrun;
-use crate::families::Family;
 use crate::hub::HubError;
 
 /// Shorthand for results of this crate.
@@ -52,14 +51,9 @@ pub enum Error {
         /// What it has to be.
         required: String,
     },
-    /// `model_type` names an architecture that Sterna does not have.
-    #[error("`{}`: model_type `{found}` is not supported, required: one of {}", path.display(), Family::names())]
-    UnsupportedModelType {
-        /// The config file.
-        path: PathBuf,
-        /// The `model_type` found.
-        found: String,
-    },
+    /// The config cannot be used.
+    #[error(transparent)]
+    Config(#[from] sterna_arch::Error),
     /// A chat template is not valid Jinja.
     #[error("`{}`: the chat template does not parse", path.display())]
     TemplateSyntax {
@@ -327,12 +321,7 @@ impl Error {
             Error::MissingFile { purpose, .. } => {
                 return Some(format!("a model folder needs it: it is {purpose}"));
             }
-            Error::UnsupportedModelType { .. } => {
-                return Some(format!(
-                    "choose a checkpoint of one of these families: {}",
-                    Family::names()
-                ));
-            }
+            Error::Config(error) => return error.hint(),
             Error::TemplateRefused { .. } => {
                 "turns have to be as the template wants them, often user and assistant by turns"
             }

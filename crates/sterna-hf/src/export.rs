@@ -19,11 +19,10 @@ use serde_json::{Map, Value, json};
 
 use self::layout::Shard;
 use crate::assets;
-use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::families::Family;
-use crate::parameters::ParamSpec;
-use crate::weights::INDEX_FILE;
+use crate::weights::{INDEX_FILE, TensorSpec};
+use sterna_arch::DType;
+use sterna_arch::Family;
 
 pub use self::destination::{check_destination, put_in_place};
 pub use self::rewrite::rewrite;
@@ -56,14 +55,14 @@ impl ExportWriter {
     /// Those of [`check_destination`]; [`Error::Write`] when the folder cannot be made.
     pub fn create(
         dir: &Path,
-        tensors: &[(ParamSpec, DType)],
+        tensors: &[(TensorSpec, DType)],
         max_shard_bytes: u64,
     ) -> Result<ExportWriter> {
         ExportWriter::create_files(dir, &layout::fill(tensors, max_shard_bytes))
     }
 
     /// As [`create`](ExportWriter::create), with one file for each list of tensors.
-    fn create_files(dir: &Path, files: &[Vec<(ParamSpec, DType)>]) -> Result<ExportWriter> {
+    fn create_files(dir: &Path, files: &[Vec<(TensorSpec, DType)>]) -> Result<ExportWriter> {
         let shards = layout::shards(files);
         let total_bytes = shards.iter().map(Shard::file_bytes).sum();
         check_destination(dir, total_bytes)?;
@@ -249,7 +248,7 @@ fn export_config(config: &Map<String, Value>, dtype: Option<DType>) -> Map<Strin
     if let Some(family) = model_type.and_then(Family::find)
         && config.get("architectures").is_none_or(Value::is_null)
     {
-        config.insert("architectures".to_owned(), json!([family.causal_lm_class]));
+        config.insert("architectures".to_owned(), json!([family.causal_lm_class()]));
     }
     config
 }

@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use self::file::MappedFile;
-use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::parameters::Parameters;
+use sterna_arch::DType;
+use sterna_arch::{Architecture, ParamSpec};
 
 /// The one file of a small model.
 pub(crate) const SINGLE_FILE: &str = "model.safetensors";
@@ -26,6 +26,28 @@ pub struct WeightFiles {
     files: Vec<MappedFile>,
     /// Which of `files` holds a tensor.
     file_idx_of: BTreeMap<String, usize>,
+}
+
+/// A tensor of a checkpoint by name and shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Its name.
+    pub name: String,
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+}
+
+impl TensorSpec {
+    /// The number of elements.
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+impl From<&ParamSpec> for TensorSpec {
+    fn from(spec: &ParamSpec) -> Self {
+        Self { name: spec.name.clone(), shape: spec.shape.clone() }
+    }
 }
 
 /// One tensor's bytes, where they lie in the mapped file.
@@ -152,9 +174,9 @@ impl WeightFiles {
     ///
     /// [`Error::TensorMissing`] naming the first and counting all, [`Error::TensorShape`],
     /// [`Error::TensorDType`].
-    pub fn check(&self, parameters: &Parameters) -> Result<()> {
+    pub fn check(&self, arch: &Architecture) -> Result<()> {
         let missing: Vec<_> =
-            parameters.iter().filter(|spec| !self.file_idx_of.contains_key(&spec.name)).collect();
+            arch.params().filter(|spec| !self.file_idx_of.contains_key(&spec.name)).collect();
         if let Some(first) = missing.first() {
             return Err(Error::TensorMissing {
                 dir: self.dir.clone(),
@@ -162,7 +184,7 @@ impl WeightFiles {
                 num_missing: missing.len(),
             });
         }
-        for spec in parameters.iter() {
+        for spec in arch.params() {
             let view = self.tensor(&spec.name)?;
             if view.shape != spec.shape {
                 return Err(Error::TensorShape {
@@ -173,13 +195,13 @@ impl WeightFiles {
                 });
             }
         }
-        self.warn_of_unused(parameters);
+        self.warn_of_unused(arch);
         Ok(())
     }
 
-    fn warn_of_unused(&self, parameters: &Parameters) {
+    fn warn_of_unused(&self, arch: &Architecture) {
         let used: std::collections::HashSet<&str> =
-            parameters.iter().map(|spec| spec.name.as_str()).collect();
+            arch.params().map(|spec| spec.name.as_str()).collect();
         let is_redundant = |name: &str| name == "lm_head.weight" || name.ends_with(".inv_freq");
         let unused: Vec<_> =
             self.names().filter(|name| !used.contains(name) && !is_redundant(name)).collect();

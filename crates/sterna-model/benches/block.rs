@@ -10,8 +10,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use sterna_arch::ModelConfig;
 use sterna_comm::{Comm, RankEnv};
-use sterna_hf::ModelConfig;
 use sterna_model::head::{self, HeadGrads, HeadParams};
 use sterna_model::{
     BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Keep, block, embed, init, rotary,
@@ -101,12 +101,13 @@ impl Bench {
                 linear::backward_params(&d_y, &x, Some(&mut d_weight), None);
             });
         }
-        let table = self.rope();
+        let table = self.ropes().remove(0);
         let (q, k) = (random(&[s, 9, 64]), random(&[s, 3, 64]));
         time("rope q", || rope::forward(&q, &table));
         let spec = AttentionSpec {
             kv_of_q: vec![0, 0, 0, 1, 1, 1, 2, 2, 2],
             scale: 0.125,
+            softcap: None,
             sliding_window: None,
             implementation: Implementation::Automatic,
         };
@@ -133,37 +134,39 @@ impl Bench {
         });
     }
 
-    fn rope(&self) -> sterna_model::RopeTable {
+    fn ropes(&self) -> Vec<sterna_model::RopeTable> {
         let positions: Vec<i64> = (0..self.num_tokens).collect();
-        rotary::table(&self.config, &positions, self.num_tokens as usize, KIND, Device::Cpu)
+        rotary::tables(&self.config.arch, &positions, self.num_tokens as usize, KIND, Device::Cpu)
     }
 
     fn block(&self) {
         let comm = Comm::init(&RankEnv::single(), 1, Duration::from_secs(30)).unwrap();
-        let groups = HeadGroup::of_all_ranks(9, 3, 1, 1).unwrap();
-        let rope = self.rope();
-        let tensors: Vec<Tensor> = self.config.parameters().layers[0]
+        let layer = &self.config.arch.layers[0];
+        let groups = HeadGroup::of_all_ranks(&layer.attention, 1, 1).unwrap();
+        let ropes = self.ropes();
+        let tensors: Vec<Tensor> = layer
+            .params
             .iter()
             .map(|spec| {
                 let shape: Vec<i64> = spec.shape.iter().map(|size| *size as i64).collect();
                 let mut values = Tensor::empty([spec.numel() as i64], (KIND, tch::Device::Cpu));
-                init::fill(&mut values, spec, &self.config, 1, &(0..spec.numel())).unwrap();
+                init::fill(&mut values, spec, 1, &(0..spec.numel())).unwrap();
                 values.view(shape.as_slice())
             })
             .collect();
-        let params = BlockParams::new(&self.config, &tensors).unwrap();
         let zeros = tensors.iter().map(|x| Some(x.zeros_like().to_kind(Kind::Float))).collect();
-        let mut grads = BlockGrads::new(&self.config, zeros).unwrap();
+        let mut grads = BlockGrads::new(layer, zeros).unwrap();
+        let params = BlockParams::new(layer, tensors).unwrap();
         let x = random(&[self.num_tokens, 576]);
         for tile_len in [self.num_tokens, 1024, 256] {
             println!("-- block, tiles of {tile_len}");
             let ctx = BlockContext {
-                config: &self.config,
+                layer,
                 layer_idx: 0,
                 sp: comm.sp(),
                 groups: &groups,
                 documents: &self.documents,
-                rope: &rope,
+                rope: Some(&ropes[0]),
                 num_rows: 1,
                 streaming: None,
                 attention: Implementation::Automatic,
@@ -189,15 +192,16 @@ impl Bench {
 
     fn ends(&self) {
         let x = random(&[self.num_tokens, 576]);
-        let params = HeadParams { norm: random(&[576]), lm_head: random(&[49152, 576]) };
+        let params =
+            HeadParams { own: vec![random(&[576])], embedding: Some(random(&[49152, 576])) };
         let zeros = |shape: &[i64]| Some(Tensor::zeros(shape, (Kind::Float, Device::Cpu)));
-        let mut grads = HeadGrads { norm: zeros(&[576]), lm_head: zeros(&[49152, 576]) };
+        let mut grads = HeadGrads { own: vec![zeros(&[576])], embedding: zeros(&[49152, 576]) };
         let labels: Vec<i64> = (0..self.num_tokens).map(|token| token * 11 % 49152).collect();
         println!("-- head and embedding");
         for tile_len in [4096, 2048, 1024, 256] {
             time(&format!("head with gradient, tiles of {tile_len}"), || {
                 head::loss_and_backward(
-                    &self.config,
+                    &self.config.arch,
                     &params,
                     &mut grads,
                     &x,
@@ -209,14 +213,15 @@ impl Bench {
             });
         }
         time("head without gradient, tiles of 1024", || {
-            head::loss(&self.config, &params, &x, &labels, 1024).unwrap()
+            head::loss(&self.config.arch, &params, &x, &labels, 1024).unwrap()
         });
+        let embedding = params.embedding.as_ref().expect("the head is tied");
         time("embedding forward", || {
-            embed::forward(&self.config, &params.lm_head, &labels).unwrap()
+            embed::forward(&self.config.arch, embedding, &labels).unwrap()
         });
-        let mut d_weight = grads.lm_head.unwrap();
+        let mut d_weight = grads.embedding.unwrap();
         time("embedding backward", || {
-            embed::backward(&self.config, &mut d_weight, &labels, &x).unwrap();
+            embed::backward(&self.config.arch, None, &mut d_weight, &labels, &x).unwrap();
         });
     }
 }

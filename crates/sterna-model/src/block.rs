@@ -18,14 +18,15 @@
 //! once or in groups ([`HeadGroup`]): the tensors of attention exist for one group at a time.
 
 mod attend;
+mod ffn;
 mod post;
 mod pre;
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use sterna_arch::Layer;
 use sterna_comm::Group;
-use sterna_hf::ModelConfig;
 use sterna_ops::attention::{AttentionSpec, Documents, Implementation};
 use sterna_ops::rope::RopeTable;
 use sterna_ops::tile::tiles;
@@ -45,9 +46,9 @@ use crate::stage::Stage;
 /// What a block needs to know beside its weights and activations.
 #[derive(Clone, Copy)]
 pub struct BlockContext<'a> {
-    /// The model.
-    pub config: &'a ModelConfig,
-    /// Which block this is; its sliding window depends on it.
+    /// What the block computes.
+    pub layer: &'a Layer,
+    /// Which block this is, for timelines.
     pub layer_idx: usize,
     /// The sequence-parallel group.
     pub sp: &'a Group,
@@ -55,8 +56,8 @@ pub struct BlockContext<'a> {
     pub groups: &'a [HeadGroup],
     /// The documents of the whole micro-batch, all its rows one after the other: `b * s` tokens.
     pub documents: &'a Documents,
-    /// The angles of this rank's `b * s/p` tokens ([`crate::rotary::table`]).
-    pub rope: &'a RopeTable,
+    /// The angles of this rank's `b * s/p` tokens ([`crate::rotary::tables`]); `None` in a block that does not turn them.
+    pub rope: Option<&'a RopeTable>,
     /// `b`, rows of the micro-batch.
     pub num_rows: i64,
     /// Tiles of queries that attend one after the other to keys and values that wait elsewhere; `None` is all at once.
@@ -245,13 +246,13 @@ pub fn backward(
     for tile in tiles(num_tokens, ctx.post_tile_len) {
         let (start, len) = (tile.start, tile.end - tile.start);
         let _stage = Stage::Post.enter();
-        let o = o.narrow(0, start, len);
+        let (x, o) = (x.narrow(0, start, len), o.narrow(0, start, len));
         let saved = match post_saved.pop_front() {
             Some(saved) => saved,
-            None => post::recompute(ctx, params, &x.narrow(0, start, len), &o),
+            None => post::recompute(ctx, params, &x, &o),
         };
         let (d_y, d_x) = (d_y.narrow(0, start, len), d_x.narrow(0, start, len));
-        let d_o = post::backward(ctx, params, grads, saved, &o, &d_y, &d_x);
+        let d_o = post::backward(ctx, params, grads, saved, &x, &o, &d_y, &d_x);
         for (group, outgoing) in ctx.groups.iter().zip(&mut outgoing) {
             outgoing.put(0, start, &group.queries_of(&d_o));
         }
@@ -292,9 +293,8 @@ pub fn backward(
                 None => pre::recompute(ctx, group, params, &x),
             };
             let d_projections = [0, 1, 2].map(|part_idx| returned.tile(part_idx, &tile));
-            let rope = ctx.rope_of(&tile);
             let d_x_tile =
-                pre::backward(ctx, group, params, grads, &x, &saved, rope.as_ref(), d_projections);
+                pre::backward(ctx, group, params, grads, &x, &saved, &tile, d_projections);
             // The residual around attention and the groups before this one have written their share already.
             let _ = d_x.narrow(0, start, len).g_add_(&d_x_tile);
         }
@@ -384,8 +384,7 @@ fn project(
         let (start, len) = (tile.start, tile.end - tile.start);
         let _stage = Stage::Pre.enter();
         let saved = pre::recompute(ctx, group, params, &x.narrow(0, start, len));
-        let rope = ctx.rope_of(&tile);
-        let projections = pre::finish(ctx, group, params, &saved, rope.as_ref());
+        let projections = pre::finish(ctx, group, params, &saved, &tile);
         for (part_idx, projection) in projections.iter().enumerate() {
             outgoing.put(part_idx, start, projection);
         }
@@ -400,8 +399,8 @@ fn project(
 impl<'a> BlockContext<'a> {
     /// Checks that everything is as long as `x` says.
     fn check(&self, x: &Tensor) -> Result<(), ModelError> {
-        let num_tokens = self.rope.len();
-        check_shape("x", &x.size(), &[num_tokens, self.config.hidden_size as i64])?;
+        let num_tokens = x.size()[0];
+        check_shape("x", &x.size(), &[num_tokens, self.layer.hidden_size() as i64])?;
         let sp_size = self.sp.size();
         let check_length = |name: &'static str, found: usize, required: usize| {
             if found == required {
@@ -410,6 +409,9 @@ impl<'a> BlockContext<'a> {
                 Err(ModelError::Length { name, found, required })
             }
         };
+        if let Some(rope) = self.rope {
+            check_length("rope", rope.len() as usize, num_tokens as usize)?;
+        }
         for group in self.groups {
             check_length("heads", group.splits().len(), sp_size)?;
         }
@@ -419,8 +421,7 @@ impl<'a> BlockContext<'a> {
 
     /// The angles of a tile's tokens; `None` in a block that does not turn them.
     fn rope_of(&self, tile: &Range<i64>) -> Option<RopeTable> {
-        let is_rotated = self.config.is_rotated[self.layer_idx];
-        is_rotated.then(|| self.rope.narrow(tile.start, tile.end - tile.start))
+        self.rope.map(|rope| rope.narrow(tile.start, tile.end - tile.start))
     }
 
     /// The exchange around the attention of a group of heads.
@@ -430,17 +431,19 @@ impl<'a> BlockContext<'a> {
             heads: group.splits(),
             num_rows: self.num_rows,
             shard_len: x.size()[0] / self.num_rows,
-            head_dim: self.config.head_dim as i64,
+            head_dim: self.layer.attention.head_dim as i64,
             kind: x.kind(),
             device: x.device(),
         }
     }
 
     fn attention_spec(&self, group: &HeadGroup) -> AttentionSpec {
+        let attention = &self.layer.attention;
         AttentionSpec {
             kv_of_q: group.kv_of_q(self.sp.rank()).to_vec(),
-            scale: self.config.attention_scale,
-            sliding_window: self.config.sliding_window[self.layer_idx].map(|window| window as i64),
+            scale: attention.scale,
+            softcap: attention.softcap,
+            sliding_window: attention.sliding_window.map(|window| window as i64),
             implementation: self.attention,
         }
     }

@@ -9,16 +9,9 @@ pub enum ModelError {
     /// The exchange around attention failed, mostly because another rank ended.
     #[error(transparent)]
     Comm(#[from] CommError),
-    /// There are more sequence-parallel ranks than query heads to share out.
-    #[error(
-        "sequence_parallel_size `{sp_size}` is larger than num_attention_heads `{num_attention_heads}`"
-    )]
-    MoreRanksThanHeads {
-        /// Ranks in the sequence-parallel group.
-        sp_size: usize,
-        /// Query heads of the model.
-        num_attention_heads: usize,
-    },
+    /// The model does not fit the number of ranks.
+    #[error(transparent)]
+    Arch(#[from] sterna_arch::Error),
     /// There are more groups of heads than query heads of the rank that has the fewest.
     #[error(
         "attention_head_groups `{num_groups}` is larger than the `{num_heads}` query heads of a rank"
@@ -41,7 +34,7 @@ pub enum ModelError {
     #[error("`{name}` has shape `{found:?}`, and must have `{required:?}`")]
     Shape {
         /// The parameter or argument.
-        name: &'static str,
+        name: String,
         /// Its shape.
         found: Vec<i64>,
         /// The shape it must have.
@@ -81,9 +74,7 @@ impl ModelError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Comm(error) => error.hint(),
-            Self::MoreRanksThanHeads { num_attention_heads, .. } => Some(format!(
-                "set `sequence_parallel_size` to at most {num_attention_heads}, and use the other ranks for data parallelism"
-            )),
+            Self::Arch(error) => error.hint(),
             Self::MoreGroupsThanHeads { num_heads, .. } => {
                 Some(format!("set `memory.attention_head_groups` to at most {num_heads}"))
             }
@@ -99,13 +90,10 @@ impl ModelError {
 }
 
 /// Checks one shape.
-pub(crate) fn check_shape(
-    name: &'static str,
-    found: &[i64],
-    required: &[i64],
-) -> Result<(), ModelError> {
+pub(crate) fn check_shape(name: &str, found: &[i64], required: &[i64]) -> Result<(), ModelError> {
     if found == required {
         return Ok(());
     }
-    Err(ModelError::Shape { name, found: found.to_vec(), required: required.to_vec() })
+    let (name, found, required) = (name.to_owned(), found.to_vec(), required.to_vec());
+    Err(ModelError::Shape { name, found, required })
 }

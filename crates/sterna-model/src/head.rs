@@ -4,9 +4,9 @@
 //! logits becomes its own gradient in place and is gone before the next is computed: at no time do more than `tile_len` rows of
 //! logits exist.
 
-use sterna_hf::ModelConfig;
+use sterna_arch::Architecture;
 use sterna_ops::tile::tiles;
-use sterna_ops::{cross_entropy, linear, rms_norm};
+use sterna_ops::{cross_entropy, linear, softcap};
 use sterna_torch_sys::copies::upload;
 use tch::{Kind, Tensor};
 
@@ -14,24 +14,41 @@ use crate::IGNORE_INDEX;
 use crate::embed::check_vocabulary;
 use crate::error::{ModelError, check_shape};
 use crate::multiplier::multiplied;
+use crate::params::norm_of;
 use crate::stage::Stage;
 
 /// The weights of the head.
 #[derive(Debug)]
 pub struct HeadParams {
-    /// `model.norm.weight`, `[d]`.
-    pub norm: Tensor,
-    /// `lm_head.weight`, or the embedding when they are tied, `[v, d]`.
-    pub lm_head: Tensor,
+    /// The tensors of [`sterna_arch::Head::params`].
+    pub own: Vec<Tensor>,
+    /// The embedding `[v, d]`, when the head is it.
+    pub embedding: Option<Tensor>,
 }
 
 /// The gradients of the head's weights, to which a backward adds: single precision; `None` if not wanted.
 #[derive(Debug)]
 pub struct HeadGrads {
-    /// `[d]`.
-    pub norm: Option<Tensor>,
-    /// `[v, d]`; of the embedding when they are tied.
-    pub lm_head: Option<Tensor>,
+    /// Of [`HeadParams::own`].
+    pub own: Vec<Option<Tensor>>,
+    /// Of [`HeadParams::embedding`].
+    pub embedding: Option<Tensor>,
+}
+
+impl HeadParams {
+    /// `[v, d]`.
+    fn lm_head<'a>(&'a self, arch: &Architecture) -> Result<&'a Tensor, ModelError> {
+        let own = arch.head.params.len();
+        let (found, required) = (self.own.len(), own);
+        let lm_head = match arch.head.lm_head {
+            Some(idx) => self.own.get(idx),
+            None => self.embedding.as_ref(),
+        };
+        match lm_head {
+            Some(lm_head) if found == required => Ok(lm_head),
+            _ => Err(ModelError::ParamCount { found, required }),
+        }
+    }
 }
 
 /// The loss of this rank's tokens, not yet averaged.
@@ -49,17 +66,29 @@ pub struct LossSum {
 ///
 /// `x` `[s, d]`; returns `[s, v]` in the dtype of `x`.
 ///
+/// # Errors
+///
+/// [`ModelError::ParamCount`] if `params` are not those of this head.
+///
 /// # Panics
 ///
 /// If the shapes do not fit.
-pub fn logits(config: &ModelConfig, params: &HeadParams, x: &Tensor) -> Tensor {
-    linear::forward(&normed(config, params, x), &params.lm_head, None)
+pub fn logits(arch: &Architecture, params: &HeadParams, x: &Tensor) -> Result<Tensor, ModelError> {
+    Ok(logits_of(arch, params.lm_head(arch)?, &normed(arch, params, x)))
 }
 
-/// What the head multiplies: the norm of `x`, over what logits are divided by.
-fn normed(config: &ModelConfig, params: &HeadParams, x: &Tensor) -> Tensor {
-    let h = rms_norm::forward(x, &params.norm, config.rms_norm_eps);
-    multiplied(h, 1.0 / config.logits_scaling)
+/// What the head multiplies: the norm of `x`, times what logits are multiplied by.
+fn normed(arch: &Architecture, params: &HeadParams, x: &Tensor) -> Tensor {
+    let h = norm_of(&arch.head.norm, &params.own).forward(x);
+    multiplied(h, arch.head.logits_multiplier)
+}
+
+fn logits_of(arch: &Architecture, lm_head: &Tensor, h: &Tensor) -> Tensor {
+    let logits = linear::forward(h, lm_head, None);
+    match arch.head.softcap {
+        Some(cap) => softcap::forward_(logits, cap),
+        None => logits,
+    }
 }
 
 /// The loss of a rank's tokens, without gradients.
@@ -72,18 +101,18 @@ fn normed(config: &ModelConfig, params: &HeadParams, x: &Tensor) -> Tensor {
 ///
 /// [`ModelError::Shape`], [`ModelError::Length`] or [`ModelError::OutOfVocabulary`].
 pub fn loss(
-    config: &ModelConfig,
+    arch: &Architecture,
     params: &HeadParams,
     x: &Tensor,
     shift_labels: &[i64],
     tile_len: i64,
 ) -> Result<LossSum, ModelError> {
     let _stage = Stage::Loss.enter();
-    let labelled = Labelled::new(config, params, x, shift_labels)?;
+    let labelled = Labelled::new(arch, params, x, shift_labels)?;
     let mut loss_sum = Tensor::zeros([], (Kind::Double, x.device()));
     for tile in tiles(labelled.len(), tile_len) {
         let (_, x, labels) = labelled.tile(x, tile.start, tile.end - tile.start);
-        let _ = loss_sum.g_add_(&cross_entropy::forward(&logits(config, params, &x), &labels));
+        let _ = loss_sum.g_add_(&cross_entropy::forward(&logits(arch, params, &x)?, &labels));
     }
     Ok(labelled.sum(&loss_sum))
 }
@@ -112,7 +141,7 @@ pub fn loss(
 ///
 /// [`ModelError::Shape`], [`ModelError::Length`] or [`ModelError::OutOfVocabulary`].
 pub fn loss_and_backward(
-    config: &ModelConfig,
+    arch: &Architecture,
     params: &HeadParams,
     grads: &mut HeadGrads,
     x: &Tensor,
@@ -120,23 +149,36 @@ pub fn loss_and_backward(
     scale: f64,
     tile_len: i64,
 ) -> Result<(LossSum, Tensor), ModelError> {
-    let eps = config.rms_norm_eps;
-    let labelled = Labelled::new(config, params, x, shift_labels)?;
+    let lm_head = params.lm_head(arch)?;
+    let labelled = Labelled::new(arch, params, x, shift_labels)?;
     let mut loss_sum = Tensor::zeros([], (Kind::Double, x.device()));
     let mut d_x = x.zeros_like();
     let _stage = Stage::Loss.enter();
     for tile in tiles(labelled.len(), tile_len) {
         let (rows, x, labels) = labelled.tile(x, tile.start, tile.end - tile.start);
-        let h = normed(config, params, &x);
-        let logits = linear::forward(&h, &params.lm_head, None);
+        let h = normed(arch, params, &x);
+        let logits = logits_of(arch, lm_head, &h);
+        let capped = arch.head.softcap.map(|cap| (cap, logits.copy()));
         let _ = loss_sum.g_add_(&cross_entropy::forward_backward(&logits, &labels, scale));
-        let d_logits = logits;
-        linear::backward_params(&d_logits, &h, grads.lm_head.as_mut(), None);
-        let d_h = linear::backward_input(&d_logits, &params.lm_head);
-        let d_h = multiplied(d_h, 1.0 / config.logits_scaling);
+        let d_logits = match capped {
+            Some((cap, capped)) => softcap::backward_(logits, &capped, cap),
+            None => logits,
+        };
+        let of_lm_head = match arch.head.lm_head {
+            Some(idx) => grads.own[idx].as_mut(),
+            None => grads.embedding.as_mut(),
+        };
+        linear::backward_params(&d_logits, &h, of_lm_head, None);
+        let d_h = linear::backward_input(&d_logits, lm_head);
+        let d_h = multiplied(d_h, arch.head.logits_multiplier);
         // The largest tensor of the whole head; the norm's backward does not need it.
         drop(d_logits);
-        let d_x_tile = rms_norm::backward(&d_h, &x, &params.norm, eps, grads.norm.as_mut());
+        let norm = &arch.head.norm;
+        let of = |idx: Option<usize>| idx.and_then(|idx| grads.own[idx].as_ref());
+        let [mut weight, mut bias] =
+            [norm.weight, norm.bias].map(|idx| of(idx).map(Tensor::shallow_clone));
+        let d_x_tile =
+            norm_of(norm, &params.own).backward(&d_h, &x, weight.as_mut(), bias.as_mut());
         let _ = d_x.index_copy_(0, &rows, &d_x_tile.narrow(0, 0, rows.size()[0]));
     }
     Ok((labelled.sum(&loss_sum), d_x))
@@ -159,18 +201,17 @@ struct Labelled {
 impl Labelled {
     /// Finds them, on the host, so that no device has to be waited for.
     fn new(
-        config: &ModelConfig,
+        arch: &Architecture,
         params: &HeadParams,
         x: &Tensor,
         shift_labels: &[i64],
     ) -> Result<Labelled, ModelError> {
-        let (v, d) = (config.vocab_size as i64, config.hidden_size as i64);
-        check_shape("norm.weight", &params.norm.size(), &[d])?;
-        check_shape("lm_head.weight", &params.lm_head.size(), &[v, d])?;
+        let (v, d) = (arch.vocab_size as i64, arch.hidden_size as i64);
+        check_shape("lm_head.weight", &params.lm_head(arch)?.size(), &[v, d])?;
         check_shape("x", &x.size(), &[shift_labels.len() as i64, d])?;
         let is_valid = |(_, label): &(usize, i64)| *label != IGNORE_INDEX;
         let valid = || shift_labels.iter().copied().enumerate().filter(is_valid);
-        check_vocabulary("shift_labels", valid(), config)?;
+        check_vocabulary("shift_labels", valid(), arch)?;
         let rows: Vec<i64> = valid().map(|(row, _)| row as i64).collect();
         let labels: Vec<i64> = valid().map(|(_, label)| label).collect();
         Ok(Labelled {

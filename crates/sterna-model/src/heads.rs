@@ -2,53 +2,10 @@
 
 use std::ops::Range;
 
+use sterna_arch::{Attention, HeadSplit};
 use tch::Tensor;
 
 use crate::error::ModelError;
-
-/// The heads of one rank.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HeadSplit {
-    /// Query heads.
-    pub q: Range<usize>,
-    /// The kv heads that those query heads read. Ranks next to each other may have one in common.
-    pub kv: Range<usize>,
-}
-
-impl HeadSplit {
-    /// Splits the heads over `sp_size` ranks: contiguous runs of query heads, as even as they go, the first ranks one more.
-    ///
-    /// # Errors
-    ///
-    /// [`ModelError::MoreRanksThanHeads`] if a rank would have none.
-    ///
-    /// # Panics
-    ///
-    /// If `num_key_value_heads` does not divide `num_attention_heads`, or `sp_size` is 0.
-    pub fn of_all_ranks(
-        num_attention_heads: usize,
-        num_key_value_heads: usize,
-        sp_size: usize,
-    ) -> Result<Vec<HeadSplit>, ModelError> {
-        assert!(
-            num_attention_heads.is_multiple_of(num_key_value_heads),
-            "a config is checked for this when it is read"
-        );
-        if sp_size > num_attention_heads {
-            return Err(ModelError::MoreRanksThanHeads { sp_size, num_attention_heads });
-        }
-        let group_size = num_attention_heads / num_key_value_heads;
-        let (short, num_long) = (num_attention_heads / sp_size, num_attention_heads % sp_size);
-        let start = |rank: usize| rank * short + rank.min(num_long);
-        Ok((0..sp_size)
-            .map(|rank| {
-                let q = start(rank)..start(rank + 1);
-                let kv = q.start / group_size..q.end.div_ceil(group_size);
-                HeadSplit { q, kv }
-            })
-            .collect())
-    }
-}
 
 /// Heads that follow each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,13 +16,18 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    fn new(range: &Range<usize>) -> Run {
+    pub(crate) fn new(range: &Range<usize>) -> Run {
         Run { start: range.start as i64, end: range.end as i64 }
     }
 
     /// How many they are.
     pub(crate) fn len(&self) -> i64 {
         self.end - self.start
+    }
+
+    /// The outputs of a projection that are these heads.
+    pub(crate) fn outputs(&self, head_dim: usize) -> Range<usize> {
+        self.start as usize * head_dim..self.end as usize * head_dim
     }
 }
 
@@ -90,18 +52,27 @@ impl HeadGroup {
     ///
     /// # Errors
     ///
-    /// [`ModelError::MoreRanksThanHeads`] or [`ModelError::MoreGroupsThanHeads`] if a rank, or a group of a rank, would have none.
+    /// [`ModelError::Arch`] or [`ModelError::MoreGroupsThanHeads`] if a rank, or a group of a rank, would have none.
     ///
     /// # Panics
     ///
-    /// As [`HeadSplit::of_all_ranks`]; if `num_groups` is 0.
+    /// If `sp_size` or `num_groups` is 0.
     pub fn of_all_ranks(
-        num_attention_heads: usize,
-        num_key_value_heads: usize,
+        attention: &Attention,
         sp_size: usize,
         num_groups: usize,
     ) -> Result<Vec<HeadGroup>, ModelError> {
-        let splits = HeadSplit::of_all_ranks(num_attention_heads, num_key_value_heads, sp_size)?;
+        let splits = attention.split(sp_size)?;
+        Self::new(attention.num_heads, attention.num_kv_heads, splits, num_groups)
+    }
+
+    fn new(
+        num_attention_heads: usize,
+        num_key_value_heads: usize,
+        splits: Vec<HeadSplit>,
+        num_groups: usize,
+    ) -> Result<Vec<HeadGroup>, ModelError> {
+        let sp_size = splits.len();
         let num_heads = num_attention_heads / sp_size;
         if num_groups > num_heads {
             return Err(ModelError::MoreGroupsThanHeads { num_groups, num_heads });
@@ -194,31 +165,23 @@ impl HeadGroup {
 mod tests {
     use super::*;
 
-    fn split(n: usize, k: usize, p: usize) -> Vec<(Range<usize>, Range<usize>)> {
-        HeadSplit::of_all_ranks(n, k, p)
-            .unwrap()
-            .into_iter()
-            .map(|split| (split.q, split.kv))
-            .collect()
+    fn groups(
+        n: usize,
+        k: usize,
+        p: usize,
+        num_groups: usize,
+    ) -> Result<Vec<HeadGroup>, ModelError> {
+        HeadGroup::new(n, k, HeadSplit::of_all_ranks(n, k, p).unwrap(), num_groups)
     }
 
     #[test]
-    fn nine_heads_split_over_two_three_and_four_ranks() {
-        // SmolLM2-135M: three query heads read one kv head. With two ranks both need kv head 1.
-        assert_eq!(split(9, 3, 2), [(0..5, 0..2), (5..9, 1..3)]);
-        assert_eq!(split(9, 3, 3), [(0..3, 0..1), (3..6, 1..2), (6..9, 2..3)]);
-        assert_eq!(split(9, 3, 4), [(0..3, 0..1), (3..5, 1..2), (5..7, 1..3), (7..9, 2..3)]);
-    }
-
-    #[test]
-    fn one_kv_head_goes_to_every_rank() {
-        assert_eq!(split(4, 1, 4), [(0..1, 0..1), (1..2, 0..1), (2..3, 0..1), (3..4, 0..1)]);
-        assert_eq!(HeadGroup::of_all_ranks(4, 1, 4, 1).unwrap()[0].kv_of_q(2), [0]);
+    fn one_kv_head_is_read_on_every_rank() {
+        assert_eq!(groups(4, 1, 4, 1).unwrap()[0].kv_of_q(2), [0]);
     }
 
     #[test]
     fn kv_indices_are_local() {
-        let groups = HeadGroup::of_all_ranks(9, 3, 2, 1).unwrap();
+        let groups = groups(9, 3, 2, 1).unwrap();
         assert_eq!(groups[0].kv_of_q(0), [0, 0, 0, 1, 1]);
         assert_eq!(groups[0].kv_of_q(1), [0, 1, 1, 1]);
     }
@@ -226,7 +189,7 @@ mod tests {
     #[test]
     fn a_kv_head_that_two_groups_read_is_in_both() {
         // Ranks have heads 0..5 and 5..9; the first group has 0..3 and 5..7, the second 3..5 and 7..9.
-        let groups = HeadGroup::of_all_ranks(9, 3, 2, 2).unwrap();
+        let groups = groups(9, 3, 2, 2).unwrap();
         let run = |start, end| Run { start, end };
         assert_eq!(groups[0].q, [run(0, 3), run(5, 7)]);
         assert_eq!(groups[0].kv, [run(0, 1), run(1, 3)]);
@@ -238,20 +201,11 @@ mod tests {
 
     #[test]
     fn more_groups_than_heads_of_a_rank_are_refused() {
-        assert!(HeadGroup::of_all_ranks(9, 3, 2, 4).is_ok());
-        let error = HeadGroup::of_all_ranks(9, 3, 2, 5).unwrap_err();
+        assert!(groups(9, 3, 2, 4).is_ok());
+        let error = groups(9, 3, 2, 5).unwrap_err();
         assert_eq!(
             error.to_string(),
             "attention_head_groups `5` is larger than the `4` query heads of a rank"
-        );
-    }
-
-    #[test]
-    fn more_ranks_than_heads_are_refused() {
-        let error = HeadSplit::of_all_ranks(9, 3, 10).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "sequence_parallel_size `10` is larger than num_attention_heads `9`"
         );
     }
 }

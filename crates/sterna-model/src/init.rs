@@ -5,14 +5,13 @@
 
 use std::ops::Range;
 
-use sterna_hf::{ModelConfig, ParamSpec};
+use sterna_arch::{Init, ParamSpec};
 use sterna_torch_sys::{Error, random};
 use tch::Tensor;
 
 /// Fills `target` with elements `range` of a flattened tensor, without drawing the rest.
 ///
-/// Norm weights are ones, biases zeros, everything else is normal with standard deviation `initializer_range`; the embedding's row
-/// of `pad_token_id` is zeros. A GPU draws what lies on it, the same bits as the host ([`random::fill_normal`]).
+/// [`Init`] says with what. A GPU draws what lies on it, the same bits as the host ([`random::fill_normal`]).
 ///
 /// # Shapes
 ///
@@ -28,7 +27,6 @@ use tch::Tensor;
 pub fn fill(
     target: &mut Tensor,
     spec: &ParamSpec,
-    config: &ModelConfig,
     seed: u64,
     range: &Range<usize>,
 ) -> Result<(), Error> {
@@ -39,20 +37,18 @@ pub fn fill(
         spec.numel(),
         target.numel()
     );
-    if spec.name.ends_with("norm.weight") {
-        let _ = target.fill_(1.0);
-        return Ok(());
-    }
-    if spec.name.rsplit('.').next() == Some("bias") {
-        let _ = target.zero_();
-        return Ok(());
-    }
-    let stream = random::stream(seed, &spec.name);
-    random::fill_normal(target, stream, range.start as u64, config.initializer_range)?;
-    if let (true, Some(pad)) = (spec.name.ends_with("embed_tokens.weight"), config.pad_token_id) {
-        let row = pad as usize * config.hidden_size..(pad as usize + 1) * config.hidden_size;
+    let (std, zero_row) = match spec.init {
+        Init::Constant(value) => {
+            let _ = target.fill_(value);
+            return Ok(());
+        }
+        Init::Normal { std, zero_row } => (std, zero_row),
+    };
+    random::fill_normal(target, random::stream(seed, &spec.name), range.start as u64, std)?;
+    if let Some(row) = zero_row {
+        let row_len = spec.numel() / spec.shape[0];
         let clip = |index: usize| (index.clamp(range.start, range.end) - range.start) as i64;
-        let (start, end) = (clip(row.start), clip(row.end));
+        let (start, end) = (clip(row * row_len), clip((row + 1) * row_len));
         let _ = target.narrow(0, start, end - start).zero_();
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! A decoder built from a Hugging Face config: embedding, blocks, head; each forward with its backward.
+//! A decoder from its description ([`sterna_arch::Architecture`]): embedding, blocks, head; each forward with its backward.
 //!
 //! Everything here is a function of ordinary tensors: the weights of one block, the activations of this rank's shard of the
 //! sequence, gradient buffers to add to. Where weights come from and where gradients go (ZeRO, offload) is the caller's business.
@@ -29,7 +29,7 @@ mod error;
 
 pub use block::{BlockContext, Graph, Keep, Kept, KeptAttention, Stash, Streaming};
 pub use error::ModelError;
-pub use heads::{HeadGroup, HeadSplit};
+pub use heads::HeadGroup;
 pub use params::{BlockGrads, BlockParams};
 pub use sterna_ops::{
     attention::{Documents, Implementation, KeysValues},

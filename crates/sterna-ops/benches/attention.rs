@@ -30,6 +30,7 @@ fn compare(num_tokens: i64, num_documents: i64) {
     let spec = AttentionSpec {
         kv_of_q: vec![0, 0, 0, 1, 1, 1, 2, 2, 2],
         scale: 0.125,
+        softcap: None,
         sliding_window: None,
         implementation: Implementation::Automatic,
     };

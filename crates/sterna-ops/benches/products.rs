@@ -110,6 +110,7 @@ fn errors_of_attention() {
     let spec = AttentionSpec {
         kv_of_q: vec![0, 0, 0, 1, 1, 1],
         scale: 0.125,
+        softcap: None,
         sliding_window: None,
         implementation: Implementation::Automatic,
     };

@@ -36,6 +36,8 @@ pub struct AttentionSpec {
     pub kv_of_q: Vec<usize>,
     /// Multiplies the scores before the softmax; usually `1 / sqrt(h)`.
     pub scale: f64,
+    /// `c` in `c * tanh(score / c)`, after the scale.
+    pub softcap: Option<f64>,
     /// How many tokens a query sees, itself included: key `j` is visible from query `i` if `0 <= i - j < window`.
     pub sliding_window: Option<i64>,
     /// Which kernels may compute it on a CUDA device.

@@ -15,12 +15,16 @@
 
 pub mod tile;
 
+pub mod activation;
 pub mod attention;
 pub mod cross_entropy;
 pub mod linear;
+pub mod norm;
 pub mod rms_norm;
 pub mod rope;
+pub mod softcap;
 pub mod swiglu;
+pub mod xielu;
 
 use sterna_torch_sys::products::Bf16Products;
 use tch::{Device, Kind, Tensor};

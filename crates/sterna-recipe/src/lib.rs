@@ -37,8 +37,8 @@ pub use diagnostic::{Diagnostic, Diagnostics, Kind, Note};
 pub use edit::{Override, OverrideError};
 pub use load::{keys, load, parse};
 pub use plan::{
-    AttentionPlan, DeviceType, HeadSplit, KeepPlan, Memory, MemoryKind, MemoryRow, MeshPlan, Plan,
-    TileLengths, UnitPlan, ZeroPlan, head_split,
+    AttentionPlan, DeviceType, KeepPlan, Memory, MemoryKind, MemoryRow, MeshPlan, Plan,
+    TileLengths, UnitPlan, ZeroPlan,
 };
 pub use recipe::{
     AttnImplementation, CheckpointKind, CheckpointOptions, DataOptions, DeepSpeedOptions,
@@ -47,4 +47,4 @@ pub use recipe::{
     Sampling, Schedule, SchedulerOptions, Source, TokenizerOptions, ZeroStage,
 };
 pub use source::{Origin, RecipeSource, Span};
-pub use sterna_hf::DType;
+pub use sterna_arch::DType;

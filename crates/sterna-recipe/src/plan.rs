@@ -11,9 +11,7 @@ mod text;
 mod tiles;
 mod units;
 
-use std::ops::Range;
-
-use sterna_hf::{DType, Family, ModelConfig};
+use sterna_arch::{DType, Family, HeadSplit, ModelConfig};
 
 use crate::{
     diagnostic::{Diagnostics, Note},
@@ -54,7 +52,7 @@ pub struct Plan {
     pub mesh: MeshPlan,
     /// What each computes on.
     pub device: DeviceType,
-    /// The heads of each rank of a sequence-parallel group.
+    /// The heads of each rank of a sequence-parallel group, of the first layer.
     pub heads: Vec<HeadSplit>,
     /// What is sharded, and where it lives.
     pub zero: ZeroPlan,
@@ -89,7 +87,7 @@ pub struct ModelSummary {
     pub num_hidden_layers: usize,
     /// `d`.
     pub hidden_size: usize,
-    /// `n`.
+    /// `n`, of the first layer, as the next two.
     pub num_attention_heads: usize,
     /// `k`.
     pub num_key_value_heads: usize,
@@ -113,15 +111,6 @@ pub struct MeshPlan {
     pub sp_size: usize,
     /// Sequences at a time.
     pub dp_size: usize,
-}
-
-/// The attention heads of one rank.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeadSplit {
-    /// Query heads.
-    pub q: Range<usize>,
-    /// The kv heads that those read; neighbours may have one in common.
-    pub kv: Range<usize>,
 }
 
 /// What is sharded, and where it lives.
@@ -219,6 +208,10 @@ impl Plan {
     /// # Errors
     ///
     /// Every rule that the three break together, at once.
+    #[expect(
+        clippy::missing_panics_doc,
+        reason = "the rules are checked before they are relied on"
+    )]
     pub fn new(
         recipe: &Recipe,
         model: &ModelConfig,
@@ -231,18 +224,15 @@ impl Plan {
         }
         let sp_size = recipe.sequence_parallel_size;
         let mesh = MeshPlan { world_size, sp_size, dp_size: world_size / sp_size };
-        let heads: Vec<_> = (0..sp_size)
-            .map(|rank| {
-                head_split(model.num_attention_heads, model.num_key_value_heads, sp_size, rank)
-            })
-            .collect();
+        let heads = model.arch.layers[0].attention.split(sp_size);
+        let heads = heads.expect("ranks that would have no head are refused above");
         let batch = BatchPlan::new(recipe, model, mesh);
         let zero = ZeroPlan::new(recipe, model, world_size);
         let tiles = TileLengths::new(recipe, model, device, batch.local_tokens);
         let options = &recipe.memory;
         let keep = KeepPlan {
             graph: recipe.model.disable_activation_checkpoint,
-            inputs_every: options.keep_inputs_every.min(model.num_hidden_layers),
+            inputs_every: options.keep_inputs_every.min(model.num_hidden_layers()),
             attention: options.keep_attention,
             inputs_on: options.inputs_on,
             attention_on: options.attention_on,
@@ -252,7 +242,7 @@ impl Plan {
             query_tile: options.attention_query_tile,
             implementation: recipe.model.attn_implementation,
         };
-        let memory = Memory::new(recipe, model, &zero, &heads[0], batch, tiles, keep, attention);
+        let memory = Memory::new(recipe, model, &zero, batch, tiles, keep, attention);
         let mut notes = recipe.notes.clone();
         notes.extend(check::notes(recipe, model, batch));
         let mut with_defaults = recipe.clone();
@@ -277,10 +267,10 @@ impl Plan {
     /// The same where products of bf16 are computed in fp32 ([`MemoryKind::WidenedProducts`]): on a CPU without bf16 instructions.
     #[must_use]
     pub fn with_widened_products(mut self, model: &ModelConfig) -> Self {
-        let block = self.zero.units.iter().find(|unit| unit.name == "block");
-        let weights = block.map_or(0, |unit| unit.padded_len);
+        let layers = self.zero.units.iter().filter(|unit| unit.name == "block");
+        let weights = layers.map(|unit| unit.padded_len).max().unwrap_or(0);
         let num_tokens = self.batch.local_tokens * self.mesh.sp_size;
-        self.memory.push_widened(weights, model, &self.heads[0], num_tokens);
+        self.memory.push_widened(weights, model, self.mesh.sp_size, num_tokens);
         self
     }
 
@@ -290,49 +280,19 @@ impl Plan {
     }
 }
 
-/// The heads of `rank` of a sequence-parallel group of `sp_size`.
-///
-/// Query heads go in contiguous runs as even as possible, the first ranks one more; a rank gets the kv heads that its query
-/// heads read.
-///
-/// # Panics
-///
-/// If `sp_size` is 0 or above `num_attention_heads`, or `num_key_value_heads` does not divide that.
-pub fn head_split(
-    num_attention_heads: usize,
-    num_key_value_heads: usize,
-    sp_size: usize,
-    rank: usize,
-) -> HeadSplit {
-    assert!(
-        (1..=num_attention_heads).contains(&sp_size),
-        "{sp_size} ranks for {num_attention_heads} heads"
-    );
-    assert!(
-        num_attention_heads.is_multiple_of(num_key_value_heads),
-        "a config is checked for this when it is read"
-    );
-    let group_size = num_attention_heads / num_key_value_heads;
-    let start = |rank: usize| {
-        rank * (num_attention_heads / sp_size) + rank.min(num_attention_heads % sp_size)
-    };
-    let q = start(rank)..start(rank + 1);
-    let kv = q.start / group_size..q.end.div_ceil(group_size);
-    HeadSplit { q, kv }
-}
-
 impl ModelSummary {
     fn new(recipe: &Recipe, model: &ModelConfig) -> Self {
+        let attention = &model.arch.layers[0].attention;
         Self {
             name: recipe.model.name_or_path.clone(),
             family: model.family,
-            num_parameters: model.parameters().numel(),
-            num_hidden_layers: model.num_hidden_layers,
-            hidden_size: model.hidden_size,
-            num_attention_heads: model.num_attention_heads,
-            num_key_value_heads: model.num_key_value_heads,
-            head_dim: model.head_dim,
-            vocab_size: model.vocab_size,
+            num_parameters: model.arch.num_parameters(),
+            num_hidden_layers: model.num_hidden_layers(),
+            hidden_size: model.arch.hidden_size,
+            num_attention_heads: attention.num_heads,
+            num_key_value_heads: attention.num_kv_heads,
+            head_dim: attention.head_dim,
+            vocab_size: model.arch.vocab_size,
             dtype: recipe.model.dtype,
             has_random_weights: recipe.model.random_weights || recipe.model.names_depth(),
         }
@@ -356,7 +316,7 @@ impl ZeroPlan {
             moments_dtype: recipe.memory.moments_dtype,
             reduce_dtype: deepspeed.reduce_dtype,
             grad_accum_dtype: deepspeed.grad_accum_dtype,
-            units: units::units(&model.parameters(), world_size),
+            units: units::units(&model.arch, world_size),
         }
     }
 }
@@ -389,40 +349,6 @@ impl StepsPlan {
             min_iterations: recipe.min_iterations,
             exit_iteration: exits.into_iter().filter(|exit| *exit > 0).min().unwrap_or(0),
             gradient_accumulation_steps: recipe.gradient_accumulation_steps,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::head_split;
-
-    #[test]
-    fn nine_heads_over_two_ranks_share_a_kv_head() {
-        let splits: Vec<_> =
-            (0..2).map(|rank| head_split(9, 3, 2, rank)).map(|s| (s.q, s.kv)).collect();
-        assert_eq!(splits, [(0..5, 0..2), (5..9, 1..3)]);
-    }
-
-    proptest! {
-        #[test]
-        fn every_query_head_has_one_rank_and_its_kv_head(kv in 1usize..9, group in 1usize..9, sp in 1usize..64) {
-            let n = kv * group;
-            let sp = sp.min(n);
-            let mut next = 0;
-            for rank in 0..sp {
-                let split = head_split(n, kv, sp, rank);
-                prop_assert_eq!(split.q.start, next);
-                prop_assert!(split.q.len() == n / sp || split.q.len() == n / sp + 1);
-                for q in split.q.clone() {
-                    prop_assert!(split.kv.contains(&(q / group)));
-                }
-                prop_assert!(split.kv.len() <= split.q.len());
-                next = split.q.end;
-            }
-            prop_assert_eq!(next, n);
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::{fmt, path::PathBuf};
 
 use serde_json::{Map, Value};
-use sterna_hf::{DType, ModelConfig};
+use sterna_arch::{DType, ModelConfig};
 
 use crate::{diagnostic::Note, source::RecipeSource};
 
@@ -126,7 +126,7 @@ impl ModelOptions {
     pub fn changes_depth(&self, unchanged: &ModelConfig) -> bool {
         self.hf_config_kwargs
             .get("num_hidden_layers")
-            .is_some_and(|layers| layers.as_u64() != Some(unchanged.num_hidden_layers as u64))
+            .is_some_and(|layers| layers.as_u64() != Some(unchanged.num_hidden_layers() as u64))
     }
 
     /// Whether `hf_config_kwargs` asks for a number of layers, be it that of `config.json` or another.

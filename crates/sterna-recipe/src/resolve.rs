@@ -11,7 +11,7 @@ mod scheduler;
 use std::path::PathBuf;
 
 use serde_json::Map;
-use sterna_hf::DType;
+use sterna_arch::DType;
 
 use crate::{
     diagnostic::{Diagnostic, Kind},

@@ -135,6 +135,7 @@ fn measure(context: &Context, len: i64, kernel: Kernel) -> Result<Measured> {
     let spec = AttentionSpec {
         kv_of_q: (0..queries).map(|head| (head * kvs / queries) as usize).collect(),
         scale,
+        softcap: None,
         sliding_window: None,
         implementation: Implementation::Automatic,
     };

@@ -4,7 +4,7 @@
 //! of a copy every byte that gradients of tiles, pointwise ops and the optimizer read and write. Transfers to and from the host are
 //! taken to be hidden.
 
-use sterna_hf::ModelConfig;
+use sterna_arch::ModelConfig;
 
 /// What the parts of a step run at.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -59,10 +59,10 @@ pub struct Estimate {
 impl Estimate {
     /// Of one document of `len` tokens.
     pub fn of(config: &ModelConfig, len: usize, cut: Cut, rates: Rates) -> Self {
-        let (d, f) = (config.hidden_size as f64, config.intermediate_size as f64);
-        let width = |heads: usize| (heads * config.head_dim) as f64;
-        let (q, kv) = (width(config.num_attention_heads), width(config.num_key_value_heads));
-        let (layers, vocab) = (config.num_hidden_layers as f64, config.vocab_size as f64);
+        let (arch, layer) = (&config.arch, &config.arch.layers[0]);
+        let (d, f) = (arch.hidden_size as f64, layer.ffn.intermediate_size as f64);
+        let (q, kv) = (layer.attention.q_width() as f64, layer.attention.kv_width() as f64);
+        let (layers, vocab) = (arch.layers.len() as f64, arch.vocab_size as f64);
         let (pre, post, head) = (d * (q + 2.0 * kv), q * d + 3.0 * d * f, vocab * d);
         let tokens = len as f64;
         let blocks = layers * (pre + post);

@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::Result;
 use serde_json::json;
+use sterna_arch::RopeLayout;
 use sterna_ops::cross_entropy::{self, IGNORE_INDEX};
 use sterna_ops::rope::{self, RopeTable};
 use sterna_ops::{linear, rms_norm, swiglu};
@@ -253,7 +254,13 @@ fn rope_checks(checks: &mut Checks) {
         &[&x],
         Some(&d_y),
     );
-    let table = RopeTable::new(&positions.to_device(checks.device), &inv_freq, 1.0, checks.kind);
+    let table = RopeTable::new(
+        &positions.to_device(checks.device),
+        RopeLayout::Halves,
+        &inv_freq,
+        1.0,
+        checks.kind,
+    );
     let actual = rope::forward(&checks.given(&x), &table);
     let d_x = rope::backward(&checks.given(&d_y), &table);
     let results = [("y", &actual, &y), ("d_x", &d_x, &gradients[0])];

@@ -11,9 +11,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use sterna_arch::ModelConfig;
 use sterna_bench::figures::{shortest_and_median, thousands};
 use sterna_bench::process::End;
-use sterna_hf::ModelConfig;
 use sterna_train::flops::model_tflos;
 
 use self::profile::Profile;
@@ -125,7 +125,7 @@ pub fn model_folder(context: &Context) -> PathBuf {
 /// A config that cannot be read.
 pub fn all_layers(context: &Context) -> Result<usize> {
     let config = ModelConfig::from_dir(&model_folder(context)).context("the shape's config")?;
-    Ok(config.num_hidden_layers)
+    Ok(config.num_hidden_layers())
 }
 
 /// Tokens of a length that a section is about: small for a tiny run, powers of two in the same order.
@@ -320,7 +320,7 @@ pub fn results(context: &Context) -> Result<Vec<RunResult>> {
 ///
 /// As [`model_config`].
 pub fn step_flop(context: &Context, length: usize, layers: usize) -> Result<f64> {
-    Ok(model_tflos(&model_config(context, layers)?, std::iter::once(length), length) * 1e12)
+    Ok(model_tflos(&model_config(context, layers)?.arch, std::iter::once(length), length) * 1e12)
 }
 
 /// The rate of bf16 products that `ceilings` measured.

@@ -13,15 +13,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use sterna_arch::{Init, ParamSpec, UnitLayout};
 use sterna_comm::{Comm, RankEnv};
-use sterna_hf::{ModelConfig, ParamSpec};
 use sterna_recipe::ZeroStage;
-use sterna_testkit::tiny_config;
 use sterna_torch_sys::{AdamW, fused_adamw_};
 use sterna_train::{
     HostMemory,
     load::WeightSource,
-    zero::{Sharding, StatePlacement, UnitLayout, Zero},
+    zero::{Sharding, StatePlacement, Zero},
 };
 use tch::{Device, Kind, Tensor};
 
@@ -124,7 +123,7 @@ fn zero(
     optimizer_disk: Option<PathBuf>,
 ) -> (Comm, Zero) {
     let comm = Comm::init(&RankEnv::single(), 1, Duration::from_secs(30)).unwrap();
-    let spec = ParamSpec { name: "weight".to_owned(), shape: vec![len as usize] };
+    let spec = ParamSpec::new("weight", [len as usize], Init::Normal { std: 0.02, zero_row: None });
     let placement = StatePlacement {
         param_kind: Kind::BFloat16,
         grad_kind,
@@ -140,8 +139,6 @@ fn zero(
     let layouts = vec![UnitLayout::new(vec![spec], 1)];
     let sharding = Sharding::new(ZeroStage::Zero, 1);
     let mut zero = Zero::new(comm.world(), layouts, sharding, None, placement).unwrap();
-    let config =
-        ModelConfig::from_json(&tiny_config("llama").to_string(), "tiny".as_ref()).unwrap();
-    zero.load(&WeightSource::Random { config: &config, seed: 1 }).unwrap();
+    zero.load(&WeightSource::Random { seed: 1 }).unwrap();
     (comm, zero)
 }

@@ -2,9 +2,9 @@
 
 use std::{ops::Range, rc::Rc};
 
+use sterna_arch::{Architecture, Layer, UnitLayout};
 use sterna_comm::Comm;
 use sterna_data::MicroBatch;
-use sterna_hf::ModelConfig;
 use sterna_model::{
     BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Implementation, Keep, Kept,
     RopeTable, Streaming, block, embed,
@@ -21,7 +21,7 @@ use crate::{
     kept::{KeepPolicy, KeptBlock, Shelf},
     load::kind_of,
     phases::{Phase, Phases},
-    zero::{Gradients, Sharding, StatePlacement, UnitLayout, Zero},
+    zero::{Gradients, Sharding, StatePlacement, Zero},
 };
 
 /// The unit of the embedding.
@@ -100,8 +100,9 @@ fn implementation_of(name: AttnImplementation) -> Implementation {
 /// A model whose states are sharded over the world and whose sequence is split over the sp group.
 pub struct Engine<'a> {
     comm: &'a Comm,
-    config: &'a ModelConfig,
-    head_groups: Vec<HeadGroup>,
+    arch: &'a Architecture,
+    /// Of each layer.
+    head_groups: Vec<Vec<HeadGroup>>,
     options: EngineOptions,
     /// The weights, gradients and optimizer states of all units: the embedding, each block, the norm with the head.
     pub zero: Zero,
@@ -115,11 +116,12 @@ struct Shard {
     shift_labels: Vec<i64>,
     num_rows: i64,
     documents: Documents,
-    rope: RopeTable,
+    /// As [`Architecture::ropes`].
+    ropes: Vec<RopeTable>,
 }
 
 impl<'a> Engine<'a> {
-    /// Allocates zeroed states for `config`; [`Zero::load`] fills them.
+    /// Allocates zeroed states for `arch`; [`Zero::load`] fills them.
     ///
     /// # Errors
     ///
@@ -127,28 +129,29 @@ impl<'a> Engine<'a> {
     /// [`Zero::new`].
     pub fn new(
         comm: &'a Comm,
-        config: &'a ModelConfig,
+        arch: &'a Architecture,
         recipe: &Recipe,
         options: EngineOptions,
     ) -> Result<Self, TrainError> {
         if let Device::Cuda(_) = options.device {
-            options.attention.check(options.kind, config.head_dim as i64)?;
+            for layer in &arch.layers {
+                let attention = &layer.attention;
+                let (head_dim, has_softcap) =
+                    (attention.head_dim as i64, attention.softcap.is_some());
+                options.attention.check(options.kind, head_dim, has_softcap)?;
+            }
         }
-        let head_groups = HeadGroup::of_all_ranks(
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            comm.mesh.sp_size,
-            options.num_head_groups,
-        )?;
-        let parameters = config.parameters();
-        let head = [parameters.norm].into_iter().chain(parameters.lm_head).collect();
-        let units = [vec![parameters.embed]].into_iter().chain(parameters.layers).chain([head]);
+        let of_layer = |layer: &Layer| {
+            let (sp_size, num_groups) = (comm.mesh.sp_size, options.num_head_groups);
+            HeadGroup::of_all_ranks(&layer.attention, sp_size, num_groups)
+        };
+        let head_groups = arch.layers.iter().map(of_layer).collect::<Result<_, _>>()?;
         let world_size = comm.mesh.world_size;
         let deepspeed = &recipe.deepspeed;
         let host_if = |is_offloaded: bool| if is_offloaded { Device::Cpu } else { options.device };
         let zero = Zero::new(
             comm.world(),
-            units.map(|specs| UnitLayout::new(specs, world_size)).collect(),
+            arch.units().map(|(_, specs)| UnitLayout::new(specs.to_vec(), world_size)).collect(),
             Sharding::new(deepspeed.zero_stage, world_size),
             options.copies.clone(),
             StatePlacement {
@@ -168,7 +171,7 @@ impl<'a> Engine<'a> {
                 seed: recipe.seed,
             },
         )?;
-        Ok(Self { comm, config, head_groups, options, zero, phases: Phases::new() })
+        Ok(Self { comm, arch, head_groups, options, zero, phases: Phases::new() })
     }
 
     /// Dtype of weights and activations.
@@ -182,7 +185,7 @@ impl<'a> Engine<'a> {
     }
 
     fn num_layers(&self) -> usize {
-        self.config.num_hidden_layers
+        self.arch.layers.len()
     }
 
     /// The unit of the final norm and the head.
@@ -247,7 +250,8 @@ impl<'a> Engine<'a> {
                 // Of the unit before this block's.
                 self.zero.prefetch_gradients(layer_idx)?;
                 let gradients = self.zero.gradients(layer_idx + 1)?;
-                let mut grads = BlockGrads::new(self.config, optional(&gradients))?;
+                let mut grads =
+                    BlockGrads::new(&self.arch.layers[layer_idx], optional(&gradients))?;
                 let context = self.context(&shard, layer_idx);
                 dx = block::backward(&context, &params, &mut grads, of_block, &dx)?;
                 drop((params, grads));
@@ -255,8 +259,15 @@ impl<'a> Engine<'a> {
             }
         }
 
+        // A norm on looked-up rows reads them again.
+        let weight = match self.arch.embed.norm {
+            Some(_) => Some(self.zero.gather(self.comm.world(), EMBED)?.remove(0)),
+            None => None,
+        };
         let mut gradients = self.zero.gradients(EMBED)?;
-        embed::backward(self.config, &mut gradients.views[0], &shard.input_ids, &dx)?;
+        let d_weight = &mut gradients.views[0];
+        embed::backward(self.arch, weight.as_ref(), d_weight, &shard.input_ids, &dx)?;
+        drop(weight);
         self.zero.reduce(self.comm.world(), gradients)?;
         Ok(loss * scale)
     }
@@ -322,7 +333,7 @@ impl<'a> Engine<'a> {
         }
         let params = self.head_params()?;
         let sum = head::loss(
-            self.config,
+            self.arch,
             &params,
             &x,
             &shard.shift_labels,
@@ -340,8 +351,8 @@ impl<'a> Engine<'a> {
             .map(|range| range.start as i64..range.end as i64)
             .collect();
         let seq_len = longest_position(batch);
-        let rope = rotary::table(
-            self.config,
+        let ropes = rotary::tables(
+            self.arch,
             &shard.position_ids,
             seq_len,
             self.options.kind,
@@ -352,18 +363,19 @@ impl<'a> Engine<'a> {
             shift_labels: shard.shift_labels,
             num_rows: shard.rows as i64,
             documents: Documents::new(documents),
-            rope,
+            ropes,
         }
     }
 
     fn context<'s>(&'s self, shard: &'s Shard, layer_idx: usize) -> BlockContext<'s> {
+        let layer = &self.arch.layers[layer_idx];
         BlockContext {
-            config: self.config,
+            layer,
             layer_idx,
             sp: self.comm.sp(),
-            groups: &self.head_groups,
+            groups: &self.head_groups[layer_idx],
             documents: &shard.documents,
-            rope: &shard.rope,
+            rope: layer.attention.rope.map(|rope_idx| &shard.ropes[rope_idx]),
             num_rows: shard.num_rows,
             streaming: (self.options.query_tile_len > 0).then_some(Streaming {
                 tile_len: self.options.query_tile_len as i64,
@@ -379,22 +391,24 @@ impl<'a> Engine<'a> {
     fn embed(&mut self, shard: &Shard) -> Result<Tensor, TrainError> {
         let params = self.zero.gather(self.comm.world(), EMBED)?;
         self.zero.prefetch(self.comm.world(), EMBED + 1)?;
-        Ok(embed::forward(self.config, &params[0], &shard.input_ids)?)
+        Ok(embed::forward(self.arch, &params[0], &shard.input_ids)?)
     }
 
     fn block_params(&mut self, layer_idx: usize) -> Result<BlockParams, TrainError> {
         let params = self.zero.gather(self.comm.world(), layer_idx + 1)?;
-        Ok(BlockParams::new(self.config, &params)?.widened_for_products())
+        let layer = &self.arch.layers[layer_idx];
+        Ok(BlockParams::new(layer, params)?.widened_for_products(layer))
     }
 
     /// The head's weights, and the embedding's when the head is the embedding.
     fn head_params(&mut self) -> Result<HeadParams, TrainError> {
-        let mut params = self.zero.gather(self.comm.world(), self.head_unit())?;
-        let lm_head = match params.len() {
-            1 => self.zero.gather(self.comm.world(), EMBED)?.remove(0),
-            _ => params.remove(1),
+        let own = self.zero.gather(self.comm.world(), self.head_unit())?;
+        let embedding = if self.arch.is_tied() {
+            Some(self.zero.gather(self.comm.world(), EMBED)?.remove(0))
+        } else {
+            None
         };
-        Ok(HeadParams { norm: params.remove(0), lm_head })
+        Ok(HeadParams { own, embedding })
     }
 
     /// The loss of the last block's output and its gradient; `next_layer_idx` is the block that comes next. Reduces the head's gradients; with a tied head, the
@@ -409,16 +423,11 @@ impl<'a> Engine<'a> {
         let params = self.head_params()?;
         self.zero.prefetch(self.comm.world(), next_layer_idx + 1)?;
         let of_head = self.zero.gradients(self.head_unit())?;
-        let of_embed =
-            (of_head.views.len() == 1).then(|| self.zero.gradients(EMBED)).transpose()?;
-        let lm_head = match &of_embed {
-            Some(of_embed) => of_embed.views[0].shallow_clone(),
-            None => of_head.views[1].shallow_clone(),
-        };
-        let mut grads =
-            HeadGrads { norm: Some(of_head.views[0].shallow_clone()), lm_head: Some(lm_head) };
+        let of_embed = self.arch.is_tied().then(|| self.zero.gradients(EMBED)).transpose()?;
+        let embedding = of_embed.as_ref().map(|of_embed| of_embed.views[0].shallow_clone());
+        let mut grads = HeadGrads { own: optional(&of_head), embedding };
         let (sum, dx) = head::loss_and_backward(
-            self.config,
+            self.arch,
             &params,
             &mut grads,
             &x,

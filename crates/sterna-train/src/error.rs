@@ -26,6 +26,9 @@ pub enum TrainError {
     /// The model's files could not be read, or the export could not be written.
     #[error(transparent)]
     Hf(#[from] HfError),
+    /// The model's config cannot be used.
+    #[error(transparent)]
+    Config(#[from] sterna_arch::Error),
     /// A collective failed, mostly because another rank ended.
     #[error(transparent)]
     Comm(#[from] CommError),
@@ -215,6 +218,7 @@ impl TrainError {
         match self {
             Self::Data(error) => error.hint(),
             Self::Hf(error) => error.hint(),
+            Self::Config(error) => error.hint(),
             Self::Comm(error) => error.hint(),
             Self::Model(error) => error.hint(),
             Self::Torch(error) => error.hint(),

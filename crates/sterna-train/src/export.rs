@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use sterna_arch::{DType, ModelConfig};
 use sterna_comm::Group;
-use sterna_hf::{DType, ExportWriter, ModelConfig, ParamSpec};
+use sterna_hf::{ExportWriter, TensorSpec};
 use tch::{Device, Kind, Tensor};
 
 use crate::{error::TrainError, zero::Zero};
@@ -41,9 +42,9 @@ pub fn export(
     let num_units = zero.num_units();
     let mut writer = None;
     if world.rank() == 0 {
-        let tensors: Vec<(ParamSpec, DType)> = (0..num_units)
-            .flat_map(|unit_idx| zero.layout(unit_idx).specs.clone())
-            .map(|spec| (spec, dtype))
+        let tensors: Vec<(TensorSpec, DType)> = (0..num_units)
+            .flat_map(|unit_idx| &zero.layout(unit_idx).specs)
+            .map(|spec| (spec.into(), dtype))
             .collect();
         writer = Some(ExportWriter::create(dir, &tensors, MAX_SHARD_BYTES)?);
     }

@@ -6,23 +6,7 @@
 //! backward, causal attention counted once, no recompute (`PaLM`, Chowdhery et al. 2022, appendix B, with the causal
 //! half).
 
-use sterna_hf::ModelConfig;
-
-/// What one token costs in the matrix multiplications of the blocks, in multiply-adds.
-fn block_parameters(config: &ModelConfig) -> f64 {
-    let hidden = config.hidden_size as f64;
-    let head_dim = config.head_dim as f64;
-    let query = config.num_attention_heads as f64 * head_dim;
-    let key_value = config.num_key_value_heads as f64 * head_dim;
-    let block =
-        3.0 * hidden * config.intermediate_size as f64 + hidden * (query + 2.0 * key_value + query);
-    config.num_hidden_layers as f64 * block
-}
-
-/// What one token costs in the head, in multiply-adds.
-fn head_parameters(config: &ModelConfig) -> f64 {
-    config.vocab_size as f64 * config.hidden_size as f64
-}
+use sterna_arch::Architecture;
 
 /// TFLOs of forward and backward over sequences of `seqlens` tokens, as the reference counts them.
 ///
@@ -30,33 +14,34 @@ fn head_parameters(config: &ModelConfig) -> f64 {
 ///
 /// Source: ArcticTraining `arctic_training/trainer/flops_counter.py`, the llama/qwen2/qwen3 branch.
 pub fn reference_tflos(
-    config: &ModelConfig,
+    arch: &Architecture,
     seqlens: impl Iterator<Item = usize>,
     recompute: bool,
 ) -> f64 {
     let (dense_factor, attention_factor) = if recompute { (8.0, 16.0) } else { (6.0, 12.0) };
-    let query = (config.num_attention_heads * config.head_dim) as f64;
-    let dense = dense_factor * (block_parameters(config) + head_parameters(config));
-    let attention = attention_factor * query * config.num_hidden_layers as f64;
+    let weights = arch.product_weights_of_layers() + arch.product_weights_of_head();
+    let dense = dense_factor * weights as f64;
+    let queries: usize = arch.layers.iter().map(|layer| layer.attention.q_width()).sum();
+    let attention = attention_factor * queries as f64;
     seqlens.map(|len| len as f64).map(|len| dense * len + attention * len * len).sum::<f64>() / 1e12
 }
 
 /// TFLOs of the model itself over documents of `document_lens` tokens, of which `num_valid_tokens` have a label: causal attention,
 /// sliding windows honoured, the head for tokens with a label only, because the loss reads no other logits, nothing counted twice.
 pub fn model_tflos(
-    config: &ModelConfig,
+    arch: &Architecture,
     document_lens: impl Iterator<Item = usize>,
     num_valid_tokens: usize,
 ) -> f64 {
-    let query = (config.num_attention_heads * config.head_dim) as f64;
-    let dense = 6.0 * block_parameters(config);
-    let mut flos = 6.0 * head_parameters(config) * num_valid_tokens as f64;
+    let dense = 6.0 * arch.product_weights_of_layers() as f64;
+    let mut flos = 6.0 * arch.product_weights_of_head() as f64 * num_valid_tokens as f64;
     for len in document_lens {
         flos += dense * len as f64;
-        for window in &config.sliding_window {
+        for attention in arch.layers.iter().map(|layer| &layer.attention) {
             // Forward is two multiply-adds (q k^T and p v) for each visible (query, key) pair, and backward is
             // twice the forward: 3 * 2 * 2 * query * pairs.
-            flos += 12.0 * query * visible_pairs(len as f64, window.map(|w| w as f64));
+            let window = attention.sliding_window.map(|window| window as f64);
+            flos += 12.0 * attention.q_width() as f64 * visible_pairs(len as f64, window);
         }
     }
     flos / 1e12
@@ -99,6 +84,8 @@ pub fn datasheet_rate(name: &str) -> Option<f64> {
 mod tests {
     use std::path::Path;
 
+    use sterna_arch::ModelConfig;
+
     use super::*;
 
     #[test]
@@ -117,11 +104,12 @@ mod tests {
         }
     }
 
-    fn llama_8b() -> ModelConfig {
+    fn llama_8b() -> Architecture {
         let json = r#"{"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
             "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "rms_norm_eps": 1e-5,
             "max_position_embeddings": 131072, "rope_theta": 500000.0, "hidden_act": "silu"}"#;
-        ModelConfig::from_json(json, Path::new("config.json")).expect("a valid config")
+        let config = ModelConfig::from_json(json, Path::new("config.json"));
+        config.expect("a valid config").arch
     }
 
     /// Values that the reference's own code printed (`arctic_training` 0.8, `flops_counter.py`).

@@ -4,11 +4,12 @@ mod stash;
 
 use std::{ops::Range, rc::Rc};
 
+use sterna_arch::{Architecture, DType};
 use sterna_model::{
     Graph, Kept, KeptAttention,
     stage::{Stage, num_bytes},
 };
-use sterna_recipe::{DType, Place, Plan};
+use sterna_recipe::{Place, Plan};
 use sterna_torch_sys::{
     copies::{Arriving, Copies, OnHost},
     file::is_dense,
@@ -206,21 +207,22 @@ impl KeepPolicy {
 
     /// Bytes of each tensor that a micro-batch of the length of `plan` keeps in the host's memory beside a GPU, in the order in which they
     /// leave. The last block's stay on the GPU.
-    pub(crate) fn host_lens(&self, plan: &Plan) -> Vec<usize> {
-        let (model, tokens) = (&plan.model, plan.batch.local_tokens);
-        let size = model.dtype.size();
-        let input = tokens * model.hidden_size * size;
-        let o = tokens * model.num_attention_heads * model.head_dim * size;
-        let lse = plan.heads[0].q.len() * tokens * plan.mesh.sp_size * DType::F32.size();
+    pub(crate) fn host_lens(&self, plan: &Plan, arch: &Architecture) -> Vec<usize> {
+        let (tokens, sp_size) = (plan.batch.local_tokens, plan.mesh.sp_size);
+        let size = plan.model.dtype.size();
+        let input = tokens * arch.hidden_size * size;
         let mut lens = Vec::new();
-        for layer_idx in 0..model.num_hidden_layers.saturating_sub(1) {
+        let but_the_last = arch.layers.len().saturating_sub(1);
+        for (layer_idx, layer) in arch.layers[..but_the_last].iter().enumerate() {
             if matches!(self.inputs_on, Shelf::Host(_))
                 && layer_idx.is_multiple_of(self.inputs_every)
             {
                 lens.push(input);
             }
             if matches!(self.attention_on, Shelf::Host(_)) && self.keeps_attention(layer_idx) {
-                lens.extend([o, lse]);
+                let own_heads = layer.attention.num_heads.div_ceil(sp_size);
+                let o = tokens * layer.attention.q_width() * size;
+                lens.extend([o, own_heads * tokens * sp_size * DType::F32.size()]);
             }
         }
         lens

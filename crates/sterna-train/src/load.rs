@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use sterna_hf::{DType, ModelConfig, ParamSpec, WeightFiles};
+use sterna_arch::{DType, ParamSpec};
+use sterna_hf::WeightFiles;
 use sterna_model::init;
 use sterna_torch_sys::file::copy_from_bytes;
 use tch::{Kind, Tensor};
@@ -16,8 +17,6 @@ pub enum WeightSource<'a> {
     Files(&'a WeightFiles),
     /// Random weights, as transformers initialises them.
     Random {
-        /// The model's shapes and `initializer_range`.
-        config: &'a ModelConfig,
         /// Every tensor is a function of this seed and its name.
         seed: u64,
     },
@@ -50,7 +49,7 @@ impl WeightSource<'_> {
                 let bytes = &view.bytes[range.start * size..range.end * size];
                 Ok(copy_from_bytes(target, bytes, kind_of(view.dtype))?)
             }
-            Self::Random { config, seed } => Ok(init::fill(target, spec, config, *seed, range)?),
+            Self::Random { seed } => Ok(init::fill(target, spec, *seed, range)?),
         }
     }
 }

@@ -4,7 +4,7 @@ mod remedies;
 
 use std::fmt;
 
-use sterna_hf::ModelConfig;
+use sterna_arch::ModelConfig;
 use sterna_recipe::Recipe;
 use sterna_torch_sys::{
     Error as TorchError, cuda,

@@ -11,10 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use sterna_arch::ModelConfig;
 use sterna_checkpoint::Checkpoint;
 use sterna_comm::{Comm, RankEnv};
 use sterna_data::{Collator, DataMesh, Dataset, Datasets, MicroBatch, MicroBatches, PrepareReport};
-use sterna_hf::{ModelConfig, WeightFiles, export::check_destination};
+use sterna_hf::{WeightFiles, export::check_destination};
 use sterna_model::stage::Stage;
 use sterna_recipe::{
     CheckpointKind, CheckpointOptions, LossAverage, NonFinitePolicy, Plan, Recipe,
@@ -274,8 +275,8 @@ impl<'a> Trainer<'a> {
         let num_attention = num_attention_kept(&of_data, comm, env, device)?;
         checkpoints.expect_step_of(&of_data, num_attention);
         let options = EngineOptions::new(plan, device, num_attention, disk.as_ref())?;
-        let host_lens = options.keep.host_lens(&of_data);
-        let mut engine = Engine::new(comm, &assets.config, recipe, options)?;
+        let host_lens = options.keep.host_lens(&of_data, &assets.config.arch);
+        let mut engine = Engine::new(comm, &assets.config.arch, recipe, options)?;
         // Beside the weights' way to where they are to be; a second micro-batch finds what the first has used.
         let pinned_ahead = match device {
             Device::Cuda(index) => Some(PinnedAhead::start(index, &host_lens)),
@@ -283,7 +284,7 @@ impl<'a> Trainer<'a> {
         };
         let source = match weights {
             Some(files) => WeightSource::Files(files),
-            None => WeightSource::Random { config: &assets.config, seed: recipe.seed },
+            None => WeightSource::Random { seed: recipe.seed },
         };
         match &resumed {
             Some(checkpoint) => engine.zero.load_states(comm.world(), checkpoint)?,
@@ -638,7 +639,7 @@ impl<'a> Trainer<'a> {
     fn report(&self, batches: &[MicroBatch], loss: f64) -> Result<StepReport, TrainError> {
         let is_flash = self.recipe.model.attn_implementation.is_flash();
         let recompute = !self.recipe.model.disable_activation_checkpoint;
-        let config = &self.assets.config;
+        let arch = &self.assets.config.arch;
         let (mut num_tokens, mut num_valid_tokens, mut seqlen) = (0, 0, 0);
         let (mut reference_tflos, mut model_tflos) = (0.0, 0.0);
         for batch in batches {
@@ -649,8 +650,8 @@ impl<'a> Trainer<'a> {
             // The reference sees documents only when the attention kernel's name says flash.
             let counted = if is_flash { documents.clone() } else { vec![batch.len; batch.rows] };
             seqlen += counted.iter().sum::<usize>();
-            reference_tflos += flops::reference_tflos(config, counted.into_iter(), recompute);
-            model_tflos += flops::model_tflos(config, documents.into_iter(), num_valid);
+            reference_tflos += flops::reference_tflos(arch, counted.into_iter(), recompute);
+            model_tflos += flops::model_tflos(arch, documents.into_iter(), num_valid);
         }
         // Every rank of a sequence-parallel group knows the same micro-batches: each contributes its share of them.
         let share = 1.0 / self.comm.mesh.sp_size as f64;
@@ -724,7 +725,7 @@ impl<'a> Trainer<'a> {
     /// Refuses, before the first step, exports that could not be written later.
     fn check_destinations(&self) -> Result<(), TrainError> {
         let num_bytes =
-            self.assets.config.num_parameters() * self.engine.kind().elt_size_in_bytes();
+            self.assets.config.arch.num_parameters() * self.engine.kind().elt_size_in_bytes();
         let mut dirs = BTreeSet::new();
         let exports =
             self.recipe.checkpoint.iter().filter(|entry| entry.kind == CheckpointKind::HuggingFace);

@@ -17,7 +17,6 @@
 
 mod checkpoint;
 mod flat;
-mod layout;
 mod optimizer;
 mod reduce;
 mod units;
@@ -26,7 +25,6 @@ use sterna_recipe::ZeroStage;
 
 pub use self::{
     checkpoint::Snapshot,
-    layout::{FlatLayout, Overlap, Slot, UnitLayout, is_decayed},
     units::{Gradients, StatePlacement, Zero},
 };
 

@@ -10,7 +10,8 @@ pub(crate) mod train;
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use sterna_hf::{ModelConfig, hub};
+use sterna_arch::ModelConfig;
+use sterna_hf::hub;
 use sterna_recipe::{Diagnostics, Recipe};
 
 use crate::cli::Overrides;
@@ -41,7 +42,7 @@ fn wrong_recipe(errors: &Diagnostics) -> Failure {
 /// The configuration of the model that `recipe` trains, with the recipe's changes to it.
 fn model_config(recipe: &Recipe) -> Result<ModelConfig, Failure> {
     hub::resolve_model_config(&recipe.model.name_or_path)
-        .and_then(|dir| ModelConfig::from_dir(&dir))
-        .and_then(|config| config.with_overrides(&recipe.model.hf_config_kwargs))
+        .and_then(|dir| Ok(ModelConfig::from_dir(&dir)?))
+        .and_then(|config| Ok(config.with_overrides(&recipe.model.hf_config_kwargs)?))
         .map_err(|err| Failure::from_error(Exit::Usage, &err).with_hint(err.hint()))
 }

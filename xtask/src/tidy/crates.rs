@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 /// Each crate of ours with those it may depend on; a new edge is a reviewed change of this table (ARCHITECTURE.md).
-const ALLOWED: [(&str, &[&str]); 17] = [
+const ALLOWED: [(&str, &[&str]); 18] = [
     (
         "sterna",
         &[
@@ -15,6 +15,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
             "sterna-launch",
             "sterna-recipe",
             "sterna-hf",
+            "sterna-arch",
             "sterna-comm",
         ],
     ),
@@ -26,31 +27,40 @@ const ALLOWED: [(&str, &[&str]); 17] = [
             "sterna-data",
             "sterna-recipe",
             "sterna-hf",
+            "sterna-arch",
             "sterna-comm",
             "sterna-ops",
             "sterna-torch-sys",
         ],
     ),
-    ("sterna-model", &["sterna-ops", "sterna-comm", "sterna-hf", "sterna-torch-sys"]),
+    ("sterna-model", &["sterna-ops", "sterna-comm", "sterna-arch", "sterna-torch-sys"]),
     ("sterna-comm", &["sterna-torch-sys"]),
-    ("sterna-ops", &["sterna-torch-sys"]),
+    ("sterna-ops", &["sterna-arch", "sterna-torch-sys"]),
     ("sterna-torch-sys", &[]),
     ("sterna-data", &["sterna-hf", "sterna-recipe"]),
-    ("sterna-checkpoint", &["sterna-hf"]),
-    ("sterna-recipe", &["sterna-hf"]),
-    ("sterna-hf", &[]),
+    ("sterna-checkpoint", &["sterna-arch", "sterna-hf"]),
+    ("sterna-recipe", &["sterna-arch"]),
+    ("sterna-hf", &["sterna-arch"]),
+    ("sterna-arch", &[]),
     ("sterna-launch", &[]),
     (
         "sterna-fuzz",
-        &["sterna-checkpoint", "sterna-data", "sterna-hf", "sterna-launch", "sterna-recipe"],
+        &[
+            "sterna-arch",
+            "sterna-checkpoint",
+            "sterna-data",
+            "sterna-hf",
+            "sterna-launch",
+            "sterna-recipe",
+        ],
     ),
     // Its tests hold kernels against the ops that define them.
-    ("sterna-fake-cuda", &["sterna-ops", "sterna-torch-sys"]),
+    ("sterna-fake-cuda", &["sterna-arch", "sterna-ops", "sterna-torch-sys"]),
     ("sterna-testkit", &[]),
     ("sterna-bench", &[]),
     (
         "sterna-suite",
-        &["sterna-bench", "sterna-hf", "sterna-ops", "sterna-torch-sys", "sterna-train"],
+        &["sterna-arch", "sterna-bench", "sterna-ops", "sterna-torch-sys", "sterna-train"],
     ),
     ("xtask", &["sterna-bench"]),
 ];
@@ -59,7 +69,8 @@ const ALLOWED: [(&str, &[&str]); 17] = [
 const FOR_TESTS: [&str; 2] = ["sterna-testkit", "sterna-fake-cuda"];
 
 /// Compile and test in seconds, because they never link libtorch.
-const WITHOUT_TORCH: [&str; 7] = [
+const WITHOUT_TORCH: [&str; 8] = [
+    "sterna-arch",
     "sterna-recipe",
     "sterna-hf",
     "sterna-data",

@@ -1,7 +1,7 @@
 //! A family of models is a file of facts: no other code of the programs may ask which family it has.
 
 /// Where the files of facts are, each named for its `model_type`.
-const FOLDER: &str = "crates/sterna-hf/src/families/";
+const FOLDER: &str = "crates/sterna-arch/src/families/";
 
 /// Crates that make or measure models, and say of what family.
 const MAKERS: [&str; 3] = ["crates/sterna-fuzz/", "crates/sterna-suite/", "crates/sterna-testkit/"];
@@ -48,16 +48,16 @@ mod tests {
 
     #[test]
     fn a_family_is_named_in_its_file_and_in_tests_only() {
-        let files = [format!("{FOLDER}qwen3.rs"), "crates/sterna-hf/src/config.rs".to_owned()];
+        let files = [format!("{FOLDER}qwen3.rs"), "crates/sterna-arch/src/config.rs".to_owned()];
         let families = names(&files);
         assert_eq!(families, ["qwen3"]);
         let source =
             b"let x = 1;\nif model_type == \"qwen3\" {}\n#[cfg(test)]\nlet y = \"qwen3\";\n";
         let found = |path: &str| named_elsewhere(path, source, &families);
-        assert_eq!(found("crates/sterna-hf/src/config.rs").len(), 1);
-        assert!(found("crates/sterna-hf/src/config.rs")[0].contains("config.rs:2: names"));
+        assert_eq!(found("crates/sterna-arch/src/config.rs").len(), 1);
+        assert!(found("crates/sterna-arch/src/config.rs")[0].contains("config.rs:2: names"));
         assert!(found(&files[0]).is_empty());
-        assert!(found("crates/sterna-hf/tests/it/config.rs").is_empty());
+        assert!(found("crates/sterna-arch/tests/it/config.rs").is_empty());
         assert!(found("crates/sterna-testkit/src/tiny_model.rs").is_empty());
     }
 }

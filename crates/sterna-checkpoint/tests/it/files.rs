@@ -4,11 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, json};
+use sterna_arch::DType;
 use sterna_checkpoint::{
     Checkpoint, CheckpointFolder, FlatBuffer, Manifest, ParameterPlace, Position, ShardWriter,
     StateDtype, StateKind, StateName, StateTensor, shard_file_name,
 };
-use sterna_hf::DType;
 
 const WORLD_SIZE: usize = 3;
 /// Elements that each rank holds of each of the two flat buffers.

@@ -2,6 +2,7 @@
 //!
 //! `sterna-ops` takes the kernels where tensors are on the GPU and the definitions where they are on the CPU.
 
+use sterna_arch::RopeLayout;
 use sterna_ops::{
     cross_entropy::{self, IGNORE_INDEX},
     rms_norm,
@@ -109,7 +110,14 @@ fn rope_is_that_of_its_definition_bit_for_bit() {
             let inv_freq: Vec<f32> =
                 (0..h / 2).map(|i| 10_000_f32.powf(-2.0 * i as f32 / h as f32)).collect();
             let table = |device| {
-                RopeTable::new(&positions.to_device(device), &inv_freq, 1.0, kind).narrow(3, s)
+                RopeTable::new(
+                    &positions.to_device(device),
+                    RopeLayout::Halves,
+                    &inv_freq,
+                    1.0,
+                    kind,
+                )
+                .narrow(3, s)
             };
             // As sliced from one product of q, k and v; and with heads before tokens.
             let strided = random(&[s, n + 2, h], kind, s).narrow(1, 1, n);

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use serde_json::{Map, Value};
+use sterna_arch::DType;
 use sterna_checkpoint::{
     Checkpoint, CheckpointFolder, FlatBuffer, Manifest, ParameterPlace, Position, ShardWriter,
     StateDtype, StateKind, StateName, StateTensor, hash_file, list,
 };
-use sterna_hf::DType;
 
 use super::{Target, answer, read, write};
 use crate::mutate::Shape;

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use sterna_hf::{ModelConfig, WeightFiles};
+use sterna_arch::ModelConfig;
+use sterna_hf::WeightFiles;
 
-use super::{Target, answer, crates, files, read, text, write};
+use super::{Target, answer, files, text, write};
 use crate::mutate::Shape;
 
 pub(super) const CONFIG: Target = Target {
@@ -37,7 +38,10 @@ pub(super) const CONFIG: Target = Target {
         "llama",
         "qwen2",
         "qwen3",
-        "mistral",
+        "gemma3_text",
+        "stablelm",
+        "partial_rotary_factor",
+        "attn_logit_softcapping",
         "hidden_act",
         "silu",
         "torch_dtype",
@@ -45,18 +49,18 @@ pub(super) const CONFIG: Target = Target {
     memory: 3,
     seeds: || {
         let mut seeds = files("sterna-recipe/tests/fixtures/models", ".json");
-        let path = crates().join("sterna-hf/tests/fixtures/configs.json");
-        if let Ok(Value::Object(cases)) = serde_json::from_slice(&read(&path)) {
-            let configs = cases.values().filter_map(|case| case.get("config"));
-            seeds.extend(configs.map(|config| config.to_string().into_bytes()));
+        for family in files("sterna-arch/tests/fixtures/configs", ".json") {
+            let family: Value = serde_json::from_slice(&family).unwrap_or_default();
+            let cases = family["cases"].as_array().into_iter().flatten();
+            seeds.extend(cases.map(|case| case["config"].to_string().into_bytes()));
         }
         seeds
     },
     run: |input, folder| match ModelConfig::from_json(&text(input), &folder.join("config.json")) {
         Ok(config) => {
             // A model of a thousand layers is large enough to list.
-            let num_listed = config.parameters().iter().take(1000).count();
-            let _ = config.num_parameters();
+            let num_listed = config.arch.params().take(1000).count();
+            let _ = config.arch.num_parameters();
             format!("a model, {num_listed} parameters listed")
         }
         Err(err) => answer(&err),

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::LazyLock;
 
-use sterna_hf::ModelConfig;
+use sterna_arch::ModelConfig;
 use sterna_recipe::{DeviceType, Override, Plan};
 
 use super::{Target, crates, files, read, text};

@@ -5,9 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Value, json};
 
-use crate::dtype::DType;
-use crate::parameters::ParamSpec;
-use crate::weights::SINGLE_FILE;
+use crate::weights::{SINGLE_FILE, TensorSpec};
+use sterna_arch::DType;
 
 /// One file of an export.
 #[derive(Debug)]
@@ -41,10 +40,10 @@ impl Shard {
 
 /// Fills one file after the other, as transformers does.
 pub(super) fn fill(
-    tensors: &[(ParamSpec, DType)],
+    tensors: &[(TensorSpec, DType)],
     max_shard_bytes: u64,
-) -> Vec<Vec<(ParamSpec, DType)>> {
-    let mut files: Vec<Vec<(ParamSpec, DType)>> = vec![Vec::new()];
+) -> Vec<Vec<(TensorSpec, DType)>> {
+    let mut files: Vec<Vec<(TensorSpec, DType)>> = vec![Vec::new()];
     let mut file_bytes = 0;
     for tensor in tensors {
         let num_bytes = num_bytes(tensor) as u64;
@@ -60,7 +59,7 @@ pub(super) fn fill(
 }
 
 /// One shard for each list of tensors.
-pub(super) fn shards(files: &[Vec<(ParamSpec, DType)>]) -> Vec<Shard> {
+pub(super) fn shards(files: &[Vec<(TensorSpec, DType)>]) -> Vec<Shard> {
     let num_shards = files.len();
     files
         .iter()
@@ -87,11 +86,11 @@ pub(super) fn index(shards: &[Shard]) -> Value {
     })
 }
 
-fn num_bytes((spec, dtype): &(ParamSpec, DType)) -> usize {
+fn num_bytes((spec, dtype): &(TensorSpec, DType)) -> usize {
     spec.numel() * dtype.size()
 }
 
-fn shard(shard_idx: usize, num_shards: usize, tensors: &[(ParamSpec, DType)]) -> Shard {
+fn shard(shard_idx: usize, num_shards: usize, tensors: &[(TensorSpec, DType)]) -> Shard {
     // As safetensors' own writers: wider types first, so that every tensor is aligned to its elements, then by name.
     let mut placed: Vec<usize> = (0..tensors.len()).collect();
     placed.sort_by_key(|idx| {

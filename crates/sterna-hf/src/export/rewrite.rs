@@ -4,11 +4,10 @@ use std::path::Path;
 
 use super::ExportWriter;
 use crate::assets;
-use crate::config::ModelConfig;
-use crate::dtype::DType;
 use crate::error::Result;
-use crate::parameters::ParamSpec;
-use crate::weights::{INDEX_FILE, WeightFiles};
+use crate::weights::{INDEX_FILE, TensorSpec, WeightFiles};
+use sterna_arch::DType;
+use sterna_arch::ModelConfig;
 
 /// Writes the model of the folder `from` to `to`: the same tensors under the same names in files of the same cut, as safetensors,
 /// in `dtype` if one is given. Without, every file that transformers wrote comes out byte for byte.
@@ -27,7 +26,7 @@ pub fn rewrite(from: &Path, to: &Path, dtype: Option<DType>) -> Result<()> {
         let mut tensors = Vec::new();
         for name in names {
             let view = weights.tensor(&name)?;
-            tensors.push((ParamSpec { name, shape: view.shape }, dtype.unwrap_or(view.dtype)));
+            tensors.push((TensorSpec { name, shape: view.shape }, dtype.unwrap_or(view.dtype)));
         }
         files.push(tensors);
     }

@@ -7,8 +7,8 @@ use memmap2::Mmap;
 use safetensors::tensor::{Metadata, SafeTensorError, SafeTensors};
 
 use super::WeightView;
-use crate::dtype::DType;
 use crate::error::{Error, Result};
+use sterna_arch::DType;
 
 /// Bytes of the little-endian header length that a file begins with.
 const LENGTH_BYTES: usize = 8;

@@ -6,13 +6,14 @@ use std::path::Path;
 
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
+use sterna_arch::DType;
 use sterna_hf::export::{MAX_SHARD_BYTES, check_destination, rewrite};
-use sterna_hf::{DType, Error, ExportWriter, ParamSpec, Tokenizer, WeightFiles};
+use sterna_hf::{Error, ExportWriter, TensorSpec, Tokenizer, WeightFiles};
 
 use crate::{fixture, tiny_config};
 
-fn tensors(dtype: DType) -> Vec<(ParamSpec, DType)> {
-    tiny_config().parameters().iter().map(|spec| (spec.clone(), dtype)).collect()
+fn tensors(dtype: DType) -> Vec<(TensorSpec, DType)> {
+    tiny_config().arch.params().map(|spec| (spec.into(), dtype)).collect()
 }
 
 fn bytes_of(seed: usize, num_bytes: usize) -> Vec<u8> {
@@ -20,14 +21,14 @@ fn bytes_of(seed: usize, num_bytes: usize) -> Vec<u8> {
 }
 
 /// Writes tensors `0..count`, each with its own bytes.
-fn write(writer: &mut ExportWriter, tensors: &[(ParamSpec, DType)]) {
+fn write(writer: &mut ExportWriter, tensors: &[(TensorSpec, DType)]) {
     for (seed, (spec, dtype)) in tensors.iter().enumerate() {
         writer.write(&spec.name, &bytes_of(seed, spec.numel() * dtype.size())).unwrap();
     }
 }
 
 /// Exports a model with bytes that tell where they belong.
-fn export(dir: &Path, tensors: &[(ParamSpec, DType)], max_shard_bytes: u64) {
+fn export(dir: &Path, tensors: &[(TensorSpec, DType)], max_shard_bytes: u64) {
     let mut writer = ExportWriter::create(dir, tensors, max_shard_bytes).unwrap();
     write(&mut writer, tensors);
     writer.copy_assets(&fixture("tokenizers/gpt2"), &tiny_config().raw).unwrap();
@@ -43,9 +44,9 @@ fn names_in(dir: &Path) -> Vec<String> {
     names
 }
 
-fn assert_readable(dir: &Path, tensors: &[(ParamSpec, DType)]) {
+fn assert_readable(dir: &Path, tensors: &[(TensorSpec, DType)]) {
     let weights = WeightFiles::open(dir).unwrap();
-    weights.check(&tiny_config().parameters()).unwrap();
+    weights.check(&tiny_config().arch).unwrap();
     for (seed, (spec, dtype)) in tensors.iter().enumerate() {
         let view = weights.tensor(&spec.name).unwrap();
         assert_eq!(view.dtype, *dtype);
@@ -128,7 +129,7 @@ fn a_large_model_is_several_files_with_an_index() {
 fn elements_are_aligned_when_types_are_mixed() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("out");
-    let odd = |name: &str| ParamSpec { name: name.to_owned(), shape: vec![3] };
+    let odd = |name: &str| TensorSpec { name: name.to_owned(), shape: vec![3] };
     let tensors = [
         (odd("a"), DType::BF16),
         (odd("b"), DType::F32),
@@ -223,7 +224,7 @@ fn a_disk_without_the_space_is_known_before_anything_is_written() {
     let Error::DiskFull { needed_bytes, free_bytes, .. } = &error else { panic!("{error:?}") };
     assert!(*needed_bytes == u64::MAX && *free_bytes > 0);
     assert!(error.to_string().contains("not/yet/there") && error.hint().is_some(), "{error}");
-    let huge = [(ParamSpec { name: "a".to_owned(), shape: vec![1 << 55] }, DType::F32)];
+    let huge = [(TensorSpec { name: "a".to_owned(), shape: vec![1 << 55] }, DType::F32)];
     assert!(matches!(ExportWriter::create(&dir, &huge, 1).unwrap_err(), Error::DiskFull { .. }));
     assert!(names_in(parent.path()).is_empty());
 }

@@ -6,8 +6,9 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
+use sterna_arch::ModelConfig;
 use sterna_hf::hub::Hub;
-use sterna_hf::{Error, HubError, ModelConfig};
+use sterna_hf::{Error, HubError};
 
 use self::server::{COMMIT, Content, Server};
 

@@ -2,13 +2,10 @@
 //! files broken on purpose, and against a hub on the loopback interface.
 
 #![expect(clippy::unwrap_used, reason = "a test that finds nothing to unwrap has failed")]
-#![expect(clippy::float_cmp, reason = "numbers of a file are read exactly")]
 
 mod chat;
-mod config;
 mod export;
 mod hub;
-mod rope;
 mod tokenizer;
 mod weights;
 
@@ -39,8 +36,8 @@ fn real_inputs() -> PathBuf {
 }
 
 /// A small model of two blocks.
-fn tiny_config() -> sterna_hf::ModelConfig {
+fn tiny_config() -> sterna_arch::ModelConfig {
     let config = r#"{"model_type": "llama", "hidden_size": 16, "intermediate_size": 24,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 420}"#;
-    sterna_hf::ModelConfig::from_json(config, std::path::Path::new("config.json")).unwrap()
+    sterna_arch::ModelConfig::from_json(config, std::path::Path::new("config.json")).unwrap()
 }

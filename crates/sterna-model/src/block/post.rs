@@ -1,30 +1,30 @@
-//! From the attention output back to the residual stream: output projection, residual, norm, MLP, residual.
+//! From the attention output back to the residual stream: output projection, residual, MLP, residual, with the norms between.
 
-use sterna_ops::{linear, rms_norm, swiglu};
 use tch::Tensor;
 
 use super::BlockContext;
+use super::ffn::{self, FfnSaved};
 use crate::multiplier::{multiplied, product};
-use crate::params::{BlockGrads, BlockParams, Linear};
+use crate::params::{BlockGrads, BlockParams};
 
 /// What the backward of a tile reads, and all that is missing from the result but one matrix product.
 #[derive(Debug)]
 pub(super) struct PostSaved {
+    /// `[tile, d]`, what the norm on the output of attention reads, in a layer that has one.
+    attended: Option<Tensor>,
     /// `[tile, d]`, the residual stream after attention.
     r: Tensor,
-    /// `[tile, d]`, normalised.
+    /// `[tile, d]`, what the MLP reads; `r` or the input itself where no norm comes before it.
     h: Tensor,
-    /// `[tile, f]`.
-    gate: Tensor,
-    /// `[tile, f]`.
-    up: Tensor,
-    /// `[tile, f]`, `silu(gate) * up`.
-    a: Tensor,
+    ffn: FfnSaved,
+    /// `[tile, d]`, what the norm on the output of the MLP reads, in a layer that has one.
+    mlp: Option<Tensor>,
 }
 
 impl PostSaved {
-    pub(super) fn tensors(&self) -> [&Tensor; 5] {
-        [&self.r, &self.h, &self.gate, &self.up, &self.a]
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let PostSaved { attended, r, h, ffn, mlp } = self;
+        attended.iter().chain([r, h]).chain(ffn.tensors()).chain(mlp)
     }
 }
 
@@ -35,13 +35,35 @@ pub(super) fn recompute(
     x: &Tensor,
     o: &Tensor,
 ) -> PostSaved {
-    let attended = forward_linear(&params.o_proj, &o.flatten(1, 2));
-    let r = multiplied(attended, ctx.config.residual_multiplier).g_add_(x);
-    let h = rms_norm::forward(&r, &params.post_attention_layernorm, ctx.config.rms_norm_eps);
-    let gate = forward_linear(&params.gate_proj, &h);
-    let up = forward_linear(&params.up_proj, &h);
-    let a = swiglu::forward(&gate, &up);
-    PostSaved { r, h, gate, up, a }
+    let layer = ctx.layer;
+    let o = o.flatten(1, 2);
+    let o = match &layer.attention.gate {
+        Some(gate) => params.project(gate, &attention_input(ctx, params, x)).sigmoid_().g_mul_(&o),
+        None => o,
+    };
+    let output = params.project(&layer.attention.o, &o);
+    drop(o);
+    let (attended, output) = match &layer.post_attention_norm {
+        Some(norm) => {
+            let normed = params.norm(norm).forward(&output);
+            (Some(output), normed)
+        }
+        None => (None, output),
+    };
+    let r = multiplied(output, layer.residual_multiplier).g_add_(x);
+    let h = match (&layer.pre_ffn_norm, layer.is_parallel) {
+        (Some(norm), true) => params.norm(norm).forward(x),
+        (Some(norm), false) => params.norm(norm).forward(&r),
+        (None, true) => attention_input(ctx, params, x),
+        (None, false) => r.shallow_clone(),
+    };
+    let ffn = ffn::recompute(&layer.ffn, params, &h);
+    let mlp = layer.post_ffn_norm.is_some().then(|| {
+        let mut mlp = x.empty_like();
+        ffn::finish(&layer.ffn, params, &ffn, &mut mlp);
+        mlp
+    });
+    PostSaved { attended, r, h, ffn, mlp }
 }
 
 /// Writes the result to `y` `[tile, d]`.
@@ -51,56 +73,96 @@ pub(super) fn finish(
     saved: &PostSaved,
     y: &mut Tensor,
 ) {
-    let Linear { weight, bias } = &params.down_proj;
-    linear::forward_into(y, &saved.a, weight, bias.as_ref());
-    let _ = multiplied(y.shallow_clone(), ctx.config.residual_multiplier).g_add_(&saved.r);
+    let layer = ctx.layer;
+    match (&layer.post_ffn_norm, &saved.mlp) {
+        (Some(norm), Some(mlp)) => y.copy_(&params.norm(norm).forward(mlp)),
+        _ => ffn::finish(&layer.ffn, params, &saved.ffn, y),
+    }
+    let y = multiplied(y.shallow_clone(), layer.residual_multiplier).g_add_(&saved.r);
+    if let Some(scale) = layer.output_scale {
+        let _ = y.shallow_clone().g_mul_(params.get(scale));
+    }
 }
 
-/// The gradient of `o` `[tile, n, h]` from that of the result, and that of `x`, written to `d_x` `[tile, d]`; weight gradients `+=`.
+/// The gradient of `o` `[tile, n, h]` from that of the result, and that of `x` `[tile, d]`, written to `d_x`; weight gradients `+=`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the gradient of the result, everything the forward read, and where that of x goes"
+)]
 pub(super) fn backward(
     ctx: &BlockContext<'_>,
     params: &BlockParams,
     grads: &mut BlockGrads,
     saved: PostSaved,
+    x: &Tensor,
     o: &Tensor,
     d_y: &Tensor,
     d_x: &Tensor,
 ) -> Tensor {
-    let PostSaved { r, h, gate, up, a } = saved;
-    let multiplier = ctx.config.residual_multiplier;
-    let d_branch = product(d_y, multiplier);
-    let d_a = backward_linear(&params.down_proj, &mut grads.down_proj, &a, &d_branch);
-    drop((a, d_branch));
-    let (d_gate, d_up) = swiglu::backward(&d_a, &gate, &up);
-    // Four of the widest tensors of the tile; the rest of the backward reads none of these three.
-    drop((d_a, gate, up));
-    // dL/dh = d_gate * Wgate + d_up * Wup.
-    let mut d_h = backward_linear(&params.gate_proj, &mut grads.gate_proj, &h, &d_gate);
-    drop(d_gate);
-    grads.up_proj.accumulate(&d_up, &h);
-    linear::add_backward_input(&mut d_h, &d_up, &params.up_proj.weight);
-    drop(d_up);
-    // The residual around the MLP: dL/dr = d_y + the gradient through the norm.
-    let norm = &params.post_attention_layernorm;
-    let grad = grads.post_attention_layernorm.as_mut();
-    let through_norm = rms_norm::backward(&d_h, &r, norm, ctx.config.rms_norm_eps, grad);
-    // The residual around attention: x receives the same gradient as the output projection.
-    let d_r = through_norm.add_out(d_x, d_y);
-    let d_branch = product(&d_r, multiplier);
-    let d_o = backward_linear(&params.o_proj, &mut grads.o_proj, &o.flatten(1, 2), &d_branch);
-    d_o.unflatten(1, [-1, ctx.config.head_dim as i64])
+    let layer = ctx.layer;
+    let PostSaved { attended, r, h, ffn, mlp } = saved;
+    let multiplier = layer.residual_multiplier;
+    let d_y = match layer.output_scale {
+        Some(scale) => d_y * params.get(scale),
+        None => d_y.shallow_clone(),
+    };
+    let mut d_branch = product(&d_y, multiplier);
+    if let (Some(norm), Some(mlp)) = (&layer.post_ffn_norm, mlp) {
+        d_branch = grads.norm_backward(params, norm, &mlp, &d_branch);
+    }
+    let d_h = ffn::backward(&layer.ffn, params, grads, ffn, &h, &d_branch);
+    drop((d_branch, h));
+    // What the MLP reads has this share of the gradient of `r`, or of `x` where both branches read that.
+    let through_mlp = match (&layer.pre_ffn_norm, layer.is_parallel) {
+        (Some(norm), true) => grads.norm_backward(params, norm, x, &d_h),
+        (Some(norm), false) => grads.norm_backward(params, norm, &r, &d_h),
+        (None, true) => attention_input_backward(ctx, params, grads, x, d_h),
+        (None, false) => d_h,
+    };
+    drop(r);
+    // The residual around the MLP, and around attention.
+    let d_r = through_mlp.add_out(d_x, &d_y);
+    let mut d_branch = product(if layer.is_parallel { &d_y } else { &d_r }, multiplier);
+    drop(through_mlp);
+    if let (Some(norm), Some(attended)) = (&layer.post_attention_norm, attended) {
+        d_branch = grads.norm_backward(params, norm, &attended, &d_branch);
+    }
+    let o = o.flatten(1, 2);
+    let d_o = match &layer.attention.gate {
+        None => params.project_backward(grads, &layer.attention.o, &o, &d_branch),
+        Some(gate) => {
+            let a = attention_input(ctx, params, x);
+            let sigmoid = params.project(gate, &a).sigmoid_();
+            let gated = &o * &sigmoid;
+            let d_gated = params.project_backward(grads, &layer.attention.o, &gated, &d_branch);
+            drop(gated);
+            let d_gate = Tensor::sigmoid_backward(&(&d_gated * &o), &sigmoid);
+            let d_a = params.project_backward(grads, gate, &a, &d_gate);
+            let _ =
+                d_x.shallow_clone().g_add_(&attention_input_backward(ctx, params, grads, x, d_a));
+            sigmoid * d_gated
+        }
+    };
+    d_o.unflatten(1, [-1, layer.attention.head_dim as i64])
 }
 
-fn forward_linear(proj: &Linear<Tensor>, x: &Tensor) -> Tensor {
-    linear::forward(x, &proj.weight, proj.bias.as_ref())
+/// What attention reads.
+fn attention_input(ctx: &BlockContext<'_>, params: &BlockParams, x: &Tensor) -> Tensor {
+    match &ctx.layer.pre_attention_norm {
+        Some(norm) => params.norm(norm).forward(x),
+        None => x.shallow_clone(),
+    }
 }
 
-fn backward_linear(
-    proj: &Linear<Tensor>,
-    grads: &mut Linear<Option<Tensor>>,
+fn attention_input_backward(
+    ctx: &BlockContext<'_>,
+    params: &BlockParams,
+    grads: &mut BlockGrads,
     x: &Tensor,
-    d_y: &Tensor,
+    d_y: Tensor,
 ) -> Tensor {
-    grads.accumulate(d_y, x);
-    linear::backward_input(d_y, &proj.weight)
+    match &ctx.layer.pre_attention_norm {
+        Some(norm) => grads.norm_backward(params, norm, x, &d_y),
+        None => d_y,
+    }
 }

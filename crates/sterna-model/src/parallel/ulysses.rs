@@ -13,13 +13,13 @@
 
 use std::ops::Range;
 
+use sterna_arch::HeadSplit;
 use sterna_comm::Group;
 use sterna_ops::accumulate_kind;
 use sterna_torch_sys::memory::{self, MemoryKind};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::ModelError;
-use crate::heads::HeadSplit;
 use crate::stage::{Stage, num_bytes};
 
 /// Who takes part in the exchange, and the shape of what travels.

@@ -14,8 +14,10 @@ const F32: f64 = 5e-6;
 const KEEP_ATTENTION: Keep = Keep { attention: true, graph: false };
 const KEEP_ALL: Keep = Keep { attention: true, graph: true };
 
-/// Nine query heads on three kv heads; biases; a window; one kv head for all ranks; q/k norms.
-const MODELS: [&str; 8] = [
+/// One for each thing that ranks, groups or tiles could get wrong: nine query heads on three kv heads; biases; a window; one kv head for
+/// all ranks; norms on queries and keys over a head, over all heads, with a row or a tensor for each, and after the rotary embedding;
+/// softcaps; clamps; two rotary embeddings; norms on outputs; branches side by side; fused projections; trained activations.
+const MODELS: [&str; 18] = [
     "llama_tied",
     "llama_biased",
     "mistral_window",
@@ -24,6 +26,16 @@ const MODELS: [&str; 8] = [
     "granite",
     "seed_oss",
     "smollm3",
+    "apertus",
+    "cohere",
+    "exaone4",
+    "gemma2",
+    "gemma3_text",
+    "hunyuan_v1_dense",
+    "olmo",
+    "olmo2",
+    "phi3",
+    "stablelm_parallel",
 ];
 
 fn double() -> How {
@@ -68,7 +80,7 @@ fn groups_of_heads_change_nothing_but_the_order_of_sums() {
     for name in MODELS {
         let tiny = Tiny::fixture(name);
         let expected = tiny.run(&alone(), &tiny.batch, double());
-        for num_groups in 2..=tiny.config.num_attention_heads {
+        for num_groups in 2..=tiny.config.arch.fewest_heads() {
             for keep in [How::PLAIN.keep, KEEP_ATTENTION, KEEP_ALL] {
                 let how = How { num_groups, tile_len: 7, keep, ..double() };
                 let grouped = tiny.run(&alone(), &tiny.batch, how);
@@ -110,11 +122,11 @@ fn ranks_change_nothing(world_size: usize) {
         let (comm, alone) = (together(world_size), alone());
         for name in MODELS {
             let tiny = Tiny::fixture(name);
-            if tiny.config.num_attention_heads < world_size {
+            if tiny.config.arch.fewest_heads() < world_size {
                 continue;
             }
             let expected = tiny.run(&alone, &tiny.batch, double());
-            let most_groups = tiny.config.num_attention_heads / world_size;
+            let most_groups = tiny.config.arch.fewest_heads() / world_size;
             for (tile_len, num_groups, query_tile_len, keep) in [
                 (1 << 20, 1, None, How::PLAIN.keep),
                 (5, 1, None, KEEP_ATTENTION),

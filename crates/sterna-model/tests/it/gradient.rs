@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::json;
-use sterna_hf::ModelConfig;
+use sterna_arch::ModelConfig;
 use sterna_model::{
     BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Implementation, Keep, block,
     rotary,
@@ -31,37 +31,38 @@ fn config(overrides: &serde_json::Value) -> ModelConfig {
 fn check(config: &ModelConfig) {
     tch::manual_seed(7);
     let comm = alone();
-    let groups =
-        HeadGroup::of_all_ranks(config.num_attention_heads, config.num_key_value_heads, 1, 1)
-            .unwrap();
+    let (arch, layer) = (&config.arch, &config.arch.layers[0]);
+    let groups = HeadGroup::of_all_ranks(&layer.attention, 1, 1).unwrap();
     let documents = Documents::new(vec![0..4, 4..7]);
-    let rope = rotary::table(config, &[0, 1, 2, 3, 0, 1, 2], 4, Kind::Double, Device::Cpu);
+    let ropes = rotary::tables(arch, &[0, 1, 2, 3, 0, 1, 2], 4, Kind::Double, Device::Cpu);
     let ctx = BlockContext {
-        config,
+        layer,
         layer_idx: 0,
         sp: comm.sp(),
         groups: &groups,
         documents: &documents,
-        rope: &rope,
+        rope: layer.attention.rope.map(|rope_idx| &ropes[rope_idx]),
         num_rows: 1,
         streaming: None,
         attention: Implementation::Automatic,
         pre_tile_len: 3,
         post_tile_len: 4,
     };
-    let x = Tensor::randn([7, config.hidden_size as i64], F64);
+    let x = Tensor::randn([7, arch.hidden_size as i64], F64);
     let d_y = Tensor::randn(x.size(), F64);
-    let tensors: Vec<Tensor> = config.parameters().layers[0]
+    let tensors: Vec<Tensor> = layer
+        .params
         .iter()
         .map(|spec| {
             let shape: Vec<i64> = spec.shape.iter().map(|size| *size as i64).collect();
             Tensor::randn(shape.as_slice(), F64) * 0.5
         })
         .collect();
-    let params = BlockParams::new(config, &tensors).unwrap();
+    let params =
+        BlockParams::new(layer, tensors.iter().map(Tensor::shallow_clone).collect()).unwrap();
     let grads: Vec<Tensor> = tensors.iter().map(Tensor::zeros_like).collect();
     let wanted = grads.iter().map(|grad| Some(grad.shallow_clone())).collect();
-    let mut block_grads = BlockGrads::new(config, wanted).unwrap();
+    let mut block_grads = BlockGrads::new(layer, wanted).unwrap();
     let keep = Keep { attention: true, graph: false };
     let (_, kept) = block::forward(&ctx, &params, &x, keep).unwrap();
     let d_x = block::backward(&ctx, &params, &mut block_grads, kept, &d_y).unwrap();
@@ -71,7 +72,7 @@ fn check(config: &ModelConfig) {
         let (y, _) = block::forward(&ctx, &params, &x, keep).unwrap();
         (y * &d_y).sum(Kind::Double).double_value(&[])
     };
-    let names = params.iter().map(|(name, _)| name).chain(["x"]);
+    let names = layer.params.iter().map(|spec| spec.name.as_str()).chain(["x"]);
     for ((name, tensor), grad) in
         names.zip(tensors.iter().chain([&x])).zip(grads.iter().chain([&d_x]))
     {

@@ -3,7 +3,7 @@
 use std::{ops::Range, path::Path};
 
 use serde_json::json;
-use sterna_hf::{ModelConfig, ParamSpec};
+use sterna_arch::{Init, ModelConfig, ParamSpec};
 use sterna_model::init;
 use tch::{Device, Kind, Tensor};
 
@@ -18,23 +18,23 @@ fn config() -> ModelConfig {
 }
 
 /// The whole tensor.
-fn random(spec: &ParamSpec, config: &ModelConfig, seed: u64) -> Tensor {
+fn random(spec: &ParamSpec, seed: u64) -> Tensor {
     let shape: Vec<i64> = spec.shape.iter().map(|size| *size as i64).collect();
-    slice(spec, config, seed, 0..spec.numel()).view(shape.as_slice())
+    slice(spec, seed, 0..spec.numel()).view(shape.as_slice())
 }
 
 /// Some of its elements.
-fn slice(spec: &ParamSpec, config: &ModelConfig, seed: u64, range: Range<usize>) -> Tensor {
+fn slice(spec: &ParamSpec, seed: u64, range: Range<usize>) -> Tensor {
     let mut values = Tensor::empty([range.len() as i64], (Kind::Float, Device::Cpu));
-    init::fill(&mut values, spec, config, seed, &range).unwrap();
+    init::fill(&mut values, spec, seed, &range).unwrap();
     values
 }
 
 #[test]
 fn matrices_are_normal_norms_one_and_biases_zero() {
     let config = config();
-    for spec in config.parameters().iter() {
-        let tensor = random(spec, &config, 42);
+    for spec in config.arch.params() {
+        let tensor = random(spec, 42);
         assert_eq!(
             tensor.size(),
             spec.shape.iter().map(|size| *size as i64).collect::<Vec<_>>(),
@@ -72,12 +72,12 @@ fn matrices_are_normal_norms_one_and_biases_zero() {
 #[test]
 fn the_pad_row_of_the_embedding_is_zero_and_no_other() {
     let config = config();
-    let embed = random(&config.parameters().embed, &config, 42);
+    let embed = random(&config.arch.embed.weight, 42);
     let zero_rows: Vec<i64> = (0..500)
         .filter(|row| embed.get(*row).abs().sum(Kind::Double).double_value(&[]) == 0.0)
         .collect();
     assert_eq!(zero_rows, [3]);
-    let lm_head = random(config.parameters().lm_head.as_ref().unwrap(), &config, 42);
+    let lm_head = random(&config.arch.head.params[1], 42);
     assert!(
         lm_head.get(3).abs().max().double_value(&[]) > 0.0,
         "only the embedding has a padding row"
@@ -87,21 +87,21 @@ fn the_pad_row_of_the_embedding_is_zero_and_no_other() {
 #[test]
 fn slices_of_any_size_make_up_the_whole() {
     let config = config();
-    for spec in config.parameters().iter() {
-        let whole = random(spec, &config, 42).view(-1);
+    for spec in config.arch.params() {
+        let whole = random(spec, 42).view(-1);
         let numel = spec.numel();
         let cuts = [0, numel / 7, numel / 7 + 1, numel / 2, numel];
         let slices: Vec<Tensor> =
-            cuts.windows(2).map(|cut| slice(spec, &config, 42, cut[0]..cut[1])).collect();
+            cuts.windows(2).map(|cut| slice(spec, 42, cut[0]..cut[1])).collect();
         assert!(Tensor::cat(&slices, 0) == whole, "{}", spec.name);
     }
 }
 
 #[test]
 fn seeds_and_names_give_different_numbers() {
-    let config = config();
-    let spec = |name: &str| ParamSpec { name: name.to_owned(), shape: vec![8, 8] };
-    let draw = |name: &str, seed: u64| random(&spec(name), &config, seed);
+    let normal = Init::Normal { std: 0.05, zero_row: None };
+    let spec = |name: &str| ParamSpec::new(name, [8, 8], normal);
+    let draw = |name: &str, seed: u64| random(&spec(name), seed);
     assert!(draw("a.weight", 1) == draw("a.weight", 1));
     assert!(draw("a.weight", 1) != draw("a.weight", 2));
     assert!(draw("a.weight", 1) != draw("b.weight", 1));

@@ -11,11 +11,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
+use sterna_arch::HeadSplit;
+use sterna_arch::ModelConfig;
 use sterna_comm::{Comm, RankEnv};
-use sterna_hf::ModelConfig;
 use sterna_model::head::{self, HeadGrads, HeadParams};
 use sterna_model::parallel::ulysses::{Exchange, HeadToSeq, Heads, SeqToHead};
-use sterna_model::{HeadSplit, IGNORE_INDEX, embed};
+use sterna_model::{IGNORE_INDEX, embed};
 use sterna_ops::tile::tiles;
 use sterna_ops::{rms_norm, rope, swiglu};
 use tch::{Device, Kind, Tensor};
@@ -88,7 +89,13 @@ fn large_norm_activation_and_rotation() {
     let turned = |tokens: &Tensor, start: i64| {
         let positions =
             Tensor::arange_start(start, start + tokens.size()[0], (Kind::Int64, Device::Cpu));
-        let table = rope::RopeTable::new(&positions, &[0.5; 32], 1.0, Kind::BFloat16);
+        let table = rope::RopeTable::new(
+            &positions,
+            sterna_arch::RopeLayout::Halves,
+            &[0.5; 32],
+            1.0,
+            Kind::BFloat16,
+        );
         rope::forward(tokens, &table)
     };
     for tile in tiles(NUM_TOKENS, 1 << 16) {
@@ -143,15 +150,22 @@ fn large_loss_with_labels_at_the_far_end() {
     let config = config(vocab_size);
     let x = hidden_states();
     let params = HeadParams {
-        norm: Tensor::randn([HIDDEN], (Kind::BFloat16, Device::Cpu)),
-        lm_head: Tensor::randn([vocab_size, HIDDEN], (Kind::BFloat16, Device::Cpu)) * 0.05,
+        own: vec![
+            Tensor::randn([HIDDEN], (Kind::BFloat16, Device::Cpu)),
+            Tensor::randn([vocab_size, HIDDEN], (Kind::BFloat16, Device::Cpu)) * 0.05,
+        ],
+        embedding: None,
     };
     let run = |x: &Tensor, labels: &[i64]| {
         let zeros = |shape: &[i64]| Some(Tensor::zeros(shape, (Kind::Float, Device::Cpu)));
-        let mut grads = HeadGrads { norm: zeros(&[HIDDEN]), lm_head: zeros(&[vocab_size, HIDDEN]) };
+        let mut grads = HeadGrads {
+            own: vec![zeros(&[HIDDEN]), zeros(&[vocab_size, HIDDEN])],
+            embedding: None,
+        };
         let (loss, d_x) =
-            head::loss_and_backward(&config, &params, &mut grads, x, labels, 0.01, 1024).unwrap();
-        (loss, d_x, grads.lm_head.unwrap())
+            head::loss_and_backward(&config.arch, &params, &mut grads, x, labels, 0.01, 1024)
+                .unwrap();
+        (loss, d_x, grads.own.remove(1).unwrap())
     };
     let mut labels = vec![IGNORE_INDEX; NUM_TOKENS as usize];
     for row in places().iter().flat_map(|start| *start..start + NUM_ROWS) {
@@ -177,13 +191,13 @@ fn large_embedding_rows() {
     let config = config(NUM_TOKENS);
     let ids: Vec<i64> = places().iter().flat_map(|start| *start..start + NUM_ROWS).collect();
     let table = hidden_states();
-    let found = embed::forward(&config, &table, &ids).unwrap();
+    let found = embed::forward(&config.arch, &table, &ids).unwrap();
     for (place_idx, start) in places().into_iter().enumerate() {
         let place = found.narrow(0, place_idx as i64 * NUM_ROWS, NUM_ROWS);
         assert!(place == rows(&table, start), "rows from {start}");
     }
     let mut d_table = table.zeros_like();
-    embed::backward(&config, &mut d_table, &ids, &found).unwrap();
+    embed::backward(&config.arch, None, &mut d_table, &ids, &found).unwrap();
     assert_rows("gradient of the table", &d_table, |start| {
         let expected = rows(&table, start).copy();
         if start == 0 {
@@ -202,7 +216,7 @@ fn large_embedding_rows() {
         ids[row as usize] = id as i64 + 1;
     }
     let mut d_weight = Tensor::zeros([64, HIDDEN], (Kind::Float, Device::Cpu));
-    embed::backward(&config, &mut d_weight, &ids, &d_x).unwrap();
+    embed::backward(&config.arch, None, &mut d_weight, &ids, &d_x).unwrap();
     let expected = d_x.narrow(0, NUM_TOKENS - 63, 63).to_kind(Kind::Float);
     assert!(d_weight.narrow(0, 1, 63) == expected, "the last rows");
     assert!(d_weight.get(0).count_nonzero(None).int64_value(&[]) == 0, "padding");

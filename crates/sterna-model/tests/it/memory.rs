@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::json;
-use sterna_hf::ModelConfig;
+use sterna_arch::ModelConfig;
 use sterna_model::{
     BlockContext, BlockParams, Documents, HeadGroup, Implementation, Keep, block, embed, rotary,
 };
@@ -49,7 +49,13 @@ fn the_backward_of_the_embedding_copies_a_tile() {
         let d_x = Tensor::ones([num_tokens, 1024], (Kind::BFloat16, Device::Cpu));
         let mut d_weight = Tensor::zeros([8, 1024], (Kind::Float, Device::Cpu));
         let mut run = |len: i64| {
-            embed::backward(&config, &mut d_weight, &ids[..len as usize], &d_x.narrow(0, 0, len))
+            embed::backward(
+                &config.arch,
+                None,
+                &mut d_weight,
+                &ids[..len as usize],
+                &d_x.narrow(0, 0, len),
+            )
         };
         // Once for what the process allocates only once.
         run(8).unwrap();
@@ -87,29 +93,30 @@ fn a_group_of_heads_holds_its_share() {
 /// By how much the resident set grows in the forward of a block with heads in so many groups.
 fn growth_of_forward(hidden_size: u32, num_groups: usize) -> u64 {
     let (config, num_tokens) = (config(hidden_size), 1 << 14);
-    let comm = alone();
-    let groups = HeadGroup::of_all_ranks(4, 4, 1, num_groups).unwrap();
-    let tensors: Vec<Tensor> = config.parameters().layers[0]
+    let (comm, layer) = (alone(), &config.arch.layers[0]);
+    let groups = HeadGroup::of_all_ranks(&layer.attention, 1, num_groups).unwrap();
+    let tensors: Vec<Tensor> = layer
+        .params
         .iter()
         .map(|spec| {
             let shape: Vec<i64> = spec.shape.iter().map(|size| *size as i64).collect();
             Tensor::ones(shape.as_slice(), (Kind::Float, Device::Cpu))
         })
         .collect();
-    let params = BlockParams::new(&config, &tensors).unwrap();
+    let params = BlockParams::new(layer, tensors).unwrap();
     let run = |num_tokens: i64| {
         let documents: Vec<_> =
             (0..num_tokens / 64).map(|document| 64 * document..64 * (document + 1)).collect();
         let position_ids: Vec<i64> = (0..num_tokens).map(|token| token % 64).collect();
         let documents = Documents::new(documents);
-        let rope = rotary::table(&config, &position_ids, 64, Kind::Float, Device::Cpu);
+        let rope = rotary::tables(&config.arch, &position_ids, 64, Kind::Float, Device::Cpu);
         let ctx = BlockContext {
-            config: &config,
+            layer,
             layer_idx: 0,
             sp: comm.sp(),
             groups: &groups,
             documents: &documents,
-            rope: &rope,
+            rope: Some(&rope[0]),
             num_rows: 1,
             streaming: None,
             attention: Implementation::Automatic,

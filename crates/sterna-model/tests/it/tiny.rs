@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use safetensors::{Dtype, SafeTensors};
+use sterna_arch::{Init, ModelConfig, ParamSpec};
 use sterna_comm::{Comm, RankEnv, ReduceOp};
-use sterna_hf::{ModelConfig, ParamSpec};
 use sterna_model::head::{self, HeadGrads, HeadParams, LossSum};
 use sterna_model::{
     BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Implementation, Keep, KeysValues,
@@ -187,34 +187,42 @@ impl Tiny {
     }
 
     fn weight(&self, spec: &ParamSpec, kind: Kind) -> Tensor {
-        self.tensors[&spec.name].to_kind(kind)
+        match (self.tensors.get(&spec.name), spec.init) {
+            (Some(tensor), _) => tensor.to_kind(kind),
+            // Fixtures have what is trained.
+            (None, Init::Constant(value)) if !spec.is_trained => {
+                let shape: Vec<i64> = spec.shape.iter().map(|size| *size as i64).collect();
+                Tensor::full(shape.as_slice(), value, (kind, Device::Cpu))
+            }
+            (None, _) => panic!("`{}` is not in the fixture", spec.name),
+        }
     }
 
     /// Computes logits, loss and every gradient.
+    #[expect(clippy::too_many_lines, reason = "a model from its first op to its last gradient")]
     pub(crate) fn run(&self, comm: &Comm, batch: &Batch, how: How) -> Outcome {
         let How { kind, tile_len, num_groups, keep, .. } = how;
         let config = &self.config;
         let sp = comm.sp();
-        let groups = HeadGroup::of_all_ranks(
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            sp.size(),
-            num_groups,
-        )
-        .unwrap();
+        let arch = &config.arch;
+        let groups: Vec<Vec<HeadGroup>> = arch
+            .layers
+            .iter()
+            .map(|layer| HeadGroup::of_all_ranks(&layer.attention, sp.size(), num_groups).unwrap())
+            .collect();
         let shard = batch.shard(sp.size(), sp.rank());
         let local = |values: &[i64]| shard.iter().map(|token| values[*token]).collect::<Vec<i64>>();
         let (input_ids, shift_labels) = (local(&batch.input_ids), local(&batch.shift_labels));
         let seq_len = *batch.lengths.iter().max().unwrap() as usize;
-        let rope = rotary::table(config, &local(&batch.position_ids()), seq_len, kind, Device::Cpu);
+        let ropes = rotary::tables(arch, &local(&batch.position_ids()), seq_len, kind, Device::Cpu);
         let documents = Documents::new(batch.documents());
         let context = |layer_idx: usize| BlockContext {
-            config,
+            layer: &arch.layers[layer_idx],
             layer_idx,
             sp,
-            groups: &groups,
+            groups: &groups[layer_idx],
             documents: &documents,
-            rope: &rope,
+            rope: arch.layers[layer_idx].attention.rope.map(|rope_idx| &ropes[rope_idx]),
             num_rows: batch.num_rows as i64,
             streaming: how.query_tile_len.map(|tile_len| Streaming { tile_len, stash: &Chunks }),
             attention: Implementation::Automatic,
@@ -223,46 +231,48 @@ impl Tiny {
         };
         let num_valid_tokens = batch.shift_labels.iter().filter(|label| **label != -100).count();
 
-        let specs = config.parameters();
         let grad_kind = if kind == Kind::Double { Kind::Double } else { Kind::Float };
         let zeros = |spec: &ParamSpec| {
             let shape: Vec<i64> = spec.shape.iter().map(|size| *size as i64).collect();
             Tensor::zeros(shape.as_slice(), (grad_kind, Device::Cpu))
         };
         let mut grads: BTreeMap<String, Tensor> =
-            specs.iter().map(|spec| (spec.name.clone(), zeros(spec))).collect();
+            arch.params().map(|spec| (spec.name.clone(), zeros(spec))).collect();
 
-        let embed_weight = self.weight(&specs.embed, kind);
-        let blocks: Vec<BlockParams> = specs
+        let embed_weight = self.weight(&arch.embed.weight, kind);
+        let blocks: Vec<BlockParams> = arch
             .layers
             .iter()
-            .map(|specs| {
-                let tensors: Vec<Tensor> =
-                    specs.iter().map(|spec| self.weight(spec, kind)).collect();
-                BlockParams::new(config, &tensors).unwrap()
+            .map(|layer| {
+                let tensors = layer.params.iter().map(|spec| self.weight(spec, kind)).collect();
+                BlockParams::new(layer, tensors).unwrap()
             })
             .collect();
-        let lm_head_spec = specs.lm_head.as_ref().unwrap_or(&specs.embed);
         let head_params = HeadParams {
-            norm: self.weight(&specs.norm, kind),
-            lm_head: self.weight(lm_head_spec, kind),
+            own: arch.head.params.iter().map(|spec| self.weight(spec, kind)).collect(),
+            embedding: arch.is_tied().then(|| embed_weight.shallow_clone()),
         };
 
-        let mut x = embed::forward(config, &embed_weight, &input_ids).unwrap();
+        let mut x = embed::forward(arch, &embed_weight, &input_ids).unwrap();
         let mut all_kept = Vec::new();
         for (layer_idx, params) in blocks.iter().enumerate() {
             let (y, kept) = block::forward(&context(layer_idx), params, &x, keep).unwrap();
             all_kept.push(kept);
             x = y;
         }
-        let logits = head::logits(config, &head_params, &x);
+        let logits = head::logits(arch, &head_params, &x).unwrap();
         let mut head_grads = HeadGrads {
-            norm: Some(grads[&specs.norm.name].shallow_clone()),
-            lm_head: Some(grads[&lm_head_spec.name].shallow_clone()),
+            own: arch
+                .head
+                .params
+                .iter()
+                .map(|spec| Some(grads[&spec.name].shallow_clone()))
+                .collect(),
+            embedding: arch.is_tied().then(|| grads[&arch.embed.weight.name].shallow_clone()),
         };
         let scale = 1.0 / num_valid_tokens as f64;
         let (loss_sum, mut d_x) = head::loss_and_backward(
-            config,
+            arch,
             &head_params,
             &mut head_grads,
             &x,
@@ -272,21 +282,24 @@ impl Tiny {
         )
         .unwrap();
         assert_eq!(
-            head::loss(config, &head_params, &x, &shift_labels, tile_len).unwrap(),
+            head::loss(arch, &head_params, &x, &shift_labels, tile_len).unwrap(),
             loss_sum,
             "with and without gradients"
         );
         for (layer_idx, (params, kept)) in blocks.iter().zip(all_kept).enumerate().rev() {
-            let tensors = specs.layers[layer_idx]
-                .iter()
-                .map(|spec| Some(grads[&spec.name].shallow_clone()))
-                .collect();
-            let mut block_grads = BlockGrads::new(config, tensors).unwrap();
+            let layer = &arch.layers[layer_idx];
+            let of_layer = layer.params.iter().map(|spec| Some(grads[&spec.name].shallow_clone()));
+            let mut block_grads = BlockGrads::new(layer, of_layer.collect()).unwrap();
             d_x =
                 block::backward(&context(layer_idx), params, &mut block_grads, kept, &d_x).unwrap();
         }
-        embed::backward(config, grads.get_mut(&specs.embed.name).unwrap(), &input_ids, &d_x)
-            .unwrap();
+        let d_embed = grads.get_mut(&arch.embed.weight.name).unwrap();
+        embed::backward(arch, Some(&embed_weight), d_embed, &input_ids, &d_x).unwrap();
+        // No gradient reaches a buffer, and transformers has none.
+        for spec in arch.params().filter(|spec| !spec.is_trained) {
+            let grad = grads.remove(&spec.name).unwrap();
+            assert!(grad == grad.zeros_like(), "{}", spec.name);
+        }
 
         for grad in grads.values() {
             sp.all_reduce_(grad, ReduceOp::Sum).unwrap();

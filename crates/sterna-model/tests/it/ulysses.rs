@@ -1,6 +1,6 @@
 //! The exchange around attention against plain slices of the whole tensors.
 
-use sterna_model::HeadSplit;
+use sterna_arch::HeadSplit;
 use sterna_model::parallel::ulysses::{Exchange, HeadToSeq, Heads, SeqToHead};
 use sterna_testkit::spawn_ranks;
 use tch::{Device, Kind, Tensor};

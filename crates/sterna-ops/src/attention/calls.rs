@@ -335,6 +335,7 @@ mod tests {
             let spec = AttentionSpec {
                 kv_of_q: vec![0, 0, 1, 1, 2],
                 scale: 1.0,
+                softcap: None,
                 sliding_window,
                 implementation: Implementation::Automatic,
             };
@@ -365,6 +366,7 @@ mod tests {
         let spec = AttentionSpec {
             kv_of_q: vec![0],
             scale: 1.0,
+            softcap: None,
             sliding_window: Some(8),
             implementation: Implementation::Automatic,
         };

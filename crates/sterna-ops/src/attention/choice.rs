@@ -47,27 +47,32 @@ pub enum Implementation {
     Flash,
 }
 
-/// A dtype or head size that a kernel which was asked for by name does not take.
+/// A dtype, head size or softcap that a kernel which was asked for by name does not take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "FlashAttention 2 takes bf16 and fp16 with head sizes that are multiples of 8 up to 256, and this attention has {kind:?} with {head_dim}"
+    "libtorch's FlashAttention 2 takes bf16 and fp16 with head sizes that are multiples of 8 up to 256, and no softcap of scores; \
+     this attention has {kind:?} with {head_dim}{}",
+    if *has_softcap { " and a softcap" } else { "" }
 )]
 pub struct NotFlash {
     /// The dtype of queries, keys and values.
     pub kind: Kind,
     /// The head size.
     pub head_dim: i64,
+    /// Whether scores are softcapped.
+    pub has_softcap: bool,
 }
 
 impl Implementation {
-    /// Whether attention with this dtype and head size can be computed so on a CUDA device.
+    /// Whether attention with this dtype, this head size and softcapped scores or not can be computed so on a CUDA device.
     ///
     /// # Errors
     ///
     /// [`NotFlash`] if [`Implementation::Flash`] is asked for and does not take them.
-    pub fn check(self, kind: Kind, head_dim: i64) -> Result<(), NotFlash> {
-        let is_possible = self == Implementation::Automatic || flash_takes(kind, head_dim);
-        if is_possible { Ok(()) } else { Err(NotFlash { kind, head_dim }) }
+    pub fn check(self, kind: Kind, head_dim: i64, has_softcap: bool) -> Result<(), NotFlash> {
+        let is_possible =
+            self == Implementation::Automatic || flash_takes(kind, head_dim) && !has_softcap;
+        if is_possible { Ok(()) } else { Err(NotFlash { kind, head_dim, has_softcap }) }
     }
 }
 
@@ -83,12 +88,13 @@ pub(super) enum Kernel {
     Flash,
     /// CUDA: [`sterna_torch_sys::cuda_attention::cudnn_forward`]: one document, a query sees all keys or those of a triangle.
     Cudnn,
-    /// CUDA: [`super::tiled`]: a query sees any run of keys.
+    /// [`super::tiled`]: a query sees any run of keys. On a CUDA device what the two above do not take; on both, softcapped scores.
     Tiled,
 }
 
 /// What a choice depends on beside the length of a document.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent property")]
 pub(super) struct Problem {
     pub(super) is_cuda: bool,
     /// Whether this processor's own kernel takes the queries.
@@ -100,6 +106,7 @@ pub(super) struct Problem {
     /// The most query heads on one kv head.
     pub(super) group_size: i64,
     pub(super) sliding_window: Option<i64>,
+    pub(super) has_softcap: bool,
     pub(super) implementation: Implementation,
     /// Tokens from where a document is cuDNN's.
     pub(super) least_cudnn_len: i64,
@@ -119,6 +126,7 @@ impl Problem {
             head_dim: q.size()[2],
             group_size: groups.map(<[usize]>::len).max().unwrap_or(1) as i64,
             sliding_window: spec.sliding_window,
+            has_softcap: spec.softcap.is_some(),
             implementation: spec.implementation,
             least_cudnn_len: LEAST_CUDNN_LEN,
             most_query_elements: MOST_QUERY_ELEMENTS,
@@ -131,16 +139,19 @@ impl Problem {
     ///
     /// If [`Implementation::check`] refuses.
     pub(super) fn kernel(&self, len: i64) -> Kernel {
+        if !self.is_cuda && self.has_softcap {
+            return Kernel::Tiled;
+        }
         if !self.is_cuda {
             return if self.is_blocked { Kernel::Blocked } else { Kernel::Libtorch };
         }
-        if let Err(error) = self.implementation.check(self.kind, self.head_dim) {
+        if let Err(error) = self.implementation.check(self.kind, self.head_dim, self.has_softcap) {
             panic!("attention: {error}");
         }
         let has_window = self.sliding_window.is_some_and(|window| window < len);
         let is_long = len >= self.least_cudnn_len
             && len.saturating_mul(self.group_size * self.head_dim) < MOST_CUDNN_ELEMENTS;
-        if !flash_takes(self.kind, self.head_dim) {
+        if self.has_softcap || !flash_takes(self.kind, self.head_dim) {
             Kernel::Tiled
         } else if self.implementation == Implementation::Flash
             || has_window
@@ -212,6 +223,7 @@ pub(super) mod tests {
             head_dim: 128,
             group_size: 8,
             sliding_window: None,
+            has_softcap: false,
             implementation: Implementation::Automatic,
             least_cudnn_len: LEAST_CUDNN_LEN,
             most_query_elements: MOST_QUERY_ELEMENTS,
@@ -281,10 +293,11 @@ pub(super) mod tests {
             for len in [1, LEAST_CUDNN_LEN] {
                 assert_eq!(auto.kernel(len), Kernel::Tiled);
             }
-            let refused = Implementation::Flash.check(kind, head_dim);
-            assert_eq!(refused, Err(NotFlash { kind, head_dim }));
+            let refused = Implementation::Flash.check(kind, head_dim, false);
+            assert_eq!(refused, Err(NotFlash { kind, head_dim, has_softcap: false }));
+            assert_eq!(Problem { has_softcap: true, ..problem(false) }.kernel(9), Kernel::Tiled);
         }
-        assert_eq!(Implementation::Flash.check(Kind::Half, 256), Ok(()));
+        assert_eq!(Implementation::Flash.check(Kind::Half, 256, false), Ok(()));
     }
 
     #[test]
@@ -292,6 +305,7 @@ pub(super) mod tests {
         let spec = AttentionSpec {
             kv_of_q: vec![0],
             scale: 1.0,
+            softcap: None,
             sliding_window: None,
             implementation: Implementation::Automatic,
         };

@@ -54,6 +54,7 @@ impl Case {
             kv_of_q: kv_of_q.to_vec(),
             // Sharp enough that one key more or less shows.
             scale: 2.0 / (head_dim as f64).sqrt(),
+            softcap: None,
             sliding_window: None,
             implementation: Implementation::Automatic,
         };

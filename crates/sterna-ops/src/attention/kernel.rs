@@ -17,6 +17,7 @@ use super::{AttentionSpec, Documents, tiled};
 /// What all calls of an attention share.
 pub(super) struct Runner {
     scale: f64,
+    softcap: Option<f64>,
     is_widened: bool,
     band: Option<BandMask>,
 }
@@ -28,9 +29,9 @@ impl Runner {
         documents: &Documents,
         q: &Tensor,
     ) -> Runner {
-        let is_masked = !problem.is_cuda && !problem.is_blocked;
+        let is_masked = !problem.is_cuda && !problem.is_blocked && !problem.has_softcap;
         let band = if is_masked { BandMask::new(problem, spec, documents, q) } else { None };
-        Runner { scale: spec.scale, is_widened: problem.is_widened, band }
+        Runner { scale: spec.scale, softcap: spec.softcap, is_widened: problem.is_widened, band }
     }
 
     /// Writes `o` `[kv, group, queries, h]` and `lse` `[kv, group, queries]` of a call's queries, as if it had all their keys.
@@ -48,7 +49,9 @@ impl Runner {
                 attention::forward([&q, &k, &v], &o, &lse, call.visible(), self.scale)
                     .unwrap_or_else(refused);
             }
-            Kernel::Tiled => tiled::forward([&q, &k, &v], [&o, &lse], call.visible(), self.scale),
+            Kernel::Tiled => {
+                tiled::forward([&q, &k, &v], [&o, &lse], call.visible(), self.scale, self.softcap);
+            }
             Kernel::Flash | Kernel::Cudnn => {
                 let heads = [o.size()[0], o.size()[1]];
                 let (o_call, lse_call) = self.fused_forward(call, inputs);
@@ -93,7 +96,7 @@ impl Runner {
             }
             Kernel::Tiled => {
                 let inputs = [&d_o, &q, &k, &v, &o, &lse];
-                tiled::backward(inputs, &d_q, call.visible(), self.scale)
+                tiled::backward(inputs, &d_q, call.visible(), self.scale, self.softcap)
             }
             Kernel::Flash | Kernel::Cudnn => {
                 let [d_q_call, d_k_call, d_v_call] = self.fused_backward(call, inputs);
@@ -277,6 +280,7 @@ mod tests {
         let spec = AttentionSpec {
             kv_of_q: vec![0],
             scale: 1.0,
+            softcap: None,
             sliding_window: Some(32_768),
             implementation: Implementation::Automatic,
         };

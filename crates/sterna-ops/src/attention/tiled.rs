@@ -1,7 +1,7 @@
 //! Exact attention from matrix products of tiles, on any device and in any dtype.
 //!
-//! For what no fused kernel of a CUDA device takes: single and double precision, and head sizes that are not multiples of 8. A
-//! tile of scores is in memory at a time, for all heads of a call; queries and keys outside of each other's sight are never
+//! For what no fused kernel of a CUDA device takes, single and double precision and head sizes that are not multiples of 8, and for
+//! softcapped scores on any device. A tile of scores is in memory at a time, for all heads of a call; queries and keys outside of each other's sight are never
 //! multiplied. Several launches for each tile, so it is far from fused kernels in speed.
 
 use std::ops::Range;
@@ -9,8 +9,8 @@ use std::ops::Range;
 use sterna_torch_sys::attention::VisibleKeys;
 use tch::{Kind, Tensor};
 
-use crate::accumulate_kind;
 use crate::tile::tiles;
+use crate::{accumulate_kind, softcap};
 
 /// Queries and keys of a tile. With 32 heads its scores are 32 MiB in single precision; the backward has four like it.
 const TILE_LEN: i64 = 512;
@@ -26,6 +26,7 @@ pub(super) fn forward(
     [o, lse]: [&Tensor; 2],
     visible: VisibleKeys,
     scale: f64,
+    cap: Option<f64>,
 ) {
     let kind = accumulate_kind(q.kind());
     let [num_queries, num_keys] = [q.size()[2], k.size()[1]];
@@ -35,7 +36,7 @@ pub(super) fn forward(
         let (mut sum, mut total) = (max.zeros_like(), q.zeros_like());
         for columns in visible_tiles(&rows, num_keys, visible) {
             let [k, v] = [k, v].map(|x| columns_of(x, &columns, kind));
-            let scores = scores(&q, &k, &rows, &columns, visible);
+            let scores = hidden(capped(&q, &k, cap), &rows, &columns, visible);
             let max_here = max.maximum(&scores.amax(-1_i64, false));
             let shrink = (&max - &max_here).exp();
             let p = (scores - max_here.unsqueeze(-1)).exp();
@@ -55,6 +56,7 @@ pub(super) fn backward(
     d_q: &Tensor,
     visible: VisibleKeys,
     scale: f64,
+    cap: Option<f64>,
 ) -> (Tensor, Tensor) {
     let kind = accumulate_kind(q.kind());
     let [num_kv, group_size, num_queries, h] = q.size()[..] else {
@@ -72,8 +74,13 @@ pub(super) fn backward(
         let mut d_q_rows = q.zeros_like();
         for columns in visible_tiles(&rows, num_keys, visible) {
             let [k, v] = [k, v].map(|x| columns_of(x, &columns, kind));
-            let p = (scores(&q, &k, &rows, &columns, visible) - &lse).exp();
-            let d_scores = &p * (d_o.matmul(&v.transpose(-2, -1)) - &d_o_dot_o);
+            let capped = capped(&q, &k, cap);
+            let slope = cap.map(|cap| 1.0 - (&capped / cap).square_());
+            let p = (hidden(capped, &rows, &columns, visible) - &lse).exp();
+            let mut d_scores = &p * (d_o.matmul(&v.transpose(-2, -1)) - &d_o_dot_o);
+            if let Some(slope) = slope {
+                d_scores *= slope;
+            }
             let _ = rows_of(&d_v, &columns).g_add_(&p.transpose(-2, -1).matmul(&d_o));
             // `q` is scaled already.
             let _ = rows_of(&d_k, &columns).g_add_(&d_scores.transpose(-2, -1).matmul(&q));
@@ -104,15 +111,22 @@ fn visible_tiles(
     tiles((end - first).max(0), TILE_LEN).map(move |tile| first + tile.start..first + tile.end)
 }
 
-/// The scores of a tile, minus infinity where a query does not see a key. `q` is scaled.
-fn scores(
-    q: &Tensor,
-    k: &Tensor,
+/// The scores of a tile. `q` is scaled.
+fn capped(q: &Tensor, k: &Tensor, cap: Option<f64>) -> Tensor {
+    let scores = q.matmul(&k.transpose(-2, -1));
+    match cap {
+        Some(cap) => softcap::forward_(scores, cap),
+        None => scores,
+    }
+}
+
+/// Scores, and minus infinity where a query does not see a key.
+fn hidden(
+    scores: Tensor,
     rows: &Range<i64>,
     columns: &Range<i64>,
     VisibleKeys { keys_before, window }: VisibleKeys,
 ) -> Tensor {
-    let scores = q.matmul(&k.transpose(-2, -1));
     // How far a query is behind a key: of the first query and the last key, and of the last and the first.
     let (least, most) =
         (rows.start + keys_before - (columns.end - 1), rows.end - 1 + keys_before - columns.start);
@@ -120,7 +134,7 @@ fn scores(
         return scores;
     }
     let places = |range: &Range<i64>| {
-        Tensor::arange_start(range.start, range.end, (Kind::Int64, q.device()))
+        Tensor::arange_start(range.start, range.end, (Kind::Int64, scores.device()))
     };
     let behind = (places(rows) + keys_before).unsqueeze(-1) - places(columns);
     let is_hidden = behind.lt(0).logical_or(&behind.ge(window));
@@ -145,14 +159,14 @@ mod tests {
     }
 
     /// Against an explicit softmax over an explicit mask, and its gradients as formulas of whole matrices.
-    fn check(num_queries: i64, num_keys: i64, keys_before: i64, window: i64) {
+    fn check(num_queries: i64, num_keys: i64, keys_before: i64, window: i64, cap: Option<f64>) {
         let (num_kv, group, h) = (2, 3, 4);
         let q = random(&[num_kv, group, num_queries, h], 1.0) * 3.0;
         let d_o = random(&q.size(), 2.0);
         let [k, v] = [3.0, 4.0].map(|seed| random(&[num_kv, num_keys, h], seed) * 2.0);
         let visible = VisibleKeys { keys_before, window };
         let (o, lse) = (q.zeros_like(), random(&q.size()[..3], 0.0));
-        forward([&q, &k, &v], [&o, &lse], visible, 0.7);
+        forward([&q, &k, &v], [&o, &lse], visible, 0.7, cap);
 
         let hidden: Vec<f64> = (0..num_queries)
             .flat_map(|i| (0..num_keys).map(move |j| i + keys_before - j))
@@ -160,16 +174,24 @@ mod tests {
             .collect();
         let mask = Tensor::from_slice(&hidden).view([num_queries, num_keys]);
         let [k_all, v_all] = [&k, &v].map(|x| x.unsqueeze(1).expand([-1, group, -1, -1], false));
-        let scores = q.matmul(&k_all.transpose(-2, -1)) * 0.7 + mask;
+        let uncapped = q.matmul(&k_all.transpose(-2, -1)) * 0.7;
+        let (capped, slope) = match cap {
+            Some(cap) => {
+                let tanh = (uncapped / cap).tanh();
+                (&tanh * cap, 1.0 - tanh.square())
+            }
+            None => (uncapped.copy(), uncapped.ones_like()),
+        };
+        let scores = capped + mask;
         let p = scores.softmax(-1, None::<Kind>);
         assert_close(&o, &p.matmul(&v_all));
         assert_close(&lse, &scores.logsumexp(-1_i64, false));
 
         let d_q = q.ones_like();
-        let (d_k, d_v) = backward([&d_o, &q, &k, &v, &o, &lse], &d_q, visible, 0.7);
+        let (d_k, d_v) = backward([&d_o, &q, &k, &v, &o, &lse], &d_q, visible, 0.7, cap);
         let d_p = d_o.matmul(&v_all.transpose(-2, -1));
         let mean = (&p * &d_p).sum_dim_intlist(-1_i64, true, Kind::Double);
-        let d_scores = &p * (d_p - mean) * 0.7;
+        let d_scores = &p * (d_p - mean) * slope * 0.7;
         assert_close(&d_q, &(d_scores.matmul(&k_all) + 1.0));
         assert_close(&d_k, &d_scores.transpose(-2, -1).matmul(&q));
         assert_close(&d_v, &p.transpose(-2, -1).matmul(&d_o));
@@ -189,7 +211,8 @@ mod tests {
             (TILE_LEN + 3, TILE_LEN + 30, 27, 40),
             (30, 2 * TILE_LEN, 2 * TILE_LEN - 30, none),
         ] {
-            check(num_queries, num_keys, keys_before, window);
+            check(num_queries, num_keys, keys_before, window, None);
+            check(num_queries, num_keys, keys_before, window, Some(1.5));
         }
     }
 }

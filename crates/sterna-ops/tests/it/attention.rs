@@ -28,6 +28,7 @@ impl Case {
         let spec = AttentionSpec {
             kv_of_q: kv_of_q.to_vec(),
             scale: 0.3,
+            softcap: None,
             sliding_window,
             implementation: Implementation::Automatic,
         };
@@ -243,6 +244,7 @@ fn no_tokens_are_no_work() {
     let spec = AttentionSpec {
         kv_of_q: vec![0, 1],
         scale: 1.0,
+        softcap: None,
         sliding_window: Some(4),
         implementation: Implementation::Automatic,
     };

@@ -1,5 +1,6 @@
 //! Norm, rotary, activation and linear: backwards against autograd and differences of plain expressions, in double precision.
 
+use sterna_arch::RopeLayout;
 use sterna_ops::rope::RopeTable;
 use sterna_ops::{linear, rms_norm, rope, swiglu};
 use tch::{Device, Kind, Tensor};
@@ -91,7 +92,7 @@ fn rope_of_any_positions() {
     let angles = position_ids
         .to_kind(Kind::Double)
         .outer(&Tensor::from_slice(&inv_freq).to_kind(Kind::Double));
-    let table = RopeTable::new(&position_ids, &inv_freq, 1.5, Kind::Double);
+    let table = RopeTable::new(&position_ids, RopeLayout::Halves, &inv_freq, 1.5, Kind::Double);
     let (x, d_y) = (random(&[4, 2, 6], 1), random(&[4, 2, 6], 2));
     assert_close("y", &rope::forward(&x, &table), &plain_rope(&x, &angles), AUTOGRAD);
     check(|x| plain_rope(&x[0], &angles), &[&x], &d_y, &[&rope::backward(&d_y, &table)]);

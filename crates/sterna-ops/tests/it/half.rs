@@ -30,6 +30,7 @@ impl Case {
             spec: AttentionSpec {
                 kv_of_q: kv_of_q.to_vec(),
                 scale: 1.0 / (h as f64).sqrt(),
+                softcap: None,
                 sliding_window: window,
                 implementation: Implementation::Automatic,
             },

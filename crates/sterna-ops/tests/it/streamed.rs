@@ -62,6 +62,7 @@ impl Case {
             spec: AttentionSpec {
                 kv_of_q: kv_of_q.to_vec(),
                 scale: 0.3,
+                softcap: None,
                 sliding_window: window,
                 implementation: Implementation::Automatic,
             },

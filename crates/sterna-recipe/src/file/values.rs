@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use serde_json::{Map, Value};
-use sterna_hf::DType;
+use sterna_arch::DType;
 
 use crate::{
     human,

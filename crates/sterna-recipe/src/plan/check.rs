@@ -1,6 +1,6 @@
 //! Rules between recipe, model and ranks; and what is worth knowing about a combination that works.
 
-use sterna_hf::ModelConfig;
+use sterna_arch::ModelConfig;
 
 use crate::{
     diagnostic::{Diagnostic, Kind, Note},
@@ -48,7 +48,7 @@ pub(super) fn errors(recipe: &Recipe, model: &ModelConfig, world_size: usize) ->
             Some(hint),
         );
     }
-    let num_heads = model.num_attention_heads;
+    let num_heads = model.arch.fewest_heads();
     if sp_size > num_heads {
         let found = format!(
             "wrong head split: `sequence_parallel_size` `{sp_size}` is larger than num_attention_heads `{num_heads}`"

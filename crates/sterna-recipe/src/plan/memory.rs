@@ -3,14 +3,11 @@
 //! Each row says what the engine allocates, so that the sum is a bound from below for a run with the longest batch; allocator
 //! rounding, libraries and the data cache come on top.
 
-use sterna_hf::{DType, ModelConfig};
+use sterna_arch::{Architecture, Attention, DType, HeadSplit, Layer, ModelConfig};
 
 use crate::recipe::{KeepAttention, Place, Recipe};
 
-use super::{
-    AttentionPlan, BatchPlan, HeadSplit, KeepPlan, TileLengths, ZeroPlan,
-    tiles::{post_values, pre_values},
-};
+use super::{AttentionPlan, BatchPlan, KeepPlan, TileLengths, ZeroPlan};
 
 /// What bytes are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,12 +100,10 @@ impl Memory {
         self.rows.iter().map(|row| row.disk_bytes).sum()
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one for each part of a plan that takes memory")]
     pub(super) fn new(
         recipe: &Recipe,
         model: &ModelConfig,
         zero: &ZeroPlan,
-        heads: &HeadSplit,
         batch: BatchPlan,
         tiles: TileLengths,
         keep: KeepPlan,
@@ -119,8 +114,7 @@ impl Memory {
         memory.states(zero, dtype, recipe.gradient_accumulation_steps);
         memory.activations(
             &Activations {
-                model,
-                heads,
+                arch: &model.arch,
                 batch,
                 size: dtype.size(),
                 sp_size: recipe.sequence_parallel_size,
@@ -145,24 +139,28 @@ impl Memory {
         }
     }
 
-    /// What a rank with these heads of `num_tokens` tokens widens beside `weights` of a block.
+    /// What the rank with the most heads widens of `num_tokens` tokens, beside `weights` of a layer.
     pub(super) fn push_widened(
         &mut self,
         weights: usize,
         model: &ModelConfig,
-        heads: &HeadSplit,
+        sp_size: usize,
         num_tokens: usize,
     ) {
         // A call has all heads of a document up to this length, and one kv head with its queries of a longer one
         // (`sterna-ops/src/attention/calls.rs`).
         const LONG_CALL_LEN: usize = 8192;
-        let (q, kv) = (heads.q.len(), heads.kv.len());
-        let group = model.num_attention_heads.div_ceil(model.num_key_value_heads);
-        // q, o, d_o, d_q, and d_k and d_v for each query head; k and v.
-        let width = |q: usize, kv: usize| (6 * q + 2 * kv) * model.head_dim;
-        let short = num_tokens.min(LONG_CALL_LEN) * width(q, kv);
-        let long = if num_tokens > LONG_CALL_LEN { num_tokens * width(group, 1) } else { 0 };
-        let elements = weights + short.max(long);
+        let of_layer = |layer: &Layer| {
+            let attention = &layer.attention;
+            let heads = first_split(attention, sp_size);
+            let group = attention.num_heads.div_ceil(attention.num_kv_heads);
+            // q, o, d_o, d_q, and d_k and d_v for each query head; k and v.
+            let width = |q: usize, kv: usize| (6 * q + 2 * kv) * attention.head_dim;
+            let short = num_tokens.min(LONG_CALL_LEN) * width(heads.q.len(), heads.kv.len());
+            let long = if num_tokens > LONG_CALL_LEN { num_tokens * width(group, 1) } else { 0 };
+            short.max(long)
+        };
+        let elements = weights + model.arch.largest(of_layer);
         self.push(MemoryKind::WidenedProducts, elements, DType::F32.size(), Place::Device);
     }
 
@@ -206,12 +204,15 @@ impl Memory {
 
     /// What grows with the length of the sequence.
     fn activations(&mut self, a: &Activations<'_>, keep: KeepPlan, tiles: TileLengths) {
-        let num_layers = a.model.num_hidden_layers;
-        let kept = num_layers.div_ceil(keep.inputs_every) * a.kept_bytes(keep);
+        let layers = &a.arch.layers;
+        let num_layers = layers.len();
+        let hidden = a.batch.local_tokens * a.arch.hidden_size * a.size;
+        let graphs = layers.iter().map(|layer| if keep.graph { a.graph_bytes(layer) } else { 0 });
+        let kept = num_layers.div_ceil(keep.inputs_every) * hidden + graphs.sum::<usize>();
         // Intermediate values stay where they were computed.
         let place = if keep.graph { Place::Device } else { keep.inputs_on };
         self.push(MemoryKind::KeptActivations, kept, 1, place);
-        let of_attention = a.attention_output_bytes();
+        let of_attention = a.arch.largest(|layer| a.attention_output_bytes(&layer.attention));
         let num_attention = match keep.attention {
             _ if keep.graph => 0,
             KeepAttention::All => num_layers,
@@ -221,16 +222,18 @@ impl Memory {
                 0
             }
         };
-        let kept = num_attention * of_attention;
+        let of_layers = layers.iter().map(|layer| a.attention_output_bytes(&layer.attention));
+        let kept = of_layers.take(num_attention).sum();
         self.push(MemoryKind::KeptAttention, kept, 1, keep.attention_on);
         // Restored inputs of a segment, and the attention outputs that restoring them computes.
-        let of_block = a.batch.local_tokens * a.model.hidden_size * a.size + of_attention;
-        self.push(MemoryKind::Segment, (keep.inputs_every - 1) * of_block, 1, Place::Device);
-        let (q, kv) = a.heads_at_once();
-        self.push(MemoryKind::Attention, a.attention_bytes(q, kv), 1, Place::Device);
-        self.push(MemoryKind::StreamedKeysValues, a.streamed_bytes(kv), 1, keep.attention_on);
-        // The gradients of a block's output and input, and its rotary angles; what is kept elsewhere has come back to be read,
-        // and from the host the next block's comes beside it.
+        let segment = (keep.inputs_every - 1) * (hidden + of_attention);
+        self.push(MemoryKind::Segment, segment, 1, Place::Device);
+        let attention = a.arch.largest(|layer| a.attention_bytes(&layer.attention));
+        self.push(MemoryKind::Attention, attention, 1, Place::Device);
+        let streamed = a.arch.largest(|layer| a.streamed_bytes(&layer.attention));
+        self.push(MemoryKind::StreamedKeysValues, streamed, 1, keep.attention_on);
+        // The gradients of a layer's output and input, and the rotary angles; what is kept elsewhere has come back to be read,
+        // and from the host the next layer's comes beside it.
         let fetched = |width: usize, place: Place| match place {
             Place::Device => 0,
             Place::Host => 2 * width,
@@ -239,21 +242,27 @@ impl Memory {
         // Where memory decides, it may decide for some.
         let may_keep_attention =
             num_attention > 0 || !keep.graph && keep.attention == KeepAttention::Auto;
-        let values = 2 * a.model.hidden_size
-            + fetched(a.model.hidden_size, keep.inputs_on)
-            + if may_keep_attention { fetched(a.q_width(), keep.attention_on) } else { 0 }
-            + 2 * a.model.head_dim;
+        let q_width = a.arch.largest(|layer| layer.attention.q_width());
+        let angles: usize = a.arch.ropes.iter().map(|rope| rope.dim).sum();
+        let values = 2 * a.arch.hidden_size
+            + fetched(a.arch.hidden_size, keep.inputs_on)
+            + if may_keep_attention { fetched(q_width, keep.attention_on) } else { 0 }
+            + 2 * angles;
         let values = a.batch.local_tokens * values;
         self.push(MemoryKind::ResidualStream, values, a.size, Place::Device);
         self.push(MemoryKind::TileScratch, a.tile_values(tiles), a.size, Place::Device);
     }
 }
 
-/// What the sizes of activations follow from.
+/// The heads of the first rank, which has the most.
+fn first_split(attention: &Attention, sp_size: usize) -> HeadSplit {
+    let splits = attention.split(sp_size);
+    splits.expect("ranks that would have no head are refused before").swap_remove(0)
+}
+
+/// What the sizes of activations follow from, on the rank with the most heads.
 struct Activations<'a> {
-    model: &'a ModelConfig,
-    /// Of the rank with the most.
-    heads: &'a HeadSplit,
+    arch: &'a Architecture,
     batch: BatchPlan,
     /// Bytes of a value.
     size: usize,
@@ -267,68 +276,57 @@ impl Activations<'_> {
         self.batch.local_tokens * self.sp_size
     }
 
-    fn q_width(&self) -> usize {
-        self.model.num_attention_heads * self.model.head_dim
+    /// What a layer keeps beside its input when it keeps everything.
+    fn graph_bytes(&self, layer: &Layer) -> usize {
+        let tokens = self.batch.local_tokens;
+        let heads = first_split(&layer.attention, self.sp_size);
+        let own_heads = 2 * heads.q.len() + 2 * heads.kv.len();
+        let attended = self.all_tokens() * own_heads * layer.attention.head_dim;
+        let saved = tokens * (layer.saved_before_attention() + layer.saved_after_attention());
+        self.attention_output_bytes(&layer.attention) + (attended + saved) * self.size
     }
 
-    /// What one block keeps.
-    fn kept_bytes(&self, keep: KeepPlan) -> usize {
-        let (tokens, d, f) =
-            (self.batch.local_tokens, self.model.hidden_size, self.model.intermediate_size);
-        let mut bytes = tokens * d * self.size;
-        if keep.graph {
-            bytes += self.attention_output_bytes();
-            let own_heads = 2 * self.heads.q.len() + 2 * self.heads.kv.len();
-            let unnormed = if self.model.qk_norm {
-                self.model.num_attention_heads + self.model.num_key_value_heads
-            } else {
-                0
-            };
-            let attended = self.all_tokens() * own_heads * self.model.head_dim;
-            let pre = tokens * (d + unnormed * self.model.head_dim);
-            let post = tokens * (2 * d + 3 * f);
-            bytes += (attended + pre + post) * self.size;
-        }
-        bytes
-    }
-
-    /// The output of one block's attention for this rank's tokens, and the log-sum-exp of its heads.
-    fn attention_output_bytes(&self) -> usize {
-        let lse = self.heads.q.len() * self.all_tokens() * DType::F32.size();
-        self.batch.local_tokens * self.q_width() * self.size + lse
+    /// The output of a layer's attention for this rank's tokens, and the log-sum-exp of its heads.
+    fn attention_output_bytes(&self, attention: &Attention) -> usize {
+        let heads = first_split(attention, self.sp_size);
+        let lse = heads.q.len() * self.all_tokens() * DType::F32.size();
+        self.batch.local_tokens * attention.q_width() * self.size + lse
     }
 
     /// Query and kv heads of this rank that run at once.
-    fn heads_at_once(&self) -> (usize, usize) {
+    fn heads_at_once(&self, attention: &Attention) -> (usize, usize) {
+        let heads = first_split(attention, self.sp_size);
         let num_groups = self.attention.head_groups;
-        let group_size = self.model.num_attention_heads / self.model.num_key_value_heads;
+        let group_size = attention.num_heads / attention.num_kv_heads;
         if num_groups == 1 {
-            return (self.heads.q.len(), self.heads.kv.len());
+            return (heads.q.len(), heads.kv.len());
         }
-        let q = self.heads.q.len().div_ceil(num_groups);
+        let q = heads.q.len().div_ceil(num_groups);
         // A run of query heads may begin inside one kv head's group and end inside another's.
-        (q, ((q - 1).div_ceil(group_size) + 1).min(self.heads.kv.len()))
+        (q, ((q - 1).div_ceil(group_size) + 1).min(heads.kv.len()))
     }
 
-    /// Keys and values of `kv` heads that wait for tiles of queries.
-    fn streamed_bytes(&self, kv: usize) -> usize {
+    /// Keys and values of heads that run at once, which wait for tiles of queries.
+    fn streamed_bytes(&self, attention: &Attention) -> usize {
+        let (_, kv) = self.heads_at_once(attention);
         match self.attention.query_tile {
             0 => 0,
-            _ => 2 * self.all_tokens() * kv * self.model.head_dim * self.size,
+            _ => 2 * self.all_tokens() * kv * attention.head_dim * self.size,
         }
     }
 
-    /// q, k, v, o, the gradient of each, of `q` and `kv` heads that run at once; under sequence parallelism, first what is sent and
-    /// what arrives. (Where `o` is kept on the device it is counted there as well.)
-    fn attention_bytes(&self, q: usize, kv: usize) -> usize {
-        let head = self.model.head_dim * self.size;
+    /// q, k, v, o, the gradient of each, of the heads that run at once; under sequence parallelism, first what is sent and what
+    /// arrives. (Where `o` is kept on the device it is counted there as well.)
+    fn attention_bytes(&self, attention: &Attention) -> usize {
+        let (q, kv) = self.heads_at_once(attention);
+        let head = attention.head_dim * self.size;
         let (tokens, tile) = (self.all_tokens(), self.attention.query_tile);
         let of_group = if tile == 0 {
             tokens * (4 * q + 4 * kv) * head
         } else {
             // Gradients of keys and values add up in single precision, and are rounded when all tiles are done; the chunk in use
             // and the next one.
-            let sums = 2 * tokens * kv * self.model.head_dim * (DType::F32.size() + self.size);
+            let sums = 2 * tokens * kv * attention.head_dim * (DType::F32.size() + self.size);
             tokens * 4 * q * head + sums + 4 * tile.min(tokens) * kv * head
         };
         let travelling = if self.sp_size > 1 { 2 * tokens * (2 * q + 2 * kv) * head } else { 0 };
@@ -337,18 +335,23 @@ impl Activations<'_> {
         // The gradients of all heads' outputs wait for their group.
         let waiting = match self.attention.head_groups {
             1 => 0,
-            _ => self.batch.local_tokens * self.q_width() * self.size,
+            _ => self.batch.local_tokens * attention.q_width() * self.size,
         };
         of_group.max(travelling) + row_sums + waiting
     }
 
     /// The largest of the three segments: its tile, and the weight gradient that a tile adds.
     fn tile_values(&self, tiles: TileLengths) -> usize {
-        let (d, f, v) =
-            (self.model.hidden_size, self.model.intermediate_size, self.model.vocab_size);
-        let pre = tiles.pre * pre_values(self.model) + self.q_width() * d;
-        let post = tiles.post * post_values(self.model) + d * f;
-        let head = tiles.head * (v + 2 * d) + v * d;
-        pre.max(post).max(head)
+        let (d, v) = (self.arch.hidden_size, self.arch.vocab_size);
+        let pre = |layer: &Layer| {
+            tiles.pre * layer.peak_before_attention() + layer.attention.q_width() * d
+        };
+        let post = |layer: &Layer| {
+            tiles.post * layer.peak_after_attention() + d * layer.ffn.intermediate_size
+        };
+        // A softcap keeps the logits beside their gradient.
+        let logits = if self.arch.head.softcap.is_some() { 2 * v } else { v };
+        let head = tiles.head * (logits + 2 * d) + v * d;
+        self.arch.largest(pre).max(self.arch.largest(post)).max(head)
     }
 }

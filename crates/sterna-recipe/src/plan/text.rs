@@ -2,9 +2,11 @@
 
 use std::fmt;
 
+use sterna_arch::HeadSplit;
+
 use crate::recipe::{KeepAttention, Place};
 
-use super::{AttentionPlan, DeviceType, HeadSplit, Plan, check::grouped};
+use super::{AttentionPlan, DeviceType, Plan, check::grouped};
 
 /// Columns that notes are wrapped at.
 const WIDTH: usize = 100;

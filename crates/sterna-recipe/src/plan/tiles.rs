@@ -1,6 +1,6 @@
 //! How many tokens go through a segment at once.
 
-use sterna_hf::ModelConfig;
+use sterna_arch::{Layer, ModelConfig};
 
 use super::DeviceType;
 use crate::recipe::Recipe;
@@ -45,9 +45,17 @@ impl TileLengths {
             |bytes_per_token| tile_len(budget, bytes_per_token, step).min(local_tokens.max(1));
         let is_tiled = recipe.tiled_mlp_compute;
         Self {
-            pre: if is_tiled { tile(pre_values(model) * size) } else { local_tokens },
-            post: if is_tiled { tile(post_values(model) * size) } else { local_tokens },
-            head: tile(model.vocab_size * size),
+            pre: if is_tiled {
+                tile(model.arch.largest(Layer::peak_before_attention) * size)
+            } else {
+                local_tokens
+            },
+            post: if is_tiled {
+                tile(model.arch.largest(Layer::peak_after_attention) * size)
+            } else {
+                local_tokens
+            },
+            head: tile(model.arch.vocab_size * size),
         }
     }
 
@@ -60,15 +68,4 @@ impl TileLengths {
 /// The longest tile within `budget` bytes, and no less than one step.
 fn tile_len(budget: usize, bytes_per_token: usize, step: usize) -> usize {
     (budget / bytes_per_token / step * step).max(step)
-}
-
-/// Values of one token at the peak of `pre`'s backward: the norm, and q, k, v with their gradients.
-pub(super) fn pre_values(model: &ModelConfig) -> usize {
-    let heads = model.num_attention_heads + 2 * model.num_key_value_heads;
-    2 * model.hidden_size + 2 * heads * model.head_dim
-}
-
-/// Values of one token at the peak of `post`'s backward: residual, norm, gate, up and the gradients of three of width `f`.
-pub(super) fn post_values(model: &ModelConfig) -> usize {
-    2 * model.hidden_size + 5 * model.intermediate_size
 }

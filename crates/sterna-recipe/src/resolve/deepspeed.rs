@@ -1,6 +1,6 @@
 //! `deepspeed`: stage, places, formats; and the batch sizes that it repeats.
 
-use sterna_hf::DType;
+use sterna_arch::DType;
 
 use crate::{
     diagnostic::Diagnostic,

@@ -1,6 +1,6 @@
 //! `memory`: what is kept, where, and how much is computed at once.
 
-use sterna_hf::DType;
+use sterna_arch::DType;
 
 use crate::{
     file::{At, DtypeWord, MemoryFile, OffloadDevice, OffloadOptimizerFile, Reader, RecipeFile},

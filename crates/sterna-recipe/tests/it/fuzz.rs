@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use proptest::prelude::*;
-use sterna_hf::ModelConfig;
+use sterna_arch::ModelConfig;
 use sterna_recipe::{DeviceType, Override, Plan, parse};
 
 /// Values that reach every branch of some reader.

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, fs, path::Path};
 
-use sterna_hf::ModelConfig;
+use sterna_arch::ModelConfig;
 use sterna_recipe::{DeviceType, MemoryKind, Override, Plan, Recipe, load, parse};
 
 fn fixtures() -> std::path::PathBuf {

@@ -69,6 +69,7 @@ impl Case {
         AttentionSpec {
             kv_of_q: (0..queries).map(|head| (head * kvs / queries) as usize).collect(),
             scale: 1.0 / (dim as f64).sqrt(),
+            softcap: None,
             sliding_window: self.window,
             implementation,
         }

@@ -1,6 +1,6 @@
 //! Changes to a recipe, each with the memory that it would free.
 
-use sterna_hf::ModelConfig;
+use sterna_arch::ModelConfig;
 use sterna_recipe::{
     DType, DeviceType, KeepAttention, Place, Plan, Recipe, TileLengths, ZeroStage,
 };

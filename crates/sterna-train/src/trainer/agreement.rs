@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
+use sterna_arch::ModelConfig;
 use sterna_comm::Comm;
 use sterna_data::Datasets;
-use sterna_hf::ModelConfig;
 use sterna_recipe::Recipe;
 
 use crate::error::TrainError;

@@ -6,9 +6,10 @@ use std::{
     time::Instant,
 };
 
+use sterna_arch::ModelConfig;
 use sterna_comm::{Comm, GpuTransport, RankEnv};
 use sterna_data::{Dataset, Datasets};
-use sterna_hf::{ModelConfig, Tokenizer, WeightFiles, hub};
+use sterna_hf::{Tokenizer, WeightFiles, hub};
 use sterna_ops::widens;
 use sterna_recipe::{DeviceType, KeepAttention, MemoryKind, PadTo, Place, Plan, Recipe};
 use sterna_torch_sys::{cuda, kernels};
@@ -116,7 +117,7 @@ impl Assets {
             None
         } else {
             let weights = WeightFiles::open(&model_dir)?;
-            weights.check(&config.parameters())?;
+            weights.check(&config.arch)?;
             Some(weights)
         };
         Ok((Self { config, tokenizer, tokenizer_dir, model_dir }, weights))

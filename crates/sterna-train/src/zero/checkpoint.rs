@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use sterna_arch::UnitLayout;
 use sterna_checkpoint::{
     Checkpoint, Error as CheckpointError, FlatBuffer, ParameterPlace, StateDtype, StateKind,
     StateName, StateTensor,
@@ -12,7 +13,7 @@ use sterna_checkpoint::{
 use sterna_comm::Group;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
-use super::{UnitLayout, flat::Flat, units::Zero};
+use super::{flat::Flat, units::Zero};
 use crate::error::TrainError;
 
 /// Elements read or written at once: 4 MB.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use sterna_arch::units::FlatLayout;
 use sterna_ops::tile::tiles;
 use sterna_torch_sys::{
     copies::{Arriving, Copies, OnHost},
@@ -10,7 +11,7 @@ use sterna_torch_sys::{
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    FlatLayout, Sharding,
+    Sharding,
     optimizer::{Loading, OptimizerState, StateFormat, Stepped, Update},
 };
 use crate::{disk::DiskScratch, error::TrainError};

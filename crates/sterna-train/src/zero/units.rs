@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, ops::Range, path::PathBuf, rc::Rc};
 
+use sterna_arch::{UnitLayout, units::FlatLayout};
 use sterna_comm::{Group, ReduceOp, Work};
 use sterna_model::stage::{Stage, num_bytes};
 use sterna_torch_sys::{
@@ -12,7 +13,7 @@ use sterna_torch_sys::{
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use super::{
-    FlatLayout, Sharding, UnitLayout,
+    Sharding,
     flat::{Flat, FlatOptions},
     optimizer::{Loading, OptimizerState, RunBuffers, Update, slice_len},
     reduce::{PIECE_LEN, all_reduce_in_pieces, reduce_scatter_in_pieces},

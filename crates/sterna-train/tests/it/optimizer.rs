@@ -2,15 +2,15 @@
 
 use std::{path::Path, time::Duration};
 
+use sterna_arch::{ModelConfig, UnitLayout};
 use sterna_comm::{Comm, RankEnv};
-use sterna_hf::ModelConfig;
 use sterna_recipe::ZeroStage;
 use sterna_testkit::{TestRank, spawn_ranks, tiny_config};
 use sterna_torch_sys::AdamW;
 use sterna_train::{
     TrainError,
     load::WeightSource,
-    zero::{Sharding, StatePlacement, UnitLayout, Zero},
+    zero::{Sharding, StatePlacement, Zero},
 };
 use tch::{Device, Kind, Tensor};
 
@@ -23,8 +23,10 @@ fn stepped(comm: &Comm, stage: ZeroStage, kind: Kind, moments: Kind, disk: Optio
     let config = tiny_config("llama").to_string();
     let config = ModelConfig::from_json(&config, Path::new("tiny")).expect("a config");
     let world = comm.world();
-    let parameters = config.parameters();
-    let units = parameters.layers.into_iter().chain([vec![parameters.embed]]);
+    // Without the head, and the embedding last, so that it is reduced in pieces after the layers.
+    let mut units: Vec<_> = config.arch.units().map(|(_, specs)| specs.to_vec()).collect();
+    units.pop();
+    units.rotate_left(1);
     let placement = StatePlacement {
         param_kind: kind,
         grad_kind: Kind::Float,
@@ -37,10 +39,10 @@ fn stepped(comm: &Comm, stage: ZeroStage, kind: Kind, moments: Kind, disk: Optio
         moments_kind: moments,
         seed: 42,
     };
-    let layouts = units.map(|specs| UnitLayout::new(specs, world.size())).collect();
+    let layouts = units.into_iter().map(|specs| UnitLayout::new(specs, world.size())).collect();
     let mut zero = Zero::new(world, layouts, Sharding::new(stage, world.size()), None, placement)
         .expect("states");
-    zero.load(&WeightSource::Random { config: &config, seed: 1 }).expect("weights");
+    zero.load(&WeightSource::Random { seed: 1 }).expect("weights");
     for step in 1..=3 {
         for unit_idx in 0..zero.num_units() {
             let mut gradients = zero.gradients(unit_idx).expect("gradients");

@@ -1,8 +1,9 @@
 //! One micro-batch through the engine in many small tiles and in one.
 
+use sterna_arch::ModelConfig;
 use sterna_comm::{Comm, RankEnv};
 use sterna_data::{DataMesh, MicroBatches, prepare};
-use sterna_hf::{ModelConfig, Tokenizer, WeightFiles};
+use sterna_hf::{Tokenizer, WeightFiles};
 use sterna_recipe::{DeviceType, Plan, TileLengths};
 use sterna_train::{
     engine::{Engine, EngineOptions},
@@ -33,13 +34,13 @@ fn tiles_change_neither_loss_nor_gradient() {
             tiles,
             ..EngineOptions::new(&plan, Device::Cpu, num_attention, None).expect("options")
         };
-        let mut engine = Engine::new(&comm, &config, &recipe, options).expect("an engine");
+        let mut engine = Engine::new(&comm, &config.arch, &recipe, options).expect("an engine");
         engine.zero.load(&WeightSource::Files(&files)).expect("weights");
         let loss = engine.forward_backward(&batch, 0.125).expect("computed");
         engine.zero.finish_gradients(comm.world()).expect("one rank");
         (loss, engine.zero.gradient_norm(comm.world()).expect("one rank"))
     };
-    let all = config.num_hidden_layers;
+    let all = config.num_hidden_layers();
     let whole = run(plan.tiles, all);
     for (tiles, num_attention) in [
         (TileLengths { pre: 7, post: 5, head: 3 }, all),

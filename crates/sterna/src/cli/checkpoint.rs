@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use sterna_hf::DType;
+use sterna_arch::DType;
 
 use super::Format;
 

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
+use sterna_arch::DType;
 use sterna_checkpoint::{Checkpoint, Error, Listed};
-use sterna_hf::DType;
 
 use super::print;
 use crate::cli::Format;

@@ -207,7 +207,9 @@ fn train_failure(err: &TrainError, has_started: bool) -> Failure {
     let exit = match err {
         TrainError::Plan(errors) => return wrong_recipe(errors),
         TrainError::NoSteps { .. } | TrainError::DeviceUnavailable { .. } => Exit::Usage,
-        TrainError::Data(_) | TrainError::Hf(_) if !has_started => Exit::Usage,
+        TrainError::Data(_) | TrainError::Hf(_) | TrainError::Config(_) if !has_started => {
+            Exit::Usage
+        }
         _ => Exit::Failed,
     };
     let mut failure = Failure::from_error(exit, err).with_hint(err.hint());

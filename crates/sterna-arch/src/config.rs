@@ -1,0 +1,190 @@
+//! `config.json`: what a model is, parsed and checked, with the rules of each transformers family.
+//!
+//! A key that transformers fills from a default is filled from the same default; a key whose effect we cannot give (dropout in
+//! attention, a quantised checkpoint, an activation without an op) is an error instead of a silent difference.
+
+pub(crate) mod layers;
+pub(crate) mod reader;
+pub(crate) mod rope_section;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use self::reader::Reader;
+use crate::describe;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::families::Family;
+use crate::layer::Architecture;
+
+/// Keys whose value is a list with an entry for each layer.
+const PER_LAYER: [&str; 2] = ["layer_types", "no_rope_layers"];
+
+/// A model's `config.json`, checked, with every default filled in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// The file it was read from, for messages.
+    pub path: PathBuf,
+    /// The class of transformers that it is a config of.
+    pub family: &'static Family,
+    /// What the model computes.
+    pub arch: Architecture,
+    /// The longest sequence in tokens that the model was made for.
+    pub max_position_embeddings: usize,
+    /// `bos_token_id`.
+    pub bos_token_id: Option<u32>,
+    /// `eos_token_id`; a config may have several.
+    pub eos_token_id: Vec<u32>,
+    /// `torch_dtype` (`dtype` in newer files): what the weights were saved in.
+    pub torch_dtype: Option<DType>,
+    /// The whole file, for export.
+    pub raw: Map<String, Value>,
+}
+
+impl ModelConfig {
+    /// Parses the text of a `config.json`; `path` is for messages.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Json`], [`Error::UnsupportedModelType`], or [`Error::Value`] for the first key that cannot be used.
+    pub fn from_json(text: &str, path: &Path) -> Result<ModelConfig> {
+        let raw = serde_json::from_str(text)
+            .map_err(|source| Error::Json { path: path.to_owned(), source })?;
+        ModelConfig::from_map(&raw, path)
+    }
+
+    /// Reads `config.json` of a model folder.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingFile`] or [`Error::Read`], and those of [`ModelConfig::from_json`].
+    pub fn from_dir(dir: &Path) -> Result<ModelConfig> {
+        let path = dir.join("config.json");
+        match std::fs::read_to_string(&path) {
+            Ok(text) => ModelConfig::from_json(&text, &path),
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
+                Err(Error::MissingFile { path })
+            }
+            Err(source) => Err(Error::Read { path, source }),
+        }
+    }
+
+    /// The config with keys replaced, as `hf_config_kwargs` of a recipe does.
+    ///
+    /// Another [number of layers](ModelConfig::num_hidden_layers) means that the checkpoint no longer fits and weights are to
+    /// be drawn: compare it with the one of `self`. Lists by layer in the file (`layer_types`, `no_rope_layers`) are
+    /// cut to a smaller number of layers.
+    ///
+    /// # Errors
+    ///
+    /// As [`ModelConfig::from_json`], with overridden keys named `hf_config_kwargs.KEY`.
+    pub fn with_overrides(&self, overrides: &Map<String, Value>) -> Result<ModelConfig> {
+        let mut raw = self.raw.clone();
+        rope_section::make_room(&mut raw, overrides);
+        for (key, value) in overrides {
+            raw.insert(key.clone(), value.clone());
+        }
+        if let Some(num_layers) = overrides.get("num_hidden_layers").and_then(Value::as_u64) {
+            for key in PER_LAYER.into_iter().filter(|key| !overrides.contains_key(*key)) {
+                if let Some(Value::Array(of_layers)) = raw.get_mut(key) {
+                    of_layers.truncate(num_layers as usize);
+                }
+            }
+        }
+        let config = ModelConfig::from_map(&raw, &self.path).map_err(|error| match error {
+            Error::Value { path, key, found, required }
+                if overrides.contains_key(first_segment(&key)) =>
+            {
+                Error::Value { path, key: format!("hf_config_kwargs.{key}"), found, required }
+            }
+            other => other,
+        })?;
+        if config.family != self.family {
+            return Err(Error::Value {
+                path: self.path.clone(),
+                key: "hf_config_kwargs.model_type".to_owned(),
+                found: format!("`{}`", config.family),
+                required: format!("the checkpoint's own, `{}`", self.family),
+            });
+        }
+        Ok(config)
+    }
+
+    /// The number of layers.
+    pub fn num_hidden_layers(&self) -> usize {
+        self.arch.layers.len()
+    }
+
+    fn from_map(raw: &Map<String, Value>, path: &Path) -> Result<ModelConfig> {
+        let reader = Reader::new(path, raw);
+        let family = family(&reader)?;
+        refuse_what_we_lack(&reader, family)?;
+        let defaults = &family.defaults;
+        let max_position_embeddings =
+            reader.or("max_position_embeddings", defaults.max_position_embeddings, Reader::size)?;
+        let eos_token_id = Some(defaults.eos_token_id.to_vec());
+        Ok(ModelConfig {
+            path: path.to_owned(),
+            family,
+            arch: describe::architecture(&reader, family, max_position_embeddings)?,
+            max_position_embeddings,
+            bos_token_id: reader.nullable(
+                "bos_token_id",
+                defaults.bos_token_id,
+                Reader::token_id,
+            )?,
+            eos_token_id: reader
+                .nullable("eos_token_id", eos_token_id, Reader::token_ids)?
+                .unwrap_or_default(),
+            torch_dtype: torch_dtype(&reader),
+            raw: raw.clone(),
+        })
+    }
+}
+
+fn first_segment(key: &str) -> &str {
+    key.split('.').next().unwrap_or(key)
+}
+
+fn family(reader: &Reader<'_>) -> Result<&'static Family> {
+    let found = reader.required("model_type", Reader::string)?;
+    Family::find(&found)
+        .ok_or_else(|| Error::UnsupportedModelType { path: reader.path().to_owned(), found })
+}
+
+/// Refuses the settings that would change the arithmetic in ways that training here does not follow.
+fn refuse_what_we_lack(reader: &Reader<'_>, family: &Family) -> Result<()> {
+    if let Some(value) = reader.get("quantization_config") {
+        return Err(reader.wrong(
+            "quantization_config",
+            value,
+            "absent: training needs weights in float",
+        ));
+    }
+    for &(key, default) in family.dropouts {
+        let dropout = reader.or(key, default, Reader::non_negative)?;
+        if dropout > 0.0 {
+            let found = match reader.get(key) {
+                Some(value) => format!("`{value}`"),
+                None => format!("missing, which is `{dropout}` in this family"),
+            };
+            let required = "`0.0`: training here has no dropout";
+            return Err(reader.refuse(key, found, required));
+        }
+    }
+    for &(key, what) in family.refused {
+        if reader.or(key, false, Reader::bool)? {
+            let required = format!("`false`: training here has no {what}");
+            return Err(reader.wrong(key, &Value::Bool(true), required));
+        }
+    }
+    Ok(())
+}
+
+/// The dtype of the file, if it names one that we have; it is only a default, so anything else is as good as none.
+fn torch_dtype(reader: &Reader<'_>) -> Option<DType> {
+    ["dtype", "torch_dtype"]
+        .into_iter()
+        .find_map(|key| DType::from_torch_name(reader.get(key)?.as_str()?))
+}

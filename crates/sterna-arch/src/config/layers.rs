@@ -1,0 +1,124 @@
+//! What a config says of each layer by itself: its window, and whether it turns queries and keys.
+
+use serde_json::Value;
+
+use super::reader::Reader;
+use crate::error::Result;
+use crate::families::{Family, Rotated, Windows};
+
+/// What differs between layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OfLayer {
+    pub(crate) sliding_window: Option<usize>,
+    pub(crate) is_rotated: bool,
+}
+
+pub(crate) fn read(
+    reader: &Reader<'_>,
+    family: &Family,
+    num_layers: usize,
+) -> Result<Vec<OfLayer>> {
+    let chosen = match family.rotated {
+        Rotated::Chosen => Some(chosen_rotation(reader, num_layers)?),
+        Rotated::All | Rotated::Sliding => None,
+    };
+    let windows = windows(reader, &family.windows, num_layers, chosen.as_deref())?;
+    let has_windows = windows.iter().any(Option::is_some);
+    let is_rotated = |(layer_idx, window): (usize, &Option<usize>)| match &chosen {
+        Some(chosen) => chosen[layer_idx],
+        None => family.rotated == Rotated::All || !has_windows || window.is_some(),
+    };
+    let is_rotated: Vec<bool> = windows.iter().enumerate().map(is_rotated).collect();
+    let of_layer = |(sliding_window, is_rotated)| OfLayer { sliding_window, is_rotated };
+    Ok(windows.into_iter().zip(is_rotated).map(of_layer).collect())
+}
+
+fn chosen_rotation(reader: &Reader<'_>, num_layers: usize) -> Result<Vec<bool>> {
+    let Some(flags) =
+        list(reader, "no_rope_layers", num_layers, "numbers, each `0` or `1`", |value| {
+            value.as_u64().filter(|number| *number <= 1).map(|number| number == 1)
+        })?
+    else {
+        let interval = reader.or("no_rope_layer_interval", 4, Reader::size)?;
+        return Ok((1..=num_layers).map(|number| number % interval != 0).collect());
+    };
+    Ok(flags)
+}
+
+fn windows(
+    reader: &Reader<'_>,
+    windows: &Windows,
+    num_layers: usize,
+    is_rotated: Option<&[bool]>,
+) -> Result<Vec<Option<usize>>> {
+    let used = |default: Option<usize>| {
+        if reader.or("use_sliding_window", false, Reader::bool)? {
+            reader.nullable("sliding_window", default, Reader::size)
+        } else {
+            Ok(None)
+        }
+    };
+    let (window, without_types): (_, Box<dyn Fn() -> Result<Vec<bool>>>) = match *windows {
+        Windows::None => return Ok(vec![None; num_layers]),
+        Windows::All(default) => {
+            let window = reader.nullable("sliding_window", default, Reader::size)?;
+            return Ok(vec![window; num_layers]);
+        }
+        Windows::Chosen => (
+            used(Some(4096))?,
+            Box::new(|| {
+                let first = reader.or("max_window_layers", 28, Reader::count)?;
+                Ok((0..num_layers).map(|layer_idx| layer_idx >= first).collect())
+            }),
+        ),
+        Windows::NotRotated => (
+            used(None)?,
+            Box::new(|| {
+                let is_rotated = is_rotated.unwrap_or_default();
+                Ok(is_rotated.iter().map(|is_rotated| !is_rotated).collect())
+            }),
+        ),
+        Windows::AllBut { every, may_be_null } => {
+            let window = reader.nullable("sliding_window", Some(4096), Reader::size)?;
+            if window.is_none() && !may_be_null {
+                let required = "a number of tokens";
+                return Err(reader.wrong("sliding_window", &Value::Null, required));
+            }
+            let pattern = move || {
+                let every = reader.or("sliding_window_pattern", every, Reader::size)?;
+                Ok((1..=num_layers).map(|number| number % every != 0).collect())
+            };
+            (window, Box::new(pattern))
+        }
+    };
+    let required = "names, each `full_attention` or `sliding_attention`";
+    let is_sliding =
+        list(reader, "layer_types", num_layers, required, |value| match value.as_str() {
+            Some("sliding_attention") => Some(true),
+            Some("full_attention") => Some(false),
+            _ => None,
+        })?;
+    let is_sliding = is_sliding.map_or_else(without_types, Ok)?;
+    Ok(is_sliding.into_iter().map(|is_sliding| window.filter(|_| is_sliding)).collect())
+}
+
+/// A list with an entry for each layer; `None` if the key is missing. `required` says what entries are.
+fn list(
+    reader: &Reader<'_>,
+    key: &str,
+    num_layers: usize,
+    required: &str,
+    parse: impl Fn(&Value) -> Option<bool>,
+) -> Result<Option<Vec<bool>>> {
+    let Some(value) = reader.get(key) else { return Ok(None) };
+    let whole = || format!("a list of `{num_layers}` {required}");
+    let entries = value.as_array().ok_or_else(|| reader.wrong(key, value, whole()))?;
+    if entries.len() != num_layers {
+        return Err(reader.refuse(key, format!("a list of `{}`", entries.len()), whole()));
+    }
+    let each = required.split("each ").nth(1).unwrap_or(required);
+    let entry = |(layer_idx, value): (usize, &Value)| {
+        parse(value).ok_or_else(|| reader.wrong(&format!("{key}.{layer_idx}"), value, each))
+    };
+    entries.iter().enumerate().map(entry).collect::<Result<_>>().map(Some)
+}

@@ -1,0 +1,319 @@
+//! The rotary settings of a config: `rope_theta` and `rope_scaling`, or the `rope_parameters` of transformers 5.
+
+use serde_json::{Map, Value};
+
+use super::reader::Reader;
+use crate::error::Result;
+use crate::families::{Family, RopeFacts, SlidingRope};
+use crate::rope::{Rope, RopeScaling};
+
+/// The `rope_type`s that we have, as a phrase for messages.
+const ROPE_TYPES: &str = "`default`, `linear`, `dynamic`, `yarn`, `llama3` or `longrope`";
+
+/// The rotary embeddings of a model.
+pub(crate) struct Ropes {
+    full: Rope,
+    /// Of layers with a window, where it is another one.
+    sliding: Option<Rope>,
+}
+
+impl Ropes {
+    /// Reads the settings of both kinds of layers; `max_position_embeddings` is the model's.
+    pub(crate) fn read(
+        root: &Reader<'_>,
+        family: &Family,
+        head_dim: usize,
+        max_position_embeddings: usize,
+    ) -> Result<Self> {
+        let facts = &family.rope;
+        let found = ["rope_parameters", "rope_scaling"]
+            .into_iter()
+            .find_map(|key| Some((key, root.get(key)?)));
+        let of_map = |key: &str, map: &Map<String, Value>| {
+            let default_theta = root.or("rope_theta", family.defaults.rope_theta, theta)?;
+            let root_partial = root.get("partial_rotary_factor").cloned();
+            let section = Section {
+                root,
+                of_rope: root.section(key, map),
+                facts,
+                head_dim,
+                max_position_embeddings,
+                default_theta,
+                root_partial,
+            };
+            section.rope()
+        };
+        let is_said = root.entry("rope_parameters").or(root.entry("rope_scaling")).is_some();
+        let full = match (found, facts.default_scaling.filter(|_| !is_said)) {
+            (Some((key, value)), _) => {
+                let map = value
+                    .as_object()
+                    .ok_or_else(|| root.wrong(key, value, "an object or `null`"))?;
+                if let Some(ropes) = by_layer_type(root, facts, key, map, of_map)? {
+                    return Ok(ropes);
+                }
+                of_map(key, map)?
+            }
+            (None, Some(json)) => {
+                let map = serde_json::from_str(json).expect("a fact is valid JSON");
+                of_map("rope_scaling", &map)?
+            }
+            (None, None) => of_map("rope_scaling", &Map::new())?,
+        };
+        let unscaled = |theta| Rope { theta, scaling: RopeScaling::Default, ..full.clone() };
+        let sliding = match facts.sliding {
+            SlidingRope::Same => None,
+            SlidingRope::Unscaled => Some(unscaled(full.theta)),
+            SlidingRope::Base(key, default) => Some(unscaled(root.or(key, default, theta)?)),
+        };
+        Ok(Self { full, sliding })
+    }
+
+    /// The index of the rotary embedding of a layer.
+    pub(crate) fn of(&self, is_sliding: bool) -> usize {
+        usize::from(is_sliding && self.sliding.is_some())
+    }
+
+    pub(crate) fn into_list(self) -> Vec<Rope> {
+        std::iter::once(self.full).chain(self.sliding).collect()
+    }
+}
+
+/// The spelling of transformers 5 for a class whose kinds of layers turn by different angles: a section for each.
+fn by_layer_type(
+    root: &Reader<'_>,
+    facts: &RopeFacts,
+    key: &str,
+    map: &Map<String, Value>,
+    of_map: impl Fn(&str, &Map<String, Value>) -> Result<Rope>,
+) -> Result<Option<Ropes>> {
+    if !map.values().any(Value::is_object) {
+        return Ok(None);
+    }
+    if facts.sliding == SlidingRope::Same {
+        let required = "one rotary embedding for all layers";
+        return Err(root.refuse(key, "given by layer type", required));
+    }
+    let of_type = |layer_type: &str| {
+        let path = format!("{key}.{layer_type}");
+        match map.get(layer_type) {
+            Some(Value::Object(section)) => of_map(&path, section),
+            Some(other) => Err(root.wrong(&path, other, "an object")),
+            None => Err(root.refuse(&path, "missing", "an object")),
+        }
+    };
+    Ok(Some(Ropes {
+        full: of_type("full_attention")?,
+        sliding: Some(of_type("sliding_attention")?),
+    }))
+}
+
+/// One rotary embedding in a config.
+struct Section<'a> {
+    root: &'a Reader<'a>,
+    of_rope: Reader<'a>,
+    facts: &'a RopeFacts,
+    head_dim: usize,
+    max_position_embeddings: usize,
+    /// Of the config, or of the family.
+    default_theta: f64,
+    root_partial: Option<Value>,
+}
+
+impl Section<'_> {
+    fn rope(&self) -> Result<Rope> {
+        let section = &self.of_rope;
+        // Transformers 5 keeps the base beside the scaling.
+        let theta = section.or("rope_theta", self.default_theta, theta)?;
+        let dim = self.dim()?;
+        let stretched = self.stretched_by_alpha(theta, dim)?;
+        let is_scaled = self.facts.is_scalable && stretched.is_none();
+        let scaling = if is_scaled { self.scaling(dim)? } else { RopeScaling::Default };
+        Ok(Rope {
+            layout: self.facts.layout,
+            dim,
+            theta: stretched.unwrap_or(theta),
+            scaling,
+            rounds_once: self.facts.rounds_once,
+            query_scale: None,
+        })
+    }
+
+    /// Values of a head that turn.
+    fn dim(&self) -> Result<usize> {
+        let key = "partial_rotary_factor";
+        let (reader, value) = match (self.of_rope.get(key), &self.root_partial) {
+            (Some(value), _) => (&self.of_rope, value),
+            (None, Some(value)) => (self.root, value),
+            (None, None) => {
+                let partial = self.facts.partial.unwrap_or(1.0);
+                return Ok((self.head_dim as f64 * partial) as usize);
+            }
+        };
+        let partial = reader.positive(key, value)?;
+        let dim = (self.head_dim as f64 * partial) as usize;
+        if self.facts.partial.is_none() && dim != self.head_dim {
+            let required = "`1.0`: this family rotates the whole head";
+            return Err(reader.wrong(key, value, required));
+        }
+        if dim < 2 || dim > self.head_dim || !dim.is_multiple_of(2) {
+            let required =
+                format!("a part of head_dim `{}` that is even, and at least `2`", self.head_dim);
+            return Err(reader.wrong(key, value, required));
+        }
+        Ok(dim)
+    }
+
+    /// The base, stretched for all lengths alike.
+    ///
+    /// Transformers 4.57 forgets `alpha` in a sequence longer than `max_position_embeddings`; the models' own code does not.
+    fn stretched_by_alpha(&self, theta: f64, dim: usize) -> Result<Option<f64>> {
+        let alpha = self.of_rope.or("alpha", 0.0, Reader::non_negative)?;
+        let is_dynamic = self.rope_type()?.1 == "dynamic";
+        let dim = dim as f64;
+        let is_stretched = self.facts.has_alpha && is_dynamic && alpha > 0.0;
+        Ok(is_stretched.then(|| theta * alpha.powf(dim / (dim - 2.0))))
+    }
+
+    /// The key that says it, and its value.
+    fn rope_type(&self) -> Result<(&'static str, String)> {
+        // The key was `type` before it was `rope_type`; transformers lets the old one win when a file has both.
+        let key = if self.of_rope.get("type").is_some() { "type" } else { "rope_type" };
+        Ok((key, self.of_rope.or(key, "default".to_owned(), Reader::string)?))
+    }
+
+    fn scaling(&self, dim: usize) -> Result<RopeScaling> {
+        let section = &self.of_rope;
+        let (key, rope_type) = self.rope_type()?;
+        let factor = || section.required("factor", Reader::at_least_one);
+        let max_position_embeddings = self.max_position_embeddings;
+        match rope_type.as_str() {
+            "default" => Ok(RopeScaling::Default),
+            "linear" => Ok(RopeScaling::Linear { factor: factor()? }),
+            "dynamic" => Ok(RopeScaling::Dynamic { factor: factor()?, max_position_embeddings }),
+            // Earlier names of the same, which old checkpoints have.
+            "longrope" | "su" => self.longrope(dim),
+            "yarn" if section.get("short_factor").is_some() => self.longrope(dim),
+            "yarn" => yarn(section, factor()?, max_position_embeddings),
+            "llama3" => llama3(section, factor()?),
+            _ => Err(section.wrong(key, &Value::from(rope_type), ROPE_TYPES)),
+        }
+    }
+
+    fn longrope(&self, dim: usize) -> Result<RopeScaling> {
+        let section = &self.of_rope;
+        let key = "original_max_position_embeddings";
+        let max_len = self.max_position_embeddings;
+        let said = match section.get(key) {
+            Some(value) => Some(section.size(key, value)?),
+            None => self.root.or(key, self.facts.original_len, |r, k, v| r.size(k, v).map(Some))?,
+        };
+        let (original_len, factor) = match said {
+            Some(original_len) => (original_len, max_len as f64 / original_len as f64),
+            None => (max_len, section.required("factor", Reader::at_least_one)?),
+        };
+        let attention_factor = match section.get("attention_factor") {
+            Some(value) => section.non_negative("attention_factor", value)?,
+            None if factor <= 1.0 => 1.0,
+            None => (1.0 + factor.ln() / (original_len as f64).ln()).sqrt(),
+        };
+        let factors = |key: &str| {
+            let required = format!("a list of `{}` numbers above `0`", dim / 2);
+            let value = section.get(key).unwrap_or(&Value::Null);
+            let list = value.as_array().filter(|list| list.len() == dim / 2);
+            let each = |x: &Value| x.as_f64().filter(|x| *x > 0.0);
+            list.and_then(|list| list.iter().map(each).collect::<Option<Vec<f64>>>())
+                .ok_or_else(|| section.wrong(key, value, required))
+        };
+        Ok(RopeScaling::LongRope {
+            short_factor: factors("short_factor")?,
+            long_factor: factors("long_factor")?,
+            original_max_position_embeddings: original_len,
+            attention_factor,
+        })
+    }
+}
+
+/// Removes what an override of the other spelling would otherwise lose to, so that the override is what counts.
+pub(super) fn make_room(raw: &mut Map<String, Value>, overrides: &Map<String, Value>) {
+    if overrides.contains_key("rope_parameters") {
+        raw.remove("rope_scaling");
+        raw.remove("rope_theta");
+        return;
+    }
+    if overrides.contains_key("rope_scaling")
+        && let Some(Value::Object(mut parameters)) = raw.remove("rope_parameters")
+        && let Some(theta) = parameters.remove("rope_theta")
+    {
+        raw.insert("rope_theta".to_owned(), theta);
+    }
+    if overrides.contains_key("rope_theta") {
+        for key in ["rope_parameters", "rope_scaling"] {
+            if let Some(Value::Object(parameters)) = raw.get_mut(key) {
+                parameters.remove("rope_theta");
+            }
+        }
+    }
+}
+
+/// A base above one: its logarithm divides.
+fn theta(reader: &Reader<'_>, key: &str, value: &Value) -> Result<f64> {
+    value
+        .as_f64()
+        .filter(|x| *x > 1.0)
+        .ok_or_else(|| reader.wrong(key, value, "a number above `1`"))
+}
+
+fn yarn(section: &Reader<'_>, factor: f64, max_position_embeddings: usize) -> Result<RopeScaling> {
+    // Zero and missing mean the same to transformers here.
+    let non_zero = |key: &str| {
+        section.or(key, 0.0, Reader::non_negative).map(|x| Some(x).filter(|x| *x != 0.0))
+    };
+    let beta_fast = non_zero("beta_fast")?.unwrap_or(32.0);
+    let beta_slow = non_zero("beta_slow")?.unwrap_or(1.0);
+    if beta_fast < beta_slow {
+        let required = format!("at least beta_slow `{beta_slow}`");
+        return Err(section.wrong("beta_fast", &Value::from(beta_fast), required));
+    }
+    let attention_factor = match section.get("attention_factor") {
+        Some(value) => section.non_negative("attention_factor", value)?,
+        None => match (non_zero("mscale")?, non_zero("mscale_all_dim")?) {
+            (Some(mscale), Some(mscale_all_dim)) => {
+                yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim)
+            }
+            _ => yarn_mscale(factor, 1.0),
+        },
+    };
+    Ok(RopeScaling::Yarn {
+        factor,
+        original_max_position_embeddings: section.or(
+            "original_max_position_embeddings",
+            max_position_embeddings,
+            Reader::size,
+        )?,
+        attention_factor,
+        beta_fast,
+        beta_slow,
+        truncate: section.or("truncate", true, Reader::bool)?,
+    })
+}
+
+fn yarn_mscale(scale: f64, mscale: f64) -> f64 {
+    if scale <= 1.0 { 1.0 } else { 0.1 * mscale * scale.ln() + 1.0 }
+}
+
+fn llama3(section: &Reader<'_>, factor: f64) -> Result<RopeScaling> {
+    let low_freq_factor = section.required("low_freq_factor", Reader::positive)?;
+    let high_freq_factor = section.required("high_freq_factor", Reader::positive)?;
+    if high_freq_factor <= low_freq_factor {
+        let required = format!("above low_freq_factor `{low_freq_factor}`");
+        return Err(section.wrong("high_freq_factor", &Value::from(high_freq_factor), required));
+    }
+    Ok(RopeScaling::Llama3 {
+        factor,
+        low_freq_factor,
+        high_freq_factor,
+        original_max_position_embeddings: section
+            .required("original_max_position_embeddings", Reader::size)?,
+    })
+}

@@ -1,0 +1,70 @@
+//! What a layer costs: values that exist at once, and multiply-adds.
+
+use crate::layer::{Architecture, Layer};
+
+impl Layer {
+    /// Elements of the weights that a token multiplies by.
+    pub fn product_weights(&self) -> usize {
+        self.linears().map(|linear| linear.out_features() * linear.in_features).sum()
+    }
+
+    /// Values of a token that the backward of norm and projections reads: the output of the norm, and what norms on queries and keys
+    /// or clamps read.
+    pub fn saved_before_attention(&self) -> usize {
+        let attention = &self.attention;
+        let normed = if self.pre_attention_norm.is_some() { self.hidden_size() } else { 0 };
+        let projected = match (attention.clip_qkv, &attention.qk_norm) {
+            (Some(_), _) => attention.q_width() + 2 * attention.kv_width(),
+            (None, Some(_)) => attention.q_width() + attention.kv_width(),
+            (None, None) => 0,
+        };
+        normed + projected
+    }
+
+    /// Values of a token that the backward of output projection and MLP reads: the residual stream between the branches and the
+    /// input of the MLP; of the MLP's width, one or two projections and the activation; what norms on outputs read.
+    pub fn saved_after_attention(&self) -> usize {
+        let d = self.hidden_size();
+        let between = if self.is_parallel { 0 } else { d };
+        let normed = if self.pre_ffn_norm.is_some() || self.is_parallel { d } else { 0 };
+        let outputs = d * self.num_output_norms();
+        between
+            + normed
+            + outputs
+            + self.ffn.intermediate_size * (2 + usize::from(self.ffn.gate.is_some()))
+    }
+
+    /// Values of a token at the peak of the backward of norm and projections: the norm, and q, k, v with their gradients.
+    pub fn peak_before_attention(&self) -> usize {
+        let attention = &self.attention;
+        2 * self.hidden_size() + 2 * (attention.q_width() + 2 * attention.kv_width())
+    }
+
+    /// Values of a token at the peak of the backward of output projection and MLP: the residual stream, the input of the MLP, what
+    /// norms on outputs read, and of the MLP's width its projections and the gradients of those and of the activation.
+    pub fn peak_after_attention(&self) -> usize {
+        let widths = if self.ffn.gate.is_some() { 5 } else { 3 };
+        (2 + self.num_output_norms()) * self.hidden_size() + widths * self.ffn.intermediate_size
+    }
+
+    fn num_output_norms(&self) -> usize {
+        [&self.post_attention_norm, &self.post_ffn_norm].into_iter().flatten().count()
+    }
+
+    /// `d`.
+    pub fn hidden_size(&self) -> usize {
+        self.attention.o.out_features()
+    }
+}
+
+impl Architecture {
+    /// Multiply-adds of a token in the products of all layers.
+    pub fn product_weights_of_layers(&self) -> usize {
+        self.layers.iter().map(Layer::product_weights).sum()
+    }
+
+    /// Multiply-adds of a token in the head.
+    pub fn product_weights_of_head(&self) -> usize {
+        self.vocab_size * self.hidden_size
+    }
+}

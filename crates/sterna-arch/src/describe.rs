@@ -1,0 +1,474 @@
+//! From the facts of a family and the keys of a config to an [`Architecture`].
+
+use serde_json::Value;
+
+use crate::config::reader::Reader;
+use crate::config::{layers, rope_section};
+use crate::error::Result;
+use crate::families::{
+    EmbeddingScale, Family, Fused, LogitsScale, Mlp, NormEps, NormParams, QkNorms, Scale, Setting,
+};
+use crate::layer::{
+    Activation, Architecture, Attention, Dense, Elementwise, Embed, Head, Layer, Linear, Norm,
+    NormKind, QkNorm, QkNormWidth,
+};
+use crate::parameters::{Init, ParamSpec};
+
+/// The description of the model that a config asks for.
+pub(crate) fn architecture(
+    reader: &Reader<'_>,
+    family: &'static Family,
+    max_position_embeddings: usize,
+) -> Result<Architecture> {
+    let facts = Facts::read(reader, family)?;
+    let num_layers = reader.required("num_hidden_layers", Reader::num_layers)?;
+    let of_layers = layers::read(reader, family, num_layers)?;
+    let ropes = rope_section::Ropes::read(reader, family, facts.head_dim, max_position_embeddings)?;
+    let vocab_size = reader.required("vocab_size", Reader::size)?;
+    let pad_token_id =
+        reader.nullable("pad_token_id", family.defaults.pad_token_id, |r, key, value| {
+            r.embedding_row(key, value, vocab_size)
+        })?;
+    let normal = facts.normal();
+    let rows = [vocab_size, facts.hidden_size];
+    let zero_row = pad_token_id.map(|id| id as usize);
+    let embed_init = Init::Normal { std: facts.initializer_range, zero_row };
+    let (multiplier, rounds_multiplier) = embedding_multiplier(reader, family, facts.hidden_size)?;
+
+    let mut of_head = Params::new("model.", facts.norm_init);
+    let norm =
+        of_head.norm("norm", facts.norm, facts.norm_eps, family.norm_params, &[facts.hidden_size]);
+    let is_tied =
+        reader.or("tie_word_embeddings", family.defaults.tie_word_embeddings, Reader::bool)?;
+    let mut params = of_head.specs;
+    let lm_head = (!is_tied).then(|| {
+        params.push(ParamSpec::new("lm_head.weight", rows, normal));
+        params.len() - 1
+    });
+    Ok(Architecture {
+        hidden_size: facts.hidden_size,
+        vocab_size,
+        embed: Embed {
+            weight: ParamSpec::new("model.embed_tokens.weight", rows, embed_init),
+            pad_token_id,
+            multiplier,
+            rounds_multiplier,
+            norm: None,
+        },
+        layers: of_layers
+            .iter()
+            .enumerate()
+            .map(|(layer_idx, of_layer)| facts.layer(layer_idx, of_layer, &ropes))
+            .collect(),
+        head: Head {
+            params,
+            norm,
+            lm_head,
+            logits_multiplier: logits_multiplier(reader, family)?,
+            softcap: softcap(reader, family.final_softcap)?,
+        },
+        ropes: ropes.into_list(),
+    })
+}
+
+/// What all layers of a model have in common.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an independent property of the class or of its config"
+)]
+struct Facts {
+    family: &'static Family,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_heads: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+    norm: NormKind,
+    norm_eps: f64,
+    norm_init: f64,
+    is_parallel: bool,
+    qkv_bias: bool,
+    o_bias: bool,
+    mlp_bias: bool,
+    has_qk_norm: bool,
+    clip_qkv: Option<f64>,
+    scale: f64,
+    softcap: Option<f64>,
+    activation: ActivationName,
+    residual_multiplier: f64,
+    initializer_range: f64,
+}
+
+/// An activation by its name in transformers' `ACT2FN`.
+#[derive(Debug, Clone, Copy)]
+enum ActivationName {
+    Elementwise(Elementwise),
+    Xielu,
+}
+
+impl Facts {
+    fn read(reader: &Reader<'_>, family: &'static Family) -> Result<Self> {
+        let hidden_size = reader.required("hidden_size", Reader::size)?;
+        let num_heads = reader.required("num_attention_heads", Reader::size)?;
+        let head_dim = head_dim(reader, family, hidden_size, num_heads)?;
+        let is_set = |setting: &Setting| match setting {
+            Setting::Never => Ok(false),
+            Setting::Always => Ok(true),
+            Setting::Key(key, default) => reader.or(key, *default, Reader::bool),
+        };
+        Ok(Self {
+            family,
+            hidden_size,
+            intermediate_size: reader.required("intermediate_size", Reader::size)?,
+            num_heads,
+            num_kv_heads: num_kv_heads(reader, family, num_heads)?,
+            head_dim,
+            norm: family.norm,
+            norm_eps: match family.norm_eps {
+                NormEps::Fixed(eps) => eps,
+                NormEps::Key(key, default) => reader.or(key, default, Reader::positive)?,
+            },
+            norm_init: family.norm_init,
+            is_parallel: is_set(&family.is_parallel)?,
+            qkv_bias: is_set(&family.qkv_bias)?,
+            o_bias: is_set(&family.o_bias)?,
+            mlp_bias: is_set(&family.mlp_bias)?,
+            has_qk_norm: family.qk_norm.as_ref().map_or(Ok(false), |norms| is_set(&norms.when))?,
+            clip_qkv: if family.clips_qkv {
+                reader.nullable("clip_qkv", None, Reader::positive)?
+            } else {
+                None
+            },
+            scale: match family.scale {
+                Scale::HeadDim => 1.0 / (head_dim as f64).sqrt(),
+                Scale::Key(key, default) => reader.or(key, default, Reader::positive)?,
+                Scale::RootOf(key, default) => {
+                    1.0 / reader.or(key, default, Reader::positive)?.sqrt()
+                }
+            },
+            softcap: softcap(reader, family.attention_softcap)?,
+            activation: activation(reader, family)?,
+            residual_multiplier: match family.residual_multiplier {
+                Some(key) => reader.or(key, 1.0, Reader::positive)?,
+                None => 1.0,
+            },
+            initializer_range: reader.or(
+                "initializer_range",
+                family.defaults.initializer_range,
+                Reader::non_negative,
+            )?,
+        })
+    }
+
+    fn normal(&self) -> Init {
+        Init::Normal { std: self.initializer_range, zero_row: None }
+    }
+
+    /// The tensors in the order of use, which is their order in flat buffers and checkpoints.
+    fn layer(
+        &self,
+        layer_idx: usize,
+        of_layer: &layers::OfLayer,
+        ropes: &rope_section::Ropes,
+    ) -> Layer {
+        let mut params = Params::new(format!("model.layers.{layer_idx}."), self.norm_init);
+        let norms = &self.family.norms;
+        let norm = |params: &mut Params, name: Option<&str>| {
+            let of_model = [self.hidden_size];
+            name.map(|name| {
+                params.norm(name, self.norm, self.norm_eps, self.family.norm_params, &of_model)
+            })
+        };
+        let pre_attention_norm = norm(&mut params, norms.pre_attention);
+        let attention = self.attention(&mut params, of_layer, ropes);
+        let post_attention_norm = norm(&mut params, norms.post_attention);
+        let pre_ffn_norm = norm(&mut params, norms.pre_ffn.filter(|_| !self.is_parallel));
+        let ffn = self.dense(&mut params);
+        let post_ffn_norm = norm(&mut params, norms.post_ffn);
+        Layer {
+            params: params.specs,
+            attention,
+            ffn,
+            pre_attention_norm,
+            post_attention_norm,
+            pre_ffn_norm,
+            post_ffn_norm,
+            is_parallel: self.is_parallel,
+            residual_multiplier: self.residual_multiplier,
+            output_scale: None,
+        }
+    }
+
+    fn attention(
+        &self,
+        params: &mut Params,
+        of_layer: &layers::OfLayer,
+        ropes: &rope_section::Ropes,
+    ) -> Attention {
+        let (d, h) = (self.hidden_size, self.head_dim);
+        let (q_width, kv_width) = (self.num_heads * h, self.num_kv_heads * h);
+        let widths = [q_width, kv_width, kv_width];
+        let normal = self.normal();
+        let [q, k, v] = if self.family.is_fused == Fused::QkvAndGateUp {
+            params.fused("self_attn.qkv_proj", widths, d, self.qkv_bias, normal)
+        } else {
+            let names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
+            let mut each = names.iter().zip(widths);
+            std::array::from_fn(|_| {
+                let (name, width) = each.next().expect("as many names as widths");
+                params.linear(name, width, d, self.qkv_bias, normal)
+            })
+        };
+        let qk_norm = self
+            .family
+            .qk_norm
+            .as_ref()
+            .filter(|_| self.has_qk_norm)
+            .map(|norms| self.qk_norm(params, norms));
+        Attention {
+            num_heads: self.num_heads,
+            num_kv_heads: self.num_kv_heads,
+            head_dim: h,
+            q,
+            k,
+            v: Some(v),
+            gate: None,
+            o: params.linear("self_attn.o_proj", d, q_width, self.o_bias, normal),
+            clip_qkv: self.clip_qkv,
+            qk_norm,
+            v_norm: None,
+            rope: of_layer.is_rotated.then(|| ropes.of(of_layer.sliding_window.is_some())),
+            scale: self.scale,
+            softcap: self.softcap,
+            sliding_window: of_layer.sliding_window,
+        }
+    }
+
+    fn qk_norm(&self, params: &mut Params, norms: &QkNorms) -> QkNorm {
+        let mut norm = |name: &str, num_heads: usize| {
+            let name = format!("self_attn.{name}");
+            let mut of_shape = |name: &str, shape: &[usize]| {
+                params.norm(name, norms.kind, self.norm_eps, NormParams::Weight, shape)
+            };
+            match norms.width {
+                QkNormWidth::AllHeads => of_shape(&name, &[num_heads * self.head_dim]),
+                QkNormWidth::HeadWithRow => of_shape(&name, &[num_heads, self.head_dim]),
+                QkNormWidth::Head => of_shape(&name, &[self.head_dim]),
+                QkNormWidth::HeadWithTensor => {
+                    let mut of_head =
+                        |head: usize| of_shape(&format!("{name}.{head}"), &[self.head_dim]);
+                    let first = of_head(0);
+                    (1..num_heads).for_each(|head| {
+                        of_head(head);
+                    });
+                    first
+                }
+            }
+        };
+        QkNorm {
+            q: norm(norms.names[0], self.num_heads),
+            k: norm(norms.names[1], self.num_kv_heads),
+            width: norms.width,
+            is_after_rope: norms.is_after_rope,
+        }
+    }
+
+    fn dense(&self, params: &mut Params) -> Dense {
+        let (d, f, bias, normal) =
+            (self.hidden_size, self.intermediate_size, self.mlp_bias, self.normal());
+        let (gate, up, down) = match self.family.mlp {
+            Mlp::Gated if self.family.is_fused != Fused::None => {
+                let [gate, up] = params.fused("mlp.gate_up_proj", [f, f], d, bias, normal);
+                (Some(gate), up, "mlp.down_proj")
+            }
+            Mlp::Gated => (
+                Some(params.linear("mlp.gate_proj", f, d, bias, normal)),
+                params.linear("mlp.up_proj", f, d, bias, normal),
+                "mlp.down_proj",
+            ),
+            Mlp::Plain { up, down } => (None, params.linear(up, f, d, bias, normal), down),
+        };
+        let activation = match self.activation {
+            ActivationName::Elementwise(function) => Activation::Elementwise(function),
+            ActivationName::Xielu => params.xielu(),
+        };
+        Dense {
+            intermediate_size: f,
+            gate,
+            up,
+            down: params.linear(down, d, f, bias, normal),
+            activation,
+        }
+    }
+}
+
+/// The tensors of a layer or of the head, as they are named one after the other.
+struct Params {
+    prefix: String,
+    norm_init: f64,
+    specs: Vec<ParamSpec>,
+}
+
+impl Params {
+    fn new(prefix: impl Into<String>, norm_init: f64) -> Self {
+        Self { prefix: prefix.into(), norm_init, specs: Vec::new() }
+    }
+
+    /// Adds a tensor and returns its index.
+    fn push(&mut self, name: &str, shape: &[usize], init: Init) -> usize {
+        self.specs.push(ParamSpec::new(format!("{}{name}", self.prefix), shape, init));
+        self.specs.len() - 1
+    }
+
+    fn linear(
+        &mut self,
+        name: &str,
+        out: usize,
+        in_features: usize,
+        bias: bool,
+        init: Init,
+    ) -> Linear {
+        let weight = self.push(&format!("{name}.weight"), &[out, in_features], init);
+        let bias = bias.then(|| self.push(&format!("{name}.bias"), &[out], Init::Constant(0.0)));
+        Linear { weight, bias, rows: 0..out, in_features }
+    }
+
+    /// Several maps of the same input in one tensor, in the order of its rows.
+    fn fused<const N: usize>(
+        &mut self,
+        name: &str,
+        widths: [usize; N],
+        in_features: usize,
+        bias: bool,
+        init: Init,
+    ) -> [Linear; N] {
+        let whole = self.linear(name, widths.iter().sum(), in_features, bias, init);
+        let mut end = 0;
+        widths.map(|width| {
+            end += width;
+            whole.part(&(end - width..end))
+        })
+    }
+
+    fn norm(
+        &mut self,
+        name: &str,
+        kind: NormKind,
+        eps: f64,
+        params: NormParams,
+        shape: &[usize],
+    ) -> Norm {
+        let (has_weight, has_bias) = match params {
+            NormParams::None => (false, false),
+            NormParams::Weight => (true, false),
+            NormParams::WeightAndBias => (true, true),
+        };
+        let init = Init::Constant(self.norm_init);
+        let weight = has_weight.then(|| self.push(&format!("{name}.weight"), shape, init));
+        let bias = has_bias.then(|| self.push(&format!("{name}.bias"), shape, Init::Constant(0.0)));
+        Norm { kind, eps, weight, bias }
+    }
+
+    /// Transformers makes the constants of `XIELUActivation` in bf16, whatever the dtype of the model.
+    fn xielu(&mut self) -> Activation {
+        let in_bf16 = |x: f64| half::bf16::from_f64(x).to_f64();
+        let inverse_softplus = |x: f64| Init::Constant(in_bf16(x.exp_m1().ln()));
+        Activation::Xielu {
+            alpha_p: self.push("mlp.act_fn.alpha_p", &[1], inverse_softplus(0.8)),
+            alpha_n: self.push("mlp.act_fn.alpha_n", &[1], inverse_softplus(0.8 - 0.5)),
+            beta: self.buffer("mlp.act_fn.beta", &[], 0.5),
+            eps: self.buffer("mlp.act_fn.eps", &[], in_bf16(-1e-6)),
+        }
+    }
+
+    fn buffer(&mut self, name: &str, shape: &[usize], value: f64) -> usize {
+        let name = format!("{}{name}", self.prefix);
+        self.specs.push(ParamSpec::buffer(name, shape, Init::Constant(value)));
+        self.specs.len() - 1
+    }
+}
+
+fn num_kv_heads(reader: &Reader<'_>, family: &Family, num_heads: usize) -> Result<usize> {
+    let default = family.defaults.num_key_value_heads.unwrap_or(num_heads);
+    let found = match reader.entry("num_key_value_heads") {
+        Some(Value::Null) => num_heads,
+        _ => reader.or("num_key_value_heads", default, Reader::size)?,
+    };
+    if !num_heads.is_multiple_of(found) {
+        let required = format!("a divisor of num_attention_heads `{num_heads}`");
+        return Err(reader.wrong("num_key_value_heads", &Value::from(found), required));
+    }
+    Ok(found)
+}
+
+fn head_dim(
+    reader: &Reader<'_>,
+    family: &Family,
+    hidden_size: usize,
+    num_heads: usize,
+) -> Result<usize> {
+    let default = family.defaults.head_dim.filter(|_| reader.entry("head_dim").is_none());
+    let head_dim = match (reader.get("head_dim"), default) {
+        (Some(value), _) => reader.size("head_dim", value)?,
+        (None, Some(default)) => default,
+        (None, None) if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
+        (None, None) => {
+            let required = format!(
+                "a multiple of num_attention_heads `{num_heads}`, or a config that gives head_dim"
+            );
+            return Err(reader.wrong("hidden_size", &Value::from(hidden_size), required));
+        }
+    };
+    // Rotary embeddings turn pairs; dynamic scaling divides by `head_dim - 2`.
+    if !head_dim.is_multiple_of(2) || head_dim < 4 {
+        let required = "an even number of at least `4`";
+        return Err(reader.wrong("head_dim", &Value::from(head_dim), required));
+    }
+    Ok(head_dim)
+}
+
+fn softcap(reader: &Reader<'_>, key: Option<(&str, Option<f64>)>) -> Result<Option<f64>> {
+    key.map_or(Ok(None), |(key, default)| reader.nullable(key, default, Reader::positive))
+}
+
+fn activation(reader: &Reader<'_>, family: &Family) -> Result<ActivationName> {
+    let (key, default) = family.activation;
+    let found = reader.or(key, default.to_owned(), Reader::string)?;
+    let elementwise = match found.as_str() {
+        "silu" | "swish" => Elementwise::Silu,
+        "gelu" => Elementwise::Gelu,
+        // The same formula.
+        "gelu_pytorch_tanh" | "gelu_new" => Elementwise::GeluTanh,
+        "relu2" => Elementwise::Relu2,
+        // It has weights, which only checkpoints of its class hold.
+        "xielu" if default == "xielu" => return Ok(ActivationName::Xielu),
+        _ => {
+            let own = if default == "xielu" { ", `xielu`" } else { "" };
+            let required =
+                format!("one of `silu`, `gelu`, `gelu_pytorch_tanh`, `gelu_new`, `relu2`{own}");
+            return Err(reader.wrong(key, &Value::from(found), required));
+        }
+    };
+    Ok(ActivationName::Elementwise(elementwise))
+}
+
+/// The multiplier, and whether it is rounded to the dtype of the weights.
+fn embedding_multiplier(
+    reader: &Reader<'_>,
+    family: &Family,
+    hidden_size: usize,
+) -> Result<(f64, bool)> {
+    Ok(match family.embedding {
+        EmbeddingScale::One => (1.0, false),
+        EmbeddingScale::Key(key) => (reader.or(key, 1.0, Reader::positive)?, false),
+        EmbeddingScale::RootOfHidden => ((hidden_size as f64).sqrt(), true),
+    })
+}
+
+fn logits_multiplier(reader: &Reader<'_>, family: &Family) -> Result<f64> {
+    match family.logits {
+        LogitsScale::One => Ok(1.0),
+        LogitsScale::Over(key) => Ok(1.0 / reader.or(key, 1.0, Reader::positive)?),
+        LogitsScale::Times(key, default) => reader.or(key, default, Reader::positive),
+    }
+}

@@ -1,0 +1,419 @@
+//! The families of models, each a file of facts about one class of transformers: what its config defaults to, and what its layers have.
+//!
+//! A fact is true of every model of the class; what a config may choose is a rule for reading its key. Nothing outside of this folder
+//! asks which family a model is: its [`crate::Architecture`] has what follows from it.
+
+mod apertus;
+mod arcee;
+mod cohere;
+mod cohere2;
+mod ernie4_5;
+mod exaone4;
+mod gemma;
+mod gemma2;
+mod gemma3_text;
+mod glm;
+mod glm4;
+mod granite;
+mod helium;
+mod hunyuan_v1_dense;
+mod llama;
+mod mistral;
+mod nemotron;
+mod olmo;
+mod olmo2;
+mod olmo3;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod seed_oss;
+mod smollm3;
+mod stablelm;
+mod starcoder2;
+
+use std::fmt;
+
+use crate::layer::{NormKind, QkNormWidth};
+use crate::rope::RopeLayout;
+
+/// A class of decoders with a language-model head.
+#[derive(Debug, PartialEq)]
+pub struct Family {
+    /// The `model_type` of its configs.
+    model_type: &'static str,
+    /// The transformers class, which loaders look up.
+    pub(crate) causal_lm_class: &'static str,
+    pub(crate) defaults: Defaults,
+    /// Keys of dropouts, each with its default. Training here has none: a config must set them to 0.
+    pub(crate) dropouts: &'static [(&'static str, f64)],
+    /// Keys that must be `false`, each with what it would switch on.
+    pub(crate) refused: &'static [(&'static str, &'static str)],
+
+    /// Where norms stand, by the names of their tensors inside a layer.
+    pub(crate) norms: Norms,
+    /// Of all norms but those on queries and keys.
+    pub(crate) norm: NormKind,
+    pub(crate) norm_eps: NormEps,
+    /// Which tensors a norm has.
+    pub(crate) norm_params: NormParams,
+    /// Whether both branches of a layer read its input.
+    pub(crate) is_parallel: Setting,
+
+    /// Of `q_proj`, `k_proj` and `v_proj`.
+    pub(crate) qkv_bias: Setting,
+    /// Of `o_proj`.
+    pub(crate) o_bias: Setting,
+    /// Whether a key `clip_qkv` may clamp what these three give.
+    pub(crate) clips_qkv: bool,
+    /// Whether checkpoints have `qkv_proj` and `gate_up_proj` in place of their parts.
+    pub(crate) is_fused: Fused,
+    pub(crate) qk_norm: Option<QkNorms>,
+    pub(crate) windows: Windows,
+    pub(crate) rotated: Rotated,
+    pub(crate) rope: RopeFacts,
+    pub(crate) scale: Scale,
+    /// A key for the softcap of scores, with its default.
+    pub(crate) attention_softcap: Option<(&'static str, Option<f64>)>,
+
+    pub(crate) mlp: Mlp,
+    /// The key of the activation, and its default.
+    pub(crate) activation: (&'static str, &'static str),
+    /// Of the projections of the MLP.
+    pub(crate) mlp_bias: Setting,
+
+    pub(crate) embedding: EmbeddingScale,
+    /// A key for what branches are multiplied by, 1 where it is missing.
+    pub(crate) residual_multiplier: Option<&'static str>,
+    pub(crate) logits: LogitsScale,
+    /// A key for the softcap of logits, with its default.
+    pub(crate) final_softcap: Option<(&'static str, Option<f64>)>,
+    /// What the weights of norms begin with.
+    pub(crate) norm_init: f64,
+}
+
+/// What a config has where it does not say it.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Defaults {
+    pub(crate) max_position_embeddings: usize,
+    /// `None`: as many as query heads.
+    pub(crate) num_key_value_heads: Option<usize>,
+    /// `None`: the hidden size over the number of query heads.
+    pub(crate) head_dim: Option<usize>,
+    pub(crate) tie_word_embeddings: bool,
+    pub(crate) rope_theta: f64,
+    pub(crate) bos_token_id: Option<u32>,
+    pub(crate) eos_token_id: &'static [u32],
+    pub(crate) pad_token_id: Option<u32>,
+    pub(crate) initializer_range: f64,
+}
+
+/// A property that a class always has, or never, or that a key of its configs decides, which has a default.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Setting {
+    Never,
+    Always,
+    Key(&'static str, bool),
+}
+
+/// The names of a layer's norms; `None` where a class has none.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Norms {
+    pub(crate) pre_attention: Option<&'static str>,
+    pub(crate) post_attention: Option<&'static str>,
+    /// Left out in a layer whose branches are parallel.
+    pub(crate) pre_ffn: Option<&'static str>,
+    pub(crate) post_ffn: Option<&'static str>,
+}
+
+impl Norms {
+    /// On the inputs of both branches.
+    const PRE: Self = Self {
+        pre_attention: Some("input_layernorm"),
+        post_attention: None,
+        pre_ffn: Some("post_attention_layernorm"),
+        post_ffn: None,
+    };
+    /// On the outputs of both branches.
+    const POST: Self = Self {
+        pre_attention: None,
+        post_attention: Some("post_attention_layernorm"),
+        pre_ffn: None,
+        post_ffn: Some("post_feedforward_layernorm"),
+    };
+    /// On both.
+    const SANDWICH: Self = Self {
+        pre_attention: Some("input_layernorm"),
+        post_attention: Some("post_attention_layernorm"),
+        pre_ffn: Some("pre_feedforward_layernorm"),
+        post_ffn: Some("post_feedforward_layernorm"),
+    };
+}
+
+/// What is added to the mean square in a norm.
+#[derive(Debug, PartialEq)]
+pub(crate) enum NormEps {
+    Fixed(f64),
+    /// A key, and its default.
+    Key(&'static str, f64),
+}
+
+/// The tensors of a norm.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum NormParams {
+    None,
+    Weight,
+    WeightAndBias,
+}
+
+/// Projections that checkpoints store in one tensor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Fused {
+    None,
+    /// `mlp.gate_up_proj`.
+    GateUp,
+    /// That, and `self_attn.qkv_proj`.
+    QkvAndGateUp,
+}
+
+/// Norms on queries and keys.
+#[derive(Debug, PartialEq)]
+pub(crate) struct QkNorms {
+    pub(crate) when: Setting,
+    /// The names of the two inside `self_attn`.
+    pub(crate) names: [&'static str; 2],
+    pub(crate) kind: NormKind,
+    pub(crate) width: QkNormWidth,
+    pub(crate) is_after_rope: bool,
+}
+
+impl QkNorms {
+    /// `q_norm` and `k_norm` over each head, before the rotary embedding, with one weight for all heads.
+    const fn of_heads(kind: NormKind) -> Self {
+        Self {
+            when: Setting::Always,
+            names: ["q_norm", "k_norm"],
+            kind,
+            width: QkNormWidth::Head,
+            is_after_rope: false,
+        }
+    }
+}
+
+/// Which layers see a window of the tokens before them.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Windows {
+    /// None does.
+    None,
+    /// All do, if `sliding_window` is a number; with its default.
+    All(Option<usize>),
+    /// Where `use_sliding_window` is on, those of `layer_types`, or from `max_window_layers` on; of 4,096 tokens where none is given.
+    Chosen,
+    /// Where `use_sliding_window` is on and `sliding_window` a number, those of `layer_types`, or those that are not rotated.
+    NotRotated,
+    /// Those of `layer_types`, or all but every `every`-th, which a `sliding_window_pattern` may change; of 4,096 tokens where
+    /// `sliding_window` is missing.
+    AllBut {
+        every: usize,
+        /// Whether `null` is no window for any layer.
+        may_be_null: bool,
+    },
+}
+
+/// Which layers turn queries and keys by their positions.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Rotated {
+    All,
+    /// Those with a 1 in `no_rope_layers`; without it all but every `no_rope_layer_interval`-th, 4 where that is missing.
+    Chosen,
+    /// Those that see a window; all in a model without windows.
+    Sliding,
+}
+
+/// How a class turns queries and keys.
+#[derive(Debug, PartialEq)]
+pub(crate) struct RopeFacts {
+    pub(crate) layout: RopeLayout,
+    /// The default of `partial_rotary_factor`; `None` for a class that turns whole heads.
+    pub(crate) partial: Option<f64>,
+    /// What layers with a window have.
+    pub(crate) sliding: SlidingRope,
+    /// Whether it reads `rope_scaling`.
+    pub(crate) is_scalable: bool,
+    /// Whether it turns in single precision, and rounds once.
+    pub(crate) rounds_once: bool,
+    /// `rope_scaling` where a config does not say it, as JSON.
+    pub(crate) default_scaling: Option<&'static str>,
+    /// `original_max_position_embeddings` where a config of `longrope` does not say it.
+    pub(crate) original_len: Option<usize>,
+    /// Whether `rope_type` `dynamic` may have an `alpha`, which stretches all lengths alike.
+    pub(crate) has_alpha: bool,
+}
+
+impl RopeFacts {
+    const USUAL: Self = Self {
+        layout: RopeLayout::Halves,
+        partial: None,
+        sliding: SlidingRope::Same,
+        is_scalable: true,
+        rounds_once: false,
+        default_scaling: None,
+        original_len: None,
+        has_alpha: false,
+    };
+}
+
+/// The rotary embedding of layers with a window.
+#[derive(Debug, PartialEq)]
+pub(crate) enum SlidingRope {
+    /// That of the others.
+    Same,
+    /// The same base, without scaling.
+    Unscaled,
+    /// A base by a key of its own with a default, without scaling.
+    Base(&'static str, f64),
+}
+
+/// What multiplies the scores of attention.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Scale {
+    /// One over the root of the head size.
+    HeadDim,
+    /// A key, and its default.
+    Key(&'static str, f64),
+    /// One over the root of a key, which has a default.
+    RootOf(&'static str, f64),
+}
+
+/// The projections of an MLP.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Mlp {
+    /// `gate_proj`, `up_proj`, `down_proj`.
+    Gated,
+    /// Two, by name.
+    Plain { up: &'static str, down: &'static str },
+}
+
+/// What rows of the embedding are multiplied by.
+#[derive(Debug, PartialEq)]
+pub(crate) enum EmbeddingScale {
+    One,
+    /// A key, 1 where it is missing.
+    Key(&'static str),
+    /// The root of the hidden size, rounded to the dtype of the weights.
+    RootOfHidden,
+}
+
+/// What logits are multiplied by.
+#[derive(Debug, PartialEq)]
+pub(crate) enum LogitsScale {
+    One,
+    /// One over a key, 1 where it is missing.
+    Over(&'static str),
+    /// A key, and its default.
+    Times(&'static str, f64),
+}
+
+/// Every family, in the order in which messages name them.
+pub(crate) static ALL: [&Family; 27] = [
+    &apertus::APERTUS,
+    &arcee::ARCEE,
+    &cohere::COHERE,
+    &cohere2::COHERE2,
+    &ernie4_5::ERNIE4_5,
+    &exaone4::EXAONE4,
+    &gemma::GEMMA,
+    &gemma2::GEMMA2,
+    &gemma3_text::GEMMA3_TEXT,
+    &glm::GLM,
+    &glm4::GLM4,
+    &granite::GRANITE,
+    &helium::HELIUM,
+    &hunyuan_v1_dense::HUNYUAN_V1_DENSE,
+    &llama::LLAMA,
+    &mistral::MISTRAL,
+    &nemotron::NEMOTRON,
+    &olmo::OLMO,
+    &olmo2::OLMO2,
+    &olmo3::OLMO3,
+    &phi3::PHI3,
+    &qwen2::QWEN2,
+    &qwen3::QWEN3,
+    &seed_oss::SEED_OSS,
+    &smollm3::SMOLLM3,
+    &stablelm::STABLELM,
+    &starcoder2::STARCODER2,
+];
+
+impl Family {
+    /// What most classes have: Llama's layer with nothing to choose. A class names what it has beyond it.
+    const USUAL: Self = Self {
+        model_type: "",
+        causal_lm_class: "",
+        defaults: Defaults::USUAL,
+        dropouts: &[("attention_dropout", 0.0)],
+        refused: &[],
+        norms: Norms::PRE,
+        norm: NormKind::Rms,
+        norm_eps: NormEps::Key("rms_norm_eps", 1e-6),
+        norm_params: NormParams::Weight,
+        is_parallel: Setting::Never,
+        qkv_bias: Setting::Never,
+        o_bias: Setting::Never,
+        clips_qkv: false,
+        is_fused: Fused::None,
+        qk_norm: None,
+        windows: Windows::None,
+        rotated: Rotated::All,
+        rope: RopeFacts::USUAL,
+        scale: Scale::HeadDim,
+        attention_softcap: None,
+        mlp: Mlp::Gated,
+        activation: ("hidden_act", "silu"),
+        mlp_bias: Setting::Never,
+        embedding: EmbeddingScale::One,
+        residual_multiplier: None,
+        logits: LogitsScale::One,
+        final_softcap: None,
+        norm_init: 1.0,
+    };
+
+    /// The `model_type` of its configs.
+    pub fn model_type(&self) -> &'static str {
+        self.model_type
+    }
+
+    /// The class of transformers that loads its checkpoints.
+    pub fn causal_lm_class(&self) -> &'static str {
+        self.causal_lm_class
+    }
+
+    /// The family with this `model_type`.
+    pub fn find(model_type: &str) -> Option<&'static Self> {
+        ALL.into_iter().find(|family| family.model_type == model_type)
+    }
+
+    /// The supported `model_type`s as a phrase for messages.
+    pub(crate) fn names() -> String {
+        ALL.map(|family| format!("`{}`", family.model_type)).join(", ")
+    }
+}
+
+impl Defaults {
+    const USUAL: Self = Self {
+        max_position_embeddings: 32_768,
+        num_key_value_heads: None,
+        head_dim: None,
+        tie_word_embeddings: false,
+        rope_theta: 10_000.0,
+        bos_token_id: None,
+        eos_token_id: &[],
+        pad_token_id: None,
+        initializer_range: 0.02,
+    };
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.model_type)
+    }
+}

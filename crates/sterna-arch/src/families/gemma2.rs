@@ -1,0 +1,31 @@
+//! Gemma 2 (transformers `models/gemma2`): Gemma with norms around both branches, softcaps, and a window in every other layer.
+
+use super::{Defaults, EmbeddingScale, Family, Norms, Scale, Setting, Windows};
+use crate::layer::NormKind;
+
+pub(super) const GEMMA2: Family = Family {
+    model_type: "gemma2",
+    causal_lm_class: "Gemma2ForCausalLM",
+    defaults: Defaults {
+        max_position_embeddings: 8192,
+        num_key_value_heads: Some(4),
+        head_dim: Some(256),
+        tie_word_embeddings: true,
+        bos_token_id: Some(2),
+        eos_token_id: &[1],
+        pad_token_id: Some(0),
+        ..Defaults::USUAL
+    },
+    norms: Norms::SANDWICH,
+    norm: NormKind::RmsOnePlus,
+    norm_init: 0.0,
+    qkv_bias: Setting::Key("attention_bias", false),
+    o_bias: Setting::Key("attention_bias", false),
+    windows: Windows::AllBut { every: 2, may_be_null: false },
+    scale: Scale::RootOf("query_pre_attn_scalar", 256.0),
+    attention_softcap: Some(("attn_logit_softcapping", Some(50.0))),
+    activation: ("hidden_activation", "gelu_pytorch_tanh"),
+    embedding: EmbeddingScale::RootOfHidden,
+    final_softcap: Some(("final_logit_softcapping", Some(30.0))),
+    ..Family::USUAL
+};

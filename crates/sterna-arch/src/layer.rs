@@ -1,0 +1,318 @@
+//! A decoder as data: embedding, layers, head. What a layer does is said here, and how in `sterna-model`.
+//!
+//! A layer is two branches on the residual stream, attention and the MLP, each between optional norms:
+//!
+//! ```text
+//! in turn     r = x + m * post_attention(attention(pre_attention(x)))      m is residual_multiplier
+//!             y = r + m * post_ffn(ffn(pre_ffn(r)))
+//! parallel    y = x + m * attention(pre_attention(x)) + m * ffn(pre_ffn or pre_attention(x))
+//! ```
+//!
+//! A part that has weights names them by their index in [`Layer::params`], in one place, so that no two lists have to agree.
+
+use std::ops::Range;
+
+use crate::error::Result;
+use crate::heads::HeadSplit;
+use crate::parameters::ParamSpec;
+use crate::rope::Rope;
+
+/// What a model computes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Architecture {
+    /// `d`, the width of the residual stream.
+    pub hidden_size: usize,
+    /// `v`, the rows of the embedding.
+    pub vocab_size: usize,
+    /// From token ids to the residual stream.
+    pub embed: Embed,
+    /// The decoder layers, in order.
+    pub layers: Vec<Layer>,
+    /// From the residual stream to logits.
+    pub head: Head,
+    /// The rotary embeddings, which layers name by index.
+    pub ropes: Vec<Rope>,
+}
+
+/// The embedding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embed {
+    /// `model.embed_tokens.weight`, `[v, d]`.
+    pub weight: ParamSpec,
+    /// Transformers gives it to `nn.Embedding` as `padding_idx`: the lookup of this row has no gradient.
+    pub pad_token_id: Option<u32>,
+    /// What rows are multiplied by.
+    pub multiplier: f64,
+    /// Whether the multiplier is rounded to the dtype of the activations first.
+    pub rounds_multiplier: bool,
+    /// On looked-up rows; it has no weight.
+    pub norm: Option<Norm>,
+}
+
+/// The final norm and the language-model head.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Head {
+    /// Its weight tensors.
+    pub params: Vec<ParamSpec>,
+    /// The norm before it.
+    pub norm: Norm,
+    /// Which of [`Head::params`] is `[v, d]`; `None` when the head is the embedding.
+    pub lm_head: Option<usize>,
+    /// What logits are multiplied by.
+    pub logits_multiplier: f64,
+    /// `c` in `logits = c * tanh(logits / c)`, after the multiplier.
+    pub softcap: Option<f64>,
+}
+
+/// A decoder layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Layer {
+    /// Its weight tensors, in the order of use.
+    pub params: Vec<ParamSpec>,
+    /// The mixer of tokens.
+    pub attention: Attention,
+    /// The MLP.
+    pub ffn: Dense,
+    /// On the input of attention.
+    pub pre_attention_norm: Option<Norm>,
+    /// On the output of attention, before it joins the residual stream.
+    pub post_attention_norm: Option<Norm>,
+    /// On the input of the MLP.
+    pub pre_ffn_norm: Option<Norm>,
+    /// On the output of the MLP, before it joins the residual stream.
+    pub post_ffn_norm: Option<Norm>,
+    /// Whether both branches read the layer's input. Without a norm of its own the MLP then reads the output of attention's.
+    pub is_parallel: bool,
+    /// What both branches are multiplied by before they join the residual stream.
+    pub residual_multiplier: f64,
+    /// Index of a buffer `[1]` that the layer's output is multiplied by.
+    pub output_scale: Option<usize>,
+}
+
+/// Attention of a layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Attention {
+    /// `n`, query heads.
+    pub num_heads: usize,
+    /// `k`, key and value heads; divides `n`.
+    pub num_kv_heads: usize,
+    /// `h`, the width of a head; even.
+    pub head_dim: usize,
+    /// To `[n * h]`.
+    pub q: Linear,
+    /// To `[k * h]`.
+    pub k: Linear,
+    /// To `[k * h]`; `None` where values are what `k` gives, before its norm.
+    pub v: Option<Linear>,
+    /// To `[n * h]` from the same input: its sigmoid multiplies the output of attention.
+    pub gate: Option<Linear>,
+    /// From `[n * h]` back to `[d]`.
+    pub o: Linear,
+    /// What queries, keys and values are clamped to, both ways, right after their projections.
+    pub clip_qkv: Option<f64>,
+    /// Norms on queries and keys.
+    pub qk_norm: Option<QkNorm>,
+    /// On each head of the values; it has no weight.
+    pub v_norm: Option<Norm>,
+    /// Which of [`Architecture::ropes`] turns queries and keys; `None` turns neither.
+    pub rope: Option<usize>,
+    /// What multiplies the scores.
+    pub scale: f64,
+    /// `c` in `scores = c * tanh(scores / c)`, after the scale.
+    pub softcap: Option<f64>,
+    /// How many tokens a query sees, itself included (`q - k < window`); `None` is all before it.
+    pub sliding_window: Option<usize>,
+}
+
+/// Norms on queries and keys.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QkNorm {
+    /// On queries.
+    pub q: Norm,
+    /// On keys.
+    pub k: Norm,
+    /// What a mean is over, and what has a weight of its own.
+    pub width: QkNormWidth,
+    /// Whether they come after the rotary embedding.
+    pub is_after_rope: bool,
+}
+
+/// What the mean of a norm on queries or keys is over, and what has a weight of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNormWidth {
+    /// A head; the weight is `[h]`, for all heads alike.
+    Head,
+    /// A head; the weight is `[heads, h]`.
+    HeadWithRow,
+    /// A head, each with a weight `[h]` in a tensor of its own: [`Norm::weight`] is the index of the first.
+    HeadWithTensor,
+    /// All heads of a token; the weight is `[heads * h]`.
+    AllHeads,
+}
+
+/// The MLP: `down(act(gate(x)) * up(x))`, or `down(act(up(x)))` without a gate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Dense {
+    /// `f`, its width.
+    pub intermediate_size: usize,
+    /// To `[f]`.
+    pub gate: Option<Linear>,
+    /// To `[f]`.
+    pub up: Linear,
+    /// Back to `[d]`.
+    pub down: Linear,
+    /// Of the gate, or of `up` where there is none.
+    pub activation: Activation,
+}
+
+/// The activation of an MLP.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Activation {
+    /// A function without weights.
+    Elementwise(Elementwise),
+    /// `a_p x^2 + b x` above zero, `a_n (exp(min(x, eps)) - 1 - x) + b x` below, where `a_p = softplus(alpha_p)` and
+    /// `a_n = b + softplus(alpha_n)` (Huang and Schlag 2024, <https://arxiv.org/abs/2411.13010>).
+    Xielu {
+        /// Index of `alpha_p` `[1]` in [`Layer::params`].
+        alpha_p: usize,
+        /// Index of `alpha_n` `[1]`.
+        alpha_n: usize,
+        /// Index of the buffer `b` `[]`.
+        beta: usize,
+        /// Index of the buffer `eps` `[]`, below zero; `exp` sees nothing larger.
+        eps: usize,
+    },
+}
+
+/// A function of one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Elementwise {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `x * Phi(x)`, with the distribution function of the normal distribution.
+    Gelu,
+    /// [`Elementwise::Gelu`] with its approximation by `tanh`.
+    GeluTanh,
+    /// `max(x, 0)^2`.
+    Relu2,
+}
+
+/// A linear map: some rows of a weight, and of a bias.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Linear {
+    /// Index of the weight `[out, in]` in [`Layer::params`].
+    pub weight: usize,
+    /// Index of the bias `[out]`.
+    pub bias: Option<usize>,
+    /// The rows of both that it has. All, unless a checkpoint stores several maps in one tensor (`qkv_proj`, `gate_up_proj`).
+    pub rows: Range<usize>,
+    /// Values that it reads.
+    pub in_features: usize,
+}
+
+/// A norm over the last dimension.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Norm {
+    /// What it computes.
+    pub kind: NormKind,
+    /// Added to the mean square.
+    pub eps: f64,
+    /// Index of the weight in the parameters of its layer or of the head; `None` multiplies by nothing.
+    pub weight: Option<usize>,
+    /// Index of the bias.
+    pub bias: Option<usize>,
+}
+
+/// What a norm computes, `z` being its input divided by the root of its mean square.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// `weight * z`, where `z` is rounded to the dtype of the input before the weight multiplies it.
+    Rms,
+    /// `weight * z`, rounded once.
+    RmsRoundedOnce,
+    /// `(1 + weight) * z`, rounded once.
+    RmsOnePlus,
+    /// `weight * z + bias` of the input less its mean, rounded once.
+    Layer,
+    /// `(1 + weight) * z + bias` of the input less its mean, rounded once.
+    LayerOnePlus,
+}
+
+impl Architecture {
+    /// Every weight tensor: embedding, layers in order, final norm, head. A tied head is no tensor of its own.
+    pub fn params(&self) -> impl Iterator<Item = &ParamSpec> {
+        std::iter::once(&self.embed.weight)
+            .chain(self.layers.iter().flat_map(|layer| &layer.params))
+            .chain(&self.head.params)
+    }
+
+    /// The number of weights; a tied head counts once, buffers do not.
+    pub fn num_parameters(&self) -> usize {
+        self.params().filter(|spec| spec.is_trained).map(ParamSpec::numel).sum()
+    }
+
+    /// Whether the head is the transposed embedding.
+    pub fn is_tied(&self) -> bool {
+        self.head.lm_head.is_none()
+    }
+
+    /// The largest of a number of each layer.
+    pub fn largest(&self, of: impl Fn(&Layer) -> usize) -> usize {
+        self.layers.iter().map(of).max().unwrap_or(0)
+    }
+
+    /// Query heads of the layer that has the fewest: at most so many ranks can share a sequence.
+    pub fn fewest_heads(&self) -> usize {
+        self.layers.iter().map(|layer| layer.attention.num_heads).min().unwrap_or(0)
+    }
+}
+
+impl Attention {
+    /// The heads of each of `sp_size` ranks.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Error::MoreRanksThanHeads`].
+    pub fn split(&self, sp_size: usize) -> Result<Vec<HeadSplit>> {
+        HeadSplit::of_all_ranks(self.num_heads, self.num_kv_heads, sp_size)
+    }
+
+    /// `n * h`.
+    pub fn q_width(&self) -> usize {
+        self.num_heads * self.head_dim
+    }
+
+    /// `k * h`.
+    pub fn kv_width(&self) -> usize {
+        self.num_kv_heads * self.head_dim
+    }
+}
+
+impl Layer {
+    /// Whether a product multiplies by it or adds it.
+    pub fn is_of_product(&self, param_idx: usize) -> bool {
+        self.linears().any(|linear| linear.weight == param_idx || linear.bias == Some(param_idx))
+    }
+
+    /// Its linear maps.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let Attention { q, k, v, gate: gate_of_o, o, .. } = &self.attention;
+        let Dense { gate, up, down, .. } = &self.ffn;
+        [q, k].into_iter().chain(v).chain(gate_of_o).chain([o]).chain(gate).chain([up, down])
+    }
+}
+
+impl Linear {
+    /// Values that it writes.
+    pub fn out_features(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The part of it that computes outputs `outputs`.
+    #[must_use]
+    pub fn part(&self, outputs: &Range<usize>) -> Linear {
+        let rows = self.rows.start + outputs.start..self.rows.start + outputs.end;
+        debug_assert!(rows.end <= self.rows.end, "outputs {outputs:?} of {:?}", self.rows);
+        Linear { rows, ..self.clone() }
+    }
+}

@@ -1,0 +1,33 @@
+//! The one description of a model, read from its `config.json`. No torch.
+//!
+//! A [`ModelConfig`] is a config, checked, with the defaults of its class of transformers; its [`Architecture`] is what follows from
+//! it: the embedding, each layer with its norms, attention and MLP, and the head, all as data. Parameters and their names, the split of
+//! heads over ranks ([`heads`]), what is gathered and sharded at once ([`units`]), bytes of activations and FLOPs ([`cost`]) and the
+//! values that a fresh model begins with follow from the same data, for the plan, the engine, checkpoints and exports alike.
+//!
+//! What tells one class of transformers from another is a file of facts in `families/`; nothing else asks for a `model_type`.
+
+pub mod config;
+pub mod cost;
+mod describe;
+pub mod dtype;
+pub mod error;
+mod families;
+pub mod heads;
+pub mod layer;
+pub mod parameters;
+pub mod rope;
+pub mod units;
+
+pub use config::ModelConfig;
+pub use dtype::DType;
+pub use error::{Error, Result};
+pub use families::Family;
+pub use heads::HeadSplit;
+pub use layer::{
+    Activation, Architecture, Attention, Dense, Elementwise, Embed, Head, Layer, Linear, Norm,
+    NormKind, QkNorm, QkNormWidth,
+};
+pub use parameters::{Init, ParamSpec};
+pub use rope::{Rope, RopeLayout, RopeScaling};
+pub use units::UnitLayout;

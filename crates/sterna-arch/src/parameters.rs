@@ -1,0 +1,72 @@
+//! The weight tensors of a model: their Hugging Face names, shapes and first values, and whether AdamW decays them.
+
+/// Parts of a lower-cased name that exempt a parameter from weight decay.
+///
+/// Source: ArcticTraining `arctic_training/optimizer/adam_factory.py`.
+const NO_DECAY: [&str; 5] =
+    ["bias", "layer_norm.weight", "layernorm.weight", "norm.weight", "ln_f.weight"];
+
+/// One weight tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParamSpec {
+    /// The fully qualified name, such as `model.layers.0.self_attn.q_proj.weight`.
+    pub name: String,
+    /// Sizes, outermost first. A linear layer is `[out, in]`, as in PyTorch.
+    pub shape: Vec<usize>,
+    /// Its values in a model that is not read from a checkpoint.
+    pub init: Init,
+    /// Whether weight decay applies to it.
+    pub is_decayed: bool,
+    /// `false` for a buffer that checkpoints hold: no gradient reaches it, so that AdamW without decay leaves it as it is.
+    pub is_trained: bool,
+}
+
+/// The values that a parameter begins with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// The same everywhere.
+    Constant(f64),
+    /// Normal around zero.
+    Normal {
+        /// Standard deviation.
+        std: f64,
+        /// A row of zeros: what `nn.Embedding` has at its `padding_idx`.
+        zero_row: Option<usize>,
+    },
+}
+
+impl ParamSpec {
+    /// A parameter that is decayed unless the reference's rule exempts its name.
+    pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>, init: Init) -> Self {
+        let name = name.into();
+        let lower = name.to_lowercase();
+        let is_decayed = !NO_DECAY.iter().any(|part| lower.contains(part));
+        Self { name, shape: shape.into(), init, is_decayed, is_trained: true }
+    }
+
+    /// A buffer that checkpoints hold.
+    pub fn buffer(name: impl Into<String>, shape: impl Into<Vec<usize>>, init: Init) -> Self {
+        Self { is_decayed: false, is_trained: false, ..Self::new(name, shape, init) }
+    }
+
+    /// The number of elements.
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn norms_and_biases_are_not_decayed() {
+        let is_decayed = |name: &str| ParamSpec::new(name, [4], Init::Constant(1.0)).is_decayed;
+        assert!(is_decayed("model.embed_tokens.weight"));
+        assert!(is_decayed("model.layers.0.self_attn.q_proj.weight"));
+        assert!(!is_decayed("model.layers.0.self_attn.q_proj.bias"));
+        assert!(!is_decayed("model.layers.0.self_attn.q_norm.weight"));
+        assert!(!is_decayed("model.layers.0.input_layernorm.weight"));
+        assert!(!is_decayed("model.norm.weight"));
+    }
+}

@@ -1,0 +1,369 @@
+//! Configs mean what transformers builds from them, and bad ones are refused in words.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+use sterna_arch::{Activation, Architecture, Elementwise, Error, Init, ModelConfig};
+
+use crate::golden;
+
+fn parse(config: &Value) -> sterna_arch::Result<ModelConfig> {
+    ModelConfig::from_json(&config.to_string(), Path::new("model/config.json"))
+}
+
+fn llama() -> Value {
+    json!({
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128,
+    })
+}
+
+fn with(key: &str, value: Value) -> Value {
+    let mut config = llama();
+    config[key] = value;
+    config
+}
+
+/// The cases of all families.
+fn cases() -> Vec<Value> {
+    let folder = crate::fixture("configs");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let of_file = |path: std::path::PathBuf| {
+        let name = format!("configs/{}", path.file_name().unwrap().to_str().unwrap());
+        golden(&name)["cases"].as_array().unwrap().clone()
+    };
+    files.flat_map(of_file).collect()
+}
+
+#[test]
+fn what_a_config_describes_is_what_transformers_builds() {
+    let cases = cases();
+    assert!(cases.len() > 100, "{}", cases.len());
+    cases.iter().for_each(check);
+}
+
+fn check(case: &Value) {
+    let name = case["name"].as_str().unwrap();
+    let config = parse(&case["config"]).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let arch = &config.arch;
+    check_params(name, arch, case);
+    let sizes =
+        |key: &str| -> Vec<Option<usize>> { serde_json::from_value(case[key].clone()).unwrap() };
+    let windows: Vec<_> = arch.layers.iter().map(|layer| layer.attention.sliding_window).collect();
+    assert_eq!(windows, sizes("sliding_window"), "{name}");
+    let is_rotated: Vec<bool> = serde_json::from_value(case["is_rotated"].clone()).unwrap();
+    let found: Vec<_> = arch.layers.iter().map(|layer| layer.attention.rope.is_some()).collect();
+    assert_eq!(found, is_rotated, "{name}");
+    let layer = &arch.layers[0];
+    let multipliers = [
+        arch.embed.multiplier,
+        layer.residual_multiplier,
+        layer.attention.scale,
+        // The class divides by `logits_scaling`; others have a multiplier, under its own name.
+        if case["logit_multiplier"].is_null() { 1.0 / arch.head.logits_multiplier } else { 1.0 },
+    ];
+    for (found, required) in multipliers.iter().zip(case["multipliers"].as_array().unwrap()) {
+        assert_close(name, *found, required.as_f64().unwrap());
+    }
+    if let Some(multiplier) = case["logit_multiplier"].as_f64() {
+        assert_close(name, arch.head.logits_multiplier, multiplier);
+    }
+    assert_eq!(arch.is_tied(), case["tie_word_embeddings"], "{name}");
+    assert_eq!(layer.attention.head_dim as u64, case["head_dim"].as_u64().unwrap(), "{name}");
+    let eps = case["rms_norm_eps"].as_f64().or(case["norm_eps"].as_f64()).unwrap();
+    assert_eq!(arch.head.norm.eps, eps, "{name}");
+    let std = case["initializer_range"].as_f64().unwrap();
+    let drawn = matches!(arch.embed.weight.init, Init::Normal { std: found, .. } if found == std);
+    assert!(drawn, "{name}: {:?}", arch.embed.weight.init);
+    let max_len = case["max_position_embeddings"].as_u64().unwrap();
+    assert_eq!(config.max_position_embeddings as u64, max_len, "{name}");
+    let id = |key: &str| case[key].as_u64().map(|id| id as u32);
+    assert_eq!(config.bos_token_id, id("bos_token_id"), "{name}");
+    let eos = match &case["eos_token_id"] {
+        Value::Array(ids) => ids.iter().map(|id| id.as_u64().unwrap() as u32).collect(),
+        _ => Vec::from_iter(id("eos_token_id")),
+    };
+    assert_eq!(config.eos_token_id, eos, "{name}");
+    if case.get("rope").is_some() {
+        check_more(name, arch, case);
+    } else {
+        assert_eq!(arch.ropes[0].theta, case["rope_theta"].as_f64().unwrap(), "{name}");
+    }
+}
+
+fn assert_close(name: &str, found: f64, required: f64) {
+    // Python's `x ** -0.5` rounds once, a root and a quotient twice.
+    assert!((found / required - 1.0).abs() < 4e-16, "{name}: {found} and not {required}");
+}
+
+fn check_params(name: &str, arch: &Architecture, case: &Value) {
+    let of = |is_trained: bool| {
+        let specs = arch.params().filter(|spec| spec.is_trained == is_trained);
+        let mut found: Vec<(String, Vec<usize>)> =
+            specs.map(|spec| (spec.name.clone(), spec.shape.clone())).collect();
+        found.sort();
+        found
+    };
+    let named = |key: &str| -> Vec<(String, Vec<usize>)> {
+        let value = case.get(key).cloned().unwrap_or_else(|| json!([]));
+        let mut required: Vec<_> = serde_json::from_value(value).unwrap();
+        required.sort();
+        required
+    };
+    assert_eq!(of(true), named("parameters"), "{name}");
+    assert_eq!(of(false), named("buffers"), "{name}");
+    assert_eq!(arch.num_parameters() as u64, case["num_parameters"].as_u64().unwrap(), "{name}");
+}
+
+/// What newer cases note beside: frequencies of each layer, caps and clamps, the activation.
+fn check_more(name: &str, arch: &Architecture, case: &Value) {
+    for (layer, required) in arch.layers.iter().zip(case["rope"].as_array().unwrap()) {
+        let Some(rope_idx) = layer.attention.rope else {
+            assert!(required.is_null(), "{name}");
+            continue;
+        };
+        let rope = &arch.ropes[rope_idx];
+        let frequencies = |key: &str| -> Vec<f32> {
+            let list = required[key].as_array().unwrap().iter();
+            list.map(|x| x.as_f64().unwrap() as f32).collect()
+        };
+        let (inv_freq, attention_factor) = rope.inverse_frequencies(1);
+        crate::rope::assert_close(&inv_freq, &frequencies("inv_freq"), 16, name);
+        let scaling = required["attention_scaling"].as_f64().unwrap();
+        assert!((attention_factor - scaling).abs() < 1e-12, "{name}: {attention_factor} {scaling}");
+        if required.get("long_inv_freq").is_some() {
+            let (inv_freq, _) = rope.inverse_frequencies(usize::MAX >> 12);
+            crate::rope::assert_close(&inv_freq, &frequencies("long_inv_freq"), 16, name);
+        }
+    }
+    let attention = &arch.layers[0].attention;
+    assert_eq!(attention.softcap, case["attn_logit_softcapping"].as_f64(), "{name}");
+    assert_eq!(arch.head.softcap, case["final_logit_softcapping"].as_f64(), "{name}");
+    assert_eq!(attention.clip_qkv, case["clip_qkv"].as_f64(), "{name}");
+    assert_eq!(arch.embed.pad_token_id.map(u64::from), case["pad_token_id"].as_u64(), "{name}");
+    let activation = match case["hidden_act"].as_str().unwrap() {
+        "silu" => Activation::Elementwise(Elementwise::Silu),
+        "gelu" => Activation::Elementwise(Elementwise::Gelu),
+        "gelu_pytorch_tanh" => Activation::Elementwise(Elementwise::GeluTanh),
+        "relu2" => Activation::Elementwise(Elementwise::Relu2),
+        "xielu" => {
+            assert!(matches!(arch.layers[0].ffn.activation, Activation::Xielu { .. }), "{name}");
+            return;
+        }
+        other => panic!("{name}: {other}"),
+    };
+    assert_eq!(arch.layers[0].ffn.activation, activation, "{name}");
+}
+
+#[test]
+fn parameters_of_a_block_come_in_the_order_of_use() {
+    let qwen3 = json!({
+        "model_type": "qwen3", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128, "attention_bias": true,
+    });
+    let config = parse(&qwen3).unwrap();
+    let names: Vec<&str> = config.arch.layers[0]
+        .params
+        .iter()
+        .map(|spec| spec.name.strip_prefix("model.layers.0.").unwrap())
+        .collect();
+    let required = [
+        "input_layernorm.weight",
+        "self_attn.q_proj.weight",
+        "self_attn.q_proj.bias",
+        "self_attn.k_proj.weight",
+        "self_attn.k_proj.bias",
+        "self_attn.v_proj.weight",
+        "self_attn.v_proj.bias",
+        "self_attn.q_norm.weight",
+        "self_attn.k_norm.weight",
+        "self_attn.o_proj.weight",
+        "self_attn.o_proj.bias",
+        "post_attention_layernorm.weight",
+        "mlp.gate_proj.weight",
+        "mlp.up_proj.weight",
+        "mlp.down_proj.weight",
+    ];
+    assert_eq!(names, required);
+}
+
+#[test]
+fn an_unknown_architecture_is_refused_by_name() {
+    let text = parse(&with("model_type", json!("gpt_neox"))).unwrap_err().to_string();
+    let said = "`model/config.json`: model_type `gpt_neox` is not supported, required: one of `";
+    assert!(text.starts_with(said), "{text}");
+    // Every family that has goldens is named.
+    for case in cases() {
+        let model_type = case["config"]["model_type"].as_str().unwrap();
+        assert!(text.contains(&format!("`{model_type}`")), "{model_type} is not in {text}");
+    }
+}
+
+#[test]
+fn a_dropout_that_a_family_has_by_default_has_to_be_switched_off() {
+    let config = |dropouts: Value| {
+        let mut config = golden("configs/seed_oss.json")["cases"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|case| case["name"] == "seed_oss")
+            .unwrap()["config"]
+            .clone();
+        for key in ["attention_dropout", "residual_dropout"] {
+            config.as_object_mut().unwrap().remove(key);
+        }
+        for (key, value) in dropouts.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        parse(&config)
+    };
+    let text = config(json!({"attention_dropout": 0})).unwrap_err().to_string();
+    let said = "key `residual_dropout` is missing, which is `0.1` in this family, required: `0.0`";
+    assert!(text.contains(said), "{text}");
+    let text = config(json!({"residual_dropout": 0, "attention_dropout": 0.1})).unwrap_err();
+    assert!(text.to_string().contains("key `attention_dropout` is `0.1`"), "{text}");
+    assert!(config(json!({"residual_dropout": 0, "attention_dropout": 0})).is_ok());
+}
+
+#[test]
+fn bad_values_name_file_key_found_and_required() {
+    let yarn = json!({"rope_type": "yarn", "factor": 2.0, "beta_fast": 1.0, "beta_slow": 8.0});
+    let llama3 = json!({
+        "rope_type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8,
+    });
+    let by_layer = json!({"full_attention": {"rope_type": "default"}});
+    let cases = [
+        ("hidden_size", Value::Null, "`hidden_size` is missing"),
+        ("hidden_size", json!(-64), "is `-64`, required: a whole number from `1`"),
+        ("hidden_size", json!(66), "is `66`, required: a multiple of num_attention_heads `4`"),
+        ("hidden_size", json!("64"), "is `\"64\"`"),
+        ("num_hidden_layers", json!(1e18), "is `1e+18`"),
+        ("num_hidden_layers", json!(100_000), "is `100000`"),
+        ("num_key_value_heads", json!(3), "is `3`, required: a divisor of num_attention_heads `4`"),
+        ("head_dim", json!(15), "is `15`, required: an even number"),
+        ("rms_norm_eps", json!(0), "is `0`, required: a number above `0`"),
+        ("hidden_act", json!("tanh"), "is `\"tanh\"`, required: one of `silu`"),
+        ("attention_dropout", json!(0.1), "is `0.1`, required: `0.0`"),
+        ("quantization_config", json!({"bits": 4}), "is `{\"bits\":4}`, required: absent"),
+        ("tie_word_embeddings", json!(1), "is `1`, required: `true` or `false`"),
+        ("pad_token_id", json!(128), "is `128`, required: a token id below vocab_size `128`"),
+        ("rope_theta", json!(0.5), "is `0.5`, required: a number above `1`"),
+        ("partial_rotary_factor", json!(0.5), "is `0.5`, required: `1.0`"),
+        ("rope_scaling", json!(2), "key `rope_scaling` is `2`, required: an object"),
+        ("rope_scaling", json!({"rope_type": "longrope"}), "key `rope_scaling.factor` is missing"),
+        ("rope_scaling", json!({"type": "linear"}), "key `rope_scaling.factor` is missing"),
+        ("rope_scaling", json!({"type": "linear", "factor": 0.5}), "at least `1`"),
+        (
+            "rope_scaling",
+            yarn,
+            "`rope_scaling.beta_fast` is `1.0`, required: at least beta_slow `8`",
+        ),
+        ("rope_scaling", llama3, "above low_freq_factor `4`"),
+        ("rope_parameters", by_layer, "is given by layer type"),
+    ];
+    for (key, value, words) in cases {
+        let error = parse(&with(key, value)).expect_err(key);
+        let message = error.to_string();
+        assert!(message.starts_with("`model/config.json`: key `"), "{message}");
+        assert!(message.contains(words), "{key}: {message}");
+    }
+}
+
+#[test]
+fn layer_types_have_to_fit() {
+    let qwen3 = |layer_types: Value| {
+        let mut config = with("layer_types", layer_types);
+        config["model_type"] = json!("qwen3");
+        parse(&config).unwrap_err().to_string()
+    };
+    assert!(qwen3(json!(["full_attention"])).contains("is a list of `1`, required: a list of `3`"));
+    let chunked = json!(["full_attention", "chunked_attention", "full_attention"]);
+    assert!(qwen3(chunked).contains("key `layer_types.1` is `\"chunked_attention\"`"));
+}
+
+#[test]
+fn a_padding_id_may_count_from_the_end() {
+    // As nn.Embedding's padding_idx, which gets the config's number as it is.
+    assert_eq!(parse(&with("pad_token_id", json!(-1))).unwrap().arch.embed.pad_token_id, Some(127));
+}
+
+#[test]
+fn several_end_tokens_are_kept() {
+    let config = parse(&with("eos_token_id", json!([2, 7]))).unwrap();
+    assert_eq!(config.eos_token_id, [2, 7]);
+}
+
+fn overrides(value: &Value) -> Map<String, Value> {
+    value.as_object().unwrap().clone()
+}
+
+#[test]
+fn overrides_replace_keys_and_reach_the_export() {
+    let base = parse(&llama()).unwrap();
+    let config = base
+        .with_overrides(&overrides(&json!({"num_hidden_layers": 2, "use_cache": false})))
+        .unwrap();
+    assert_ne!(config.num_hidden_layers(), base.num_hidden_layers());
+    assert_eq!(config.arch.layers.len(), 2);
+    assert_eq!(config.raw["use_cache"], json!(false));
+    assert_eq!(base.with_overrides(&Map::new()).unwrap(), base);
+}
+
+#[test]
+fn a_bad_override_is_named_as_the_recipe_writes_it() {
+    let base = parse(&llama()).unwrap();
+    let message = |value: Value| base.with_overrides(&overrides(&value)).unwrap_err().to_string();
+    let found = message(json!({"num_hidden_layers": 0}));
+    assert!(found.contains("key `hf_config_kwargs.num_hidden_layers` is `0`"), "{found}");
+    let found = message(json!({"rope_scaling": {"type": "spiral"}}));
+    assert!(found.contains("key `hf_config_kwargs.rope_scaling.type` is `\"spiral\"`"), "{found}");
+    let found = message(json!({"model_type": "mistral"}));
+    assert!(found.contains("`hf_config_kwargs.model_type` is `mistral`"), "{found}");
+}
+
+#[test]
+fn fewer_layers_take_the_first_layer_types() {
+    let mut config =
+        with("layer_types", json!(["sliding_attention", "full_attention", "full_attention"]));
+    for (key, value) in [("model_type", json!("qwen3")), ("use_sliding_window", json!(true))] {
+        config[key] = value;
+    }
+    let base = parse(&config).unwrap();
+    let fewer = base.with_overrides(&overrides(&json!({"num_hidden_layers": 2}))).unwrap();
+    let windows = fewer.arch.layers.iter().map(|layer| layer.attention.sliding_window);
+    assert_eq!(windows.collect::<Vec<_>>(), [Some(4096), None]);
+    assert!(base.with_overrides(&overrides(&json!({"num_hidden_layers": 4}))).is_err());
+}
+
+#[test]
+fn overrides_of_the_old_rope_keys_win_over_the_new_ones() {
+    let config =
+        with("rope_parameters", json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}));
+    let base = parse(&config).unwrap();
+    let theta =
+        base.with_overrides(&overrides(&json!({"rope_theta": 1e6}))).unwrap().arch.ropes.remove(0);
+    assert_eq!((theta.theta, theta.scaling), (1e6, base.arch.ropes[0].scaling.clone()));
+    let scaling = json!({"rope_scaling": {"rope_type": "linear", "factor": 8.0}});
+    let scaled = base.with_overrides(&overrides(&scaling)).unwrap().arch.ropes.remove(0);
+    assert_eq!(
+        (scaled.theta, scaled.scaling),
+        (5e5, sterna_arch::RopeScaling::Linear { factor: 8.0 })
+    );
+    let scaling = json!({"rope_parameters": {"rope_type": "default", "rope_theta": 9.0}});
+    let replaced =
+        parse(&with("rope_theta", json!(3e5))).unwrap().with_overrides(&overrides(&scaling));
+    assert_eq!(replaced.unwrap().arch.ropes[0].theta, 9.0);
+}
+
+#[test]
+fn files_that_are_missing_or_broken_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = ModelConfig::from_dir(dir.path()).unwrap_err();
+    assert!(matches!(error, Error::MissingFile { .. }), "{error:?}");
+    assert!(error.to_string().contains("config.json"), "{error}");
+    std::fs::write(dir.path().join("config.json"), "{\"model_type\": ").unwrap();
+    assert!(matches!(ModelConfig::from_dir(dir.path()).unwrap_err(), Error::Json { .. }));
+    std::fs::write(dir.path().join("config.json"), [0xff, 0xfe]).unwrap();
+    assert!(matches!(ModelConfig::from_dir(dir.path()).unwrap_err(), Error::Read { .. }));
+}

@@ -1,0 +1,16 @@
+//! The soft bound on scores and logits: `y = cap * tanh(x / cap)`.
+
+use tch::Tensor;
+
+/// `cap * tanh(x / cap)`, in place.
+pub fn forward_(mut x: Tensor, cap: f64) -> Tensor {
+    let _ = x.g_div_scalar_(cap);
+    let _ = x.tanh_();
+    x.g_mul_scalar_(cap)
+}
+
+/// The gradient of `x`, in place of that of `y`: `d_y * (1 - (y / cap)^2)`.
+pub fn backward_(mut d_y: Tensor, y: &Tensor, cap: f64) -> Tensor {
+    let slope = 1.0 - (y / cap).square_();
+    d_y.g_mul_(&slope)
+}
