@@ -15,11 +15,11 @@ use self::reader::Reader;
 use crate::describe;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::families::Family;
+use crate::families::{Family, Refused};
 use crate::layer::Architecture;
 
 /// Keys whose value is a list with an entry for each layer.
-const PER_LAYER: [&str; 2] = ["layer_types", "no_rope_layers"];
+const PER_LAYER: [&str; 3] = ["layer_types", "no_rope_layers", "layer_rope_theta"];
 
 /// A model's `config.json`, checked, with every default filled in.
 #[derive(Debug, Clone, PartialEq)]
@@ -173,10 +173,16 @@ fn refuse_what_we_lack(reader: &Reader<'_>, family: &Family) -> Result<()> {
             return Err(reader.refuse(key, found, required));
         }
     }
-    for &(key, what) in family.refused {
-        if reader.or(key, false, Reader::bool)? {
-            let required = format!("`false`: training here has no {what}");
-            return Err(reader.wrong(key, &Value::Bool(true), required));
+    for Refused { key, default, idle, what } in family.refused {
+        let found = reader.entry(key).map(Value::to_string);
+        let value = found.as_deref().unwrap_or(default);
+        if !idle.contains(&value) {
+            let required = format!("`{}`: training here has no {what}", idle[0]);
+            let found = match &found {
+                Some(found) => format!("`{found}`"),
+                None => format!("missing, which is `{default}` in this family"),
+            };
+            return Err(reader.refuse(key, found, required));
         }
     }
     Ok(())

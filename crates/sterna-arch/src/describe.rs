@@ -1,6 +1,6 @@
 //! From the facts of a family and the keys of a config to an [`Architecture`].
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::config::reader::Reader;
 use crate::config::{layers, rope_section};
@@ -23,7 +23,13 @@ pub(crate) fn architecture(
     let facts = Facts::read(reader, family)?;
     let num_layers = reader.required("num_hidden_layers", Reader::num_layers)?;
     let of_layers = layers::read(reader, family, num_layers)?;
-    let ropes = rope_section::Ropes::read(reader, family, facts.head_dim, max_position_embeddings)?;
+    let global = of_layers.iter().position(|of_layer| of_layer.sliding_window.is_none());
+    let full_dim = match global {
+        Some(layer_idx) => facts.heads(reader, layer_idx, &of_layers[layer_idx])?.dim,
+        None => facts.head_dim,
+    };
+    let dims = rope_section::HeadDims { full: full_dim, sliding: facts.head_dim };
+    let ropes = rope_section::Ropes::read(reader, family, dims, max_position_embeddings)?;
     let vocab_size = reader.required("vocab_size", Reader::size)?;
     let pad_token_id =
         reader.nullable("pad_token_id", family.defaults.pad_token_id, |r, key, value| {
@@ -36,8 +42,13 @@ pub(crate) fn architecture(
     let (multiplier, rounds_multiplier) = embedding_multiplier(reader, family, facts.hidden_size)?;
 
     let mut of_head = Params::new("model.", facts.norm_init);
-    let norm =
-        of_head.norm("norm", facts.norm, facts.norm_eps, family.norm_params, &[facts.hidden_size]);
+    let norm = of_head.norm(
+        "norm",
+        family.final_norm.unwrap_or(facts.norm),
+        facts.norm_eps,
+        family.norm_params,
+        &[facts.hidden_size],
+    );
     let is_tied =
         reader.or("tie_word_embeddings", family.defaults.tie_word_embeddings, Reader::bool)?;
     let mut params = of_head.specs;
@@ -53,13 +64,18 @@ pub(crate) fn architecture(
             pad_token_id,
             multiplier,
             rounds_multiplier,
-            norm: None,
+            norm: (family.embedding == EmbeddingScale::Normalised).then_some(Norm {
+                kind: NormKind::RmsRoundedOnce,
+                eps: facts.norm_eps,
+                weight: None,
+                bias: None,
+            }),
         },
         layers: of_layers
             .iter()
             .enumerate()
-            .map(|(layer_idx, of_layer)| facts.layer(layer_idx, of_layer, &ropes))
-            .collect(),
+            .map(|(layer_idx, of_layer)| facts.layer(reader, layer_idx, of_layer, &ropes))
+            .collect::<Result<_>>()?,
         head: Head {
             params,
             norm,
@@ -85,6 +101,7 @@ struct Facts {
     head_dim: usize,
     norm: NormKind,
     norm_eps: f64,
+    post_norm_eps: f64,
     norm_init: f64,
     is_parallel: bool,
     qkv_bias: bool,
@@ -116,6 +133,10 @@ impl Facts {
             Setting::Always => Ok(true),
             Setting::Key(key, default) => reader.or(key, *default, Reader::bool),
         };
+        let norm_eps = match family.norm_eps {
+            NormEps::Fixed(eps) => eps,
+            NormEps::Key(key, default) => reader.or(key, default, Reader::positive)?,
+        };
         Ok(Self {
             family,
             hidden_size,
@@ -124,9 +145,10 @@ impl Facts {
             num_kv_heads: num_kv_heads(reader, family, num_heads)?,
             head_dim,
             norm: family.norm,
-            norm_eps: match family.norm_eps {
-                NormEps::Fixed(eps) => eps,
-                NormEps::Key(key, default) => reader.or(key, default, Reader::positive)?,
+            norm_eps,
+            post_norm_eps: match family.post_norm_eps {
+                Some((key, default)) => reader.or(key, default, Reader::positive)?,
+                None => norm_eps,
             },
             norm_init: family.norm_init,
             is_parallel: is_set(&family.is_parallel)?,
@@ -145,6 +167,10 @@ impl Facts {
                 Scale::RootOf(key, default) => {
                     1.0 / reader.or(key, default, Reader::positive)?.sqrt()
                 }
+                Scale::HeadDimTimes(key, default) => {
+                    reader.or(key, default, Reader::positive)? / (head_dim as f64).sqrt()
+                }
+                Scale::One => 1.0,
             },
             softcap: softcap(reader, family.attention_softcap)?,
             activation: activation(reader, family)?,
@@ -167,25 +193,29 @@ impl Facts {
     /// The tensors in the order of use, which is their order in flat buffers and checkpoints.
     fn layer(
         &self,
+        reader: &Reader<'_>,
         layer_idx: usize,
         of_layer: &layers::OfLayer,
         ropes: &rope_section::Ropes,
-    ) -> Layer {
+    ) -> Result<Layer> {
         let mut params = Params::new(format!("model.layers.{layer_idx}."), self.norm_init);
         let norms = &self.family.norms;
-        let norm = |params: &mut Params, name: Option<&str>| {
+        let norm = |params: &mut Params, name: Option<&str>, eps: f64| {
             let of_model = [self.hidden_size];
-            name.map(|name| {
-                params.norm(name, self.norm, self.norm_eps, self.family.norm_params, &of_model)
-            })
+            let norm_params = self.family.norm_params;
+            name.map(|name| params.norm(name, self.norm, eps, norm_params, &of_model))
         };
-        let pre_attention_norm = norm(&mut params, norms.pre_attention);
-        let attention = self.attention(&mut params, of_layer, ropes);
-        let post_attention_norm = norm(&mut params, norms.post_attention);
-        let pre_ffn_norm = norm(&mut params, norms.pre_ffn.filter(|_| !self.is_parallel));
+        let (eps, post_eps) = (self.norm_eps, self.post_norm_eps);
+        let pre_attention_norm = norm(&mut params, norms.pre_attention, eps);
+        let heads = self.heads(reader, layer_idx, of_layer)?;
+        let attention = self.attention(&mut params, heads, of_layer, ropes);
+        let post_attention_norm = norm(&mut params, norms.post_attention, post_eps);
+        let pre_ffn_norm = norm(&mut params, norms.pre_ffn.filter(|_| !self.is_parallel), eps);
         let ffn = self.dense(&mut params);
-        let post_ffn_norm = norm(&mut params, norms.post_ffn);
-        Layer {
+        let post_ffn_norm = norm(&mut params, norms.post_ffn, post_eps);
+        let output_scale =
+            self.family.has_layer_scalar.then(|| params.buffer("layer_scalar", &[1], 1.0));
+        Ok(Layer {
             params: params.specs,
             attention,
             ffn,
@@ -195,48 +225,67 @@ impl Facts {
             post_ffn_norm,
             is_parallel: self.is_parallel,
             residual_multiplier: self.residual_multiplier,
-            output_scale: None,
+            output_scale,
+        })
+    }
+
+    /// The heads of a layer.
+    fn heads(
+        &self,
+        reader: &Reader<'_>,
+        layer_idx: usize,
+        of_layer: &layers::OfLayer,
+    ) -> Result<Heads> {
+        let usual = Heads { num_kv: self.num_kv_heads, dim: self.head_dim, values_are_keys: false };
+        if !self.family.has_global_heads || of_layer.sliding_window.is_some() {
+            return Ok(usual);
         }
+        global_heads(reader, layer_idx, usual, self.num_heads)
     }
 
     fn attention(
         &self,
         params: &mut Params,
+        heads: Heads,
         of_layer: &layers::OfLayer,
         ropes: &rope_section::Ropes,
     ) -> Attention {
-        let (d, h) = (self.hidden_size, self.head_dim);
-        let (q_width, kv_width) = (self.num_heads * h, self.num_kv_heads * h);
+        let (d, h) = (self.hidden_size, heads.dim);
+        let (q_width, kv_width) = (self.num_heads * h, heads.num_kv * h);
         let widths = [q_width, kv_width, kv_width];
         let normal = self.normal();
         let [q, k, v] = if self.family.is_fused == Fused::QkvAndGateUp {
-            params.fused("self_attn.qkv_proj", widths, d, self.qkv_bias, normal)
+            params.fused("self_attn.qkv_proj", widths, d, self.qkv_bias, normal).map(Some)
         } else {
-            let names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
-            let mut each = names.iter().zip(widths);
-            std::array::from_fn(|_| {
-                let (name, width) = each.next().expect("as many names as widths");
-                params.linear(name, width, d, self.qkv_bias, normal)
+            ["q", "k", "v"].map(|name| {
+                let is_left_out = name == "v" && heads.values_are_keys;
+                let width = if name == "q" { q_width } else { kv_width };
+                let name = format!("self_attn.{name}_proj");
+                (!is_left_out).then(|| params.linear(&name, width, d, self.qkv_bias, normal))
             })
         };
+        let (q, k) = q.zip(k).expect("only values may have no projection of their own");
         let qk_norm = self
             .family
             .qk_norm
             .as_ref()
             .filter(|_| self.has_qk_norm)
-            .map(|norms| self.qk_norm(params, norms));
+            .map(|norms| self.qk_norm(params, norms, heads));
+        let gate = (self.family.has_gate)
+            .then(|| params.linear("self_attn.gate_proj", q_width, d, false, normal));
+        let without_weight = |kind| Norm { kind, eps: self.norm_eps, weight: None, bias: None };
         Attention {
             num_heads: self.num_heads,
-            num_kv_heads: self.num_kv_heads,
+            num_kv_heads: heads.num_kv,
             head_dim: h,
             q,
             k,
-            v: Some(v),
-            gate: None,
+            v,
+            gate,
             o: params.linear("self_attn.o_proj", d, q_width, self.o_bias, normal),
             clip_qkv: self.clip_qkv,
             qk_norm,
-            v_norm: None,
+            v_norm: self.family.has_v_norm.then(|| without_weight(NormKind::RmsRoundedOnce)),
             rope: of_layer.is_rotated.then(|| ropes.of(of_layer.sliding_window.is_some())),
             scale: self.scale,
             softcap: self.softcap,
@@ -244,19 +293,19 @@ impl Facts {
         }
     }
 
-    fn qk_norm(&self, params: &mut Params, norms: &QkNorms) -> QkNorm {
+    fn qk_norm(&self, params: &mut Params, norms: &QkNorms, heads: Heads) -> QkNorm {
         let mut norm = |name: &str, num_heads: usize| {
             let name = format!("self_attn.{name}");
             let mut of_shape = |name: &str, shape: &[usize]| {
-                params.norm(name, norms.kind, self.norm_eps, NormParams::Weight, shape)
+                params.norm(name, norms.kind, self.norm_eps, norms.params, shape)
             };
             match norms.width {
-                QkNormWidth::AllHeads => of_shape(&name, &[num_heads * self.head_dim]),
-                QkNormWidth::HeadWithRow => of_shape(&name, &[num_heads, self.head_dim]),
-                QkNormWidth::Head => of_shape(&name, &[self.head_dim]),
+                QkNormWidth::AllHeads => of_shape(&name, &[num_heads * heads.dim]),
+                QkNormWidth::HeadWithRow => of_shape(&name, &[num_heads, heads.dim]),
+                QkNormWidth::Head => of_shape(&name, &[heads.dim]),
                 QkNormWidth::HeadWithTensor => {
                     let mut of_head =
-                        |head: usize| of_shape(&format!("{name}.{head}"), &[self.head_dim]);
+                        |head: usize| of_shape(&format!("{name}.{head}"), &[heads.dim]);
                     let first = of_head(0);
                     (1..num_heads).for_each(|head| {
                         of_head(head);
@@ -267,7 +316,7 @@ impl Facts {
         };
         QkNorm {
             q: norm(norms.names[0], self.num_heads),
-            k: norm(norms.names[1], self.num_kv_heads),
+            k: norm(norms.names[1], heads.num_kv),
             width: norms.width,
             is_after_rope: norms.is_after_rope,
         }
@@ -300,6 +349,56 @@ impl Facts {
             activation,
         }
     }
+}
+
+/// The heads of a layer.
+#[derive(Clone, Copy)]
+struct Heads {
+    num_kv: usize,
+    dim: usize,
+    values_are_keys: bool,
+}
+
+/// The heads of a layer without a window: by `per_layer_config`, which transformers writes, or else by the keys of the hub's configs.
+fn global_heads(
+    reader: &Reader<'_>,
+    layer_idx: usize,
+    usual: Heads,
+    num_heads: usize,
+) -> Result<Heads> {
+    let values_are_keys = reader.or("attention_k_eq_v", false, Reader::bool)?;
+    let (num_kv, dim) = if let Some(value) = reader.entry("per_layer_config") {
+        let empty = Map::new();
+        let layers = value.as_object().unwrap_or(&empty);
+        let of_layer = layers.iter().find(|(key, _)| key.parse() == Ok(layer_idx));
+        let Some((key, value)) = of_layer else { return Ok(Heads { values_are_keys, ..usual }) };
+        let path = format!("per_layer_config.{key}");
+        let map = value.as_object().ok_or_else(|| reader.wrong(&path, value, "an object"))?;
+        let section = reader.section(&path, map);
+        if let Some(other) =
+            map.keys().find(|key| !["head_dim", "num_key_value_heads"].contains(&key.as_str()))
+        {
+            let required =
+                "`head_dim` or `num_key_value_heads`: training here varies nothing else by layer";
+            return Err(section.wrong(other, &map[other], required));
+        }
+        (
+            section.or("num_key_value_heads", usual.num_kv, Reader::size)?,
+            section.or("head_dim", usual.dim, Reader::size)?,
+        )
+    } else {
+        let num_kv = reader.or("num_global_key_value_heads", usual.num_kv, Reader::size)?;
+        let num_kv = if values_are_keys { num_kv } else { usual.num_kv };
+        (num_kv, reader.or("global_head_dim", 512, Reader::size)?)
+    };
+    if !num_heads.is_multiple_of(num_kv) || !dim.is_multiple_of(2) || dim < 4 {
+        let found = format!("`{num_kv}` kv heads of `{dim}` in layer `{layer_idx}`");
+        let required = format!(
+            "a divisor of num_attention_heads `{num_heads}`, and an even size of at least `4`"
+        );
+        return Err(reader.refuse("global_head_dim", found, required));
+    }
+    Ok(Heads { num_kv, dim, values_are_keys })
 }
 
 /// The tensors of a layer or of the head, as they are named one after the other.
@@ -459,7 +558,7 @@ fn embedding_multiplier(
     hidden_size: usize,
 ) -> Result<(f64, bool)> {
     Ok(match family.embedding {
-        EmbeddingScale::One => (1.0, false),
+        EmbeddingScale::One | EmbeddingScale::Normalised => (1.0, false),
         EmbeddingScale::Key(key) => (reader.or(key, 1.0, Reader::positive)?, false),
         EmbeddingScale::RootOfHidden => ((hidden_size as f64).sqrt(), true),
     })

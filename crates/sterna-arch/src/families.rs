@@ -12,13 +12,16 @@ mod exaone4;
 mod gemma;
 mod gemma2;
 mod gemma3_text;
+mod gemma4_text;
 mod glm;
 mod glm4;
 mod granite;
 mod helium;
 mod hunyuan_v1_dense;
 mod llama;
+mod ministral3;
 mod mistral;
+mod muse_glimmer_text;
 mod nemotron;
 mod olmo;
 mod olmo2;
@@ -38,6 +41,7 @@ use crate::rope::RopeLayout;
 
 /// A class of decoders with a language-model head.
 #[derive(Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact by itself")]
 pub struct Family {
     /// The `model_type` of its configs.
     model_type: &'static str,
@@ -46,8 +50,8 @@ pub struct Family {
     pub(crate) defaults: Defaults,
     /// Keys of dropouts, each with its default. Training here has none: a config must set them to 0.
     pub(crate) dropouts: &'static [(&'static str, f64)],
-    /// Keys that must be `false`, each with what it would switch on.
-    pub(crate) refused: &'static [(&'static str, &'static str)],
+    /// Keys that would switch on what is not there.
+    pub(crate) refused: &'static [Refused],
 
     /// Where norms stand, by the names of their tensors inside a layer.
     pub(crate) norms: Norms,
@@ -56,6 +60,10 @@ pub struct Family {
     pub(crate) norm_eps: NormEps,
     /// Which tensors a norm has.
     pub(crate) norm_params: NormParams,
+    /// The key of what is added in norms on outputs, and its default; `None` is as in the others.
+    pub(crate) post_norm_eps: Option<(&'static str, f64)>,
+    /// Of the last norm, where that is of another kind.
+    pub(crate) final_norm: Option<NormKind>,
     /// Whether both branches of a layer read its input.
     pub(crate) is_parallel: Setting,
 
@@ -68,6 +76,12 @@ pub struct Family {
     /// Whether checkpoints have `qkv_proj` and `gate_up_proj` in place of their parts.
     pub(crate) is_fused: Fused,
     pub(crate) qk_norm: Option<QkNorms>,
+    /// Whether each head of the values passes through a norm without a weight.
+    pub(crate) has_v_norm: bool,
+    /// Whether the output of attention is multiplied by the sigmoid of `gate_proj`.
+    pub(crate) has_gate: bool,
+    /// Whether layers without a window have heads of another size and number, by keys of their own.
+    pub(crate) has_global_heads: bool,
     pub(crate) windows: Windows,
     pub(crate) rotated: Rotated,
     pub(crate) rope: RopeFacts,
@@ -82,6 +96,8 @@ pub struct Family {
     pub(crate) mlp_bias: Setting,
 
     pub(crate) embedding: EmbeddingScale,
+    /// Whether a layer's output is multiplied by a `layer_scalar`.
+    pub(crate) has_layer_scalar: bool,
     /// A key for what branches are multiplied by, 1 where it is missing.
     pub(crate) residual_multiplier: Option<&'static str>,
     pub(crate) logits: LogitsScale,
@@ -113,6 +129,25 @@ pub(crate) enum Setting {
     Never,
     Always,
     Key(&'static str, bool),
+}
+
+/// A key that would switch on what is not there.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Refused {
+    pub(crate) key: &'static str,
+    /// What a config has where it does not say it, as JSON.
+    pub(crate) default: &'static str,
+    /// The values that switch nothing on, as JSON.
+    pub(crate) idle: &'static [&'static str],
+    /// What it would switch on.
+    pub(crate) what: &'static str,
+}
+
+impl Refused {
+    /// A key that must be missing or `false`.
+    const fn flag(key: &'static str, what: &'static str) -> Self {
+        Self { key, default: "false", idle: &["false", "null"], what }
+    }
 }
 
 /// The names of a layer's norms; `None` where a class has none.
@@ -183,6 +218,7 @@ pub(crate) struct QkNorms {
     pub(crate) names: [&'static str; 2],
     pub(crate) kind: NormKind,
     pub(crate) width: QkNormWidth,
+    pub(crate) params: NormParams,
     pub(crate) is_after_rope: bool,
 }
 
@@ -194,6 +230,7 @@ impl QkNorms {
             names: ["q_norm", "k_norm"],
             kind,
             width: QkNormWidth::Head,
+            params: NormParams::Weight,
             is_after_rope: false,
         }
     }
@@ -210,13 +247,26 @@ pub(crate) enum Windows {
     Chosen,
     /// Where `use_sliding_window` is on and `sliding_window` a number, those of `layer_types`, or those that are not rotated.
     NotRotated,
-    /// Those of `layer_types`, or all but every `every`-th, which a `sliding_window_pattern` may change; of 4,096 tokens where
-    /// `sliding_window` is missing.
+    /// Those of `layer_types`, or all but every `every`-th, which a `sliding_window_pattern` may change.
     AllBut {
         every: usize,
+        /// Of so many tokens where `sliding_window` is missing.
+        default: usize,
         /// Whether `null` is no window for any layer.
         may_be_null: bool,
+        last: Last,
     },
+}
+
+/// What the last layer decides.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Last {
+    /// Nothing: layers are counted from the first, which is number 1.
+    Any,
+    /// It sees all tokens, whatever the config says.
+    Full,
+    /// Layers are counted from the last, which is number 0.
+    Zero,
 }
 
 /// Which layers turn queries and keys by their positions.
@@ -227,10 +277,13 @@ pub(crate) enum Rotated {
     Chosen,
     /// Those that see a window; all in a model without windows.
     Sliding,
+    /// Those whose entry in `layer_rope_theta` is not 0; without it all but every fourth, counted back from the last.
+    WithTheta,
 }
 
 /// How a class turns queries and keys.
 #[derive(Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact by itself")]
 pub(crate) struct RopeFacts {
     pub(crate) layout: RopeLayout,
     /// The default of `partial_rotary_factor`; `None` for a class that turns whole heads.
@@ -245,6 +298,8 @@ pub(crate) struct RopeFacts {
     pub(crate) default_scaling: Option<&'static str>,
     /// `original_max_position_embeddings` where a config of `longrope` does not say it.
     pub(crate) original_len: Option<usize>,
+    /// Whether turned queries are scaled by their position, with a `llama_4_scaling_beta`.
+    pub(crate) scales_queries: bool,
     /// Whether `rope_type` `dynamic` may have an `alpha`, which stretches all lengths alike.
     pub(crate) has_alpha: bool,
 }
@@ -258,6 +313,7 @@ impl RopeFacts {
         rounds_once: false,
         default_scaling: None,
         original_len: None,
+        scales_queries: false,
         has_alpha: false,
     };
 }
@@ -271,6 +327,8 @@ pub(crate) enum SlidingRope {
     Unscaled,
     /// A base by a key of its own with a default, without scaling.
     Base(&'static str, f64),
+    /// A section of its own, in the only spelling that the class has.
+    Section,
 }
 
 /// What multiplies the scores of attention.
@@ -282,6 +340,9 @@ pub(crate) enum Scale {
     Key(&'static str, f64),
     /// One over the root of a key, which has a default.
     RootOf(&'static str, f64),
+    /// A key over the root of the head size; with its default.
+    HeadDimTimes(&'static str, f64),
+    One,
 }
 
 /// The projections of an MLP.
@@ -301,6 +362,8 @@ pub(crate) enum EmbeddingScale {
     Key(&'static str),
     /// The root of the hidden size, rounded to the dtype of the weights.
     RootOfHidden,
+    /// One over the root of their mean square.
+    Normalised,
 }
 
 /// What logits are multiplied by.
@@ -314,7 +377,7 @@ pub(crate) enum LogitsScale {
 }
 
 /// Every family, in the order in which messages name them.
-pub(crate) static ALL: [&Family; 27] = [
+pub(crate) static ALL: [&Family; 30] = [
     &apertus::APERTUS,
     &arcee::ARCEE,
     &cohere::COHERE,
@@ -324,13 +387,16 @@ pub(crate) static ALL: [&Family; 27] = [
     &gemma::GEMMA,
     &gemma2::GEMMA2,
     &gemma3_text::GEMMA3_TEXT,
+    &gemma4_text::GEMMA4_TEXT,
     &glm::GLM,
     &glm4::GLM4,
     &granite::GRANITE,
     &helium::HELIUM,
     &hunyuan_v1_dense::HUNYUAN_V1_DENSE,
     &llama::LLAMA,
+    &ministral3::MINISTRAL3,
     &mistral::MISTRAL,
+    &muse_glimmer_text::MUSE_GLIMMER_TEXT,
     &nemotron::NEMOTRON,
     &olmo::OLMO,
     &olmo2::OLMO2,
@@ -356,12 +422,17 @@ impl Family {
         norm: NormKind::Rms,
         norm_eps: NormEps::Key("rms_norm_eps", 1e-6),
         norm_params: NormParams::Weight,
+        post_norm_eps: None,
+        final_norm: None,
         is_parallel: Setting::Never,
         qkv_bias: Setting::Never,
         o_bias: Setting::Never,
         clips_qkv: false,
         is_fused: Fused::None,
         qk_norm: None,
+        has_v_norm: false,
+        has_gate: false,
+        has_global_heads: false,
         windows: Windows::None,
         rotated: Rotated::All,
         rope: RopeFacts::USUAL,
@@ -371,6 +442,7 @@ impl Family {
         activation: ("hidden_act", "silu"),
         mlp_bias: Setting::Never,
         embedding: EmbeddingScale::One,
+        has_layer_scalar: false,
         residual_multiplier: None,
         logits: LogitsScale::One,
         final_softcap: None,

@@ -94,6 +94,13 @@ pub enum RopeScaling {
         /// Length of pretraining in tokens.
         original_max_position_embeddings: usize,
     },
+    /// The first pairs turn, by frequencies as if all did; the others do not.
+    Proportional {
+        /// How many pairs turn.
+        num_pairs: usize,
+        /// Every frequency is divided by it.
+        factor: f64,
+    },
     /// A divisor for each frequency, from one list up to the pretraining length and from another beyond it (Ding et al. 2024,
     /// <https://arxiv.org/abs/2402.13753>).
     LongRope {
@@ -154,6 +161,14 @@ impl Rope {
                 let inv_freq = inverse(&powers(self.theta, head_dim));
                 let original_len = original_max_position_embeddings as f64;
                 (llama3(inv_freq, factor, low_freq_factor, high_freq_factor, original_len), 1.0)
+            }
+            RopeScaling::Proportional { num_pairs, factor } => {
+                let mut inv_freq = inverse(&powers(self.theta, head_dim));
+                for x in &mut inv_freq {
+                    *x /= factor as f32;
+                }
+                inv_freq[num_pairs..].fill(0.0);
+                (inv_freq, 1.0)
             }
             RopeScaling::LongRope {
                 ref short_factor,

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::reader::Reader;
 use crate::error::Result;
-use crate::families::{Family, Rotated, Windows};
+use crate::families::{Family, Last, Rotated, Windows};
 
 /// What differs between layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,7 @@ pub(crate) fn read(
 ) -> Result<Vec<OfLayer>> {
     let chosen = match family.rotated {
         Rotated::Chosen => Some(chosen_rotation(reader, num_layers)?),
+        Rotated::WithTheta => Some(rotation_by_theta(reader, num_layers)?),
         Rotated::All | Rotated::Sliding => None,
     };
     let windows = windows(reader, &family.windows, num_layers, chosen.as_deref())?;
@@ -43,6 +44,23 @@ fn chosen_rotation(reader: &Reader<'_>, num_layers: usize) -> Result<Vec<bool>> 
         return Ok((1..=num_layers).map(|number| number % interval != 0).collect());
     };
     Ok(flags)
+}
+
+/// Of the numbers only zero or not is read: the class turns all layers by the same base.
+fn rotation_by_theta(reader: &Reader<'_>, num_layers: usize) -> Result<Vec<bool>> {
+    let theta =
+        reader.get("rope_theta").or_else(|| reader.get("rope_parameters")?.get("rope_theta"));
+    let theta = theta.and_then(Value::as_f64).unwrap_or(10_000.0);
+    let required = format!("numbers, each `0` or the base `{theta}`");
+    let parse = |value: &Value| {
+        let found = value.as_f64()?;
+        let is_base = found.to_bits() == theta.to_bits();
+        (found == 0.0 || is_base).then_some(is_base)
+    };
+    let listed = list(reader, "layer_rope_theta", num_layers, &required, parse)?;
+    Ok(listed.unwrap_or_else(|| {
+        (0..num_layers).map(|i| !(num_layers - 1 - i).is_multiple_of(4)).collect()
+    }))
 }
 
 fn windows(
@@ -78,15 +96,19 @@ fn windows(
                 Ok(is_rotated.iter().map(|is_rotated| !is_rotated).collect())
             }),
         ),
-        Windows::AllBut { every, may_be_null } => {
-            let window = reader.nullable("sliding_window", Some(4096), Reader::size)?;
+        Windows::AllBut { every, default, may_be_null, last } => {
+            let window = reader.nullable("sliding_window", Some(default), Reader::size)?;
             if window.is_none() && !may_be_null {
                 let required = "a number of tokens";
                 return Err(reader.wrong("sliding_window", &Value::Null, required));
             }
             let pattern = move || {
                 let every = reader.or("sliding_window_pattern", every, Reader::size)?;
-                Ok((1..=num_layers).map(|number| number % every != 0).collect())
+                let number = |layer_idx: usize| match last {
+                    Last::Any | Last::Full => layer_idx + 1,
+                    Last::Zero => num_layers - 1 - layer_idx,
+                };
+                Ok((0..num_layers).map(|layer_idx| number(layer_idx) % every != 0).collect())
             };
             (window, Box::new(pattern))
         }
@@ -98,7 +120,10 @@ fn windows(
             Some("full_attention") => Some(false),
             _ => None,
         })?;
-    let is_sliding = is_sliding.map_or_else(without_types, Ok)?;
+    let mut is_sliding = is_sliding.map_or_else(without_types, Ok)?;
+    if matches!(windows, Windows::AllBut { last: Last::Full, .. }) {
+        is_sliding[num_layers - 1] = false;
+    }
     Ok(is_sliding.into_iter().map(|is_sliding| window.filter(|_| is_sliding)).collect())
 }
 

@@ -5,10 +5,18 @@ use serde_json::{Map, Value};
 use super::reader::Reader;
 use crate::error::Result;
 use crate::families::{Family, RopeFacts, SlidingRope};
-use crate::rope::{Rope, RopeScaling};
+use crate::rope::{QueryScale, Rope, RopeScaling};
 
 /// The `rope_type`s that we have, as a phrase for messages.
-const ROPE_TYPES: &str = "`default`, `linear`, `dynamic`, `yarn`, `llama3` or `longrope`";
+const ROPE_TYPES: &str =
+    "`default`, `linear`, `dynamic`, `yarn`, `llama3`, `longrope` or `proportional`";
+
+/// The sizes of heads in layers without a window and with one.
+#[derive(Clone, Copy)]
+pub(crate) struct HeadDims {
+    pub(crate) full: usize,
+    pub(crate) sliding: usize,
+}
 
 /// The rotary embeddings of a model.
 pub(crate) struct Ropes {
@@ -22,14 +30,14 @@ impl Ropes {
     pub(crate) fn read(
         root: &Reader<'_>,
         family: &Family,
-        head_dim: usize,
+        head_dims: HeadDims,
         max_position_embeddings: usize,
     ) -> Result<Self> {
         let facts = &family.rope;
         let found = ["rope_parameters", "rope_scaling"]
             .into_iter()
             .find_map(|key| Some((key, root.get(key)?)));
-        let of_map = |key: &str, map: &Map<String, Value>| {
+        let of_map = |key: &str, map: &Map<String, Value>, head_dim: usize| {
             let default_theta = root.or("rope_theta", family.defaults.rope_theta, theta)?;
             let root_partial = root.get("partial_rotary_factor").cloned();
             let section = Section {
@@ -49,20 +57,28 @@ impl Ropes {
                 let map = value
                     .as_object()
                     .ok_or_else(|| root.wrong(key, value, "an object or `null`"))?;
-                if let Some(ropes) = by_layer_type(root, facts, key, map, of_map)? {
+                if let Some(ropes) = by_layer_type(root, facts, key, map, head_dims, of_map)? {
                     return Ok(ropes);
                 }
-                of_map(key, map)?
+                if facts.sliding == SlidingRope::Section {
+                    let required = "a section for each layer type";
+                    return Err(root.refuse(key, "one rotary embedding for all layers", required));
+                }
+                of_map(key, map, head_dims.full)?
             }
             (None, Some(json)) => {
                 let map = serde_json::from_str(json).expect("a fact is valid JSON");
-                of_map("rope_scaling", &map)?
+                let key = "rope_parameters";
+                if let Some(ropes) = by_layer_type(root, facts, key, &map, head_dims, of_map)? {
+                    return Ok(ropes);
+                }
+                of_map(key, &map, head_dims.full)?
             }
-            (None, None) => of_map("rope_scaling", &Map::new())?,
+            (None, None) => of_map("rope_scaling", &Map::new(), head_dims.full)?,
         };
         let unscaled = |theta| Rope { theta, scaling: RopeScaling::Default, ..full.clone() };
         let sliding = match facts.sliding {
-            SlidingRope::Same => None,
+            SlidingRope::Same | SlidingRope::Section => None,
             SlidingRope::Unscaled => Some(unscaled(full.theta)),
             SlidingRope::Base(key, default) => Some(unscaled(root.or(key, default, theta)?)),
         };
@@ -85,7 +101,8 @@ fn by_layer_type(
     facts: &RopeFacts,
     key: &str,
     map: &Map<String, Value>,
-    of_map: impl Fn(&str, &Map<String, Value>) -> Result<Rope>,
+    head_dims: HeadDims,
+    of_map: impl Fn(&str, &Map<String, Value>, usize) -> Result<Rope>,
 ) -> Result<Option<Ropes>> {
     if !map.values().any(Value::is_object) {
         return Ok(None);
@@ -94,17 +111,17 @@ fn by_layer_type(
         let required = "one rotary embedding for all layers";
         return Err(root.refuse(key, "given by layer type", required));
     }
-    let of_type = |layer_type: &str| {
+    let of_type = |layer_type: &str, head_dim: usize| {
         let path = format!("{key}.{layer_type}");
         match map.get(layer_type) {
-            Some(Value::Object(section)) => of_map(&path, section),
+            Some(Value::Object(section)) => of_map(&path, section, head_dim),
             Some(other) => Err(root.wrong(&path, other, "an object")),
             None => Err(root.refuse(&path, "missing", "an object")),
         }
     };
     Ok(Some(Ropes {
-        full: of_type("full_attention")?,
-        sliding: Some(of_type("sliding_attention")?),
+        full: of_type("full_attention", head_dims.full)?,
+        sliding: Some(of_type("sliding_attention", head_dims.sliding)?),
     }))
 }
 
@@ -135,13 +152,32 @@ impl Section<'_> {
             theta: stretched.unwrap_or(theta),
             scaling,
             rounds_once: self.facts.rounds_once,
-            query_scale: None,
+            query_scale: self.query_scale()?,
         })
+    }
+
+    /// What queries are multiplied by, by their positions.
+    fn query_scale(&self) -> Result<Option<QueryScale>> {
+        if !self.facts.scales_queries {
+            return Ok(None);
+        }
+        let section = &self.of_rope;
+        let beta = section.required("llama_4_scaling_beta", Reader::non_negative)?;
+        let key = "original_max_position_embeddings";
+        let original_len = self.root.or(key, None, |r, k, v| r.size(k, v).map(Some))?;
+        let original_len = match original_len {
+            Some(original_len) => original_len,
+            None => section.or(key, self.max_position_embeddings, Reader::size)?,
+        };
+        Ok(Some(QueryScale { beta, original_max_position_embeddings: original_len }))
     }
 
     /// Values of a head that turn.
     fn dim(&self) -> Result<usize> {
         let key = "partial_rotary_factor";
+        if self.rope_type()?.1 == "proportional" {
+            return Ok(self.head_dim);
+        }
         let (reader, value) = match (self.of_rope.get(key), &self.root_partial) {
             (Some(value), _) => (&self.of_rope, value),
             (None, Some(value)) => (self.root, value),
@@ -196,6 +232,12 @@ impl Section<'_> {
             "yarn" if section.get("short_factor").is_some() => self.longrope(dim),
             "yarn" => yarn(section, factor()?, max_position_embeddings),
             "llama3" => llama3(section, factor()?),
+            "proportional" => {
+                let partial = section.or("partial_rotary_factor", 1.0, Reader::positive)?;
+                let num_pairs = ((partial * dim as f64 / 2.0) as usize).min(dim / 2);
+                let factor = section.or("factor", 1.0, Reader::positive)?;
+                Ok(RopeScaling::Proportional { num_pairs, factor })
+            }
             _ => Err(section.wrong(key, &Value::from(rope_type), ROPE_TYPES)),
         }
     }

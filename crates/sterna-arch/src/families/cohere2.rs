@@ -1,6 +1,8 @@
 //! Command R7B and Command A (transformers `models/cohere2`): Command R with a window in three of four layers, which alone turn by position.
 
-use super::{Defaults, Family, LogitsScale, NormEps, Norms, RopeFacts, Rotated, Setting, Windows};
+use super::{
+    Defaults, Family, Last, LogitsScale, NormEps, Norms, RopeFacts, Rotated, Setting, Windows,
+};
 use crate::layer::NormKind;
 use crate::rope::RopeLayout;
 
@@ -21,7 +23,7 @@ pub(super) const COHERE2: Family = Family {
     is_parallel: Setting::Always,
     qkv_bias: Setting::Key("attention_bias", false),
     o_bias: Setting::Key("attention_bias", false),
-    windows: Windows::AllBut { every: 4, may_be_null: false },
+    windows: Windows::AllBut { every: 4, default: 4096, may_be_null: false, last: Last::Any },
     rotated: Rotated::Sliding,
     rope: RopeFacts { layout: RopeLayout::Pairs, rounds_once: true, ..RopeFacts::USUAL },
     logits: LogitsScale::Times("logit_scale", 0.0625),

@@ -1,7 +1,7 @@
 //! EXAONE 4 (transformers `models/exaone4`): norms on the outputs of both branches, and a window in three of four layers, which alone turn by
 //! position.
 
-use super::{Defaults, Family, NormEps, Norms, QkNorms, Rotated, Windows};
+use super::{Defaults, Family, Last, NormEps, Norms, QkNorms, Rotated, Windows};
 use crate::layer::NormKind;
 
 pub(super) const EXAONE4: Family = Family {
@@ -17,7 +17,7 @@ pub(super) const EXAONE4: Family = Family {
     norms: Norms::POST,
     norm_eps: NormEps::Key("rms_norm_eps", 1e-5),
     qk_norm: Some(QkNorms::of_heads(NormKind::Rms)),
-    windows: Windows::AllBut { every: 4, may_be_null: true },
+    windows: Windows::AllBut { every: 4, default: 4096, may_be_null: true, last: Last::Any },
     rotated: Rotated::Sliding,
     ..Family::USUAL
 };

@@ -2,8 +2,8 @@
 //! rotary embeddings.
 
 use super::{
-    Defaults, EmbeddingScale, Family, Norms, QkNorms, RopeFacts, Scale, Setting, SlidingRope,
-    Windows,
+    Defaults, EmbeddingScale, Family, Last, Norms, QkNorms, Refused, RopeFacts, Scale, Setting,
+    SlidingRope, Windows,
 };
 use crate::layer::NormKind;
 
@@ -21,14 +21,14 @@ pub(super) const GEMMA3_TEXT: Family = Family {
         pad_token_id: Some(0),
         ..Defaults::USUAL
     },
-    refused: &[("use_bidirectional_attention", "attention to tokens that come later")],
+    refused: &[Refused::flag("use_bidirectional_attention", "attention to tokens that come later")],
     norms: Norms::SANDWICH,
     norm: NormKind::RmsOnePlus,
     norm_init: 0.0,
     qkv_bias: Setting::Key("attention_bias", false),
     o_bias: Setting::Key("attention_bias", false),
     qk_norm: Some(QkNorms::of_heads(NormKind::RmsOnePlus)),
-    windows: Windows::AllBut { every: 6, may_be_null: false },
+    windows: Windows::AllBut { every: 6, default: 4096, may_be_null: false, last: Last::Any },
     rope: RopeFacts {
         sliding: SlidingRope::Base("rope_local_base_freq", 10_000.0),
         ..RopeFacts::USUAL

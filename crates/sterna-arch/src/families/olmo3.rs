@@ -1,6 +1,8 @@
 //! `OLMo` 3 (transformers `models/olmo3`): `OLMo` 2 with a window in three of four layers, which its scaled rotary embedding leaves out.
 
-use super::{Defaults, Family, NormEps, Norms, QkNorms, RopeFacts, Setting, SlidingRope, Windows};
+use super::{
+    Defaults, Family, Last, NormEps, Norms, QkNorms, RopeFacts, Setting, SlidingRope, Windows,
+};
 use crate::layer::{NormKind, QkNormWidth};
 
 pub(super) const OLMO3: Family = Family {
@@ -21,7 +23,7 @@ pub(super) const OLMO3: Family = Family {
         width: QkNormWidth::AllHeads,
         ..QkNorms::of_heads(NormKind::RmsRoundedOnce)
     }),
-    windows: Windows::AllBut { every: 4, may_be_null: false },
+    windows: Windows::AllBut { every: 4, default: 4096, may_be_null: false, last: Last::Any },
     rope: RopeFacts { sliding: SlidingRope::Unscaled, rounds_once: true, ..RopeFacts::USUAL },
     ..Family::USUAL
 };

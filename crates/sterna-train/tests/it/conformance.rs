@@ -125,7 +125,7 @@ fn check(name: &str, conformance: &str) {
 }
 
 /// A tensor of a folder in double precision, flat.
-fn double(files: &WeightFiles, name: &str) -> Tensor {
+pub(crate) fn double(files: &WeightFiles, name: &str) -> Tensor {
     let view = files.tensor(name).expect("the tensor");
     let kind = sterna_train::load::kind_of(view.dtype);
     let numel = view.shape.iter().product::<usize>() as i64;

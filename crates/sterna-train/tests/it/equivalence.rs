@@ -34,7 +34,10 @@ pub(crate) fn figures(
 pub(crate) fn set(recipe: &mut Value, path: &str, value: Value) {
     let mut place = recipe;
     for key in path.split('.') {
-        place = &mut place[key];
+        place = match key.parse::<usize>() {
+            Ok(idx) => &mut place[idx],
+            Err(_) => &mut place[key],
+        };
     }
     *place = value;
 }

@@ -4,6 +4,7 @@ mod conformance;
 mod disk;
 mod equivalence;
 mod fake_cuda;
+mod families;
 mod gpu_figures;
 mod nonfinite;
 mod optimizer;

@@ -1,0 +1,260 @@
+//! Three steps of AdamW on chats for a tiny model of every family, against transformers (`golden/make_family_steps.py`): losses, gradient
+//! norms and the way of every weight, however the work is cut; and what an export has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use sterna_comm::RankEnv;
+use sterna_hf::WeightFiles;
+use sterna_testkit::{TestRank, spawn_ranks};
+use sterna_train::{TrainOptions, train};
+use tch::{Kind, Tensor};
+
+use crate::conformance::{Recorder, double};
+use crate::{equivalence::set, tiny};
+
+/// Relative.
+const LOSS: f64 = 1e-4;
+/// Relative to the norm of a tensor's way.
+const DELTA: f64 = 2e-3;
+
+/// A change to the recipe: keys and values.
+type Changes = Vec<(&'static str, Value)>;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families")
+}
+
+/// The `model_type`s that have a fixture.
+fn families() -> Vec<String> {
+    let entries = std::fs::read_dir(fixtures()).expect("the fixtures");
+    let names = entries.map(|entry| entry.expect("an entry").file_name().into_string());
+    let mut names: Vec<String> = names.map(|name| name.expect("a name in UTF-8")).collect();
+    names.retain(|name| name != "data");
+    names.sort();
+    names
+}
+
+/// All five chats in each step: one after the other, whose gradients add up.
+fn recipe(family: &str, folder: &Path) -> Value {
+    let data = fixtures().join("data");
+    json!({
+        "type": "sft",
+        "model": {"name_or_path": fixtures().join(family), "dtype": "fp32"},
+        "tokenizer": {"name_or_path": data},
+        "data": {
+            "sources": [{
+                "type": "huggingface_instruct",
+                "name_or_path": data.join("chats.jsonl"),
+                "split": "train",
+                "role_mapping": {"user": "messages.role.user", "assistant": "messages.role.assistant"},
+            }],
+            "cache_dir": folder.join("cache"),
+            "num_proc": 1,
+            "max_length": 96,
+            "pack_samples": false,
+        },
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 5,
+        "loss_average": "token",
+        "epochs": 3,
+        "optimizer": {"type": "cpu_adam", "lr": 3e-3, "betas": [0.9, 0.95], "weight_decay": 0.1},
+        "scheduler": {"name": "constant"},
+        "deepspeed": {"zero_optimization": {"stage": 0}, "gradient_clipping": 0},
+        "train_log_iter_interval": 0,
+        "checkpoint": {"type": "huggingface", "output_dir": folder.join("out"), "save_end_of_training": true},
+    })
+}
+
+/// All chats in one pack.
+fn packed() -> Changes {
+    vec![
+        ("data.pack_samples", json!(true)),
+        ("data.packing", json!("global")),
+        ("data.max_length", json!(384)),
+        ("gradient_accumulation_steps", json!(1)),
+    ]
+}
+
+/// All chats as often as there are ranks, so that the reference's sampler, which gives each rank as many, need not fill up. Means stay
+/// what they are.
+fn repeated(folder: &Path, times: usize) -> Changes {
+    let chats = std::fs::read_to_string(fixtures().join("data/chats.jsonl")).expect("the chats");
+    let path = folder.join("chats.jsonl");
+    // Each rank writes the same, and another may be reading.
+    let own = folder.join(format!("chats-{}.jsonl", std::process::id()));
+    std::fs::write(&own, chats.repeat(times)).expect("written");
+    std::fs::rename(&own, &path).expect("renamed");
+    let num_chats = chats.lines().count() * times;
+    vec![
+        ("data.sources.0.name_or_path", json!(path)),
+        ("gradient_accumulation_steps", json!(num_chats)),
+    ]
+}
+
+fn with(mut changes: Changes, more: &[(&'static str, Value)]) -> Changes {
+    changes.extend_from_slice(more);
+    changes
+}
+
+/// Trains, and compares every step and every tensor.
+fn check(family: &str, folder: &Path, env: &RankEnv, name: &str, changes: &Changes) {
+    let name = format!("{family}, {name}");
+    let mut recipe = recipe(family, folder);
+    for (path, value) in changes {
+        set(&mut recipe, path, value.clone());
+    }
+    let recipe = tiny::load(folder, &format!("recipe-{}", env.rank), &recipe);
+    let mut recorder = Recorder::default();
+    train(&recipe, env, &TrainOptions::default(), &mut recorder)
+        .unwrap_or_else(|error| panic!("{name}: {error:?}"));
+
+    let expected = std::fs::read_to_string(fixtures().join(family).join("expected.json"));
+    let expected: Value = serde_json::from_str(&expected.expect("a file")).expect("valid JSON");
+    let close = |what: &str, actual: f64, expected: &Value| {
+        let expected = expected.as_f64().expect("a number");
+        let relative = (actual / expected - 1.0).abs();
+        assert!(relative <= LOSS, "{name}: {what} {actual} against {expected}");
+    };
+    assert_eq!(recorder.iterations.len(), 3, "{name}");
+    for (step, metrics) in recorder.iterations.iter().enumerate() {
+        close("loss", metrics.loss, &expected["losses"][step]);
+        close("gradient norm", metrics.grad_norm, &expected["grad_norms"][step]);
+    }
+    if env.rank == 0 {
+        check_export(&name, family, &expected, &recorder.exports[0]);
+    }
+}
+
+/// Compares the way of each weight, and what the export has beside.
+fn check_export(name: &str, family: &str, expected: &Value, export: &Path) {
+    let model = fixtures().join(family);
+    let initial = WeightFiles::open(&model).expect("readable");
+    let last = WeightFiles::open(export).expect("readable");
+    let names =
+        |files: &WeightFiles| -> BTreeSet<String> { files.names().map(str::to_owned).collect() };
+    assert_eq!(names(&last), names(&initial), "{name}");
+    let deltas = deltas(&model.join("final.safetensors"));
+    let is_noise = |tensor: &str| {
+        expected["noisy"].as_array().expect("a list").iter().any(|noisy| noisy == tensor)
+    };
+    for tensor in names(&initial) {
+        let way = double(&last, &tensor) - double(&initial, &tensor);
+        let Some(expected) = deltas.get(&tensor) else {
+            // A buffer stays as it is.
+            assert!(way == way.zeros_like(), "{name}: {tensor} moved");
+            continue;
+        };
+        let error = (way - expected).norm().double_value(&[]);
+        let error = error / expected.norm().double_value(&[]).max(f64::MIN_POSITIVE);
+        assert!(error <= DELTA || is_noise(&tensor), "{name}: {tensor} is off by {error:e}");
+    }
+    let config = |folder: &Path| -> Value {
+        let text = std::fs::read_to_string(folder.join("config.json")).expect("a config");
+        serde_json::from_str(&text).expect("valid JSON")
+    };
+    let (mut found, mut required) = (config(export), config(&model));
+    for config in [&mut found, &mut required] {
+        // The dtype of the tensors, which the export has in fp32, under the name that the file has for it.
+        for key in ["dtype", "torch_dtype"] {
+            config.as_object_mut().expect("an object").remove(key);
+        }
+    }
+    assert_eq!(found, required, "{name}");
+}
+
+/// What transformers moved each tensor by, flat.
+fn deltas(path: &Path) -> BTreeMap<String, Tensor> {
+    let bytes = std::fs::read(path).expect("the deltas");
+    let files = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let flat = |view: &safetensors::tensor::TensorView<'_>| {
+        let numel = view.shape().iter().product::<usize>() as i64;
+        Tensor::from_data_size(view.data(), &[numel], Kind::Float).to_kind(Kind::Double)
+    };
+    files.tensors().iter().map(|(name, view)| (name.clone(), flat(view))).collect()
+}
+
+fn one_process(name: &str, changes: &Changes) {
+    for family in families() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        check(&family, folder.path(), &RankEnv::single(), name, changes);
+    }
+}
+
+/// Every family on so many ranks of a sequence; a training joins its ranks anew.
+fn ranks(world_size: usize, stage: u8, is_packed: bool) {
+    let sp = [
+        ("sequence_parallel_size", json!(world_size)),
+        ("deepspeed.zero_optimization.stage", json!(stage)),
+    ];
+    for family in families() {
+        spawn_ranks(world_size, |rank: &TestRank| {
+            let env = RankEnv::from_env().expect("the environment of a rank");
+            let mut changes = with(repeated(&rank.folder, world_size), &sp);
+            if is_packed {
+                // As many packs as ranks.
+                let packs = ("gradient_accumulation_steps", json!(world_size));
+                changes = with(with(changes, &packed()), &[packs]);
+            }
+            check(&family, &rank.folder, &env, "ranks", &changes);
+        });
+    }
+}
+
+#[test]
+fn every_family_has_steps() {
+    let known = std::fs::read_dir(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../sterna-arch/src/families"),
+    );
+    let known: BTreeSet<String> = known
+        .expect("the families")
+        .map(|entry| entry.expect("an entry").path())
+        .map(|path| path.file_stem().and_then(|stem| stem.to_str()).expect("a name").to_owned())
+        .collect();
+    assert_eq!(BTreeSet::from_iter(families()), known);
+}
+
+#[test]
+fn a_chat_at_a_time() {
+    one_process("unpacked", &Changes::new());
+}
+
+#[test]
+fn all_chats_in_a_pack() {
+    one_process("packed", &packed());
+}
+
+#[test]
+fn small_tiles_and_groups_of_heads() {
+    let small = json!({"tile_bytes": 4096, "attention_head_groups": 2, "attention_query_tile": 50});
+    one_process("tiled", &with(packed(), &[("memory", small), ("tiled_mlp_compute", json!(true))]));
+}
+
+#[test]
+fn everything_or_nothing_kept() {
+    let all = ("model.disable_activation_checkpoint", json!(true));
+    one_process("all kept", &with(packed(), &[all]));
+    let few = json!({"keep_inputs_every": 2, "keep_attention": false, "inputs_on": "host"});
+    one_process("few kept", &with(packed(), &[("memory", few)]));
+}
+
+#[test]
+fn two_ranks_without_zero_and_a_chat_at_a_time() {
+    ranks(2, 0, false);
+}
+
+#[test]
+fn two_ranks_with_zero_3_and_packs() {
+    ranks(2, 3, true);
+}
+
+#[test]
+fn three_ranks_without_zero_and_packs() {
+    ranks(3, 0, true);
+}
+
+#[test]
+fn three_ranks_with_zero_3_and_packs() {
+    ranks(3, 3, true);
+}

@@ -1,0 +1,279 @@
+"""Writes what transformers 5 computes for tiny models of the classes that 4.57 lacks: logits, loss and every gradient.
+
+The files have the format of make_model_golden.py's. Differences: buffers that a checkpoint holds (the layer scalars of Gemma 4) are
+stored like weights and have no gradient; Muse Glimmer has no class for text alone, so it runs in its multimodal class, and the names lose
+`language_model.`; the bf16 model is built in bf16, as from_pretrained builds it, which leaves its rotary frequencies in fp32.
+
+Run with torch 2.11.0 and transformers 5.24.0 on a CPU:
+
+    python golden/make_model_golden_v5.py [OUTPUT_FOLDER [CASE ...]]
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+assert torch.__version__.startswith("2.11.0"), torch.__version__
+assert transformers.__version__ == "5.24.0", transformers.__version__
+
+SEED = 20261121
+OUT = Path(sys.argv[1]) if len(sys.argv) > 1 else (
+    Path(__file__).resolve().parent.parent / "crates/sterna-model/tests/fixtures"
+)
+
+BASE = dict(
+    hidden_size=32,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    vocab_size=64,
+    max_position_embeddings=128,
+    rms_norm_eps=1e-5,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=3,
+)
+# With mscale beside a smaller mscale_all_dim, cosine and sine are scaled too. The ramp lies inside the eight frequencies of a head.
+YARN = dict(
+    type="yarn",
+    rope_type="yarn",
+    rope_theta=100.0,
+    factor=4.0,
+    original_max_position_embeddings=6,
+    max_position_embeddings=24,
+    beta_fast=0.5,
+    beta_slow=0.1,
+    mscale=1.0,
+    mscale_all_dim=0.5,
+    llama_4_scaling_beta=0.3,
+)
+# What its multimodal class needs beside the text: never run.
+MUSE_VISION = dict(
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    patch_size=4,
+    pos_emb_height=4,
+    pos_emb_width=4,
+    max_position_embeddings=16,
+)
+
+# name -> (model_type, config, document lengths)
+CASES = {
+    # Positions up to 16 beside an original context of 6: the scale of the queries takes three values within the first document.
+    # Heads wider than the hidden size over their number.
+    "ministral3": (
+        "ministral3",
+        dict(BASE, head_dim=16, intermediate_size=24, rope_parameters=YARN, rms_norm_eps=1e-3, tie_word_embeddings=False),
+        [17, 1, 6],
+    ),
+    # The window, tied. A beta, and yarn's defaults.
+    "ministral3_window": (
+        "ministral3",
+        dict(
+            BASE,
+            rope_parameters=dict(
+                rope_type="yarn",
+                rope_theta=10000.0,
+                factor=16.0,
+                original_max_position_embeddings=8,
+                llama_4_scaling_beta=0.1,
+            ),
+            sliding_window=5,
+            tie_word_embeddings=True,
+        ),
+        [19, 5],
+    ),
+    # The shape of the 31B: on the full layer, wider heads, fewer of them for keys, which are also the values, and rotary embeddings on a
+    # quarter of a head. Tied, capped.
+    "gemma4_text": (
+        "gemma4_text",
+        dict(
+            BASE,
+            intermediate_size=24,
+            num_hidden_layers=3,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+            sliding_window=5,
+            global_head_dim=16,
+            num_global_key_value_heads=1,
+            attention_k_eq_v=True,
+            hidden_size_per_layer_input=0,
+            final_logit_softcapping=2.5,
+            rms_norm_eps=1e-2,
+            rope_parameters=dict(
+                sliding_attention=dict(rope_type="default", rope_theta=1000.0),
+                full_attention=dict(rope_type="proportional", partial_rotary_factor=0.25, rope_theta=100.0),
+            ),
+            use_bidirectional_attention="vision",
+            vocab_size_per_layer_input=64,
+            tie_word_embeddings=True,
+        ),
+        [15, 1, 8],
+    ),
+    # Values of their own on the full layer, whose number of key heads then is that of all layers; every bias; a factor on the proportional
+    # frequencies; neither tied nor capped.
+    "gemma4_text_biased": (
+        "gemma4_text",
+        dict(
+            BASE,
+            intermediate_size=24,
+            layer_types=["sliding_attention", "full_attention"],
+            sliding_window=5,
+            global_head_dim=16,
+            num_global_key_value_heads=1,
+            attention_k_eq_v=False,
+            attention_bias=True,
+            hidden_size_per_layer_input=0,
+            rope_parameters=dict(
+                sliding_attention=dict(rope_type="default", rope_theta=10000.0),
+                full_attention=dict(rope_type="proportional", partial_rotary_factor=0.5, rope_theta=100.0, factor=2.0),
+            ),
+            vocab_size_per_layer_input=64,
+            tie_word_embeddings=False,
+        ),
+        [16, 8],
+    ),
+    # A sliding layer, and full layers with and without rotary embeddings.
+    "muse_glimmer_text": (
+        "muse_glimmer_text",
+        dict(
+            BASE,
+            hidden_size=24,
+            intermediate_size=24,
+            num_hidden_layers=3,
+            layer_types=["sliding_attention", "full_attention", "full_attention"],
+            layer_rope_theta=[1000.0, 1000.0, 0],
+            rope_parameters=dict(rope_type="default", rope_theta=1000.0),
+            sliding_window=5,
+            attention_bias=True,
+            qk_scale_factor=1.7,
+            output_multiplier=0.7,
+            final_logit_softcapping=1.5,
+            rms_norm_eps=1e-3,
+            post_norm_eps=1e-2,
+            tie_word_embeddings=False,
+        ),
+        [15, 1, 8],
+    ),
+}
+
+
+def build(config, dtype):
+    """A model, and what to strip from the names of its text decoder."""
+    if config.model_type != "muse_glimmer_text":
+        return AutoModelForCausalLM.from_config(config, dtype=dtype), ""
+    whole = AutoConfig.for_model(
+        "muse_glimmer",
+        text_config=config,
+        vision_config=MUSE_VISION,
+        out_hidden_size=64,
+        projector_hidden_size=16,
+        attn_implementation=config._attn_implementation,
+    )
+    return AutoModelForImageTextToText.from_config(whole, dtype=dtype), "language_model."
+
+
+def named(model, infix):
+    """Parameters of the text decoder, and buffers that a checkpoint holds."""
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if name.startswith("lm_head.") or name.startswith("model." + infix):
+            if isinstance(value, torch.nn.Parameter) or name.endswith(".layer_scalar"):
+                yield name.replace(infix, "", 1) if infix else name, value
+
+
+def randomize(model, infix, generator):
+    """Weights large enough that every path matters, and exact in bf16, so that they are stored in half the space."""
+    centered = "model.layers." if infix else "nothing"
+    for name, value in named(model, infix):
+        noise = torch.randn(value.shape, generator=generator)
+        if name.endswith("layer_scalar"):
+            value_ = 0.7 + 0.2 * noise
+        elif model.config.model_type == "gemma4_text" and name.endswith(("q_norm.weight", "k_norm.weight")):
+            # Its scores have no scale but these; as large as with one over the root of the head size.
+            value_ = 0.6 + 0.2 * noise
+        elif name.endswith("norm.weight") and not name.startswith(centered):
+            value_ = 1 + 0.2 * noise
+        else:
+            value_ = 0.25 * noise
+        value.data.copy_(value_.to(torch.bfloat16).float())
+
+
+def run(model, infix, input_ids, shift_labels, lengths):
+    """Logits [s, v], mean loss over labels, gradient of every parameter."""
+    model.zero_grad()
+    num_valid = (shift_labels != -100).sum()
+    logits, loss, start = [], 0.0, 0
+    for length in lengths:
+        document = slice(start, start + length)
+        start += length
+        out = model(
+            input_ids=input_ids[None, document],
+            position_ids=torch.arange(length)[None],
+            use_cache=False,
+        ).logits[0]
+        loss_sum = torch.nn.functional.cross_entropy(
+            out.float(), shift_labels[document], ignore_index=-100, reduction="sum"
+        )
+        (loss_sum / num_valid).backward()
+        loss += loss_sum.item() / num_valid.item()
+        logits.append(out.detach())
+    grads = {name: p.grad.detach().clone() for name, p in named(model, infix) if isinstance(p, torch.nn.Parameter)}
+    return torch.cat(logits), loss, grads
+
+
+def relative_error(actual, expected):
+    return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+def make(name, model_type, overrides, lengths):
+    generator = torch.Generator().manual_seed(SEED)
+    config = AutoConfig.for_model(model_type, **json.loads(json.dumps(overrides)), attn_implementation="eager")
+    model, infix = build(config, torch.float32)
+    randomize(model, infix, generator)
+    num_tokens = sum(lengths)
+    input_ids = torch.randint(0, config.vocab_size, (num_tokens,), generator=generator)
+    shift_labels = torch.randint(0, config.vocab_size, (num_tokens,), generator=generator)
+    # A prompt without labels, and no label across the end of a document.
+    shift_labels[2:5] = -100
+    shift_labels[torch.tensor(lengths).cumsum(0) - 1] = -100
+    if config.pad_token_id is not None:
+        input_ids[7] = config.pad_token_id
+
+    logits, loss, grads = run(model, infix, input_ids, shift_labels, lengths)
+    weights = {name: value.detach().clone() for name, value in named(model, infix)}
+
+    # How far transformers' own bf16 is from its fp32: what a bf16 implementation may be off by.
+    half, _ = build(config, torch.bfloat16)
+    assert all(value.dtype == torch.bfloat16 for _, value in named(half, infix))
+    for name_, value in named(half, infix):
+        value.data.copy_(weights[name_])
+    half.set_attn_implementation("sdpa")
+    half_logits, half_loss, half_grads = run(half, infix, input_ids, shift_labels, lengths)
+    bf16_errors = {"logits": relative_error(half_logits, logits), "loss": abs(half_loss / loss - 1)}
+    bf16_errors |= {name: relative_error(half_grads[name], grads[name]) for name in grads}
+
+    tensors = {name: value.to(torch.bfloat16) for name, value in weights.items()}
+    tensors |= {f"grad.{name}": value for name, value in grads.items()}
+    tensors |= {"logits": logits, "input_ids": input_ids, "shift_labels": shift_labels}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, str(OUT / f"{name}.safetensors"))
+    record = dict(config=json.loads(config.to_json_string()), lengths=lengths, loss=loss, bf16_errors=bf16_errors)
+    (OUT / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    size = (OUT / f"{name}.safetensors").stat().st_size
+    worst = max(bf16_errors, key=bf16_errors.get)
+    print(name, f"loss {loss:.6f}", size, "bytes", f"logits std {logits.std():.2f}", f"worst bf16 {worst} {bf16_errors[worst]:.3f}")
+    return config, model, infix, weights, input_ids, lengths, logits
+
+
+if __name__ == "__main__":
+    OUT.mkdir(parents=True, exist_ok=True)
+    for case, (model_type, overrides, lengths) in CASES.items():
+        if not sys.argv[2:] or case in sys.argv[2:]:
+            make(case, model_type, overrides, lengths)
