@@ -112,13 +112,11 @@ impl Norm<'_> {
                 None => d_y,
             };
             let along = (&g * &z).mean_dim(-1_i64, true, None::<Kind>);
-            let mut of_block = if self.is_centred() {
-                let mean = g.mean_dim(-1_i64, true, None::<Kind>);
-                g - mean
-            } else {
-                g
-            };
-            let _ = of_block.g_sub_(&(z * along));
+            // Without a factor `g` is the caller's `d_y`: this tensor is the first that is not.
+            let mut of_block = &g - z * along;
+            if self.is_centred() {
+                let _ = of_block.g_sub_(&g.mean_dim(-1_i64, true, None::<Kind>));
+            }
             let _ = of_block.g_mul_(&r);
             d_x.narrow(0, start, len).copy_(&of_block);
         }

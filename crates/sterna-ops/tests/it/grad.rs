@@ -1,8 +1,10 @@
 //! Norm, rotary, activation and linear: backwards against autograd and differences of plain expressions, in double precision.
 
-use sterna_arch::RopeLayout;
+use sterna_arch::{Elementwise, NormKind, RopeLayout};
+use sterna_ops::norm::Norm;
 use sterna_ops::rope::RopeTable;
-use sterna_ops::{linear, rms_norm, rope, swiglu};
+use sterna_ops::xielu::{self, Xielu};
+use sterna_ops::{activation, linear, rms_norm, rope, softcap, swiglu};
 use tch::{Device, Kind, Tensor};
 
 use crate::oracle::{AUTOGRAD, DIFFERENCES, assert_close, autograd, differences, random};
@@ -151,4 +153,149 @@ fn weight_gradients_of_tiles_add_up_in_single_precision() {
         error(&d_weight),
         error(&d_weight_bf16)
     );
+}
+
+/// A norm of each kind, written out.
+fn plain_norm(
+    kind: NormKind,
+    x: &Tensor,
+    weight: Option<&Tensor>,
+    bias: Option<&Tensor>,
+) -> Tensor {
+    let is_centred = matches!(kind, NormKind::Layer | NormKind::LayerOnePlus);
+    let x = if is_centred { x - x.mean_dim(-1_i64, true, None::<Kind>) } else { x.shallow_clone() };
+    let mean_square = x.square().mean_dim(-1_i64, true, None::<Kind>);
+    let z = x / (mean_square + 1e-5).sqrt();
+    let is_one_more = matches!(kind, NormKind::RmsOnePlus | NormKind::LayerOnePlus);
+    let y = match weight {
+        Some(weight) if is_one_more => z * (weight + 1.0),
+        Some(weight) => z * weight,
+        None => z,
+    };
+    match bias {
+        Some(bias) => y + bias,
+        None => y,
+    }
+}
+
+#[test]
+fn norms_of_every_kind_with_and_without_weights() {
+    let kinds = [
+        NormKind::Rms,
+        NormKind::RmsRoundedOnce,
+        NormKind::RmsOnePlus,
+        NormKind::Layer,
+        NormKind::LayerOnePlus,
+    ];
+    // A weight for all rows, and one for each head.
+    for weight_size in [&[6][..], &[2, 6]] {
+        let (x, d_y) = (random(&[5, 2, 6], 1), random(&[5, 2, 6], 2));
+        let (weight, bias) = (random(weight_size, 3), random(weight_size, 4));
+        for kind in kinds {
+            let norm = Norm { kind, eps: 1e-5, weight: Some(&weight), bias: Some(&bias) };
+            let mut grads = [&weight, &bias].map(Tensor::zeros_like);
+            if kind == NormKind::Rms {
+                // Llama's norm has no bias.
+                let norm = Norm { bias: None, ..norm };
+                let plain = |x: &[Tensor]| plain_norm(kind, &x[0], Some(&x[1]), None);
+                assert_close("y", &norm.forward(&x), &plain(&[x.copy(), weight.copy()]), AUTOGRAD);
+                let d_x = norm.backward(&d_y, &x, Some(&mut grads[0]), None);
+                check(plain, &[&x, &weight], &d_y, &[&d_x, &grads[0]]);
+                continue;
+            }
+            let plain = |x: &[Tensor]| plain_norm(kind, &x[0], Some(&x[1]), Some(&x[2]));
+            let inputs = [x.copy(), weight.copy(), bias.copy()];
+            assert_close("y", &norm.forward(&x), &plain(&inputs), AUTOGRAD);
+            let [d_weight, d_bias] = &mut grads;
+            let d_x = norm.backward(&d_y, &x, Some(d_weight), Some(d_bias));
+            check(plain, &[&x, &weight, &bias], &d_y, &[&d_x, d_weight, d_bias]);
+        }
+    }
+    let (x, d_y) = (random(&[5, 2, 6], 1), random(&[5, 2, 6], 2));
+    for kind in [NormKind::RmsRoundedOnce, NormKind::Layer] {
+        let norm = Norm { kind, eps: 1e-5, weight: None, bias: None };
+        let plain = |x: &[Tensor]| plain_norm(kind, &x[0], None, None);
+        assert_close("y", &norm.forward(&x), &plain(&[x.copy()]), AUTOGRAD);
+        check(plain, &[&x], &d_y, &[&norm.backward(&d_y, &x, None, None)]);
+    }
+}
+
+#[test]
+fn activations_of_one_argument() {
+    let (x, d_y) = (random(&[5, 7], 1) * 3.0, random(&[5, 7], 2));
+    let tanh = |x: &Tensor| {
+        let inner = (x + x.pow_tensor_scalar(3) * 0.044_715) * (2.0 / std::f64::consts::PI).sqrt();
+        x * 0.5 * (inner.tanh() + 1.0)
+    };
+    let plain = |function: Elementwise, x: &Tensor| match function {
+        Elementwise::Silu => x * x.sigmoid(),
+        Elementwise::Gelu => x * 0.5 * ((x / 2.0_f64.sqrt()).erf() + 1.0),
+        Elementwise::GeluTanh => tanh(x),
+        Elementwise::Relu2 => x.relu() * x.relu(),
+    };
+    let functions =
+        [Elementwise::Silu, Elementwise::Gelu, Elementwise::GeluTanh, Elementwise::Relu2];
+    for function in functions {
+        assert_close("y", &activation::forward(function, &x), &plain(function, &x), AUTOGRAD);
+        let d_x = activation::backward(function, &d_y, &x);
+        check(|x| plain(function, &x[0]), &[&x], &d_y, &[&d_x]);
+    }
+}
+
+#[test]
+fn xielu_and_its_alphas() {
+    let (x, d_y) = (random(&[5, 7], 1) * 3.0, random(&[5, 7], 2));
+    let [alpha_p, alpha_n] = [0.3, -0.4].map(|alpha| Tensor::from_slice(&[alpha]));
+    let [beta, eps] = [0.5, -1e-6].map(Tensor::from);
+    let plain = |x: &[Tensor]| {
+        let [x, alpha_p, alpha_n] = x else { unreachable!("three inputs") };
+        let below = (x.clamp_max(-1e-6).expm1() - x) * (alpha_n.softplus() + 0.5);
+        let above = x * x * alpha_p.softplus();
+        above.where_self(&x.gt(0.0), &below) + x * 0.5
+    };
+    let xielu = Xielu { alpha_p: &alpha_p, alpha_n: &alpha_n, beta: &beta, eps: &eps };
+    let inputs = [x.copy(), alpha_p.copy(), alpha_n.copy()];
+    assert_close("y", &xielu::forward(&x, &xielu), &plain(&inputs), AUTOGRAD);
+    let [mut d_alpha_p, mut d_alpha_n] = [&alpha_p, &alpha_n].map(Tensor::zeros_like);
+    let d_x = xielu::backward(&d_y, &x, &xielu, Some(&mut d_alpha_p), Some(&mut d_alpha_n));
+    check(plain, &[&x, &alpha_p, &alpha_n], &d_y, &[&d_x, &d_alpha_p, &d_alpha_n]);
+}
+
+#[test]
+fn a_softcap_and_its_slope() {
+    let (x, d_y) = (random(&[5, 7], 1) * 3.0, random(&[5, 7], 2));
+    let plain = |x: &[Tensor]| (&x[0] / 2.0).tanh() * 2.0;
+    let y = softcap::forward_(x.copy(), 2.0);
+    assert_close("y", &y, &plain(&[x.copy()]), AUTOGRAD);
+    check(plain, &[&x], &d_y, &[&softcap::backward_(d_y.copy(), &y, 2.0)]);
+}
+
+/// Part of a head turns, in halves or in pairs of neighbours, which come back as halves.
+#[test]
+fn rope_of_a_part_of_a_head_and_of_neighbours() {
+    let inv_freq = [1.0_f32, 0.25];
+    let position_ids = Tensor::from_slice(&[0_i64, 7, 3, 100]);
+    let angles = position_ids
+        .to_kind(Kind::Double)
+        .outer(&Tensor::from_slice(&inv_freq).to_kind(Kind::Double))
+        .unsqueeze(1);
+    let (x, d_y) = (random(&[4, 2, 6], 1), random(&[4, 2, 6], 2));
+    for layout in [RopeLayout::Halves, RopeLayout::Pairs] {
+        let table = RopeTable::new(&position_ids, layout, &inv_freq, 1.0, Kind::Double);
+        let plain = |x: &[Tensor]| {
+            let turned = x[0].narrow(2, 0, 4);
+            let (a, b) = match layout {
+                RopeLayout::Halves => (turned.narrow(2, 0, 2), turned.narrow(2, 2, 2)),
+                RopeLayout::Pairs => {
+                    let pairs = turned.unflatten(2, [2, 2]);
+                    (pairs.select(3, 0), pairs.select(3, 1))
+                }
+            };
+            let (cos, sin) = (angles.cos(), angles.sin());
+            let rest = x[0].narrow(2, 4, 2);
+            Tensor::cat(&[&a * &cos - &b * &sin, &b * &cos + &a * &sin, rest], 2)
+        };
+        assert_close("y", &rope::forward(&x, &table), &plain(&[x.copy()]), AUTOGRAD);
+        check(plain, &[&x], &d_y, &[&rope::backward(&d_y, &table)]);
+    }
 }
