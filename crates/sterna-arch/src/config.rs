@@ -169,7 +169,8 @@ fn refuse_what_we_lack(reader: &Reader<'_>, family: &Family) -> Result<()> {
                 Some(value) => format!("`{value}`"),
                 None => format!("missing, which is `{dropout}` in this family"),
             };
-            let required = "`0.0`: training here has no dropout";
+            let required =
+                "`0.0`, which `model.hf_config_kwargs` can set: training here has no dropout";
             return Err(reader.refuse(key, found, required));
         }
     }

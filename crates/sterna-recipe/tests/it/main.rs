@@ -6,4 +6,5 @@ mod accepted;
 mod bad;
 mod fuzz;
 mod plan;
+mod published;
 mod reference_page;
