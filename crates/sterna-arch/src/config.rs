@@ -7,6 +7,7 @@ pub(crate) mod layers;
 pub(crate) mod reader;
 pub(crate) mod rope_section;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -17,6 +18,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::families::{Family, Refused};
 use crate::layer::Architecture;
+use crate::wrappers::{Names, Wrapper};
 
 /// Keys whose value is a list with an entry for each layer.
 const PER_LAYER: [&str; 3] = ["layer_types", "no_rope_layers", "layer_rope_theta"];
@@ -26,8 +28,10 @@ const PER_LAYER: [&str; 3] = ["layer_types", "no_rope_layers", "layer_rope_theta
 pub struct ModelConfig {
     /// The file it was read from, for messages.
     pub path: PathBuf,
-    /// The class of transformers that it is a config of.
+    /// The class of transformers that it is a config of; of a multimodal model, that of its text decoder.
     pub family: &'static Family,
+    /// The multimodal class around it.
+    pub wrapper: Option<&'static Wrapper>,
     /// What the model computes.
     pub arch: Architecture,
     /// The longest sequence in tokens that the model was made for.
@@ -81,13 +85,17 @@ impl ModelConfig {
     /// As [`ModelConfig::from_json`], with overridden keys named `hf_config_kwargs.KEY`.
     pub fn with_overrides(&self, overrides: &Map<String, Value>) -> Result<ModelConfig> {
         let mut raw = self.raw.clone();
-        rope_section::make_room(&mut raw, overrides);
+        let section = match self.wrapper {
+            Some(wrapper) => wrapper.section(&mut raw),
+            None => &mut raw,
+        };
+        rope_section::make_room(section, overrides);
         for (key, value) in overrides {
-            raw.insert(key.clone(), value.clone());
+            section.insert(key.clone(), value.clone());
         }
         if let Some(num_layers) = overrides.get("num_hidden_layers").and_then(Value::as_u64) {
             for key in PER_LAYER.into_iter().filter(|key| !overrides.contains_key(*key)) {
-                if let Some(Value::Array(of_layers)) = raw.get_mut(key) {
+                if let Some(Value::Array(of_layers)) = section.get_mut(key) {
                     of_layers.truncate(num_layers as usize);
                 }
             }
@@ -116,8 +124,43 @@ impl ModelConfig {
         self.arch.layers.len()
     }
 
+    /// Refuses a multimodal model, saying what is `required` instead.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Value`] that names its `model_type`.
+    pub fn expect_text_alone(&self, required: &str) -> Result<()> {
+        self.wrapper.map_or(Ok(()), |wrapper| Err(wrapper.refuse(&self.path, required)))
+    }
+
+    /// The same, with the names that a checkpoint with these tensors has for those of the decoder of a multimodal model. There
+    /// are several: transformers has changed them, and writes the old ones still.
+    #[must_use]
+    pub fn named_as_in(mut self, has_tensor: impl Fn(&str) -> bool) -> ModelConfig {
+        let Some(wrapper) = self.wrapper else { return self };
+        let has = |names: &Names| has_tensor(&format!("{}embed_tokens.weight", names.decoder));
+        let ours = wrapper.names();
+        if let Some(found) = Names::ALL.into_iter().find(has).filter(|found| *found != ours) {
+            self.arch.rename(|name| match name.strip_prefix(ours.decoder) {
+                Some(rest) => format!("{}{rest}", found.decoder),
+                None => found.lm_head.to_owned(),
+            });
+        }
+        self
+    }
+
     fn from_map(raw: &Map<String, Value>, path: &Path) -> Result<ModelConfig> {
-        let reader = Reader::new(path, raw);
+        let outer = Reader::new(path, raw);
+        let wrapper = Wrapper::of(raw);
+        let decoder = match wrapper {
+            Some(wrapper) => Cow::Owned(wrapper.decoder(&outer, raw)?),
+            None => Cow::Borrowed(raw),
+        };
+        let reader = match wrapper {
+            Some(_) if raw.contains_key("text_config") => outer.section("text_config", &decoder),
+            _ => Reader::new(path, &decoder),
+        };
+        let names = wrapper.map_or(Names::TEXT, Wrapper::names);
         let family = family(&reader)?;
         refuse_what_we_lack(&reader, family)?;
         let defaults = &family.defaults;
@@ -127,7 +170,8 @@ impl ModelConfig {
         Ok(ModelConfig {
             path: path.to_owned(),
             family,
-            arch: describe::architecture(&reader, family, max_position_embeddings)?,
+            wrapper,
+            arch: describe::architecture(&reader, family, names, max_position_embeddings)?,
             max_position_embeddings,
             bos_token_id: reader.nullable(
                 "bos_token_id",

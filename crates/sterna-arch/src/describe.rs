@@ -13,14 +13,16 @@ use crate::layer::{
     NormKind, QkNorm, QkNormWidth,
 };
 use crate::parameters::{Init, ParamSpec};
+use crate::wrappers::Names;
 
 /// The description of the model that a config asks for.
 pub(crate) fn architecture(
     reader: &Reader<'_>,
     family: &'static Family,
+    names: Names,
     max_position_embeddings: usize,
 ) -> Result<Architecture> {
-    let facts = Facts::read(reader, family)?;
+    let facts = Facts::read(reader, family, names)?;
     let num_layers = reader.required("num_hidden_layers", Reader::num_layers)?;
     let of_layers = layers::read(reader, family, num_layers)?;
     let global = of_layers.iter().position(|of_layer| of_layer.sliding_window.is_none());
@@ -41,7 +43,7 @@ pub(crate) fn architecture(
     let embed_init = Init::Normal { std: facts.initializer_range, zero_row };
     let (multiplier, rounds_multiplier) = embedding_multiplier(reader, family, facts.hidden_size)?;
 
-    let mut of_head = Params::new("model.", facts.norm_init);
+    let mut of_head = Params::new(names.decoder, facts.norm_init);
     let norm = of_head.norm(
         "norm",
         family.final_norm.unwrap_or(facts.norm),
@@ -53,14 +55,18 @@ pub(crate) fn architecture(
         reader.or("tie_word_embeddings", family.defaults.tie_word_embeddings, Reader::bool)?;
     let mut params = of_head.specs;
     let lm_head = (!is_tied).then(|| {
-        params.push(ParamSpec::new("lm_head.weight", rows, normal));
+        params.push(ParamSpec::new(names.lm_head, rows, normal));
         params.len() - 1
     });
     Ok(Architecture {
         hidden_size: facts.hidden_size,
         vocab_size,
         embed: Embed {
-            weight: ParamSpec::new("model.embed_tokens.weight", rows, embed_init),
+            weight: ParamSpec::new(
+                format!("{}embed_tokens.weight", names.decoder),
+                rows,
+                embed_init,
+            ),
             pad_token_id,
             multiplier,
             rounds_multiplier,
@@ -94,6 +100,7 @@ pub(crate) fn architecture(
 )]
 struct Facts {
     family: &'static Family,
+    names: Names,
     hidden_size: usize,
     intermediate_size: usize,
     num_heads: usize,
@@ -124,7 +131,7 @@ enum ActivationName {
 }
 
 impl Facts {
-    fn read(reader: &Reader<'_>, family: &'static Family) -> Result<Self> {
+    fn read(reader: &Reader<'_>, family: &'static Family, names: Names) -> Result<Self> {
         let hidden_size = reader.required("hidden_size", Reader::size)?;
         let num_heads = reader.required("num_attention_heads", Reader::size)?;
         let head_dim = head_dim(reader, family, hidden_size, num_heads)?;
@@ -139,6 +146,7 @@ impl Facts {
         };
         Ok(Self {
             family,
+            names,
             hidden_size,
             intermediate_size: reader.required("intermediate_size", Reader::size)?,
             num_heads,
@@ -198,7 +206,8 @@ impl Facts {
         of_layer: &layers::OfLayer,
         ropes: &rope_section::Ropes,
     ) -> Result<Layer> {
-        let mut params = Params::new(format!("model.layers.{layer_idx}."), self.norm_init);
+        let mut params =
+            Params::new(format!("{}layers.{layer_idx}.", self.names.decoder), self.norm_init);
         let norms = &self.family.norms;
         let norm = |params: &mut Params, name: Option<&str>, eps: f64| {
             let of_model = [self.hidden_size];

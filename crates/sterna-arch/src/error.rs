@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::families::Family;
+use crate::wrappers::Wrapper;
 
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -48,7 +49,7 @@ pub enum Error {
         required: String,
     },
     /// `model_type` names a class that Sterna does not have.
-    #[error("`{}`: model_type `{found}` is not supported, required: one of {}", path.display(), Family::names())]
+    #[error("`{}`: model_type `{found}` is not supported, required: one of {}, or around one of these {}", path.display(), Family::names(), Wrapper::all_names())]
     UnsupportedModelType {
         /// The file.
         path: PathBuf,

@@ -251,6 +251,15 @@ impl Architecture {
         self.params().filter(|spec| spec.is_trained).map(ParamSpec::numel).sum()
     }
 
+    /// Gives every weight tensor another name.
+    pub(crate) fn rename(&mut self, new_name: impl Fn(&str) -> String) {
+        let of_layers = self.layers.iter_mut().flat_map(|layer| &mut layer.params);
+        let all = std::iter::once(&mut self.embed.weight).chain(of_layers);
+        for spec in all.chain(&mut self.head.params) {
+            spec.name = new_name(&spec.name);
+        }
+    }
+
     /// Whether the head is the transposed embedding.
     pub fn is_tied(&self) -> bool {
         self.head.lm_head.is_none()

@@ -18,6 +18,7 @@ pub mod layer;
 pub mod parameters;
 pub mod rope;
 pub mod units;
+mod wrappers;
 
 pub use config::ModelConfig;
 pub use dtype::DType;
@@ -31,3 +32,4 @@ pub use layer::{
 pub use parameters::{Init, ParamSpec};
 pub use rope::{Rope, RopeLayout, RopeScaling};
 pub use units::UnitLayout;
+pub use wrappers::Wrapper;

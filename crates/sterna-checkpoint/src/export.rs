@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sterna_arch::DType;
+use sterna_arch::{DType, Wrapper};
 use sterna_hf::export::MAX_SHARD_BYTES;
 use sterna_hf::{ExportWriter, TensorSpec};
 
@@ -23,6 +23,11 @@ use crate::manifest::{Checkpoint, StateDtype, StateName};
 /// [`Error::Hf`] if the folder cannot be written; what reading a damaged checkpoint gives.
 pub fn export(checkpoint: &Checkpoint, dir: &Path, dtype: DType) -> Result<()> {
     let manifest = &checkpoint.manifest;
+    if let Some(wrapper) = Wrapper::of(&manifest.model) {
+        let required = "a model of text alone: a `checkpoint` entry of `type: huggingface` exports the other towers too";
+        let path = checkpoint.dir.join(crate::manifest::MANIFEST);
+        return Err(sterna_hf::Error::from(wrapper.refuse(&path, required)).into());
+    }
     let places = &manifest.parameters;
     let tensors: Vec<(TensorSpec, DType)> = places
         .iter()

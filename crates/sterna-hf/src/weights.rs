@@ -6,13 +6,13 @@
 
 mod file;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
 use self::file::MappedFile;
 use crate::error::{Error, Result};
 use sterna_arch::DType;
-use sterna_arch::{Architecture, ParamSpec};
+use sterna_arch::{Architecture, ModelConfig, ParamSpec};
 
 /// The one file of a small model.
 pub(crate) const SINGLE_FILE: &str = "model.safetensors";
@@ -149,6 +149,11 @@ impl WeightFiles {
         files.into_iter().map(|(_, names)| names).collect()
     }
 
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.file_idx_of.contains_key(name)
+    }
+
     /// The tensor of a name.
     ///
     /// # Errors
@@ -168,13 +173,14 @@ impl WeightFiles {
     /// Checks that every parameter is there with its shape, in a type that we read.
     ///
     /// Tensors that the model does not have are left alone, with a warning in the log unless they
-    /// are known to be redundant (the head of a tied model, rotary frequencies).
+    /// are known to be redundant (the head of a tied model, rotary frequencies), or other towers of a multimodal model.
     ///
     /// # Errors
     ///
     /// [`Error::TensorMissing`] naming the first and counting all, [`Error::TensorShape`],
     /// [`Error::TensorDType`].
-    pub fn check(&self, arch: &Architecture) -> Result<()> {
+    pub fn check(&self, config: &ModelConfig) -> Result<()> {
+        let arch = &config.arch;
         let missing: Vec<_> =
             arch.params().filter(|spec| !self.file_idx_of.contains_key(&spec.name)).collect();
         if let Some(first) = missing.first() {
@@ -195,16 +201,22 @@ impl WeightFiles {
                 });
             }
         }
-        self.warn_of_unused(arch);
+        if config.wrapper.is_none() {
+            self.warn_of_unused(arch);
+        }
         Ok(())
     }
 
+    /// The names of the tensors that are not the model's parameters, sorted.
+    pub fn names_beside<'a>(&'a self, arch: &Architecture) -> Vec<&'a str> {
+        let own: HashSet<&str> = arch.params().map(|spec| spec.name.as_str()).collect();
+        self.names().filter(|name| !own.contains(name)).collect()
+    }
+
     fn warn_of_unused(&self, arch: &Architecture) {
-        let used: std::collections::HashSet<&str> =
-            arch.params().map(|spec| spec.name.as_str()).collect();
         let is_redundant = |name: &str| name == "lm_head.weight" || name.ends_with(".inv_freq");
         let unused: Vec<_> =
-            self.names().filter(|name| !used.contains(name) && !is_redundant(name)).collect();
+            self.names_beside(arch).into_iter().filter(|name| !is_redundant(name)).collect();
         if let Some(first) = unused.first() {
             tracing::warn!(
                 dir = %self.dir.display(),

@@ -46,7 +46,7 @@ fn names_in(dir: &Path) -> Vec<String> {
 
 fn assert_readable(dir: &Path, tensors: &[(TensorSpec, DType)]) {
     let weights = WeightFiles::open(dir).unwrap();
-    weights.check(&tiny_config().arch).unwrap();
+    weights.check(&tiny_config()).unwrap();
     for (seed, (spec, dtype)) in tensors.iter().enumerate() {
         let view = weights.tensor(&spec.name).unwrap();
         assert_eq!(view.dtype, *dtype);

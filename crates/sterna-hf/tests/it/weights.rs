@@ -39,20 +39,20 @@ fn tensors_of(arch: &Architecture, dtype: Dtype) -> Vec<(String, Vec<usize>, Dty
 /// A folder with a model in one file, changed before it is written.
 fn folder(
     edit: impl FnOnce(&mut Vec<(String, Vec<usize>, Dtype)>),
-) -> (tempfile::TempDir, Architecture) {
+) -> (tempfile::TempDir, ModelConfig) {
     let dir = tempfile::tempdir().unwrap();
-    let arch = tiny_config().arch;
-    let mut tensors = tensors_of(&arch, Dtype::BF16);
+    let config = tiny_config();
+    let mut tensors = tensors_of(&config.arch, Dtype::BF16);
     edit(&mut tensors);
     write_file(&dir.path().join("model.safetensors"), &tensors);
-    (dir, arch)
+    (dir, config)
 }
 
 /// A folder with a model in two files and an index.
-fn sharded_folder() -> (tempfile::TempDir, Architecture) {
+fn sharded_folder() -> (tempfile::TempDir, ModelConfig) {
     let dir = tempfile::tempdir().unwrap();
-    let arch = tiny_config().arch;
-    let tensors = tensors_of(&arch, Dtype::F32);
+    let config = tiny_config();
+    let tensors = tensors_of(&config.arch, Dtype::F32);
     let (first, second) = tensors.split_at(5);
     let mut weight_map = serde_json::Map::new();
     for (file, tensors) in [("model-1.safetensors", first), ("sub/model-2.safetensors", second)] {
@@ -61,7 +61,7 @@ fn sharded_folder() -> (tempfile::TempDir, Architecture) {
         weight_map.extend(tensors.iter().map(|(name, ..)| (name.clone(), file.into())));
     }
     write_index(dir.path(), &weight_map.into());
-    (dir, arch)
+    (dir, config)
 }
 
 fn write_index(dir: &Path, weight_map: &serde_json::Value) {
@@ -72,11 +72,11 @@ fn write_index(dir: &Path, weight_map: &serde_json::Value) {
 #[test]
 fn one_file_and_many_give_the_bytes_that_were_written() {
     for (dtype, safetensors_dtype) in [(DType::BF16, Dtype::BF16), (DType::F32, Dtype::F32)] {
-        let (dir, arch) = if dtype == DType::BF16 { folder(|_| {}) } else { sharded_folder() };
+        let (dir, config) = if dtype == DType::BF16 { folder(|_| {}) } else { sharded_folder() };
         let weights = WeightFiles::open(dir.path()).unwrap();
-        weights.check(&arch).unwrap();
-        assert_eq!(weights.names().count(), arch.params().count());
-        for spec in arch.params() {
+        weights.check(&config).unwrap();
+        assert_eq!(weights.names().count(), config.arch.params().count());
+        for spec in config.arch.params() {
             let view = weights.tensor(&spec.name).unwrap();
             assert_eq!((view.dtype, &view.shape), (dtype, &spec.shape));
             let num_bytes = spec.numel() * safetensors_dtype.bitsize() / 8;
@@ -87,9 +87,9 @@ fn one_file_and_many_give_the_bytes_that_were_written() {
 
 #[test]
 fn half_precision_is_read_too() {
-    let (dir, arch) = folder(|tensors| tensors.iter_mut().for_each(|t| t.2 = Dtype::F16));
+    let (dir, config) = folder(|tensors| tensors.iter_mut().for_each(|t| t.2 = Dtype::F16));
     let weights = WeightFiles::open(dir.path()).unwrap();
-    weights.check(&arch).unwrap();
+    weights.check(&config).unwrap();
     assert_eq!(weights.tensor("model.norm.weight").unwrap().dtype, DType::F16);
 }
 
@@ -98,7 +98,7 @@ fn the_real_model_has_what_its_config_says() {
     let dir = real_inputs().join("SmolLM2-135M-Instruct");
     let config = ModelConfig::from_dir(&dir).unwrap();
     assert_eq!(config.arch.num_parameters(), 134_515_008);
-    WeightFiles::open(&dir).unwrap().check(&config.arch).unwrap();
+    WeightFiles::open(&dir).unwrap().check(&config).unwrap();
 }
 
 #[test]
@@ -107,34 +107,34 @@ fn a_tied_model_may_have_a_head_of_its_own_in_the_file() {
     let tied = serde_json::json!({"tie_word_embeddings": true});
     let tied = tiny_config().with_overrides(tied.as_object().unwrap()).unwrap();
     assert!(tied.arch.is_tied());
-    WeightFiles::open(dir.path()).unwrap().check(&tied.arch).unwrap();
+    WeightFiles::open(dir.path()).unwrap().check(&tied).unwrap();
 }
 
 #[test]
 fn an_untied_model_without_a_head_is_refused() {
-    let (dir, arch) = folder(|tensors| tensors.retain(|t| t.0 != "lm_head.weight"));
-    let error = WeightFiles::open(dir.path()).unwrap().check(&arch).unwrap_err();
+    let (dir, config) = folder(|tensors| tensors.retain(|t| t.0 != "lm_head.weight"));
+    let error = WeightFiles::open(dir.path()).unwrap().check(&config).unwrap_err();
     assert!(error.to_string().contains("tensor `lm_head.weight` is missing"), "{error}");
     assert!(error.hint().unwrap().contains("tie_word_embeddings"), "{:?}", error.hint());
 }
 
 #[test]
 fn missing_tensors_are_named_and_counted() {
-    let (dir, arch) = folder(|tensors| tensors.retain(|t| !t.0.contains("layers.1.mlp")));
-    let error = WeightFiles::open(dir.path()).unwrap().check(&arch).unwrap_err();
+    let (dir, config) = folder(|tensors| tensors.retain(|t| !t.0.contains("layers.1.mlp")));
+    let error = WeightFiles::open(dir.path()).unwrap().check(&config).unwrap_err();
     let words = "tensor `model.layers.1.mlp.gate_proj.weight` is missing, and `2` others";
     assert!(error.to_string().ends_with(words), "{error}");
 }
 
 #[test]
 fn a_wrong_shape_and_a_wrong_type_are_named() {
-    let (dir, arch) = folder(|tensors| tensors[1].1 = vec![3]);
-    let error = WeightFiles::open(dir.path()).unwrap().check(&arch).unwrap_err();
+    let (dir, config) = folder(|tensors| tensors[1].1 = vec![3]);
+    let error = WeightFiles::open(dir.path()).unwrap().check(&config).unwrap_err();
     let words = "`model.layers.0.input_layernorm.weight` has shape `[3]`, required: `[16]`";
     assert!(error.to_string().contains(words), "{error}");
 
-    let (dir, arch) = folder(|tensors| tensors[1].2 = Dtype::I8);
-    let error = WeightFiles::open(dir.path()).unwrap().check(&arch).unwrap_err();
+    let (dir, config) = folder(|tensors| tensors[1].2 = Dtype::I8);
+    let error = WeightFiles::open(dir.path()).unwrap().check(&config).unwrap_err();
     assert!(error.to_string().contains("is `I8`, required: `F32`, `F16` or `BF16`"), "{error}");
 }
 
@@ -250,7 +250,7 @@ proptest! {
     /// Whatever a damaged file says, reading it ends in a value or an error.
     #[test]
     fn a_damaged_file_never_panics(flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), cut in any::<prop::sample::Index>()) {
-        let (dir, arch) = folder(|_| {});
+        let (dir, config) = folder(|_| {});
         let path = dir.path().join("model.safetensors");
         let mut bytes = fs::read(&path).unwrap();
         // Damage to the header is what matters; data may be anything.
@@ -264,7 +264,7 @@ proptest! {
         }
         fs::write(&path, &bytes).unwrap();
         if let Ok(weights) = WeightFiles::open(dir.path()) {
-            let _ = weights.check(&arch);
+            let _ = weights.check(&config);
             for name in weights.names() {
                 if let Ok(view) = weights.tensor(name) {
                     prop_assert_eq!(view.bytes.len(), view.shape.iter().product::<usize>() * view.dtype.size());

@@ -11,3 +11,4 @@ mod memory;
 mod params;
 mod tiny;
 mod ulysses;
+mod wrappers;

@@ -145,22 +145,7 @@ impl Tiny {
         let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
         let record = std::fs::read(path.with_extension("json")).unwrap();
         let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
-        let bytes = std::fs::read(path.with_extension("safetensors")).unwrap();
-        let mut tensors: BTreeMap<String, Tensor> = SafeTensors::deserialize(&bytes)
-            .unwrap()
-            .tensors()
-            .into_iter()
-            .map(|(name, view)| {
-                let kind = match view.dtype() {
-                    Dtype::F32 => Kind::Float,
-                    Dtype::BF16 => Kind::BFloat16,
-                    Dtype::I64 => Kind::Int64,
-                    other => panic!("`{name}` is {other:?}"),
-                };
-                let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
-                (name, Tensor::from_data_size(view.data(), &shape, kind))
-            })
-            .collect();
+        let mut tensors = read_tensors(&path.with_extension("safetensors"));
         let mut ids = |name: &str| Vec::<i64>::try_from(tensors.remove(name).unwrap()).unwrap();
         Tiny {
             config: ModelConfig::from_json(&record["config"].to_string(), &path).unwrap(),
@@ -310,6 +295,26 @@ impl Tiny {
             grads,
         }
     }
+}
+
+/// All tensors of a file.
+pub(crate) fn read_tensors(path: &Path) -> BTreeMap<String, Tensor> {
+    let bytes = std::fs::read(path).unwrap();
+    SafeTensors::deserialize(&bytes)
+        .unwrap()
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| {
+            let kind = match view.dtype() {
+                Dtype::F32 => Kind::Float,
+                Dtype::BF16 => Kind::BFloat16,
+                Dtype::I64 => Kind::Int64,
+                other => panic!("`{name}` is {other:?}"),
+            };
+            let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
+            (name, Tensor::from_data_size(view.data(), &shape, kind))
+        })
+        .collect()
 }
 
 fn mean_loss(comm: &Comm, loss_sum: LossSum, num_valid_tokens: usize) -> f64 {

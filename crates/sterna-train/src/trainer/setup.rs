@@ -113,14 +113,14 @@ impl Assets {
             if has_config_only { config_dir } else { hub::resolve_model(&model.name_or_path)? };
         let tokenizer_dir = hub::resolve_model_config(&recipe.tokenizer.name_or_path)?;
         let tokenizer = Tokenizer::from_dir(&tokenizer_dir)?;
-        let weights = if has_config_only {
-            None
-        } else {
-            let weights = WeightFiles::open(&model_dir)?;
-            weights.check(&config.arch)?;
-            Some(weights)
-        };
-        Ok((Self { config, tokenizer, tokenizer_dir, model_dir }, weights))
+        if has_config_only {
+            config.expect_text_alone("a model of text alone where weights are drawn")?;
+            return Ok((Self { config, tokenizer, tokenizer_dir, model_dir }, None));
+        }
+        let weights = WeightFiles::open(&model_dir)?;
+        let config = config.named_as_in(|name| weights.contains(name));
+        weights.check(&config)?;
+        Ok((Self { config, tokenizer, tokenizer_dir, model_dir }, Some(weights)))
     }
 }
 

@@ -15,3 +15,4 @@ mod schedule;
 mod tiles;
 mod timeline;
 mod tiny;
+mod wrappers;

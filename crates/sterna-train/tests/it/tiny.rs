@@ -21,7 +21,7 @@ pub(crate) fn recipe(folder: &Path) -> Value {
         // Segments of two blocks, and one of one.
         config["num_hidden_layers"] = json!(5);
         tiny_model(&model, &config, 7);
-        write_tokenizer(&model);
+        write_tokenizer(&model, (' '..='~').chain(['\n']));
         write_chats(&folder.join("chats.jsonl"));
     }
     json!({
@@ -57,11 +57,10 @@ pub(crate) fn load(folder: &Path, name: &str, recipe: &Value) -> sterna_recipe::
     sterna_recipe::load(&path, &[]).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// One token a character.
-fn write_tokenizer(folder: &Path) {
+/// One token for each of these characters.
+pub(crate) fn write_tokenizer(folder: &Path, characters: impl Iterator<Item = char>) {
     let specials = ["<|im_start|>", "<|im_end|>", "<unk>"];
-    let characters =
-        (b' '..=b'~').map(|byte| char::from(byte).to_string()).chain(["\n".to_owned()]);
+    let characters = characters.map(String::from);
     let vocabulary: Map<String, Value> = specials
         .iter()
         .map(|&text| text.to_owned())
