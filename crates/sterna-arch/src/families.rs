@@ -38,6 +38,7 @@ use std::fmt;
 
 use crate::layer::{NormKind, QkNormWidth};
 use crate::rope::RopeLayout;
+use crate::wrappers::Wrapper;
 
 /// A class of decoders with a language-model head.
 #[derive(Debug, PartialEq)]
@@ -48,6 +49,8 @@ pub struct Family {
     /// The transformers class, which loaders look up.
     pub(crate) causal_lm_class: &'static str,
     pub(crate) defaults: Defaults,
+    /// Multimodal classes whose text decoder it usually is.
+    pub(crate) wrappers: &'static [Wrapper],
     /// Keys of dropouts, each with its default. Training here has none: a config must set them to 0.
     pub(crate) dropouts: &'static [(&'static str, f64)],
     /// Keys that would switch on what is not there.
@@ -416,6 +419,7 @@ impl Family {
         model_type: "",
         causal_lm_class: "",
         defaults: Defaults::USUAL,
+        wrappers: &[],
         dropouts: &[("attention_dropout", 0.0)],
         refused: &[],
         norms: Norms::PRE,

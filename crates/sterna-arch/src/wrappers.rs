@@ -10,21 +10,21 @@ use serde_json::{Map, Value};
 
 use crate::config::reader::Reader;
 use crate::error::{Error, Result};
+use crate::families::{self, Family};
 
 /// A class of transformers around a text decoder.
 #[derive(Debug, PartialEq)]
 pub struct Wrapper {
     /// The `model_type` of its configs.
-    model_type: &'static str,
-    /// The family of the decoder where its section does not say it, and the `model_type`s that mean it.
-    family: &'static str,
-    aliases: &'static [&'static str],
+    pub(crate) model_type: &'static str,
+    /// The `model_type`s of sections that mean the family whose wrapper it is; so does a section without one.
+    pub(crate) aliases: &'static [&'static str],
     /// What the class fills in where the section does not say it, as JSON, and the family has another default.
-    defaults: &'static str,
+    pub(crate) defaults: &'static str,
     /// Whether a config may have the keys of the decoder at its top, without a section.
-    is_flat_too: bool,
+    pub(crate) is_flat_too: bool,
     /// Names of tensors in the checkpoints that transformers writes by default.
-    names: Names,
+    pub(crate) names: Names,
 }
 
 /// How the tensors of a decoder are called in a checkpoint.
@@ -38,18 +38,19 @@ pub(crate) struct Names {
 impl Names {
     /// Those of a class of text alone.
     pub(crate) const TEXT: Self = Self { decoder: "model.", lm_head: "lm_head.weight" };
-    const INSIDE: Self =
+    pub(crate) const INSIDE: Self =
         Self { decoder: "language_model.model.", lm_head: "language_model.lm_head.weight" };
-    const BESIDE: Self = Self { decoder: "model.language_model.", lm_head: "lm_head.weight" };
+    pub(crate) const BESIDE: Self =
+        Self { decoder: "model.language_model.", lm_head: "lm_head.weight" };
 
     /// All that checkpoints have.
     pub(crate) const ALL: [Self; 3] = [Self::INSIDE, Self::BESIDE, Self::TEXT];
 }
 
 impl Wrapper {
-    const USUAL: Self = Self {
+    /// A section, and names inside of `language_model`.
+    pub(crate) const USUAL: Self = Self {
         model_type: "",
-        family: "",
         aliases: &[],
         defaults: "{}",
         is_flat_too: false,
@@ -57,33 +58,18 @@ impl Wrapper {
     };
 }
 
-static ALL: [Wrapper; 6] = [
-    Wrapper { model_type: "gemma3", family: "gemma3_text", ..Wrapper::USUAL },
-    Wrapper { model_type: "gemma4", family: "gemma4_text", names: Names::BESIDE, ..Wrapper::USUAL },
-    Wrapper { model_type: "llava", family: "llama", ..Wrapper::USUAL },
-    Wrapper { model_type: "mistral3", family: "mistral", ..Wrapper::USUAL },
-    Wrapper {
-        model_type: "muse_glimmer",
-        family: "muse_glimmer_text",
-        names: Names::BESIDE,
-        ..Wrapper::USUAL
-    },
-    Wrapper {
-        model_type: "qwen2_5_vl",
-        family: "qwen2",
-        aliases: &["qwen2_5_vl", "qwen2_5_vl_text"],
-        defaults: r#"{"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1000000.0, "max_window_layers": 80,
-            "bos_token_id": 151643, "eos_token_id": 151645}"#,
-        is_flat_too: true,
-        names: Names::TEXT,
-    },
-];
-
 impl Wrapper {
     /// The class that this is a config of, if it is of one of them.
     pub fn of(config: &Map<String, Value>) -> Option<&'static Self> {
         let model_type = config.get("model_type")?.as_str()?;
-        ALL.iter().find(|wrapper| wrapper.model_type == model_type)
+        let mut all = families::ALL.into_iter().flat_map(|family| family.wrappers);
+        all.find(|wrapper| wrapper.model_type == model_type)
+    }
+
+    /// The `model_type` of the family whose wrapper it is.
+    fn family(&self) -> &'static str {
+        let is_own = |family: &&&Family| family.wrappers.contains(self);
+        families::ALL.iter().find(is_own).map_or("", |family| family.model_type())
     }
 
     /// An error that says what is `required` instead of a config of this class.
@@ -98,7 +84,9 @@ impl Wrapper {
 
     /// Its names as a phrase for messages.
     pub(crate) fn all_names() -> String {
-        ALL.each_ref().map(|wrapper| format!("`{}`", wrapper.model_type)).join(", ")
+        let all = families::ALL.into_iter().flat_map(|family| family.wrappers);
+        let names: Vec<String> = all.map(|wrapper| format!("`{}`", wrapper.model_type)).collect();
+        names.join(", ")
     }
 
     pub(crate) fn names(&self) -> Names {
@@ -136,12 +124,13 @@ impl Wrapper {
             }
         };
         let mut decoder = section.into_owned();
-        let model_type = decoder.get("model_type").and_then(Value::as_str).unwrap_or(self.family);
-        let model_type =
-            if self.aliases.contains(&model_type) { self.family } else { model_type }.to_owned();
+        let family = self.family();
+        let model_type = decoder.get("model_type").and_then(Value::as_str).unwrap_or(family);
+        let model_type = if self.aliases.contains(&model_type) { family } else { model_type };
+        let model_type = model_type.to_owned();
         let defaults: Map<String, Value> =
             serde_json::from_str(self.defaults).expect("a fact is valid JSON");
-        let of_family = defaults.into_iter().filter(|_| model_type == self.family);
+        let of_family = defaults.into_iter().filter(|_| model_type == family);
         for (key, value) in of_family {
             let is_said = decoder.contains_key(&key)
                 || key == "rope_theta" && decoder.contains_key("rope_parameters");

@@ -6,6 +6,7 @@ use super::{
     SlidingRope, Windows,
 };
 use crate::layer::NormKind;
+use crate::wrappers::Wrapper;
 
 pub(super) const GEMMA3_TEXT: Family = Family {
     model_type: "gemma3_text",
@@ -37,5 +38,6 @@ pub(super) const GEMMA3_TEXT: Family = Family {
     activation: ("hidden_activation", "gelu_pytorch_tanh"),
     embedding: EmbeddingScale::RootOfHidden,
     final_softcap: Some(("final_logit_softcapping", None)),
+    wrappers: &[Wrapper { model_type: "gemma3", ..Wrapper::USUAL }],
     ..Family::USUAL
 };

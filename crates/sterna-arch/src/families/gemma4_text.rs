@@ -6,6 +6,7 @@ use super::{
     SlidingRope, Windows,
 };
 use crate::layer::NormKind;
+use crate::wrappers::{Names, Wrapper};
 
 pub(super) const GEMMA4_TEXT: Family = Family {
     model_type: "gemma4_text",
@@ -63,5 +64,6 @@ pub(super) const GEMMA4_TEXT: Family = Family {
     embedding: EmbeddingScale::RootOfHidden,
     has_layer_scalar: true,
     final_softcap: Some(("final_logit_softcapping", None)),
+    wrappers: &[Wrapper { model_type: "gemma4", names: Names::BESIDE, ..Wrapper::USUAL }],
     ..Family::USUAL
 };

@@ -1,6 +1,7 @@
 //! Llama 1 to 3.3, SmolLM2 and everything else saved as `llama` (transformers `models/llama`).
 
 use super::{Defaults, Family, Setting};
+use crate::wrappers::Wrapper;
 
 pub(super) const LLAMA: Family = Family {
     model_type: "llama",
@@ -14,5 +15,6 @@ pub(super) const LLAMA: Family = Family {
     qkv_bias: Setting::Key("attention_bias", false),
     o_bias: Setting::Key("attention_bias", false),
     mlp_bias: Setting::Key("mlp_bias", false),
+    wrappers: &[Wrapper { model_type: "llava", ..Wrapper::USUAL }],
     ..Family::USUAL
 };

@@ -1,6 +1,7 @@
 //! Mistral 7B and its kin (transformers `models/mistral`).
 
 use super::{Defaults, Family, Windows};
+use crate::wrappers::Wrapper;
 
 pub(super) const MISTRAL: Family = Family {
     model_type: "mistral",
@@ -13,5 +14,6 @@ pub(super) const MISTRAL: Family = Family {
         ..Defaults::USUAL
     },
     windows: Windows::All(Some(4096)),
+    wrappers: &[Wrapper { model_type: "mistral3", ..Wrapper::USUAL }],
     ..Family::USUAL
 };

@@ -6,6 +6,7 @@ use super::{
     Rotated, Scale, Setting, Windows,
 };
 use crate::layer::NormKind;
+use crate::wrappers::{Names, Wrapper};
 
 pub(super) const MUSE_GLIMMER_TEXT: Family = Family {
     model_type: "muse_glimmer_text",
@@ -38,5 +39,6 @@ pub(super) const MUSE_GLIMMER_TEXT: Family = Family {
     embedding: EmbeddingScale::Normalised,
     logits: LogitsScale::Times("output_multiplier", 0.196_116_135_138_184_04),
     final_softcap: Some(("final_logit_softcapping", Some(20.0))),
+    wrappers: &[Wrapper { model_type: "muse_glimmer", names: Names::BESIDE, ..Wrapper::USUAL }],
     ..Family::USUAL
 };
