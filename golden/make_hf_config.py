@@ -179,7 +179,7 @@ MORE_CASES = [
     ("nemotron", {"model_type": "nemotron"}),
     ("nemotron, biases, tied", {"model_type": "nemotron", "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     ("nemotron, head_dim, another part of it", {"model_type": "nemotron", "head_dim": 24, "partial_rotary_factor": 0.25}),
-    ("nemotron, whole heads, scaling that it ignores", {"model_type": "nemotron", "partial_rotary_factor": 1.0, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+    ("nemotron, whole heads", {"model_type": "nemotron", "partial_rotary_factor": 1.0}),
     ("stablelm", {"model_type": "stablelm"}),
     ("stablelm, biases, tied", {"model_type": "stablelm", "use_qkv_bias": True, "tie_word_embeddings": True}),
     ("stablelm, norms of queries and keys", {"model_type": "stablelm", "qk_layernorm": True, "partial_rotary_factor": 0.5}),

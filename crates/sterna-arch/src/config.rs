@@ -86,9 +86,10 @@ impl ModelConfig {
     pub fn with_overrides(&self, overrides: &Map<String, Value>) -> Result<ModelConfig> {
         let mut raw = self.raw.clone();
         let section = match self.wrapper {
-            Some(wrapper) => wrapper.section(&mut raw),
+            Some(_) => Wrapper::section(&mut raw),
             None => &mut raw,
         };
+        rope_section::check_overrides(&Reader::new(&self.path, section), overrides)?;
         rope_section::make_room(section, overrides);
         for (key, value) in overrides {
             section.insert(key.clone(), value.clone());
@@ -205,6 +206,13 @@ fn refuse_what_we_lack(reader: &Reader<'_>, family: &Family) -> Result<()> {
             value,
             "absent: training needs weights in float",
         ));
+    }
+    let is_idle = |value: &&Value| value.as_object().is_none_or(|layers| !layers.is_empty());
+    if let Some(value) = reader.get("per_layer_config").filter(is_idle)
+        && !family.has_global_heads
+    {
+        let required = "absent: training here has no layers of different sizes in this family";
+        return Err(reader.wrong("per_layer_config", value, required));
     }
     for &(key, default) in family.dropouts {
         let dropout = reader.or(key, default, Reader::non_negative)?;

@@ -13,23 +13,21 @@ impl Layer {
     pub fn saved_before_attention(&self) -> usize {
         let attention = &self.attention;
         let normed = if self.pre_attention_norm.is_some() { self.hidden_size() } else { 0 };
-        let projected = match (attention.clip_qkv, &attention.qk_norm) {
-            (Some(_), _) => attention.q_width() + 2 * attention.kv_width(),
-            (None, Some(_)) => attention.q_width() + attention.kv_width(),
-            (None, None) => 0,
-        };
-        normed + projected
+        let clips = attention.clip_qkv.is_some();
+        let of = |is_read: bool, width: usize| if is_read { width } else { 0 };
+        let reads_qk = clips || attention.qk_norm.is_some();
+        let reads_v = attention.v.is_some() && (clips || attention.v_norm.is_some());
+        normed
+            + of(reads_qk, attention.q_width() + attention.kv_width())
+            + of(reads_v, attention.kv_width())
     }
 
-    /// Values of a token that the backward of output projection and MLP reads: the residual stream between the branches and the
-    /// input of the MLP; of the MLP's width, one or two projections and the activation; what norms on outputs read.
+    /// Values of a token that are kept of output projection and MLP: the residual stream between the branches and the input of the MLP; of the MLP's width, one or two projections and the activation; what norms on outputs read.
     pub fn saved_after_attention(&self) -> usize {
         let d = self.hidden_size();
-        let between = if self.is_parallel { 0 } else { d };
         let normed = if self.pre_ffn_norm.is_some() || self.is_parallel { d } else { 0 };
         let outputs = d * self.num_output_norms();
-        between
-            + normed
+        d + normed
             + outputs
             + self.ffn.intermediate_size * (2 + usize::from(self.ffn.gate.is_some()))
     }

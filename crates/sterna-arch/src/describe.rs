@@ -1,6 +1,6 @@
 //! From the facts of a family and the keys of a config to an [`Architecture`].
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::config::reader::Reader;
 use crate::config::{layers, rope_section};
@@ -25,11 +25,19 @@ pub(crate) fn architecture(
     let facts = Facts::read(reader, family, names)?;
     let num_layers = reader.required("num_hidden_layers", Reader::num_layers)?;
     let of_layers = layers::read(reader, family, num_layers)?;
-    let global = of_layers.iter().position(|of_layer| of_layer.sliding_window.is_none());
-    let full_dim = match global {
-        Some(layer_idx) => facts.heads(reader, layer_idx, &of_layers[layer_idx])?.dim,
-        None => facts.head_dim,
-    };
+    let heads = of_layers
+        .iter()
+        .enumerate()
+        .map(|(layer_idx, of_layer)| facts.heads(reader, layer_idx, of_layer))
+        .collect::<Result<Vec<_>>>()?;
+    let mut full_dims = heads.iter().zip(&of_layers);
+    let full_dims = full_dims.by_ref().filter(|(_, of_layer)| of_layer.sliding_window.is_none());
+    let mut full_dims = full_dims.map(|(heads, _)| heads.dim);
+    let full_dim = full_dims.next().unwrap_or(facts.head_dim);
+    if let Some(other) = full_dims.find(|dim| *dim != full_dim) {
+        let required = format!("heads of `{full_dim}` as in the first layer without a window");
+        return Err(reader.refuse("per_layer_config", format!("heads of `{other}`"), required));
+    }
     let dims = rope_section::HeadDims { full: full_dim, sliding: facts.head_dim };
     let ropes = rope_section::Ropes::read(reader, family, dims, max_position_embeddings)?;
     let vocab_size = reader.required("vocab_size", Reader::size)?;
@@ -37,6 +45,13 @@ pub(crate) fn architecture(
         reader.nullable("pad_token_id", family.defaults.pad_token_id, |r, key, value| {
             r.embedding_row(key, value, vocab_size)
         })?;
+    if let (None, Some(id)) = (reader.entry("pad_token_id"), pad_token_id)
+        && id as usize >= vocab_size
+    {
+        let found = format!("missing, which is `{id}` in this family");
+        let required = format!("`null`, or a token id below vocab_size `{vocab_size}`");
+        return Err(reader.refuse("pad_token_id", found, required));
+    }
     let normal = facts.normal();
     let rows = [vocab_size, facts.hidden_size];
     let zero_row = pad_token_id.map(|id| id as usize);
@@ -51,8 +66,7 @@ pub(crate) fn architecture(
         family.norm_params,
         &[facts.hidden_size],
     );
-    let is_tied =
-        reader.or("tie_word_embeddings", family.defaults.tie_word_embeddings, Reader::bool)?;
+    let is_tied = reader.flag("tie_word_embeddings", family.defaults.tie_word_embeddings)?;
     let mut params = of_head.specs;
     let lm_head = (!is_tied).then(|| {
         params.push(ParamSpec::new(names.lm_head, rows, normal));
@@ -80,8 +94,8 @@ pub(crate) fn architecture(
         layers: of_layers
             .iter()
             .enumerate()
-            .map(|(layer_idx, of_layer)| facts.layer(reader, layer_idx, of_layer, &ropes))
-            .collect::<Result<_>>()?,
+            .map(|(layer_idx, of_layer)| facts.layer(layer_idx, heads[layer_idx], of_layer, &ropes))
+            .collect(),
         head: Head {
             params,
             norm,
@@ -92,6 +106,9 @@ pub(crate) fn architecture(
         ropes: ropes.into_list(),
     })
 }
+
+/// The widest head accepted: far above any model's.
+const MAX_HEAD_DIM: usize = 1 << 16;
 
 /// What all layers of a model have in common.
 #[expect(
@@ -133,12 +150,12 @@ enum ActivationName {
 impl Facts {
     fn read(reader: &Reader<'_>, family: &'static Family, names: Names) -> Result<Self> {
         let hidden_size = reader.required("hidden_size", Reader::size)?;
-        let num_heads = reader.required("num_attention_heads", Reader::size)?;
+        let num_heads = reader.required("num_attention_heads", Reader::num_heads)?;
         let head_dim = head_dim(reader, family, hidden_size, num_heads)?;
         let is_set = |setting: &Setting| match setting {
             Setting::Never => Ok(false),
             Setting::Always => Ok(true),
-            Setting::Key(key, default) => reader.or(key, *default, Reader::bool),
+            Setting::Key(key, default) => reader.flag(key, *default),
         };
         let norm_eps = match family.norm_eps {
             NormEps::Fixed(eps) => eps,
@@ -159,7 +176,7 @@ impl Facts {
                 None => norm_eps,
             },
             norm_init: family.norm_init,
-            is_parallel: is_set(&family.is_parallel)?,
+            is_parallel: is_set(&family.parallel)?,
             qkv_bias: is_set(&family.qkv_bias)?,
             o_bias: is_set(&family.o_bias)?,
             mlp_bias: is_set(&family.mlp_bias)?,
@@ -201,11 +218,11 @@ impl Facts {
     /// The tensors in the order of use, which is their order in flat buffers and checkpoints.
     fn layer(
         &self,
-        reader: &Reader<'_>,
         layer_idx: usize,
+        heads: Heads,
         of_layer: &layers::OfLayer,
         ropes: &rope_section::Ropes,
-    ) -> Result<Layer> {
+    ) -> Layer {
         let mut params =
             Params::new(format!("{}layers.{layer_idx}.", self.names.decoder), self.norm_init);
         let norms = &self.family.norms;
@@ -216,7 +233,6 @@ impl Facts {
         };
         let (eps, post_eps) = (self.norm_eps, self.post_norm_eps);
         let pre_attention_norm = norm(&mut params, norms.pre_attention, eps);
-        let heads = self.heads(reader, layer_idx, of_layer)?;
         let attention = self.attention(&mut params, heads, of_layer, ropes);
         let post_attention_norm = norm(&mut params, norms.post_attention, post_eps);
         let pre_ffn_norm = norm(&mut params, norms.pre_ffn.filter(|_| !self.is_parallel), eps);
@@ -224,7 +240,7 @@ impl Facts {
         let post_ffn_norm = norm(&mut params, norms.post_ffn, post_eps);
         let output_scale =
             self.family.has_layer_scalar.then(|| params.buffer("layer_scalar", &[1], 1.0));
-        Ok(Layer {
+        Layer {
             params: params.specs,
             attention,
             ffn,
@@ -235,7 +251,7 @@ impl Facts {
             is_parallel: self.is_parallel,
             residual_multiplier: self.residual_multiplier,
             output_scale,
-        })
+        }
     }
 
     /// The heads of a layer.
@@ -246,8 +262,17 @@ impl Facts {
         of_layer: &layers::OfLayer,
     ) -> Result<Heads> {
         let usual = Heads { num_kv: self.num_kv_heads, dim: self.head_dim, values_are_keys: false };
-        if !self.family.has_global_heads || of_layer.sliding_window.is_some() {
+        if !self.family.has_global_heads {
             return Ok(usual);
+        }
+        if of_layer.sliding_window.is_some() {
+            return match of_layer_config(reader, layer_idx) {
+                Some((path, value)) => {
+                    let required = "absent: only layers without a window may differ here";
+                    Err(reader.wrong(&path, value, required))
+                }
+                None => Ok(usual),
+            };
         }
         global_heads(reader, layer_idx, usual, self.num_heads)
     }
@@ -263,7 +288,7 @@ impl Facts {
         let (q_width, kv_width) = (self.num_heads * h, heads.num_kv * h);
         let widths = [q_width, kv_width, kv_width];
         let normal = self.normal();
-        let [q, k, v] = if self.family.is_fused == Fused::QkvAndGateUp {
+        let [q, k, v] = if self.family.fused == Fused::QkvAndGateUp {
             params.fused("self_attn.qkv_proj", widths, d, self.qkv_bias, normal).map(Some)
         } else {
             ["q", "k", "v"].map(|name| {
@@ -335,7 +360,7 @@ impl Facts {
         let (d, f, bias, normal) =
             (self.hidden_size, self.intermediate_size, self.mlp_bias, self.normal());
         let (gate, up, down) = match self.family.mlp {
-            Mlp::Gated if self.family.is_fused != Fused::None => {
+            Mlp::Gated if self.family.fused != Fused::None => {
                 let [gate, up] = params.fused("mlp.gate_up_proj", [f, f], d, bias, normal);
                 (Some(gate), up, "mlp.down_proj")
             }
@@ -376,12 +401,10 @@ fn global_heads(
     num_heads: usize,
 ) -> Result<Heads> {
     let values_are_keys = reader.or("attention_k_eq_v", false, Reader::bool)?;
-    let (num_kv, dim) = if let Some(value) = reader.entry("per_layer_config") {
-        let empty = Map::new();
-        let layers = value.as_object().unwrap_or(&empty);
-        let of_layer = layers.iter().find(|(key, _)| key.parse() == Ok(layer_idx));
-        let Some((key, value)) = of_layer else { return Ok(Heads { values_are_keys, ..usual }) };
-        let path = format!("per_layer_config.{key}");
+    let (num_kv, dim) = if reader.entry("per_layer_config").is_some() {
+        let Some((path, value)) = of_layer_config(reader, layer_idx) else {
+            return Ok(Heads { values_are_keys, ..usual });
+        };
         let map = value.as_object().ok_or_else(|| reader.wrong(&path, value, "an object"))?;
         let section = reader.section(&path, map);
         if let Some(other) =
@@ -405,9 +428,21 @@ fn global_heads(
         let required = format!(
             "a divisor of num_attention_heads `{num_heads}`, and an even size of at least `4`"
         );
-        return Err(reader.refuse("global_head_dim", found, required));
+        let key = if reader.entry("per_layer_config").is_some() {
+            "per_layer_config"
+        } else {
+            "global_head_dim"
+        };
+        return Err(reader.refuse(key, found, required));
     }
     Ok(Heads { num_kv, dim, values_are_keys })
+}
+
+/// What `per_layer_config` has of a layer, and the path of that.
+fn of_layer_config<'v>(reader: &Reader<'v>, layer_idx: usize) -> Option<(String, &'v Value)> {
+    let layers = reader.get("per_layer_config")?.as_object()?;
+    let (key, value) = layers.iter().find(|(key, _)| key.parse() == Ok(layer_idx))?;
+    Some((format!("per_layer_config.{key}"), value))
 }
 
 /// The tensors of a layer or of the head, as they are named one after the other.
@@ -500,7 +535,7 @@ fn num_kv_heads(reader: &Reader<'_>, family: &Family, num_heads: usize) -> Resul
     let default = family.defaults.num_key_value_heads.unwrap_or(num_heads);
     let found = match reader.entry("num_key_value_heads") {
         Some(Value::Null) => num_heads,
-        _ => reader.or("num_key_value_heads", default, Reader::size)?,
+        _ => reader.or("num_key_value_heads", default, Reader::num_heads)?,
     };
     if !num_heads.is_multiple_of(found) {
         let required = format!("a divisor of num_attention_heads `{num_heads}`");
@@ -528,8 +563,8 @@ fn head_dim(
         }
     };
     // Rotary embeddings turn pairs; dynamic scaling divides by `head_dim - 2`.
-    if !head_dim.is_multiple_of(2) || head_dim < 4 {
-        let required = "an even number of at least `4`";
+    if !head_dim.is_multiple_of(2) || !(4..=MAX_HEAD_DIM).contains(&head_dim) {
+        let required = format!("an even number from `4` to `{MAX_HEAD_DIM}`");
         return Err(reader.wrong("head_dim", &Value::from(head_dim), required));
     }
     Ok(head_dim)

@@ -68,7 +68,7 @@ pub struct Family {
     /// Of the last norm, where that is of another kind.
     pub(crate) final_norm: Option<NormKind>,
     /// Whether both branches of a layer read its input.
-    pub(crate) is_parallel: Setting,
+    pub(crate) parallel: Setting,
 
     /// Of `q_proj`, `k_proj` and `v_proj`.
     pub(crate) qkv_bias: Setting,
@@ -76,8 +76,8 @@ pub struct Family {
     pub(crate) o_bias: Setting,
     /// Whether a key `clip_qkv` may clamp what these three give.
     pub(crate) clips_qkv: bool,
-    /// Whether checkpoints have `qkv_proj` and `gate_up_proj` in place of their parts.
-    pub(crate) is_fused: Fused,
+    /// Which projections checkpoints store in one tensor.
+    pub(crate) fused: Fused,
     pub(crate) qk_norm: Option<QkNorms>,
     /// Whether each head of the values passes through a norm without a weight.
     pub(crate) has_v_norm: bool,
@@ -253,6 +253,8 @@ pub(crate) enum Windows {
     /// Those of `layer_types`, or all but every `every`-th, which a `sliding_window_pattern` may change.
     AllBut {
         every: usize,
+        /// Whether the class reads that key.
+        has_pattern_key: bool,
         /// Of so many tokens where `sliding_window` is missing.
         default: usize,
         /// Whether `null` is no window for any layer.
@@ -293,7 +295,7 @@ pub(crate) struct RopeFacts {
     pub(crate) partial: Option<f64>,
     /// What layers with a window have.
     pub(crate) sliding: SlidingRope,
-    /// Whether it reads `rope_scaling`.
+    /// Whether all versions of the class read `rope_scaling`.
     pub(crate) is_scalable: bool,
     /// Whether it turns in single precision, and rounds once.
     pub(crate) rounds_once: bool,
@@ -428,11 +430,11 @@ impl Family {
         norm_params: NormParams::Weight,
         post_norm_eps: None,
         final_norm: None,
-        is_parallel: Setting::Never,
+        parallel: Setting::Never,
         qkv_bias: Setting::Never,
         o_bias: Setting::Never,
         clips_qkv: false,
-        is_fused: Fused::None,
+        fused: Fused::None,
         qk_norm: None,
         has_v_norm: false,
         has_gate: false,

@@ -248,7 +248,8 @@ impl Architecture {
 
     /// The number of weights; a tied head counts once, buffers do not.
     pub fn num_parameters(&self) -> usize {
-        self.params().filter(|spec| spec.is_trained).map(ParamSpec::numel).sum()
+        let numels = self.params().filter(|spec| spec.is_trained).map(ParamSpec::numel);
+        numels.fold(0, usize::saturating_add)
     }
 
     /// Gives every weight tensor another name.

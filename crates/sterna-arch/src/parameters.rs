@@ -49,9 +49,9 @@ impl ParamSpec {
         Self { is_decayed: false, is_trained: false, ..Self::new(name, shape, init) }
     }
 
-    /// The number of elements.
+    /// The number of elements; the largest there is if they are more.
     pub fn numel(&self) -> usize {
-        self.shape.iter().product()
+        self.shape.iter().fold(1, |numel, size| numel.saturating_mul(*size))
     }
 }
 

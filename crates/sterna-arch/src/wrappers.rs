@@ -94,10 +94,7 @@ impl Wrapper {
     }
 
     /// The section of the decoder in a config, for keys that change it.
-    pub(crate) fn section<'m>(
-        &self,
-        raw: &'m mut Map<String, Value>,
-    ) -> &'m mut Map<String, Value> {
+    pub(crate) fn section(raw: &mut Map<String, Value>) -> &mut Map<String, Value> {
         if raw.get("text_config").is_some_and(Value::is_object) {
             raw["text_config"].as_object_mut().expect("it is an object")
         } else {

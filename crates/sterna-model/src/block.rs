@@ -12,10 +12,10 @@
 //!                                                      for tile:   d_q, d_k, d_v -> d_x +=, weight grads +=
 //! ```
 //!
-//! No autograd graph is built: a block is six ops, each with its backward in `sterna-ops`, and calling those directly makes the
-//! backward recompute only what a gradient reads. The output projection of the MLP is never recomputed, and the second visit to
-//! `pre` repeats a norm instead of three matrix products. What is kept from the forward is a policy ([`Keep`]). Heads run all at
-//! once or in groups ([`HeadGroup`]): the tensors of attention exist for one group at a time.
+//! No autograd graph is built: each op of a block has its backward in `sterna-ops`, and calling those directly makes the backward
+//! recompute only what a gradient reads. Where no norm reads what they give, the output projection of the MLP is never recomputed, and
+//! the second visit to `pre` repeats a norm instead of three matrix products. What is kept from the forward is a policy ([`Keep`]).
+//! Heads run all at once or in groups ([`HeadGroup`]): the tensors of attention exist for one group at a time.
 
 mod attend;
 mod ffn;

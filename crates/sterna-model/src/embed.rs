@@ -58,6 +58,10 @@ pub fn forward(
 /// # Errors
 ///
 /// [`ModelError::Shape`], [`ModelError::Length`] or [`ModelError::OutOfVocabulary`].
+///
+/// # Panics
+///
+/// If looked-up rows are normalised and there is no `weight`.
 pub fn backward(
     arch: &Architecture,
     weight: Option<&Tensor>,
@@ -86,7 +90,8 @@ pub fn backward(
             .unzip();
         let [rows, ids] = [rows, ids].map(|x| upload(Tensor::from_slice(&x), d_x.device()));
         let mut of_rows = d_x.index_select(0, &rows);
-        if let (Some(norm), Some(weight)) = (&arch.embed.norm, weight) {
+        if let Some(norm) = &arch.embed.norm {
+            let weight = weight.expect("a norm on looked-up rows reads them again");
             let read = multiplied(weight.index_select(0, &ids), multiplier);
             of_rows = norm_of(norm, &[]).backward(&of_rows, &read, None, None);
         }

@@ -2,7 +2,7 @@
 //!
 //! Only tokens that have a label pass through the head. Their final scale is known before the backward starts, so each tile of
 //! logits becomes its own gradient in place and is gone before the next is computed: at no time do more than `tile_len` rows of
-//! logits exist.
+//! logits exist, or twice as many where they are softcapped.
 
 use sterna_arch::Architecture;
 use sterna_ops::tile::tiles;
@@ -38,8 +38,9 @@ pub struct HeadGrads {
 impl HeadParams {
     /// `[v, d]`.
     fn lm_head<'a>(&'a self, arch: &Architecture) -> Result<&'a Tensor, ModelError> {
-        let own = arch.head.params.len();
-        let (found, required) = (self.own.len(), own);
+        let is_tied = arch.head.lm_head.is_none();
+        let found = self.own.len() + usize::from(self.embedding.is_some());
+        let required = arch.head.params.len() + usize::from(is_tied);
         let lm_head = match arch.head.lm_head {
             Some(idx) => self.own.get(idx),
             None => self.embedding.as_ref(),
@@ -129,7 +130,7 @@ pub fn loss(
 ///
 /// # Memory
 ///
-/// One tile of logits `[tile_len, v]` in the dtype of `x`, rounded up to 64 rows, and what
+/// One tile of logits `[tile_len, v]` in the dtype of `x`, rounded up to 64 rows, two where logits are softcapped, and what
 /// [`linear::backward_params`] takes.
 ///
 /// # Numerics
@@ -161,7 +162,7 @@ pub fn loss_and_backward(
         let capped = arch.head.softcap.map(|cap| (cap, logits.copy()));
         let _ = loss_sum.g_add_(&cross_entropy::forward_backward(&logits, &labels, scale));
         let d_logits = match capped {
-            Some((cap, capped)) => softcap::backward_(logits, &capped, cap),
+            Some((cap, capped)) => softcap::backward_(logits, capped, cap),
             None => logits,
         };
         let of_lm_head = match arch.head.lm_head {

@@ -9,8 +9,15 @@ pub fn forward_(mut x: Tensor, cap: f64) -> Tensor {
     x.g_mul_scalar_(cap)
 }
 
-/// The gradient of `x`, in place of that of `y`: `d_y * (1 - (y / cap)^2)`.
-pub fn backward_(mut d_y: Tensor, y: &Tensor, cap: f64) -> Tensor {
-    let slope = 1.0 - (y / cap).square_();
-    d_y.g_mul_(&slope)
+/// The gradient of `x`, in place of that of `y`: `d_y * (1 - (y / cap)^2)`. The slope takes the place of `y`.
+pub fn backward_(mut d_y: Tensor, y: Tensor, cap: f64) -> Tensor {
+    d_y.g_mul_(&slope_(y, cap))
+}
+
+/// `1 - (y / cap)^2`, in place of `y`.
+pub fn slope_(mut y: Tensor, cap: f64) -> Tensor {
+    let _ = y.g_div_scalar_(cap);
+    let _ = y.square_();
+    let _ = y.g_mul_scalar_(-1.0);
+    y.g_add_scalar_(1.0)
 }

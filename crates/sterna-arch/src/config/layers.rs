@@ -20,14 +20,15 @@ pub(crate) fn read(
 ) -> Result<Vec<OfLayer>> {
     let chosen = match family.rotated {
         Rotated::Chosen => Some(chosen_rotation(reader, num_layers)?),
-        Rotated::WithTheta => Some(rotation_by_theta(reader, num_layers)?),
+        Rotated::WithTheta => Some(rotation_by_theta(reader, family, num_layers)?),
         Rotated::All | Rotated::Sliding => None,
     };
     let windows = windows(reader, &family.windows, num_layers, chosen.as_deref())?;
-    let has_windows = windows.iter().any(Option::is_some);
+    let is_off = matches!(family.windows, Windows::AllBut { may_be_null: true, .. })
+        && reader.entry("sliding_window").is_some_and(Value::is_null);
     let is_rotated = |(layer_idx, window): (usize, &Option<usize>)| match &chosen {
         Some(chosen) => chosen[layer_idx],
-        None => family.rotated == Rotated::All || !has_windows || window.is_some(),
+        None => family.rotated == Rotated::All || is_off || window.is_some(),
     };
     let is_rotated: Vec<bool> = windows.iter().enumerate().map(is_rotated).collect();
     let of_layer = |(sliding_window, is_rotated)| OfLayer { sliding_window, is_rotated };
@@ -36,7 +37,7 @@ pub(crate) fn read(
 
 fn chosen_rotation(reader: &Reader<'_>, num_layers: usize) -> Result<Vec<bool>> {
     let Some(flags) =
-        list(reader, "no_rope_layers", num_layers, "numbers, each `0` or `1`", |value| {
+        list(reader, "no_rope_layers", num_layers, "numbers", "`0` or `1`", |value| {
             value.as_u64().filter(|number| *number <= 1).map(|number| number == 1)
         })?
     else {
@@ -47,20 +48,19 @@ fn chosen_rotation(reader: &Reader<'_>, num_layers: usize) -> Result<Vec<bool>> 
 }
 
 /// Of the numbers only zero or not is read: the class turns all layers by the same base.
-fn rotation_by_theta(reader: &Reader<'_>, num_layers: usize) -> Result<Vec<bool>> {
-    let theta =
-        reader.get("rope_theta").or_else(|| reader.get("rope_parameters")?.get("rope_theta"));
-    let theta = theta.and_then(Value::as_f64).unwrap_or(10_000.0);
-    let required = format!("numbers, each `0` or the base `{theta}`");
+fn rotation_by_theta(reader: &Reader<'_>, family: &Family, num_layers: usize) -> Result<Vec<bool>> {
+    let of_section = reader.get("rope_parameters").and_then(|section| section.get("rope_theta"));
+    let theta = of_section.or(reader.get("rope_theta")).and_then(Value::as_f64);
+    let theta = theta.unwrap_or(family.defaults.rope_theta);
+    let each = format!("`0` or the base `{theta}`");
     let parse = |value: &Value| {
         let found = value.as_f64()?;
         let is_base = found.to_bits() == theta.to_bits();
         (found == 0.0 || is_base).then_some(is_base)
     };
-    let listed = list(reader, "layer_rope_theta", num_layers, &required, parse)?;
-    Ok(listed.unwrap_or_else(|| {
-        (0..num_layers).map(|i| !(num_layers - 1 - i).is_multiple_of(4)).collect()
-    }))
+    let listed = list(reader, "layer_rope_theta", num_layers, "numbers", &each, parse)?;
+    let by_default = |layer_idx: usize| !(num_layers - 1 - layer_idx).is_multiple_of(4);
+    Ok(listed.unwrap_or_else(|| (0..num_layers).map(by_default).collect()))
 }
 
 fn windows(
@@ -96,14 +96,18 @@ fn windows(
                 Ok(is_rotated.iter().map(|is_rotated| !is_rotated).collect())
             }),
         ),
-        Windows::AllBut { every, default, may_be_null, last } => {
+        Windows::AllBut { every, has_pattern_key, default, may_be_null, last } => {
             let window = reader.nullable("sliding_window", Some(default), Reader::size)?;
             if window.is_none() && !may_be_null {
                 let required = "a number of tokens";
                 return Err(reader.wrong("sliding_window", &Value::Null, required));
             }
             let pattern = move || {
-                let every = reader.or("sliding_window_pattern", every, Reader::size)?;
+                let every = if has_pattern_key {
+                    reader.or("sliding_window_pattern", every, Reader::size)?
+                } else {
+                    every
+                };
                 let number = |layer_idx: usize| match last {
                     Last::Any | Last::Full => layer_idx + 1,
                     Last::Zero => num_layers - 1 - layer_idx,
@@ -113,9 +117,9 @@ fn windows(
             (window, Box::new(pattern))
         }
     };
-    let required = "names, each `full_attention` or `sliding_attention`";
+    let each = "`full_attention` or `sliding_attention`";
     let is_sliding =
-        list(reader, "layer_types", num_layers, required, |value| match value.as_str() {
+        list(reader, "layer_types", num_layers, "names", each, |value| match value.as_str() {
             Some("sliding_attention") => Some(true),
             Some("full_attention") => Some(false),
             _ => None,
@@ -127,21 +131,21 @@ fn windows(
     Ok(is_sliding.into_iter().map(|is_sliding| window.filter(|_| is_sliding)).collect())
 }
 
-/// A list with an entry for each layer; `None` if the key is missing. `required` says what entries are.
+/// A list with an entry for each layer; `None` if the key is missing. Entries are `what`, and each is `each`.
 fn list(
     reader: &Reader<'_>,
     key: &str,
     num_layers: usize,
-    required: &str,
+    what: &str,
+    each: &str,
     parse: impl Fn(&Value) -> Option<bool>,
 ) -> Result<Option<Vec<bool>>> {
     let Some(value) = reader.get(key) else { return Ok(None) };
-    let whole = || format!("a list of `{num_layers}` {required}");
-    let entries = value.as_array().ok_or_else(|| reader.wrong(key, value, whole()))?;
+    let required = || format!("a list of `{num_layers}` {what}, each {each}");
+    let entries = value.as_array().ok_or_else(|| reader.wrong(key, value, required()))?;
     if entries.len() != num_layers {
-        return Err(reader.refuse(key, format!("a list of `{}`", entries.len()), whole()));
+        return Err(reader.refuse(key, format!("a list of `{}`", entries.len()), required()));
     }
-    let each = required.split("each ").nth(1).unwrap_or(required);
     let entry = |(layer_idx, value): (usize, &Value)| {
         parse(value).ok_or_else(|| reader.wrong(&format!("{key}.{layer_idx}"), value, each))
     };

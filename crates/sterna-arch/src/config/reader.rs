@@ -6,8 +6,10 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-/// The largest size accepted: far above any model, and small enough that products of three sizes fit in 128 bits.
+/// The largest size accepted: far above any model.
 const MAX_SIZE: u64 = 1 << 31;
+/// The largest number of heads accepted.
+const MAX_HEADS: u64 = 1 << 13;
 /// The largest number of layers accepted.
 const MAX_LAYERS: u64 = 1 << 16;
 
@@ -119,6 +121,20 @@ impl<'a> Reader<'a> {
     /// A whole number, zero included.
     pub(crate) fn count(&self, key: &str, value: &Value) -> Result<usize> {
         self.whole(key, value, 0, MAX_SIZE)
+    }
+
+    /// A number of heads.
+    pub(crate) fn num_heads(&self, key: &str, value: &Value) -> Result<usize> {
+        self.whole(key, value, 1, MAX_HEADS)
+    }
+
+    /// A flag, which is off where it is `null`, as Python has it.
+    pub(crate) fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        match self.entry(key) {
+            None => Ok(default),
+            Some(Value::Null) => Ok(false),
+            Some(value) => self.bool(key, value),
+        }
     }
 
     /// A number of layers.

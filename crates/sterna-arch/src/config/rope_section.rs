@@ -34,9 +34,11 @@ impl Ropes {
         max_position_embeddings: usize,
     ) -> Result<Self> {
         let facts = &family.rope;
-        let found = ["rope_parameters", "rope_scaling"]
+        // An empty one says nothing; the old spelling wins, as in transformers 5.
+        let is_said = |value: &&Value| value.as_object().is_none_or(|map| !map.is_empty());
+        let found = ["rope_scaling", "rope_parameters"]
             .into_iter()
-            .find_map(|key| Some((key, root.get(key)?)));
+            .find_map(|key| Some((key, root.get(key).filter(is_said)?)));
         let of_map = |key: &str, map: &Map<String, Value>, head_dim: usize| {
             let default_theta = root.or("rope_theta", family.defaults.rope_theta, theta)?;
             let root_partial = root.get("partial_rotary_factor").cloned();
@@ -51,8 +53,10 @@ impl Ropes {
             };
             section.rope()
         };
-        let is_said = root.entry("rope_parameters").or(root.entry("rope_scaling")).is_some();
-        let full = match (found, facts.default_scaling.filter(|_| !is_said)) {
+        // `null` switches the class's own scaling off in the old spelling, and says nothing in the new one.
+        let is_off = root.entry("rope_scaling").is_some_and(Value::is_null)
+            && facts.sliding != SlidingRope::Section;
+        let full = match (found, facts.default_scaling.filter(|_| !is_off)) {
             (Some((key, value)), _) => {
                 let map = value
                     .as_object()
@@ -60,7 +64,8 @@ impl Ropes {
                 if let Some(ropes) = by_layer_type(root, facts, key, map, head_dims, of_map)? {
                     return Ok(ropes);
                 }
-                if facts.sliding == SlidingRope::Section {
+                let is_old = key == "rope_scaling" && facts.sliding != SlidingRope::Section;
+                if facts.sliding != SlidingRope::Same && !is_old {
                     let required = "a section for each layer type";
                     return Err(root.refuse(key, "one rotary embedding for all layers", required));
                 }
@@ -114,7 +119,12 @@ fn by_layer_type(
     let of_type = |layer_type: &str, head_dim: usize| {
         let path = format!("{key}.{layer_type}");
         match map.get(layer_type) {
-            Some(Value::Object(section)) => of_map(&path, section, head_dim),
+            Some(Value::Object(section)) if section.contains_key("rope_theta") => {
+                of_map(&path, section, head_dim)
+            }
+            Some(Value::Object(_)) => {
+                Err(root.refuse(&format!("{path}.rope_theta"), "missing", "a number above `1`"))
+            }
             Some(other) => Err(root.wrong(&path, other, "an object")),
             None => Err(root.refuse(&path, "missing", "an object")),
         }
@@ -144,8 +154,12 @@ impl Section<'_> {
         let theta = section.or("rope_theta", self.default_theta, theta)?;
         let dim = self.dim()?;
         let stretched = self.stretched_by_alpha(theta, dim)?;
-        let is_scaled = self.facts.is_scalable && stretched.is_none();
-        let scaling = if is_scaled { self.scaling(dim)? } else { RopeScaling::Default };
+        let scaling = if stretched.is_some() { RopeScaling::Default } else { self.scaling(dim)? };
+        if !self.facts.is_scalable && scaling != RopeScaling::Default {
+            let (key, rope_type) = self.rope_type()?;
+            let required = "`default`: transformers 4 leaves others out in this family, and transformers 5 does not";
+            return Err(section.wrong(key, &Value::from(rope_type), required));
+        }
         Ok(Rope {
             layout: self.facts.layout,
             dim,
@@ -156,6 +170,18 @@ impl Section<'_> {
         })
     }
 
+    /// The length of pretraining in tokens: what stands at the top of a config counts, as in transformers 5.
+    fn original_len(&self) -> Result<Option<usize>> {
+        let key = "original_max_position_embeddings";
+        let reader = if self.root.get(key).is_some() { self.root } else { &self.of_rope };
+        let original_len = reader.or(key, None, |r, k, v| r.size(k, v).map(Some))?;
+        match original_len {
+            // Its logarithm divides.
+            Some(1) => Err(reader.wrong(key, &Value::from(1), "at least `2` tokens")),
+            _ => Ok(original_len),
+        }
+    }
+
     /// What queries are multiplied by, by their positions.
     fn query_scale(&self) -> Result<Option<QueryScale>> {
         if !self.facts.scales_queries {
@@ -163,12 +189,7 @@ impl Section<'_> {
         }
         let section = &self.of_rope;
         let beta = section.required("llama_4_scaling_beta", Reader::non_negative)?;
-        let key = "original_max_position_embeddings";
-        let original_len = self.root.or(key, None, |r, k, v| r.size(k, v).map(Some))?;
-        let original_len = match original_len {
-            Some(original_len) => original_len,
-            None => section.or(key, self.max_position_embeddings, Reader::size)?,
-        };
+        let original_len = self.original_len()?.unwrap_or(self.max_position_embeddings);
         Ok(Some(QueryScale { beta, original_max_position_embeddings: original_len }))
     }
 
@@ -181,10 +202,7 @@ impl Section<'_> {
         let (reader, value) = match (self.of_rope.get(key), &self.root_partial) {
             (Some(value), _) => (&self.of_rope, value),
             (None, Some(value)) => (self.root, value),
-            (None, None) => {
-                let partial = self.facts.partial.unwrap_or(1.0);
-                return Ok((self.head_dim as f64 * partial) as usize);
-            }
+            (None, None) => (self.root, &Value::from(self.facts.partial.unwrap_or(1.0))),
         };
         let partial = reader.positive(key, value)?;
         let dim = (self.head_dim as f64 * partial) as usize;
@@ -230,8 +248,11 @@ impl Section<'_> {
             // Earlier names of the same, which old checkpoints have.
             "longrope" | "su" => self.longrope(dim),
             "yarn" if section.get("short_factor").is_some() => self.longrope(dim),
-            "yarn" => yarn(section, factor()?, max_position_embeddings),
-            "llama3" => llama3(section, factor()?),
+            "yarn" => {
+                let original_len = self.original_len()?.unwrap_or(max_position_embeddings);
+                yarn(section, factor()?, original_len)
+            }
+            "llama3" => llama3(section, factor()?, self.original_len()?),
             "proportional" => {
                 let partial = section.or("partial_rotary_factor", 1.0, Reader::positive)?;
                 let num_pairs = ((partial * dim as f64 / 2.0) as usize).min(dim / 2);
@@ -244,15 +265,13 @@ impl Section<'_> {
 
     fn longrope(&self, dim: usize) -> Result<RopeScaling> {
         let section = &self.of_rope;
-        let key = "original_max_position_embeddings";
         let max_len = self.max_position_embeddings;
-        let said = match section.get(key) {
-            Some(value) => Some(section.size(key, value)?),
-            None => self.root.or(key, self.facts.original_len, |r, k, v| r.size(k, v).map(Some))?,
-        };
-        let (original_len, factor) = match said {
-            Some(original_len) => (original_len, max_len as f64 / original_len as f64),
-            None => (max_len, section.required("factor", Reader::at_least_one)?),
+        let said = self.original_len()?.or(self.facts.original_len);
+        let original_len = said.unwrap_or(max_len);
+        let factor = match (section.get("factor"), said) {
+            (Some(value), _) => section.at_least_one("factor", value)?,
+            (None, Some(original_len)) => max_len as f64 / original_len as f64,
+            (None, None) => section.required("factor", Reader::at_least_one)?,
         };
         let attention_factor = match section.get("attention_factor") {
             Some(value) => section.non_negative("attention_factor", value)?,
@@ -276,12 +295,37 @@ impl Section<'_> {
     }
 }
 
+/// Refuses overrides that sections for each layer type would hide.
+pub(super) fn check_overrides(reader: &Reader<'_>, overrides: &Map<String, Value>) -> Result<()> {
+    let by_type = reader.get("rope_parameters").and_then(Value::as_object);
+    if by_type.is_none_or(|map| !map.values().any(Value::is_object)) {
+        return Ok(());
+    }
+    let hidden = ["rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor"];
+    match hidden.into_iter().find(|key| overrides.contains_key(*key)) {
+        Some(key) => {
+            let required =
+                "`rope_parameters` as a whole, which this config has for each layer type";
+            Err(reader.refuse(&format!("hf_config_kwargs.{key}"), "given", required))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Removes what an override of the other spelling would otherwise lose to, so that the override is what counts.
 pub(super) fn make_room(raw: &mut Map<String, Value>, overrides: &Map<String, Value>) {
     if overrides.contains_key("rope_parameters") {
         raw.remove("rope_scaling");
         raw.remove("rope_theta");
+        raw.remove("partial_rotary_factor");
         return;
+    }
+    // What is not said by layer type stands at the top, where an override can take its place.
+    if let Some(Value::Object(parameters)) = raw.get_mut("rope_parameters")
+        && !parameters.values().any(Value::is_object)
+        && let Some(partial) = parameters.remove("partial_rotary_factor")
+    {
+        raw.insert("partial_rotary_factor".to_owned(), partial);
     }
     if overrides.contains_key("rope_scaling")
         && let Some(Value::Object(mut parameters)) = raw.remove("rope_parameters")
@@ -306,7 +350,7 @@ fn theta(reader: &Reader<'_>, key: &str, value: &Value) -> Result<f64> {
         .ok_or_else(|| reader.wrong(key, value, "a number above `1`"))
 }
 
-fn yarn(section: &Reader<'_>, factor: f64, max_position_embeddings: usize) -> Result<RopeScaling> {
+fn yarn(section: &Reader<'_>, factor: f64, original_len: usize) -> Result<RopeScaling> {
     // Zero and missing mean the same to transformers here.
     let non_zero = |key: &str| {
         section.or(key, 0.0, Reader::non_negative).map(|x| Some(x).filter(|x| *x != 0.0))
@@ -328,11 +372,7 @@ fn yarn(section: &Reader<'_>, factor: f64, max_position_embeddings: usize) -> Re
     };
     Ok(RopeScaling::Yarn {
         factor,
-        original_max_position_embeddings: section.or(
-            "original_max_position_embeddings",
-            max_position_embeddings,
-            Reader::size,
-        )?,
+        original_max_position_embeddings: original_len,
         attention_factor,
         beta_fast,
         beta_slow,
@@ -344,7 +384,7 @@ fn yarn_mscale(scale: f64, mscale: f64) -> f64 {
     if scale <= 1.0 { 1.0 } else { 0.1 * mscale * scale.ln() + 1.0 }
 }
 
-fn llama3(section: &Reader<'_>, factor: f64) -> Result<RopeScaling> {
+fn llama3(section: &Reader<'_>, factor: f64, original_len: Option<usize>) -> Result<RopeScaling> {
     let low_freq_factor = section.required("low_freq_factor", Reader::positive)?;
     let high_freq_factor = section.required("high_freq_factor", Reader::positive)?;
     if high_freq_factor <= low_freq_factor {
@@ -355,7 +395,9 @@ fn llama3(section: &Reader<'_>, factor: f64) -> Result<RopeScaling> {
         factor,
         low_freq_factor,
         high_freq_factor,
-        original_max_position_embeddings: section
-            .required("original_max_position_embeddings", Reader::size)?,
+        original_max_position_embeddings: match original_len {
+            Some(original_len) => original_len,
+            None => section.required("original_max_position_embeddings", Reader::size)?,
+        },
     })
 }

@@ -18,7 +18,7 @@ pub(super) const COHERE: Family = Family {
     norms: Norms { pre_ffn: None, ..Norms::PRE },
     norm: NormKind::Layer,
     norm_eps: NormEps::Key("layer_norm_eps", 1e-5),
-    is_parallel: Setting::Always,
+    parallel: Setting::Always,
     qkv_bias: Setting::Key("attention_bias", false),
     o_bias: Setting::Key("attention_bias", false),
     qk_norm: Some(QkNorms {

@@ -17,7 +17,13 @@ pub(super) const EXAONE4: Family = Family {
     norms: Norms::POST,
     norm_eps: NormEps::Key("rms_norm_eps", 1e-5),
     qk_norm: Some(QkNorms::of_heads(NormKind::Rms)),
-    windows: Windows::AllBut { every: 4, default: 4096, may_be_null: true, last: Last::Any },
+    windows: Windows::AllBut {
+        every: 4,
+        has_pattern_key: true,
+        default: 4096,
+        may_be_null: true,
+        last: Last::Any,
+    },
     rotated: Rotated::Sliding,
     ..Family::USUAL
 };

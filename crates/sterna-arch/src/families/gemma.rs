@@ -1,6 +1,6 @@
 //! Gemma 1 (transformers `models/gemma`): norms of one plus their weight, and rows of the embedding times the root of their width.
 
-use super::{Defaults, EmbeddingScale, Family, Setting};
+use super::{Defaults, EmbeddingScale, Family, Refused, Setting};
 use crate::layer::NormKind;
 
 pub(super) const GEMMA: Family = Family {
@@ -16,6 +16,7 @@ pub(super) const GEMMA: Family = Family {
         pad_token_id: Some(0),
         ..Defaults::USUAL
     },
+    refused: &[Refused::flag("use_bidirectional_attention", "attention to tokens that come later")],
     norm: NormKind::RmsOnePlus,
     norm_init: 0.0,
     qkv_bias: Setting::Key("attention_bias", false),

@@ -1,6 +1,6 @@
 //! Gemma 2 (transformers `models/gemma2`): Gemma with norms around both branches, softcaps, and a window in every other layer.
 
-use super::{Defaults, EmbeddingScale, Family, Last, Norms, Scale, Setting, Windows};
+use super::{Defaults, EmbeddingScale, Family, Last, Norms, Refused, Scale, Setting, Windows};
 use crate::layer::NormKind;
 
 pub(super) const GEMMA2: Family = Family {
@@ -16,12 +16,19 @@ pub(super) const GEMMA2: Family = Family {
         pad_token_id: Some(0),
         ..Defaults::USUAL
     },
+    refused: &[Refused::flag("use_bidirectional_attention", "attention to tokens that come later")],
     norms: Norms::SANDWICH,
     norm: NormKind::RmsOnePlus,
     norm_init: 0.0,
     qkv_bias: Setting::Key("attention_bias", false),
     o_bias: Setting::Key("attention_bias", false),
-    windows: Windows::AllBut { every: 2, default: 4096, may_be_null: false, last: Last::Any },
+    windows: Windows::AllBut {
+        every: 2,
+        has_pattern_key: false,
+        default: 4096,
+        may_be_null: false,
+        last: Last::Any,
+    },
     scale: Scale::RootOf("query_pre_attn_scalar", 256.0),
     attention_softcap: Some(("attn_logit_softcapping", Some(50.0))),
     activation: ("hidden_activation", "gelu_pytorch_tanh"),

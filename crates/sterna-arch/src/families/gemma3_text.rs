@@ -29,7 +29,13 @@ pub(super) const GEMMA3_TEXT: Family = Family {
     qkv_bias: Setting::Key("attention_bias", false),
     o_bias: Setting::Key("attention_bias", false),
     qk_norm: Some(QkNorms::of_heads(NormKind::RmsOnePlus)),
-    windows: Windows::AllBut { every: 6, default: 4096, may_be_null: false, last: Last::Any },
+    windows: Windows::AllBut {
+        every: 6,
+        has_pattern_key: true,
+        default: 4096,
+        may_be_null: false,
+        last: Last::Any,
+    },
     rope: RopeFacts {
         sliding: SlidingRope::Base("rope_local_base_freq", 10_000.0),
         ..RopeFacts::USUAL

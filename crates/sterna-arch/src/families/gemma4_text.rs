@@ -50,7 +50,13 @@ pub(super) const GEMMA4_TEXT: Family = Family {
     qk_norm: Some(QkNorms::of_heads(NormKind::RmsRoundedOnce)),
     has_v_norm: true,
     has_global_heads: true,
-    windows: Windows::AllBut { every: 6, default: 512, may_be_null: false, last: Last::Full },
+    windows: Windows::AllBut {
+        every: 6,
+        has_pattern_key: false,
+        default: 512,
+        may_be_null: false,
+        last: Last::Full,
+    },
     rope: RopeFacts {
         sliding: SlidingRope::Section,
         default_scaling: Some(

@@ -16,7 +16,7 @@ pub(super) const GLM: Family = Family {
     },
     norm_eps: NormEps::Key("rms_norm_eps", 0.000_000_156_25),
     qkv_bias: Setting::Key("attention_bias", true),
-    is_fused: Fused::GateUp,
+    fused: Fused::GateUp,
     rope: RopeFacts { layout: RopeLayout::Pairs, partial: Some(0.5), ..RopeFacts::USUAL },
     ..Family::USUAL
 };

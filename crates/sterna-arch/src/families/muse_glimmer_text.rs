@@ -32,7 +32,13 @@ pub(super) const MUSE_GLIMMER_TEXT: Family = Family {
         ..QkNorms::of_heads(NormKind::RmsRoundedOnce)
     }),
     has_gate: true,
-    windows: Windows::AllBut { every: 4, default: 2048, may_be_null: false, last: Last::Zero },
+    windows: Windows::AllBut {
+        every: 4,
+        has_pattern_key: false,
+        default: 2048,
+        may_be_null: false,
+        last: Last::Zero,
+    },
     rotated: Rotated::WithTheta,
     scale: Scale::HeadDimTimes("qk_scale_factor", 3.87),
     activation: ("hidden_activation", "silu"),

@@ -23,7 +23,13 @@ pub(super) const OLMO3: Family = Family {
         width: QkNormWidth::AllHeads,
         ..QkNorms::of_heads(NormKind::RmsRoundedOnce)
     }),
-    windows: Windows::AllBut { every: 4, default: 4096, may_be_null: false, last: Last::Any },
+    windows: Windows::AllBut {
+        every: 4,
+        has_pattern_key: false,
+        default: 4096,
+        may_be_null: false,
+        last: Last::Any,
+    },
     rope: RopeFacts { sliding: SlidingRope::Unscaled, rounds_once: true, ..RopeFacts::USUAL },
     ..Family::USUAL
 };

@@ -14,7 +14,7 @@ pub(super) const PHI3: Family = Family {
     },
     dropouts: &[("resid_pdrop", 0.0), ("attention_dropout", 0.0)],
     norm_eps: NormEps::Key("rms_norm_eps", 1e-5),
-    is_fused: Fused::QkvAndGateUp,
+    fused: Fused::QkvAndGateUp,
     windows: Windows::All(None),
     rope: RopeFacts { partial: Some(1.0), original_len: Some(4096), ..RopeFacts::USUAL },
     ..Family::USUAL

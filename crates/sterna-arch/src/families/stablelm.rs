@@ -17,7 +17,7 @@ pub(super) const STABLELM: Family = Family {
     norm: NormKind::Layer,
     norm_eps: NormEps::Key("layer_norm_eps", 1e-5),
     norm_params: NormParams::WeightAndBias,
-    is_parallel: Setting::Key("use_parallel_residual", false),
+    parallel: Setting::Key("use_parallel_residual", false),
     qkv_bias: Setting::Key("use_qkv_bias", false),
     rope: RopeFacts { partial: Some(0.25), ..RopeFacts::USUAL },
     qk_norm: Some(QkNorms {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use sterna_arch::{Activation, Architecture, Elementwise, Error, Init, ModelConfig};
+use sterna_arch::{Activation, Architecture, Elementwise, Error, Init, ModelConfig, RopeScaling};
 
 use crate::golden;
 
@@ -366,4 +366,186 @@ fn files_that_are_missing_or_broken_are_named() {
     assert!(matches!(ModelConfig::from_dir(dir.path()).unwrap_err(), Error::Json { .. }));
     std::fs::write(dir.path().join("config.json"), [0xff, 0xfe]).unwrap();
     assert!(matches!(ModelConfig::from_dir(dir.path()).unwrap_err(), Error::Read { .. }));
+}
+
+/// A small config of a family, with keys of its own.
+fn small(model_type: &str, keys: &Value) -> Value {
+    let mut config = json!({
+        "model_type": model_type, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 128, "pad_token_id": null,
+        "max_position_embeddings": 128, "hidden_size_per_layer_input": 0,
+    });
+    for (key, value) in keys.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    config
+}
+
+fn small_arch(model_type: &str, keys: &Value) -> Architecture {
+    parse(&small(model_type, keys)).unwrap_or_else(|error| panic!("{error}")).arch
+}
+
+#[test]
+fn layers_that_turn_alone_with_a_window_do_not_turn_without_one() {
+    let full = json!({"layer_types": vec!["full_attention"; 4], "sliding_window": 8});
+    for model_type in ["cohere2", "exaone4"] {
+        let arch = small_arch(model_type, &full);
+        assert!(arch.layers.iter().all(|layer| layer.attention.rope.is_none()), "{model_type}");
+    }
+    // Windows switched off: all turn.
+    let arch = small_arch("exaone4", &json!({"sliding_window": null}));
+    assert!(arch.layers.iter().all(|layer| layer.attention.rope.is_some()));
+}
+
+#[test]
+fn a_pattern_counts_where_the_class_reads_it() {
+    let windows = |model_type: &str| -> Vec<bool> {
+        let arch = small_arch(model_type, &json!({"sliding_window_pattern": 3}));
+        arch.layers.iter().map(|layer| layer.attention.sliding_window.is_some()).collect()
+    };
+    assert_eq!(windows("gemma3_text"), [true, true, false, true]);
+    assert_eq!(windows("gemma2"), [true, false, true, false]);
+    assert_eq!(windows("olmo3"), [true, true, true, false]);
+}
+
+#[test]
+fn a_null_rope_means_what_its_spelling_means() {
+    // The class's own scaling, in the new spelling; none, in the old one.
+    let scaling = |keys: Value| small_arch("apertus", &keys).ropes[0].scaling.clone();
+    let own = scaling(json!({}));
+    assert!(matches!(own, RopeScaling::Llama3 { .. }), "{own:?}");
+    assert_eq!(scaling(json!({"rope_parameters": null})), own);
+    assert_eq!(scaling(json!({"rope_scaling": null})), RopeScaling::Default);
+    for key in ["rope_parameters", "rope_scaling"] {
+        let ropes = small_arch("gemma4_text", &json!({"global_head_dim": 32, key: null})).ropes;
+        assert_eq!(ropes.iter().map(|rope| rope.dim).collect::<Vec<_>>(), [32, 16], "{key}");
+    }
+}
+
+#[test]
+fn the_old_spelling_of_rope_wins_over_the_new_one() {
+    let both = |new: Value| {
+        let keys =
+            json!({"rope_parameters": new, "rope_scaling": {"rope_type": "linear", "factor": 2.0}});
+        small_arch("llama", &keys).ropes.remove(0)
+    };
+    for new in [json!({"rope_type": "default", "rope_theta": 500.0}), json!({})] {
+        assert_eq!(both(new).scaling, RopeScaling::Linear { factor: 2.0 });
+    }
+}
+
+#[test]
+fn the_length_of_pretraining_at_the_top_counts() {
+    let llama3 = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32, "rope_theta": 1e4,
+    });
+    let keys = json!({"rope_parameters": llama3, "original_max_position_embeddings": 64});
+    let RopeScaling::Llama3 { original_max_position_embeddings, .. } =
+        small_arch("llama", &keys).ropes.remove(0).scaling
+    else {
+        panic!("another scaling")
+    };
+    assert_eq!(original_max_position_embeddings, 64);
+    // A factor that is given counts, too.
+    let longrope = json!({
+        "rope_type": "longrope", "factor": 2.0, "original_max_position_embeddings": 32,
+        "short_factor": vec![1.0; 8], "long_factor": vec![2.0; 8],
+    });
+    let rope = small_arch("phi3", &json!({"rope_parameters": longrope})).ropes.remove(0);
+    let RopeScaling::LongRope { attention_factor, .. } = rope.scaling else { panic!("another") };
+    assert!((attention_factor - 1.0954).abs() < 1e-4, "{attention_factor}");
+}
+
+#[test]
+fn null_is_off_for_a_flag() {
+    let biases =
+        |value: Value| small_arch("glm", &json!({"attention_bias": value})).num_parameters();
+    assert_eq!(biases(Value::Null), biases(json!(false)));
+    assert!(!small_arch("gemma", &json!({"tie_word_embeddings": null})).is_tied());
+}
+
+#[test]
+fn what_other_versions_would_do_is_refused_by_name() {
+    let by_type = json!({"full_attention": {"rope_theta": 1e6}, "sliding_attention": {}});
+    let of_layers = json!({"0": {"head_dim": 8}});
+    let unequal = json!({"1": {"head_dim": 32}, "3": {"head_dim": 64}});
+    let types =
+        json!(["sliding_attention", "full_attention", "sliding_attention", "full_attention"]);
+    let linear = json!({"rope_type": "linear", "factor": 4.0});
+    for (model_type, keys, words) in [
+        ("gemma3_text", json!({"rope_parameters": linear}), "a section for each layer type"),
+        (
+            "gemma3_text",
+            json!({"rope_parameters": by_type}),
+            "sliding_attention.rope_theta` is missing",
+        ),
+        ("nemotron", json!({"rope_scaling": linear}), "transformers 5 does not"),
+        (
+            "gemma",
+            json!({"use_bidirectional_attention": true}),
+            "attention to tokens that come later",
+        ),
+        ("llama", json!({"per_layer_config": of_layers}), "no layers of different sizes"),
+        ("gemma4_text", json!({"per_layer_config": of_layers}), "only layers without a window"),
+        (
+            "gemma4_text",
+            json!({"per_layer_config": unequal, "layer_types": types}),
+            "as in the first layer",
+        ),
+        ("gemma4_text", json!({"hidden_size_per_layer_input": 256}), "no embeddings of each layer"),
+        ("stablelm", json!({"head_dim": 12}), "a part of head_dim `12` that is even"),
+        (
+            "phi3",
+            json!({"original_max_position_embeddings": 1, "rope_scaling": {"type": "longrope"}}),
+            "at least `2` tokens",
+        ),
+        ("llama", json!({"num_attention_heads": 20_000_000}), "a whole number from `1`"),
+        (
+            "ministral3",
+            json!({"rope_parameters": {"rope_type": "default"}}),
+            "llama_4_scaling_beta` is missing",
+        ),
+    ] {
+        let error = parse(&small(model_type, &keys)).expect_err(model_type).to_string();
+        assert!(error.contains(words), "{model_type}: {error}");
+    }
+    let mut without_pad = small("phi3", &json!({}));
+    without_pad.as_object_mut().unwrap().remove("pad_token_id");
+    let error = parse(&without_pad).unwrap_err().to_string();
+    assert!(error.contains("missing, which is `32000` in this family"), "{error}");
+}
+
+#[test]
+fn an_override_of_rope_is_never_hidden() {
+    let nested = json!({
+        "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    });
+    let gemma3 = parse(&small("gemma3_text", &json!({"rope_parameters": nested}))).unwrap();
+    let error = gemma3.with_overrides(&overrides(&json!({"rope_theta": 5.0}))).unwrap_err();
+    assert!(error.to_string().contains("`hf_config_kwargs.rope_theta`"), "{error}");
+    let partial = json!({"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 1e4});
+    let phi3 = parse(&small("phi3", &json!({"rope_parameters": partial}))).unwrap();
+    let dim = |keys: Value| phi3.with_overrides(&overrides(&keys)).unwrap().arch.ropes[0].dim;
+    assert_eq!(dim(json!({})), 8);
+    assert_eq!(dim(json!({"partial_rotary_factor": 1.0})), 16);
+    assert_eq!(dim(json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}})), 8);
+}
+
+#[test]
+fn queries_gates_and_norms_of_the_newest_families() {
+    let arch = small_arch("ministral3", &json!({}));
+    let scale = arch.ropes[0].query_scale.unwrap();
+    assert_eq!((scale.beta, scale.original_max_position_embeddings), (0.1, 16_384));
+    let muse = small_arch("muse_glimmer_text", &json!({}));
+    let layer = &muse.layers[0];
+    assert_eq!(layer.pre_ffn_norm.unwrap().eps, 1e-5);
+    assert_eq!(layer.post_ffn_norm.unwrap().eps, 1e-8);
+    assert!((layer.attention.scale - 3.87 / 4.0).abs() < 1e-15);
+    let is_full = |layer: &sterna_arch::Layer| layer.attention.sliding_window.is_none();
+    assert_eq!(muse.layers.iter().map(is_full).collect::<Vec<_>>(), [false, false, false, true]);
+    let init = |model_type: &str| small_arch(model_type, &json!({})).layers[0].params[0].init;
+    assert_eq!(init("gemma"), Init::Constant(0.0));
+    assert_eq!(init("nemotron"), Init::Constant(1.0));
 }

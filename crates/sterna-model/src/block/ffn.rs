@@ -47,11 +47,11 @@ pub(super) fn backward(
     grads: &mut BlockGrads,
     saved: FfnSaved,
     h: &Tensor,
-    d_y: &Tensor,
+    d_y: Tensor,
 ) -> Tensor {
     let FfnSaved { gate, up, a } = saved;
-    let d_a = params.project_backward(grads, &ffn.down, &a, d_y);
-    drop(a);
+    let d_a = params.project_backward(grads, &ffn.down, &a, &d_y);
+    drop((a, d_y));
     let Some((gate, gate_map)) = gate.zip(ffn.gate.as_ref()) else {
         let d_up = activated_backward(ffn, params, grads, &up, &d_a);
         drop((d_a, up));
@@ -60,8 +60,8 @@ pub(super) fn backward(
     let (d_gate, d_up) = if ffn.activation == Activation::Elementwise(Elementwise::Silu) {
         swiglu::backward(&d_a, &gate, &up)
     } else {
-        let d_up = activated(ffn, params, &gate).g_mul_(&d_a);
-        (activated_backward(ffn, params, grads, &gate, &(&d_a * &up)), d_up)
+        let d_gate = activated_backward(ffn, params, grads, &gate, &(&d_a * &up));
+        (d_gate, activated(ffn, params, &gate).g_mul_(&d_a))
     };
     // Four of the widest tensors of the tile; the rest of the backward reads none of these three.
     drop((d_a, gate, up));

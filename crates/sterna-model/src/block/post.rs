@@ -110,8 +110,8 @@ pub(super) fn backward(
     if let (Some(norm), Some(mlp)) = (&layer.post_ffn_norm, mlp) {
         d_branch = grads.norm_backward(params, norm, &mlp, &d_branch);
     }
-    let d_h = ffn::backward(&layer.ffn, params, grads, ffn, &h, &d_branch);
-    drop((d_branch, h));
+    let d_h = ffn::backward(&layer.ffn, params, grads, ffn, &h, d_branch);
+    drop(h);
     // What the MLP reads has this share of the gradient of `r`, or of `x` where both branches read that.
     let through_mlp = match (&layer.pre_ffn_norm, layer.is_parallel) {
         (Some(norm), true) => grads.norm_backward(params, norm, x, &d_h),

@@ -16,8 +16,9 @@ const KEEP_ALL: Keep = Keep { attention: true, graph: true };
 
 /// One for each thing that ranks, groups or tiles could get wrong: nine query heads on three kv heads; biases; a window; one kv head for
 /// all ranks; norms on queries and keys over a head, over all heads, with a row or a tensor for each, and after the rotary embedding;
-/// softcaps; clamps; two rotary embeddings; norms on outputs; branches side by side; fused projections; trained activations.
-const MODELS: [&str; 18] = [
+/// softcaps; clamps; two rotary embeddings; norms on outputs; branches side by side; fused projections; trained activations; heads that
+/// differ between layers, and values that are keys; queries that grow with their position; gates on outputs.
+const MODELS: [&str; 21] = [
     "llama_tied",
     "llama_biased",
     "mistral_window",
@@ -31,7 +32,10 @@ const MODELS: [&str; 18] = [
     "exaone4",
     "gemma2",
     "gemma3_text",
+    "gemma4_text",
     "hunyuan_v1_dense",
+    "ministral3",
+    "muse_glimmer_text",
     "olmo",
     "olmo2",
     "phi3",

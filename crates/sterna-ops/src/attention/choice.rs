@@ -295,9 +295,22 @@ pub(super) mod tests {
             }
             let refused = Implementation::Flash.check(kind, head_dim, false);
             assert_eq!(refused, Err(NotFlash { kind, head_dim, has_softcap: false }));
-            assert_eq!(Problem { has_softcap: true, ..problem(false) }.kernel(9), Kernel::Tiled);
         }
         assert_eq!(Implementation::Flash.check(Kind::Half, 256, false), Ok(()));
+    }
+
+    #[test]
+    fn softcapped_scores_are_tiled_on_every_device() {
+        for is_cuda in [false, true] {
+            let capped = Problem { has_softcap: true, ..problem(is_cuda) };
+            for len in [1, LEAST_CUDNN_LEN] {
+                assert_eq!(capped.kernel(len), Kernel::Tiled);
+                assert_eq!(Problem { is_blocked: true, ..capped }.kernel(len), Kernel::Tiled);
+            }
+        }
+        let refused = NotFlash { kind: Kind::BFloat16, head_dim: 128, has_softcap: true };
+        assert_eq!(Implementation::Flash.check(Kind::BFloat16, 128, true), Err(refused));
+        assert_eq!(Implementation::Automatic.check(Kind::BFloat16, 128, true), Ok(()));
     }
 
     #[test]

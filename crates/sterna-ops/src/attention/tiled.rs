@@ -75,7 +75,7 @@ pub(super) fn backward(
         for columns in visible_tiles(&rows, num_keys, visible) {
             let [k, v] = [k, v].map(|x| columns_of(x, &columns, kind));
             let capped = capped(&q, &k, cap);
-            let slope = cap.map(|cap| 1.0 - (&capped / cap).square_());
+            let slope = cap.map(|cap| softcap::slope_(capped.copy(), cap));
             let p = (hidden(capped, &rows, &columns, visible) - &lse).exp();
             let mut d_scores = &p * (d_o.matmul(&v.transpose(-2, -1)) - &d_o_dot_o);
             if let Some(slope) = slope {

@@ -267,7 +267,7 @@ fn a_softcap_and_its_slope() {
     let plain = |x: &[Tensor]| (&x[0] / 2.0).tanh() * 2.0;
     let y = softcap::forward_(x.copy(), 2.0);
     assert_close("y", &y, &plain(&[x.copy()]), AUTOGRAD);
-    check(plain, &[&x], &d_y, &[&softcap::backward_(d_y.copy(), &y, 2.0)]);
+    check(plain, &[&x], &d_y, &[&softcap::backward_(d_y.copy(), y, 2.0)]);
 }
 
 /// Part of a head turns, in halves or in pairs of neighbours, which come back as halves.

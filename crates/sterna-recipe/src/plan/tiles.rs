@@ -55,7 +55,10 @@ impl TileLengths {
             } else {
                 local_tokens
             },
-            head: tile(model.arch.vocab_size * size),
+            // Softcapped logits stay beside their gradient.
+            head: tile(
+                model.arch.vocab_size * size * (1 + usize::from(model.arch.head.softcap.is_some())),
+            ),
         }
     }
 
