@@ -67,16 +67,12 @@ QWEN3_MOE = dict(
     moe_intermediate_size=8,
     num_experts=6,
     num_experts_per_tok=2,
-    output_router_logits=True,
-    router_aux_loss_coef=0.5,
 )
 MIXTRAL = dict(
     BASE,
     intermediate_size=10,
     num_local_experts=5,
     num_experts_per_tok=2,
-    output_router_logits=True,
-    router_aux_loss_coef=0.5,
 )
 
 # name -> (model_type, config, document lengths)
@@ -351,7 +347,7 @@ SEEDS = {
     "qwen3_moe_unnormed": 20261639,
     "qwen3_moe_dense": 20262359,
     "mixtral": 20265350,
-    "mixtral_idle": 20262084,
+    "mixtral_idle": 20262085,
 }
 
 

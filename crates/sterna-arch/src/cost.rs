@@ -1,11 +1,19 @@
 //! What a layer costs: values that exist at once, and multiply-adds.
 
-use crate::layer::{Architecture, Layer};
+use crate::layer::{Architecture, Ffn, Layer, Linear};
 
 impl Layer {
-    /// Elements of the weights that a token multiplies by.
+    /// Elements of the weights that a token multiplies by: of experts, those that it takes.
     pub fn product_weights(&self) -> usize {
-        self.linears().map(|linear| linear.out_features() * linear.in_features).sum()
+        let of = |linear: &Linear| linear.out_features() * linear.in_features;
+        let all: usize = self.linears().map(of).sum();
+        match &self.ffn {
+            Ffn::Dense(_) => all,
+            Ffn::Moe(moe) => {
+                let of_expert: usize = moe.experts[0].linears().map(of).sum();
+                all - (moe.experts.len() - moe.num_experts_per_tok) * of_expert
+            }
+        }
     }
 
     /// Values of a token that the backward of norm and projections reads: the output of the norm, and what norms on queries and keys
@@ -29,7 +37,8 @@ impl Layer {
         let outputs = d * self.num_output_norms();
         d + normed
             + outputs
-            + self.ffn.intermediate_size * (2 + usize::from(self.ffn.gate.is_some()))
+            + self.ffn.width() * (2 + usize::from(self.ffn.is_gated()))
+            + self.saved_of_routes()
     }
 
     /// Values of a token at the peak of the backward of norm and projections: the norm, and q, k, v with their gradients.
@@ -41,8 +50,20 @@ impl Layer {
     /// Values of a token at the peak of the backward of output projection and MLP: the residual stream, the input of the MLP, what
     /// norms on outputs read, and of the MLP's width its projections and the gradients of those and of the activation.
     pub fn peak_after_attention(&self) -> usize {
-        let widths = if self.ffn.gate.is_some() { 5 } else { 3 };
-        (2 + self.num_output_norms()) * self.hidden_size() + widths * self.ffn.intermediate_size
+        let widths = if self.ffn.is_gated() { 5 } else { 3 };
+        (2 + self.num_output_norms()) * self.hidden_size()
+            + widths * self.ffn.width()
+            + self.saved_of_routes()
+    }
+
+    /// Of experts: what each reads and gives, token by token, and the router's probabilities, which are single precision.
+    fn saved_of_routes(&self) -> usize {
+        match &self.ffn {
+            Ffn::Dense(_) => 0,
+            Ffn::Moe(moe) => {
+                2 * moe.num_experts_per_tok * self.hidden_size() + 2 * moe.experts.len()
+            }
+        }
     }
 
     fn num_output_norms(&self) -> usize {

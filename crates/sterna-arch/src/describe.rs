@@ -6,11 +6,12 @@ use crate::config::reader::Reader;
 use crate::config::{layers, rope_section};
 use crate::error::Result;
 use crate::families::{
-    EmbeddingScale, Family, Fused, LogitsScale, Mlp, NormEps, NormParams, QkNorms, Scale, Setting,
+    EmbeddingScale, Experts, Family, Fused, LogitsScale, Mlp, NormEps, NormParams, QkNorms, Scale,
+    Setting,
 };
 use crate::layer::{
-    Activation, Architecture, Attention, Dense, Elementwise, Embed, Head, Layer, Linear, Norm,
-    NormKind, QkNorm, QkNormWidth,
+    Activation, Architecture, Attention, Dense, Elementwise, Embed, Ffn, Head, Layer, Linear, Moe,
+    Norm, NormKind, QkNorm, QkNormWidth,
 };
 use crate::parameters::{Init, ParamSpec};
 use crate::wrappers::Names;
@@ -138,6 +139,18 @@ struct Facts {
     activation: ActivationName,
     residual_multiplier: f64,
     initializer_range: f64,
+    experts: Option<ExpertsOfModel>,
+}
+
+/// What a config says of its experts.
+struct ExpertsOfModel {
+    facts: &'static Experts,
+    num: usize,
+    num_per_tok: usize,
+    intermediate_size: usize,
+    norm_topk_prob: bool,
+    /// Of each layer.
+    is_sparse: Vec<bool>,
 }
 
 /// An activation by its name in transformers' `ACT2FN`.
@@ -203,6 +216,10 @@ impl Facts {
                 Some(key) => reader.or(key, 1.0, Reader::positive)?,
                 None => 1.0,
             },
+            experts: match &family.experts {
+                Some(facts) => experts(reader, facts)?,
+                None => None,
+            },
             initializer_range: reader.or(
                 "initializer_range",
                 family.defaults.initializer_range,
@@ -236,7 +253,7 @@ impl Facts {
         let attention = self.attention(&mut params, heads, of_layer, ropes);
         let post_attention_norm = norm(&mut params, norms.post_attention, post_eps);
         let pre_ffn_norm = norm(&mut params, norms.pre_ffn.filter(|_| !self.is_parallel), eps);
-        let ffn = self.dense(&mut params);
+        let ffn = self.ffn(&mut params, layer_idx);
         let post_ffn_norm = norm(&mut params, norms.post_ffn, post_eps);
         let output_scale =
             self.family.has_layer_scalar.then(|| params.buffer("layer_scalar", &[1], 1.0));
@@ -353,6 +370,42 @@ impl Facts {
             k: norm(norms.names[1], heads.num_kv),
             width: norms.width,
             is_after_rope: norms.is_after_rope,
+        }
+    }
+
+    fn ffn(&self, params: &mut Params, layer_idx: usize) -> Ffn {
+        match &self.experts {
+            Some(experts) if experts.is_sparse[layer_idx] => Ffn::Moe(self.moe(params, experts)),
+            _ => Ffn::Dense(self.dense(params)),
+        }
+    }
+
+    fn moe(&self, params: &mut Params, experts: &ExpertsOfModel) -> Moe {
+        let (d, f, normal) = (self.hidden_size, experts.intermediate_size, self.normal());
+        let names = &experts.facts;
+        let router = params.linear(names.router, experts.num, d, false, normal);
+        let expert = |expert_idx: usize| {
+            let mut linear = |name: &str, out: usize, in_features: usize| {
+                let name = format!("{}.{expert_idx}.{name}", names.list);
+                params.linear(&name, out, in_features, false, normal)
+            };
+            let [gate, up, down] = names.projections;
+            Dense {
+                intermediate_size: f,
+                gate: Some(linear(gate, f, d)),
+                up: linear(up, f, d),
+                down: linear(down, d, f),
+                activation: match self.activation {
+                    ActivationName::Elementwise(function) => Activation::Elementwise(function),
+                    ActivationName::Xielu => unreachable!("no class with experts has it"),
+                },
+            }
+        };
+        Moe {
+            router,
+            experts: (0..experts.num).map(expert).collect(),
+            num_experts_per_tok: experts.num_per_tok,
+            norm_topk_prob: experts.norm_topk_prob,
         }
     }
 
@@ -529,6 +582,54 @@ impl Params {
         self.specs.push(ParamSpec::buffer(name, shape, Init::Constant(value)));
         self.specs.len() - 1
     }
+}
+
+/// `None` if the config has no experts.
+fn experts(reader: &Reader<'_>, facts: &'static Experts) -> Result<Option<ExpertsOfModel>> {
+    let (key, default) = facts.num;
+    // Transformers 5 writes the one name for all classes.
+    let key = [key, "num_local_experts"].into_iter().find(|key| reader.get(key).is_some());
+    let num = key.map_or(Ok(default), |key| reader.or(key, default, Reader::num_experts))?;
+    if num == 0 {
+        return Ok(None);
+    }
+    let num_per_tok = reader.or("num_experts_per_tok", facts.num_per_tok, Reader::size)?;
+    if num_per_tok > num {
+        let required = format!("at most the `{num}` experts");
+        return Err(reader.wrong("num_experts_per_tok", &Value::from(num_per_tok), required));
+    }
+    let num_layers = reader.required("num_hidden_layers", Reader::num_layers)?;
+    let is_sparse = if facts.may_be_dense {
+        let step = reader.or("decoder_sparse_step", 1, Reader::size)?;
+        let none = Value::Array(Vec::new());
+        let dense = reader.get("mlp_only_layers").unwrap_or(&none);
+        let required = "a list of numbers of layers";
+        let numbers = dense.as_array().and_then(|list| list.iter().map(Value::as_u64).collect());
+        let dense: Vec<u64> =
+            numbers.ok_or_else(|| reader.wrong("mlp_only_layers", dense, required))?;
+        let is_sparse = |layer_idx: usize| {
+            !dense.contains(&(layer_idx as u64)) && (layer_idx + 1).is_multiple_of(step)
+        };
+        (0..num_layers).map(is_sparse).collect()
+    } else {
+        vec![true; num_layers]
+    };
+    let (width, default) = facts.intermediate_size;
+    Ok(Some(ExpertsOfModel {
+        facts,
+        num,
+        num_per_tok,
+        intermediate_size: match default {
+            Some(default) => reader.or(width, default, Reader::size)?,
+            None => reader.required(width, Reader::size)?,
+        },
+        norm_topk_prob: match facts.norm_topk_prob {
+            Setting::Never => false,
+            Setting::Always => true,
+            Setting::Key(key, default) => reader.flag(key, default)?,
+        },
+        is_sparse,
+    }))
 }
 
 fn num_kv_heads(reader: &Reader<'_>, family: &Family, num_heads: usize) -> Result<usize> {

@@ -21,6 +21,7 @@ mod hunyuan_v1_dense;
 mod llama;
 mod ministral3;
 mod mistral;
+mod mixtral;
 mod muse_glimmer_text;
 mod nemotron;
 mod olmo;
@@ -29,6 +30,7 @@ mod olmo3;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod seed_oss;
 mod smollm3;
 mod stablelm;
@@ -93,6 +95,8 @@ pub struct Family {
     pub(crate) attention_softcap: Option<(&'static str, Option<f64>)>,
 
     pub(crate) mlp: Mlp,
+    /// Experts in place of the MLP.
+    pub(crate) experts: Option<Experts>,
     /// The key of the activation, and its default.
     pub(crate) activation: (&'static str, &'static str),
     /// Of the projections of the MLP.
@@ -246,6 +250,8 @@ pub(crate) enum Windows {
     None,
     /// All do, if `sliding_window` is a number; with its default.
     All(Option<usize>),
+    /// All do, where `use_sliding_window` is on, of 4,096 tokens where none is given.
+    AllIfUsed,
     /// Where `use_sliding_window` is on, those of `layer_types`, or from `max_window_layers` on; of 4,096 tokens where none is given.
     Chosen,
     /// Where `use_sliding_window` is on and `sliding_window` a number, those of `layer_types`, or those that are not rotated.
@@ -359,6 +365,25 @@ pub(crate) enum Mlp {
     Plain { up: &'static str, down: &'static str },
 }
 
+/// The experts of a class, and their names.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Experts {
+    /// The key of how many there are, and its default.
+    pub(crate) num: (&'static str, usize),
+    /// How many a token takes where the config does not say it.
+    pub(crate) num_per_tok: usize,
+    /// The key of their width, and its default; `None` where a config has to say it.
+    pub(crate) intermediate_size: (&'static str, Option<usize>),
+    pub(crate) norm_topk_prob: Setting,
+    /// Whether `mlp_only_layers` and `decoder_sparse_step` leave layers without.
+    pub(crate) may_be_dense: bool,
+    pub(crate) router: &'static str,
+    /// The list of experts.
+    pub(crate) list: &'static str,
+    /// Gate, up and down of an expert.
+    pub(crate) projections: [&'static str; 3],
+}
+
 /// What rows of the embedding are multiplied by.
 #[derive(Debug, PartialEq)]
 pub(crate) enum EmbeddingScale {
@@ -382,7 +407,7 @@ pub(crate) enum LogitsScale {
 }
 
 /// Every family, in the order in which messages name them.
-pub(crate) static ALL: [&Family; 30] = [
+pub(crate) static ALL: [&Family; 32] = [
     &apertus::APERTUS,
     &arcee::ARCEE,
     &cohere::COHERE,
@@ -401,6 +426,7 @@ pub(crate) static ALL: [&Family; 30] = [
     &llama::LLAMA,
     &ministral3::MINISTRAL3,
     &mistral::MISTRAL,
+    &mixtral::MIXTRAL,
     &muse_glimmer_text::MUSE_GLIMMER_TEXT,
     &nemotron::NEMOTRON,
     &olmo::OLMO,
@@ -409,6 +435,7 @@ pub(crate) static ALL: [&Family; 30] = [
     &phi3::PHI3,
     &qwen2::QWEN2,
     &qwen3::QWEN3,
+    &qwen3_moe::QWEN3_MOE,
     &seed_oss::SEED_OSS,
     &smollm3::SMOLLM3,
     &stablelm::STABLELM,
@@ -445,6 +472,7 @@ impl Family {
         scale: Scale::HeadDim,
         attention_softcap: None,
         mlp: Mlp::Gated,
+        experts: None,
         activation: ("hidden_act", "silu"),
         mlp_bias: Setting::Never,
         embedding: EmbeddingScale::One,

@@ -71,8 +71,8 @@ pub struct Layer {
     pub params: Vec<ParamSpec>,
     /// The mixer of tokens.
     pub attention: Attention,
-    /// The MLP.
-    pub ffn: Dense,
+    /// The MLP, or experts in its place.
+    pub ffn: Ffn,
     /// On the input of attention.
     pub pre_attention_norm: Option<Norm>,
     /// On the output of attention, before it joins the residual stream.
@@ -150,7 +150,29 @@ pub enum QkNormWidth {
     AllHeads,
 }
 
-/// The MLP: `down(act(gate(x)) * up(x))`, or `down(act(up(x)))` without a gate.
+/// What follows attention in a layer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ffn {
+    /// One MLP for all tokens.
+    Dense(Dense),
+    /// Several, of which each token takes a few.
+    Moe(Moe),
+}
+
+/// Experts: `y = sum over the chosen e of w_e * expert_e(x)`, where `w` are the largest of `softmax(router(x))`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Moe {
+    /// To `[experts]`.
+    pub router: Linear,
+    /// The experts, all of one size.
+    pub experts: Vec<Dense>,
+    /// How many a token takes.
+    pub num_experts_per_tok: usize,
+    /// Whether the weights of a token's experts are divided by their sum.
+    pub norm_topk_prob: bool,
+}
+
+/// An MLP: `down(act(gate(x)) * up(x))`, or `down(act(up(x)))` without a gate.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dense {
     /// `f`, its width.
@@ -307,8 +329,46 @@ impl Layer {
     /// Its linear maps.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         let Attention { q, k, v, gate: gate_of_o, o, .. } = &self.attention;
-        let Dense { gate, up, down, .. } = &self.ffn;
-        [q, k].into_iter().chain(v).chain(gate_of_o).chain([o]).chain(gate).chain([up, down])
+        let (router, mlps) = match &self.ffn {
+            Ffn::Dense(dense) => (None, std::slice::from_ref(dense)),
+            Ffn::Moe(moe) => (Some(&moe.router), &moe.experts[..]),
+        };
+        let attention = [q, k].into_iter().chain(v).chain(gate_of_o).chain([o]);
+        attention.chain(router).chain(mlps.iter().flat_map(Dense::linears))
+    }
+}
+
+impl Dense {
+    /// Its linear maps.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.gate.iter().chain([&self.up, &self.down])
+    }
+}
+
+impl Ffn {
+    /// The widths of all MLPs that a token goes through.
+    pub fn width(&self) -> usize {
+        match self {
+            Ffn::Dense(dense) => dense.intermediate_size,
+            Ffn::Moe(moe) => moe.num_experts_per_tok * moe.experts[0].intermediate_size,
+        }
+    }
+
+    /// The largest weight of it, in elements.
+    pub fn largest_weight(&self) -> usize {
+        let linears: &mut dyn Iterator<Item = &Linear> = match self {
+            Ffn::Dense(dense) => &mut dense.linears(),
+            Ffn::Moe(moe) => &mut moe.experts[0].linears(),
+        };
+        linears.map(|linear| linear.out_features() * linear.in_features).max().unwrap_or(0)
+    }
+
+    /// Whether its MLPs have a gate.
+    pub fn is_gated(&self) -> bool {
+        match self {
+            Ffn::Dense(dense) => dense.gate.is_some(),
+            Ffn::Moe(moe) => moe.experts[0].gate.is_some(),
+        }
     }
 }
 

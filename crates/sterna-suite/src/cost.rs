@@ -60,7 +60,7 @@ impl Estimate {
     /// Of one document of `len` tokens.
     pub fn of(config: &ModelConfig, len: usize, cut: Cut, rates: Rates) -> Self {
         let (arch, layer) = (&config.arch, &config.arch.layers[0]);
-        let (d, f) = (arch.hidden_size as f64, layer.ffn.intermediate_size as f64);
+        let (d, f) = (arch.hidden_size as f64, layer.ffn.width() as f64);
         let (q, kv) = (layer.attention.q_width() as f64, layer.attention.kv_width() as f64);
         let (layers, vocab) = (arch.layers.len() as f64, arch.vocab_size as f64);
         let (pre, post, head) = (d * (q + 2.0 * kv), q * d + 3.0 * d * f, vocab * d);

@@ -82,6 +82,7 @@ fn windows(
             let window = reader.nullable("sliding_window", default, Reader::size)?;
             return Ok(vec![window; num_layers]);
         }
+        Windows::AllIfUsed => return Ok(vec![used(Some(4096))?; num_layers]),
         Windows::Chosen => (
             used(Some(4096))?,
             Box::new(|| {

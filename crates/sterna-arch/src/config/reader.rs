@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 const MAX_SIZE: u64 = 1 << 31;
 /// The largest number of heads accepted.
 const MAX_HEADS: u64 = 1 << 13;
+/// The largest number of experts of a layer accepted.
+const MAX_EXPERTS: u64 = 1 << 13;
 /// The largest number of layers accepted.
 const MAX_LAYERS: u64 = 1 << 16;
 
@@ -126,6 +128,11 @@ impl<'a> Reader<'a> {
     /// A number of heads.
     pub(crate) fn num_heads(&self, key: &str, value: &Value) -> Result<usize> {
         self.whole(key, value, 1, MAX_HEADS)
+    }
+
+    /// A number of experts, zero included.
+    pub(crate) fn num_experts(&self, key: &str, value: &Value) -> Result<usize> {
+        self.whole(key, value, 0, MAX_EXPERTS)
     }
 
     /// A flag, which is off where it is `null`, as Python has it.

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use sterna_arch::{Activation, Architecture, Elementwise, Error, Init, ModelConfig, RopeScaling};
+use sterna_arch::{
+    Activation, Architecture, Elementwise, Error, Ffn, Init, ModelConfig, RopeScaling,
+};
 
 use crate::golden;
 
@@ -44,8 +46,14 @@ fn what_a_config_describes_is_what_transformers_builds() {
 
 fn check(case: &Value) {
     let name = case["name"].as_str().unwrap();
+    if case["config"]["output_router_logits"] == true {
+        let error = parse(&case["config"]).expect_err(name).to_string();
+        assert!(error.contains("no auxiliary loss of routers"), "{name}: {error}");
+        return;
+    }
     let config = parse(&case["config"]).unwrap_or_else(|error| panic!("{name}: {error}"));
     let arch = &config.arch;
+    check_experts(name, arch, case);
     check_params(name, arch, case);
     let sizes =
         |key: &str| -> Vec<Option<usize>> { serde_json::from_value(case[key].clone()).unwrap() };
@@ -94,6 +102,21 @@ fn check(case: &Value) {
 fn assert_close(name: &str, found: f64, required: f64) {
     // Python's `x ** -0.5` rounds once, a root and a quotient twice.
     assert!((found / required - 1.0).abs() < 4e-16, "{name}: {found} and not {required}");
+}
+
+fn check_experts(name: &str, arch: &Architecture, case: &Value) {
+    let Some(is_sparse) = case["is_sparse"].as_array() else { return };
+    for (layer, is_sparse) in arch.layers.iter().zip(is_sparse) {
+        let Ffn::Moe(moe) = &layer.ffn else {
+            assert_eq!(is_sparse, false, "{name}");
+            continue;
+        };
+        assert_eq!(is_sparse, true, "{name}");
+        assert_eq!(moe.experts.len() as u64, case["num_experts"].as_u64().unwrap(), "{name}");
+        let num_per_tok = case["num_experts_per_tok"].as_u64().unwrap();
+        assert_eq!(moe.num_experts_per_tok as u64, num_per_tok, "{name}");
+        assert_eq!(moe.norm_topk_prob, case["norm_topk_prob"], "{name}");
+    }
 }
 
 fn check_params(name: &str, arch: &Architecture, case: &Value) {
@@ -147,12 +170,19 @@ fn check_more(name: &str, arch: &Architecture, case: &Value) {
         "gelu_pytorch_tanh" => Activation::Elementwise(Elementwise::GeluTanh),
         "relu2" => Activation::Elementwise(Elementwise::Relu2),
         "xielu" => {
-            assert!(matches!(arch.layers[0].ffn.activation, Activation::Xielu { .. }), "{name}");
+            assert!(matches!(activation_of(arch), Activation::Xielu { .. }), "{name}");
             return;
         }
         other => panic!("{name}: {other}"),
     };
-    assert_eq!(arch.layers[0].ffn.activation, activation, "{name}");
+    assert_eq!(activation_of(arch), activation, "{name}");
+}
+
+fn activation_of(arch: &Architecture) -> Activation {
+    match &arch.layers[0].ffn {
+        Ffn::Dense(dense) => dense.activation,
+        Ffn::Moe(moe) => moe.experts[0].activation,
+    }
 }
 
 #[test]

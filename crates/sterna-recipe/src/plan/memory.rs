@@ -347,7 +347,8 @@ impl Activations<'_> {
             tiles.pre * layer.peak_before_attention() + layer.attention.q_width() * d
         };
         let post = |layer: &Layer| {
-            tiles.post * layer.peak_after_attention() + d * layer.ffn.intermediate_size
+            let weight = layer.ffn.largest_weight().max(d * layer.attention.q_width());
+            tiles.post * layer.peak_after_attention() + weight
         };
         // A softcap keeps the logits beside their gradient.
         let logits = if self.arch.head.softcap.is_some() { 2 * v } else { v };

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Elements stepped at once, and read from disk at once: 18 MB of states, weights and gradients, which a last-level cache
-/// holds. Shorter slices wait more often for the slowest thread, longer ones for memory (measured in docs/LOG.md).
+/// holds. Shorter slices wait more often for the slowest thread, longer ones for memory (measured: docs/benchmarks/2026-11-21-2-cores.md).
 const SLICE_LEN: i64 = 1 << 20;
 
 /// As [`SLICE_LEN`] where a GPU steps: its launches cost more than its caches save.
