@@ -3,7 +3,8 @@ crates/sterna-train/tests/fixtures/families: a folder `data` with a tokenizer an
 
 - config.json and model.safetensors: where training begins, in bf16, which holds these weights exactly;
 - final.safetensors: the parameters after three steps, less those before, in fp32;
-- expected.json: the losses and the norms of the gradients of the three steps, and logits of the trained model.
+- expected.json: the losses and the norms of the gradients of the three steps, and logits of the trained model; of a mixture of experts
+  also the losses and norms of a training with the auxiliary loss, which weighs as much as a chat's labels do.
 
 Every step sees all chats, each in a forward of its own, in fp32. Its loss is the mean over all labels. The same steps are done in
 fp64, and in fp32 in another order, to see which numbers fp32 can say at all. Run with torch 2.11.0 on a CPU, once with transformers
@@ -25,6 +26,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 assert torch.__version__.startswith("2.11.0"), torch.__version__
 assert transformers.__version__ in ("4.57.6", "5.24.0"), transformers.__version__
@@ -37,6 +39,8 @@ LR = 3e-3
 BETAS = (0.9, 0.95)
 EPS = 1e-8
 WEIGHT_DECAY = 0.1
+# Large enough to matter.
+ROUTER_AUX_LOSS_COEF = 0.2
 # What exempts a parameter from it, in its lower-cased name.
 NO_DECAY = ("bias", "layer_norm.weight", "layernorm.weight", "norm.weight", "ln_f.weight")
 # Tensors whose change differs by more between fp32 and fp64 are named in expected.json.
@@ -404,6 +408,12 @@ class Decoder:
     def logits(self, input_ids, **kwargs):
         return self.model(input_ids=input_ids, use_cache=False, **kwargs).logits
 
+    def balance(self, input_ids):
+        """The auxiliary loss, times its coefficient."""
+        out = self.model(input_ids=input_ids, use_cache=False, output_router_logits=True)
+        num_experts, top_k = self.model.num_experts, self.config.num_experts_per_tok
+        return ROUTER_AUX_LOSS_COEF * load_balancing_loss_func(out.router_logits, num_experts, top_k)
+
     def routers(self):
         return [module for name, module in self.model.named_modules() if name.endswith((".mlp.gate", ".block_sparse_moe.gate"))]
 
@@ -434,7 +444,7 @@ def random_weights(decoder, generator):
 # ------------------------------------------------------------------------------------------------------------------------- training
 
 
-def train(decoder, data, is_padded=False):
+def train(decoder, data, is_padded=False, is_balanced=False):
     """Losses, norms of gradients, changes of parameters; all chats in a forward of their own, or in one batch. For a mixture of
     experts also how far apart, at the least, the logits of a chosen and of another expert are, and all choices."""
     initial = {name: param.detach().clone() for name, param in decoder.params().items()}
@@ -471,6 +481,10 @@ def train(decoder, data, is_padded=False):
             )
             (loss_sum / num_labels).backward()
             loss += loss_sum.item() / num_labels
+            if is_balanced:
+                balance = decoder.balance(ids) * ((labels != -100).sum() / num_labels)
+                balance.backward()
+                loss += balance.item()
         grads = [param.grad for param in decoder.params().values()]
         assert all(grad is not None for grad in grads)
         losses.append(loss)
@@ -545,6 +559,21 @@ def reread(folder):
     return decoder.logits
 
 
+def balanced_steps(config, weights, data):
+    """What fp32 gets with the auxiliary loss, where fp64 chooses the same experts."""
+    decoder = Decoder(config, FP32)
+    decoder.load(weights)
+    found = train(decoder, data, is_balanced=True)
+    with fp32_means_fp64():
+        exact = Decoder(config, torch.float64)
+        exact.load(weights)
+        truth = train(exact, data, is_balanced=True)
+    assert all(torch.equal(*pair) for pair in zip(found["choices"], truth["choices"])), "another choice of experts"
+    for key in ("losses", "grad_norms"):
+        assert all(abs(a / b - 1) < 1e-5 for a, b in zip(found[key], truth[key])), key
+    return dict(router_aux_loss_coef=ROUTER_AUX_LOSS_COEF, losses=found["losses"], grad_norms=found["grad_norms"])
+
+
 def make(model_type, data):
     folder = OUT / model_type
     config = AutoConfig.for_model(model_type, **json.loads(json.dumps(FAMILIES[model_type])), attn_implementation="eager")
@@ -576,6 +605,7 @@ def make(model_type, data):
             truth = train(exact, data)
             exact_after = last_logits(exact, data)
     assert all(torch.equal(*pair) for pair in zip(found["choices"], truth["choices"])), "another choice of experts"
+    balanced = balanced_steps(config, weights, data) if decoder.routers() else None
 
     runs = [found | dict(logits=after), *others]
     delta_errors = {
@@ -600,6 +630,8 @@ def make(model_type, data):
         ),
         logits_after=floats(after),
     )
+    if balanced:
+        record["balanced"] = balanced
     text = json.dumps(record, indent=1)
     # A list of numbers on one line.
     text = text.replace(json.dumps(record["logits_after"], indent=1).replace("\n", "\n "), json.dumps(record["logits_after"]))

@@ -64,12 +64,16 @@ PHI3_LONGROPE = dict(
 )
 QWEN3_MOE = dict(
     BASE,
+    output_router_logits=True,
+    router_aux_loss_coef=0.5,
     moe_intermediate_size=8,
     num_experts=6,
     num_experts_per_tok=2,
 )
 MIXTRAL = dict(
     BASE,
+    output_router_logits=True,
+    router_aux_loss_coef=0.5,
     intermediate_size=10,
     num_local_experts=5,
     num_experts_per_tok=2,

@@ -105,6 +105,7 @@ pub(crate) fn architecture(
             softcap: softcap(reader, family.final_softcap)?,
         },
         ropes: ropes.into_list(),
+        router_aux_loss_coef: router_aux_loss_coef(reader, &facts)?,
     })
 }
 
@@ -630,6 +631,17 @@ fn experts(reader: &Reader<'_>, facts: &'static Experts) -> Result<Option<Expert
         },
         is_sparse,
     }))
+}
+
+/// Transformers adds that loss where a config has routers give their logits.
+fn router_aux_loss_coef(reader: &Reader<'_>, facts: &Facts) -> Result<Option<f64>> {
+    let has_experts =
+        facts.experts.as_ref().is_some_and(|experts| experts.is_sparse.contains(&true));
+    if !has_experts || !reader.flag("output_router_logits", false)? {
+        return Ok(None);
+    }
+    let coef = reader.or("router_aux_loss_coef", 0.001, Reader::non_negative)?;
+    Ok(Some(coef).filter(|coef| *coef > 0.0))
 }
 
 fn num_kv_heads(reader: &Reader<'_>, family: &Family, num_heads: usize) -> Result<usize> {

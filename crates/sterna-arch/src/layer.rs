@@ -32,6 +32,8 @@ pub struct Architecture {
     pub head: Head,
     /// The rotary embeddings, which layers name by index.
     pub ropes: Vec<Rope>,
+    /// What the auxiliary loss of routers is multiplied by; `None` is no such loss.
+    pub router_aux_loss_coef: Option<f64>,
 }
 
 /// The embedding.
@@ -281,6 +283,14 @@ impl Architecture {
         for spec in all.chain(&mut self.head.params) {
             spec.name = new_name(&spec.name);
         }
+    }
+
+    /// The layers that have experts.
+    pub fn moe_layers(&self) -> impl Iterator<Item = &Moe> {
+        self.layers.iter().filter_map(|layer| match &layer.ffn {
+            Ffn::Dense(_) => None,
+            Ffn::Moe(moe) => Some(moe),
+        })
     }
 
     /// Whether the head is the transposed embedding.

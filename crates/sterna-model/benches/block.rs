@@ -168,6 +168,8 @@ impl Bench {
                 documents: &self.documents,
                 rope: Some(&ropes[0]),
                 num_rows: 1,
+                routing: None,
+                counts_routes: false,
                 streaming: None,
                 attention: Implementation::Automatic,
                 pre_tile_len: tile_len,

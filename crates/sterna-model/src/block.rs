@@ -41,6 +41,7 @@ use crate::error::{ModelError, check_shape};
 use crate::heads::HeadGroup;
 use crate::parallel::ulysses::{Exchange, HeadToSeq, Heads, SeqToHead};
 use crate::params::{BlockGrads, BlockParams};
+use crate::routing::Routing;
 use crate::stage::Stage;
 
 /// What a block needs to know beside its weights and activations.
@@ -60,6 +61,10 @@ pub struct BlockContext<'a> {
     pub rope: Option<&'a RopeTable>,
     /// `b`, rows of the micro-batch.
     pub num_rows: i64,
+    /// The routers' auxiliary loss, if the model has one.
+    pub routing: Option<&'a Routing>,
+    /// Whether what routers choose is added to that: the first forward of a micro-batch does, what computes it again does not.
+    pub counts_routes: bool,
     /// Tiles of queries that attend one after the other to keys and values that wait elsewhere; `None` is all at once.
     pub streaming: Option<Streaming<'a>>,
     /// Which kernels may compute attention on a CUDA device.
@@ -249,10 +254,10 @@ pub fn backward(
         let (x, o) = (x.narrow(0, start, len), o.narrow(0, start, len));
         let saved = match post_saved.pop_front() {
             Some(saved) => saved,
-            None => post::recompute(ctx, params, &x, &o),
+            None => post::recompute(ctx, params, &x, &o, start),
         };
         let (d_y, d_x) = (d_y.narrow(0, start, len), d_x.narrow(0, start, len));
-        let d_o = post::backward(ctx, params, grads, saved, &x, &o, &d_y, &d_x);
+        let d_o = post::backward(ctx, params, grads, saved, &x, &o, &d_y, &d_x, start);
         for (group, outgoing) in ctx.groups.iter().zip(&mut outgoing) {
             outgoing.put(0, start, &group.queries_of(&d_o));
         }
@@ -359,8 +364,8 @@ fn post_forward(
     for tile in tiles(x.size()[0], ctx.post_tile_len) {
         let (start, len) = (tile.start, tile.end - tile.start);
         let _stage = Stage::Post.enter();
-        let saved =
-            post::recompute(ctx, params, &x.narrow(0, start, len), &o.narrow(0, start, len));
+        let (x, o) = (x.narrow(0, start, len), o.narrow(0, start, len));
+        let saved = post::recompute(ctx, params, &x, &o, start);
         post::finish(ctx, params, &saved, &mut y.narrow(0, start, len));
         if save {
             all_saved.push_back(saved);

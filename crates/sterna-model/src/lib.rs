@@ -20,6 +20,7 @@ pub mod embed;
 pub mod block;
 pub mod heads;
 pub mod parallel;
+pub mod routing;
 
 pub mod head;
 
@@ -31,6 +32,7 @@ pub use block::{BlockContext, Graph, Keep, Kept, KeptAttention, Stash, Streaming
 pub use error::ModelError;
 pub use heads::HeadGroup;
 pub use params::{BlockGrads, BlockParams};
+pub use routing::Routing;
 pub use sterna_ops::{
     attention::{Documents, Implementation, KeysValues},
     cross_entropy::IGNORE_INDEX,

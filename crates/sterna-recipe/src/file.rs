@@ -12,8 +12,8 @@ pub(crate) use self::{
     reader::{At, Read, Reader, canonical, nearest},
     sections::{
         CheckpointFile, CurveFile, DataFile, DeepSpeedFile, LoggerFile, MemoryFile, ModelFile,
-        ModelKind, OffloadDevice, OffloadOptimizerFile, OptimizerFile, RecipeFile, SchedulerFile,
-        SchedulerKind, SourceFile, SourceKeys, SourceKind, TrainerKind, ZeroFile,
+        ModelKind, ONE_MOE, OffloadDevice, OffloadOptimizerFile, OptimizerFile, RecipeFile,
+        SchedulerFile, SchedulerKind, SourceFile, SourceKeys, SourceKind, TrainerKind, ZeroFile,
     },
     values::{DtypeWord, Int, OptimizerWord},
 };

@@ -16,8 +16,8 @@ use sterna_arch::DType;
 use crate::{
     diagnostic::{Diagnostic, Kind},
     file::{
-        At, DtypeWord, LoggerFile, ModelFile, ModelKind, OptimizerFile, OptimizerWord, Reader,
-        RecipeFile, TrainerKind,
+        At, DtypeWord, LoggerFile, ModelFile, ModelKind, ONE_MOE, OptimizerFile, OptimizerWord,
+        Reader, RecipeFile, TrainerKind,
     },
     recipe::{
         AttnImplementation, LoggerOptions, LossAverage, ModelOptions, NonFinitePolicy,
@@ -217,7 +217,7 @@ fn model(file: &RecipeFile, reader: &mut Reader) -> Option<ModelOptions> {
 fn optimizer(file: Option<&OptimizerFile>, reader: &mut Reader) -> OptimizerOptions {
     match file.and_then(|file| file.kind.as_ref()) {
         Some(at) if at.value == OptimizerWord::Moe => {
-            let found = "is for mixtures of experts, which".to_owned();
+            let found = "is for expert-parallel ranks, which".to_owned();
             reader.refuse(&at.path, at.span, found, "use `fused_adam` or `cpu_adam`");
         }
         Some(at) => {
@@ -259,17 +259,17 @@ fn logger(file: Option<&LoggerFile>) -> LoggerOptions {
     }
 }
 
-/// `arctic_moe`: `auto` is on for models with experts, and no model here has them.
+/// `arctic_moe`: the reference's own computation of experts, of which there is one here.
 fn arctic_moe(file: &RecipeFile, reader: &mut Reader) {
     let Some(at) = &file.arctic_moe else { return };
     match at.value.to_json() {
         serde_json::Value::Bool(false) => {}
         serde_json::Value::String(word) if word == "auto" => {
-            reader.note(&at.path, "models here have no experts, so it is off");
+            reader.note(&at.path, ONE_MOE);
         }
         _ => {
             let found = "is on, which".to_owned();
-            reader.refuse(&at.path, at.span, found, "models with experts are not there yet");
+            reader.refuse(&at.path, at.span, found, ONE_MOE);
         }
     }
 }

@@ -7,7 +7,7 @@ use sterna_comm::Comm;
 use sterna_data::MicroBatch;
 use sterna_model::{
     BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Implementation, Keep, Kept,
-    RopeTable, Streaming, block, embed,
+    RopeTable, Routing, Streaming, block, embed,
     head::{self, HeadGrads, HeadParams},
     rotary,
 };
@@ -118,6 +118,7 @@ struct Shard {
     documents: Documents,
     /// As [`Architecture::ropes`].
     ropes: Vec<RopeTable>,
+    routing: Option<Routing>,
 }
 
 impl<'a> Engine<'a> {
@@ -210,7 +211,7 @@ impl<'a> Engine<'a> {
     /// [`TrainError::Model`] or [`TrainError::Comm`] if a peer failed; [`TrainError::Disk`] if what was kept there is lost.
     pub fn forward_backward(&mut self, batch: &MicroBatch, scale: f64) -> Result<f64, TrainError> {
         let _no_grad = no_grad_guard();
-        let shard = self.shard(batch);
+        let mut shard = self.shard(batch);
 
         self.phases.begin(Phase::Forward);
         // Forward: keep what the policy says of each block.
@@ -223,13 +224,14 @@ impl<'a> Engine<'a> {
                 attention: self.options.keep.keeps_attention(layer_idx),
                 graph: self.options.keep.graph,
             };
-            let (y, of_block) =
-                block::forward(&self.context(&shard, layer_idx), &params, &x, keep)?;
+            let context = BlockContext { counts_routes: true, ..self.context(&shard, layer_idx) };
+            let (y, of_block) = block::forward(&context, &params, &x, keep)?;
             x = y;
             let is_last = layer_idx + 1 == self.num_layers();
             kept.push(self.options.keep.put(layer_idx, is_last, of_block)?);
         }
 
+        let aux_loss = self.finish_routing(&mut shard, batch, scale)?;
         let segments: Vec<Range<usize>> =
             self.options.keep.segments(self.num_layers()).rev().collect();
         self.options.keep.prefetch(&mut kept[segments[0].start])?;
@@ -269,7 +271,22 @@ impl<'a> Engine<'a> {
         embed::backward(self.arch, weight.as_ref(), d_weight, &shard.input_ids, &dx)?;
         drop(weight);
         self.zero.reduce(self.comm.world(), gradients)?;
-        Ok(loss * scale)
+        Ok(loss * scale + aux_loss)
+    }
+
+    /// This rank's part of the routers' auxiliary loss, which weighs as much in a step as the micro-batch's labels do.
+    fn finish_routing(
+        &self,
+        shard: &mut Shard,
+        batch: &MicroBatch,
+        scale: f64,
+    ) -> Result<f64, TrainError> {
+        let Some(routing) = &mut shard.routing else { return Ok(0.0) };
+        let num_tokens: usize = batch.packed_sample_seqlens.iter().flatten().sum();
+        let num_rows = num_tokens * self.arch.moe_layers().count();
+        let weight = scale * batch.num_valid_tokens() as f64;
+        let loss = routing.finish(self.comm.sp(), num_rows, weight)?;
+        Ok(loss / self.comm.mesh.sp_size as f64)
     }
 
     /// What the backwards of `blocks`, one segment, read: what they kept, and the inputs that only the first kept, by running the
@@ -358,12 +375,15 @@ impl<'a> Engine<'a> {
             self.options.kind,
             self.options.device,
         );
+        let is_token = tokens_of_shard(batch, mesh.sp_size, mesh.sp_rank);
+        let routing = Routing::new(self.arch, &is_token, self.options.device);
         Shard {
             input_ids: shard.input_ids,
             shift_labels: shard.shift_labels,
             num_rows: shard.rows as i64,
             documents: Documents::new(documents),
             ropes,
+            routing,
         }
     }
 
@@ -377,6 +397,8 @@ impl<'a> Engine<'a> {
             documents: &shard.documents,
             rope: layer.attention.rope.map(|rope_idx| &shard.ropes[rope_idx]),
             num_rows: shard.num_rows,
+            routing: shard.routing.as_ref(),
+            counts_routes: false,
             streaming: (self.options.query_tile_len > 0).then_some(Streaming {
                 tile_len: self.options.query_tile_len as i64,
                 stash: &self.options.keep.attention_on,
@@ -452,6 +474,17 @@ fn longest_position(batch: &MicroBatch) -> usize {
         row[..seqlens.iter().sum()].iter().max().map_or(0, |&position| position as usize + 1)
     };
     rows.map(of_row).max().unwrap_or(0)
+}
+
+/// Which rows of a rank's shard are tokens, and not the padding at a row's end.
+fn tokens_of_shard(batch: &MicroBatch, sp_size: usize, sp_rank: usize) -> Vec<bool> {
+    let shard_len = batch.len / sp_size;
+    let places = sp_rank * shard_len..(sp_rank + 1) * shard_len;
+    let of_row = |seqlens: &Vec<usize>| {
+        let len: usize = seqlens.iter().sum();
+        places.clone().map(move |place| place < len)
+    };
+    batch.packed_sample_seqlens.iter().flat_map(of_row).collect()
 }
 
 /// The views of a unit's gradients, all of them wanted.

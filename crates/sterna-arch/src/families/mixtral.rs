@@ -1,6 +1,6 @@
 //! Mixtral (transformers `models/mixtral`): Mistral with experts.
 
-use super::{Defaults, Experts, Family, NormEps, Refused, Setting, Windows};
+use super::{Defaults, Experts, Family, NormEps, Setting, Windows};
 
 pub(super) const MIXTRAL: Family = Family {
     model_type: "mixtral",
@@ -14,7 +14,6 @@ pub(super) const MIXTRAL: Family = Family {
         ..Defaults::USUAL
     },
     dropouts: &[("attention_dropout", 0.0), ("router_jitter_noise", 0.0)],
-    refused: &[Refused::flag("output_router_logits", "auxiliary loss of routers")],
     norm_eps: NormEps::Key("rms_norm_eps", 1e-5),
     windows: Windows::All(None),
     experts: Some(Experts {

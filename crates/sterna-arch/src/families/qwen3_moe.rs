@@ -1,13 +1,12 @@
 //! Qwen 3 with experts: 30B-A3B, 235B-A22B, Qwen3-Coder (transformers `models/qwen3_moe`).
 
-use super::{Defaults, Experts, Family, QkNorms, Refused, Setting, Windows};
+use super::{Defaults, Experts, Family, QkNorms, Setting, Windows};
 use crate::layer::NormKind;
 
 pub(super) const QWEN3_MOE: Family = Family {
     model_type: "qwen3_moe",
     causal_lm_class: "Qwen3MoeForCausalLM",
     defaults: Defaults { num_key_value_heads: Some(4), ..Defaults::USUAL },
-    refused: &[Refused::flag("output_router_logits", "auxiliary loss of routers")],
     qkv_bias: Setting::Key("attention_bias", false),
     o_bias: Setting::Key("attention_bias", false),
     qk_norm: Some(QkNorms::of_heads(NormKind::Rms)),

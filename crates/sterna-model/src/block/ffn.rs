@@ -9,6 +9,7 @@ use tch::Tensor;
 use self::dense::DenseSaved;
 use self::moe::MoeSaved;
 use crate::params::{BlockGrads, BlockParams};
+use crate::routing::Routing;
 
 /// What the backward of a tile reads beside the input.
 #[derive(Debug)]
@@ -22,6 +23,13 @@ impl FfnSaved {
         match self {
             FfnSaved::Dense(saved) => saved.tensors().collect(),
             FfnSaved::Moe(saved) => saved.tensors(),
+        }
+    }
+
+    /// Tells what a router chose for a tile whose first row is `start`.
+    pub(super) fn count_routes(&self, routing: &Routing, start: i64) {
+        if let FfnSaved::Moe(saved) = self {
+            saved.count_routes(routing, start);
         }
     }
 }
@@ -43,7 +51,8 @@ pub(super) fn finish(ffn: &Ffn, params: &BlockParams, saved: &FfnSaved, y: &mut 
     }
 }
 
-/// The gradient of `h` `[tile, d]` from that of the result; weight gradients `+=`.
+/// The gradient of `h` `[tile, d]` from that of the result; weight gradients `+=`. `routing` adds the gradient of its loss, for a tile
+/// whose first row is given.
 pub(super) fn backward(
     ffn: &Ffn,
     params: &BlockParams,
@@ -51,12 +60,15 @@ pub(super) fn backward(
     saved: FfnSaved,
     h: &Tensor,
     d_y: Tensor,
+    routing: Option<(&Routing, i64)>,
 ) -> Tensor {
     match (ffn, saved) {
         (Ffn::Dense(dense), FfnSaved::Dense(saved)) => {
             dense::backward(dense, params, grads, saved, h, d_y)
         }
-        (Ffn::Moe(moe), FfnSaved::Moe(saved)) => moe::backward(moe, params, grads, saved, h, &d_y),
+        (Ffn::Moe(moe), FfnSaved::Moe(saved)) => {
+            moe::backward(moe, params, grads, saved, h, &d_y, routing)
+        }
         _ => unreachable!("saved by another layer"),
     }
 }

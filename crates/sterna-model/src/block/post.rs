@@ -28,12 +28,13 @@ impl PostSaved {
     }
 }
 
-/// Computes what the backward reads, from `x` `[tile, d]` and `o` `[tile, n, h]`.
+/// Computes what the backward reads, from `x` `[tile, d]` and `o` `[tile, n, h]`, whose first token is `start`.
 pub(super) fn recompute(
     ctx: &BlockContext<'_>,
     params: &BlockParams,
     x: &Tensor,
     o: &Tensor,
+    start: i64,
 ) -> PostSaved {
     let layer = ctx.layer;
     let o = o.flatten(1, 2);
@@ -58,6 +59,9 @@ pub(super) fn recompute(
         (None, false) => r.shallow_clone(),
     };
     let ffn = ffn::recompute(&layer.ffn, params, &h);
+    if let (Some(routing), true) = (ctx.routing, ctx.counts_routes) {
+        ffn.count_routes(routing, start);
+    }
     let mlp = layer.post_ffn_norm.is_some().then(|| {
         let mut mlp = x.empty_like();
         ffn::finish(&layer.ffn, params, &ffn, &mut mlp);
@@ -98,6 +102,7 @@ pub(super) fn backward(
     o: &Tensor,
     d_y: &Tensor,
     d_x: &Tensor,
+    start: i64,
 ) -> Tensor {
     let layer = ctx.layer;
     let PostSaved { attended, r, h, ffn, mlp } = saved;
@@ -110,7 +115,15 @@ pub(super) fn backward(
     if let (Some(norm), Some(mlp)) = (&layer.post_ffn_norm, mlp) {
         d_branch = grads.norm_backward(params, norm, &mlp, &d_branch);
     }
-    let d_h = ffn::backward(&layer.ffn, params, grads, ffn, &h, d_branch);
+    let d_h = ffn::backward(
+        &layer.ffn,
+        params,
+        grads,
+        ffn,
+        &h,
+        d_branch,
+        ctx.routing.map(|r| (r, start)),
+    );
     drop(h);
     // What the MLP reads has this share of the gradient of `r`, or of `x` where both branches read that.
     let through_mlp = match (&layer.pre_ffn_norm, layer.is_parallel) {

@@ -25,6 +25,7 @@ fn check(name: &str) {
     };
     assert_fp32("logits", relative_error(&outcome.logits, &tiny.tensors["logits"]));
     assert_fp32("loss", (outcome.loss / tiny.loss - 1.0).abs());
+    assert_fp32("auxiliary loss", (outcome.aux_loss - tiny.aux_loss).abs());
     for (param, grad) in &outcome.grads {
         assert_fp32(param, grad_error(param, grad, expected));
     }

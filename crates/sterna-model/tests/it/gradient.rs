@@ -43,6 +43,8 @@ fn check(config: &ModelConfig) {
         documents: &documents,
         rope: layer.attention.rope.map(|rope_idx| &ropes[rope_idx]),
         num_rows: 1,
+        routing: None,
+        counts_routes: false,
         streaming: None,
         attention: Implementation::Automatic,
         pre_tile_len: 3,

@@ -118,6 +118,8 @@ fn growth_of_forward(hidden_size: u32, num_groups: usize) -> u64 {
             documents: &documents,
             rope: Some(&rope[0]),
             num_rows: 1,
+            routing: None,
+            counts_routes: false,
             streaming: None,
             attention: Implementation::Automatic,
             pre_tile_len: 256,

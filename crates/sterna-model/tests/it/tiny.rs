@@ -11,7 +11,7 @@ use sterna_comm::{Comm, RankEnv, ReduceOp};
 use sterna_model::head::{self, HeadGrads, HeadParams, LossSum};
 use sterna_model::{
     BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Implementation, Keep, KeysValues,
-    ModelError, Stash, Streaming, block, embed, rotary,
+    ModelError, Routing, Stash, Streaming, block, embed, rotary,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -23,6 +23,8 @@ pub(crate) struct Tiny {
     pub(crate) batch: Batch,
     /// Mean over labels.
     pub(crate) loss: f64,
+    /// Of routers, times its coefficient; 0 without.
+    pub(crate) aux_loss: f64,
     /// How far transformers' bf16 is from its fp32, by name of what is compared.
     pub(crate) bf16_errors: BTreeMap<String, f64>,
 }
@@ -93,7 +95,9 @@ pub(crate) struct Outcome {
     pub(crate) logits: Tensor,
     /// Mean over labels.
     pub(crate) loss: f64,
-    /// By name; of the mean loss.
+    /// Of routers, times its coefficient.
+    pub(crate) aux_loss: f64,
+    /// By name; of the sum of both.
     pub(crate) grads: BTreeMap<String, Tensor>,
 }
 
@@ -161,6 +165,7 @@ impl Tiny {
                 num_rows: 1,
             },
             loss: record["loss"].as_f64().unwrap(),
+            aux_loss: record["aux_loss"].as_f64().unwrap_or(0.0),
             bf16_errors: record["bf16_errors"]
                 .as_object()
                 .unwrap()
@@ -209,6 +214,8 @@ impl Tiny {
             documents: &documents,
             rope: arch.layers[layer_idx].attention.rope.map(|rope_idx| &ropes[rope_idx]),
             num_rows: batch.num_rows as i64,
+            routing: None,
+            counts_routes: false,
             streaming: how.query_tile_len.map(|tile_len| Streaming { tile_len, stash: &Chunks }),
             attention: Implementation::Automatic,
             pre_tile_len: tile_len,
@@ -238,13 +245,25 @@ impl Tiny {
             embedding: arch.is_tied().then(|| embed_weight.shallow_clone()),
         };
 
+        // No row of these batches is padding.
+        let mut routing = Routing::new(arch, &vec![true; input_ids.len()], Device::Cpu);
         let mut x = embed::forward(arch, &embed_weight, &input_ids).unwrap();
         let mut all_kept = Vec::new();
         for (layer_idx, params) in blocks.iter().enumerate() {
-            let (y, kept) = block::forward(&context(layer_idx), params, &x, keep).unwrap();
+            let context = BlockContext {
+                routing: routing.as_ref(),
+                counts_routes: true,
+                ..context(layer_idx)
+            };
+            let (y, kept) = block::forward(&context, params, &x, keep).unwrap();
             all_kept.push(kept);
             x = y;
         }
+        let num_routed = batch.input_ids.len() * arch.moe_layers().count();
+        let aux_loss = match &mut routing {
+            Some(routing) => routing.finish(sp, num_routed, 1.0).unwrap(),
+            None => 0.0,
+        };
         let logits = head::logits(arch, &head_params, &x).unwrap();
         let mut head_grads = HeadGrads {
             own: arch
@@ -275,8 +294,8 @@ impl Tiny {
             let layer = &arch.layers[layer_idx];
             let of_layer = layer.params.iter().map(|spec| Some(grads[&spec.name].shallow_clone()));
             let mut block_grads = BlockGrads::new(layer, of_layer.collect()).unwrap();
-            d_x =
-                block::backward(&context(layer_idx), params, &mut block_grads, kept, &d_x).unwrap();
+            let context = BlockContext { routing: routing.as_ref(), ..context(layer_idx) };
+            d_x = block::backward(&context, params, &mut block_grads, kept, &d_x).unwrap();
         }
         let d_embed = grads.get_mut(&arch.embed.weight.name).unwrap();
         embed::backward(arch, Some(&embed_weight), d_embed, &input_ids, &d_x).unwrap();
@@ -291,6 +310,7 @@ impl Tiny {
         }
         Outcome {
             logits: gather(comm, batch, &logits),
+            aux_loss,
             loss: mean_loss(comm, loss_sum, num_valid_tokens),
             grads,
         }
@@ -370,6 +390,7 @@ pub(crate) fn assert_same(name: &str, actual: &Outcome, expected: &Outcome, tole
     };
     check("logits", relative_error(&actual.logits, &expected.logits));
     check("loss", (actual.loss / expected.loss - 1.0).abs());
+    check("auxiliary loss", (actual.aux_loss - expected.aux_loss).abs());
     for (param, grad) in &actual.grads {
         check(param, grad_error(param, grad, |param| &expected.grads[param]));
     }

@@ -30,7 +30,8 @@ fn decoders_compute_what_their_wrappers_do() {
             input_ids,
             num_rows: 1,
         };
-        let tiny = Tiny { config, tensors, batch, loss: 0.0, bf16_errors: [].into() };
+        let tiny =
+            Tiny { config, tensors, batch, loss: 0.0, aux_loss: 0.0, bf16_errors: [].into() };
         let error = relative_error(&tiny.run(&alone(), &tiny.batch, How::PLAIN).logits, &logits);
         assert!(error <= FP32, "{name}: logits are off by {error:e}");
         num_checked += 1;

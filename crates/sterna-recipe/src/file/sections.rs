@@ -57,6 +57,9 @@ pub(crate) enum OffloadDevice {
     Nvme,
 }
 
+/// Why the reference's own computation of experts has nothing to turn on.
+pub(crate) const ONE_MOE: &str = "experts are computed in one way, over tokens sorted by expert";
+
 section! {
     /// The whole recipe.
     RecipeFile {
@@ -101,9 +104,9 @@ section! {
     }
     refused {
         "code" unless [] => "Python code cannot be loaded into this program",
-        "expert_parallel_size" unless ["1"] => "models with experts are not there yet",
-        "enable_arctic_moe_custom_optimization" unless ["false"] => "models with experts are not there yet",
-        "enable_routing_replay" unless ["false"] => "models with experts are not there yet",
+        "expert_parallel_size" unless ["1"] => "every rank computes its own tokens, with all experts of a layer",
+        "enable_arctic_moe_custom_optimization" unless ["false"] => ONE_MOE,
+        "enable_routing_replay" unless ["false"] => ONE_MOE,
         "mem_profiler" unless ["null"] => "it is a tool of PyTorch's CUDA allocator; `sterna check` says what each rank needs",
         "ref_model" unless [] => "it belongs to `type: dpo`, which is not there yet",
         "reference_model_deepspeed" unless [] => "it belongs to `type: dpo`, which is not there yet",
@@ -382,7 +385,7 @@ section! {
         "zero_force_ds_cpu_optimizer": Flag => "there is one optimizer, AdamW",
         "disable_allgather": Flag => FLAT_UNITS,
         "dataloader_drop_last": Flag => "`data` decides how batches are made",
-        "use_data_before_expert_parallelism": Flag => "models here have no experts",
+        "use_data_before_expert_parallelism": Flag => "there are no expert-parallel ranks",
         "activation_checkpointing": Tree => "each block is recomputed as a whole; `activation_checkpoint_cpu_offload` moves what is kept",
         "checkpoint": Tree => "it is about DeepSpeed's own checkpoints; the key `checkpoint` of the recipe says what is written",
         "aio": Tree => "a thread of its own reads ahead and writes behind",

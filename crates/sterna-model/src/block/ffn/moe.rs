@@ -9,6 +9,7 @@ use tch::Tensor;
 
 use super::dense::{self, DenseSaved};
 use crate::params::{BlockGrads, BlockParams};
+use crate::routing::Routing;
 
 /// What the backward of a tile reads beside the input.
 #[derive(Debug)]
@@ -43,6 +44,11 @@ impl MoeSaved {
             tensors.extend([tokens, routes, x].into_iter().chain(dense.tensors()));
         }
         tensors
+    }
+
+    /// Tells what the router chose for a tile whose first row is `start`.
+    pub(in crate::block) fn count_routes(&self, routing: &Routing, start: i64) {
+        routing.count(start, &self.probs, &self.chosen);
     }
 
     /// `[tile, k]`, what multiplies the outputs of a token's experts, in the precision of the router.
@@ -103,6 +109,7 @@ pub(in crate::block) fn backward(
     mut saved: MoeSaved,
     h: &Tensor,
     d_y: &Tensor,
+    routing: Option<(&Routing, i64)>,
 ) -> Tensor {
     let weights = saved.weights(moe);
     let rounded = weights.to_kind(h.kind()).view(-1);
@@ -124,6 +131,9 @@ pub(in crate::block) fn backward(
         d_top = (d_top - mean) / saved.sum_of_top();
     }
     let d_probs = saved.probs.zeros_like().scatter_(-1, &saved.chosen, &d_top);
+    if let Some((routing, start)) = routing {
+        routing.add_gradient(start, &d_probs);
+    }
     let along = (&d_probs * &saved.probs).sum_dim_intlist(-1_i64, true, weights.kind());
     let d_logits = ((d_probs - along) * &saved.probs).to_kind(h.kind());
     let mut d_h = Some(d_h);

@@ -1,0 +1,82 @@
+//! The auxiliary loss of routers, which keeps experts equally busy.
+//!
+//! With `c_e` how often expert `e` is chosen and `p_e` the sum of its probabilities, both over the `N` rows that all tokens have in all
+//! layers with experts: `loss = coef * E * sum over e of (c_e / N) (p_e / N)`. Counts have no gradient, so that of a row's probability
+//! of `e` is `coef * E * c_e / N^2` whatever the row: it is known as soon as all layers have gone forward, before any goes backward.
+//!
+//! # Source
+//!
+//! Fedus et al. 2021, <https://arxiv.org/abs/2101.03961>, equations 4 to 6; transformers `models/mixtral`, `load_balancing_loss_func`,
+//! which takes one mean over all layers and tokens. Here tokens are those of all ranks that share the sequence, padding left out.
+
+use sterna_arch::Architecture;
+use sterna_comm::{Group, ReduceOp};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::ModelError;
+
+/// What the routers of a micro-batch chose.
+#[derive(Debug)]
+pub struct Routing {
+    coef: f64,
+    /// `[b * s/p, 1]`: 1 for a token, 0 for padding; double.
+    is_token: Tensor,
+    /// `[2, experts]`, double: how often each is chosen, and the sum of its probabilities.
+    sums: Tensor,
+    /// `[experts]`, double: the gradient of a row's probabilities.
+    gradient: Option<Tensor>,
+}
+
+impl Routing {
+    /// For a model whose config asks for the loss; `is_token` says of this rank's rows which are no padding.
+    pub fn new(arch: &Architecture, is_token: &[bool], device: Device) -> Option<Routing> {
+        let coef = arch.router_aux_loss_coef?;
+        let num_experts = arch.moe_layers().map(|moe| moe.experts.len()).max()? as i64;
+        let is_token: Vec<f64> = is_token.iter().map(|is_token| f64::from(*is_token)).collect();
+        Some(Routing {
+            coef,
+            is_token: Tensor::from_slice(&is_token).unsqueeze(-1).to_device(device),
+            sums: Tensor::zeros([2, num_experts], (Kind::Double, device)),
+            gradient: None,
+        })
+    }
+
+    /// Adds what a tile of rows from `start` on chose: `probs` `[tile, experts]` and `chosen` `[tile, k]`.
+    pub(crate) fn count(&self, start: i64, probs: &Tensor, chosen: &Tensor) {
+        let size = chosen.size();
+        let is_token = self.is_token.narrow(0, start, size[0]);
+        let (counts, sums) = (self.sums.get(0), self.sums.get(1));
+        let weights = is_token.expand(&size, false).reshape([-1]);
+        let of_tile = chosen.reshape([-1]).bincount(Some(&weights), counts.size()[0]);
+        let _ = counts.shallow_clone().g_add_(&of_tile);
+        let of_tile = (probs * is_token).sum_dim_intlist(0_i64, false, Kind::Double);
+        let _ = sums.shallow_clone().g_add_(&of_tile);
+    }
+
+    /// Ends the forward: the loss times `weight`, the same on every rank of `sp`, and from now on [`Routing::add_gradient`]
+    /// has the gradient of that. `num_rows` is `N`.
+    ///
+    /// # Communication
+    ///
+    /// One all-reduce over the sp axis. Collective.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Comm`] if a peer fails.
+    pub fn finish(&mut self, sp: &Group, num_rows: usize, weight: f64) -> Result<f64, ModelError> {
+        sp.all_reduce_(&self.sums, ReduceOp::Sum)?;
+        let num_rows = num_rows.max(1) as f64;
+        let num_experts = self.sums.size()[1] as f64;
+        let factor = self.coef * num_experts / (num_rows * num_rows) * weight;
+        let (counts, sums) = (self.sums.get(0), self.sums.get(1));
+        self.gradient = Some(&counts * factor);
+        Ok((counts * sums).sum(Kind::Double).double_value(&[]) * factor)
+    }
+
+    /// Adds the gradient of the probabilities of a tile of rows from `start` on, `d_probs` `[tile, experts]`.
+    pub(crate) fn add_gradient(&self, start: i64, d_probs: &Tensor) {
+        let Some(gradient) = &self.gradient else { return };
+        let is_token = self.is_token.narrow(0, start, d_probs.size()[0]);
+        let _ = d_probs.shallow_clone().g_add_(&(is_token * gradient));
+    }
+}
