@@ -53,8 +53,8 @@ impl Routing {
         let _ = sums.shallow_clone().g_add_(&of_tile);
     }
 
-    /// Ends the forward: the loss times `weight`, the same on every rank of `sp`, and from now on [`Routing::add_gradient`]
-    /// has the gradient of that. `num_rows` is `N`.
+    /// Ends the forward: the loss times `weight`, the same on every rank of `sp`. From now on the backward of a block adds the
+    /// gradient of that. `num_rows` is `N`.
     ///
     /// # Communication
     ///

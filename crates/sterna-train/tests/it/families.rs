@@ -12,7 +12,8 @@ use sterna_train::{TrainOptions, train};
 use tch::{Kind, Tensor};
 
 use crate::conformance::{Recorder, double};
-use crate::{equivalence::set, tiny};
+use crate::equivalence::{assert_same, set};
+use crate::tiny;
 
 /// Relative.
 const LOSS: f64 = 1e-4;
@@ -264,16 +265,17 @@ fn three_ranks_with_zero_3_and_packs() {
     ranks(3, 3, true);
 }
 
+/// A training whose routers are balanced.
+fn balanced() -> Changes {
+    vec![(BALANCED, json!(true)), ("model.hf_config_kwargs.router_aux_loss_coef", json!(0.2))]
+}
+
 /// A chat is a micro-batch, whose routers are balanced over all ranks that share it.
 #[test]
 fn routers_are_balanced() {
     let balanced = |world_size: usize| -> Changes {
-        vec![
-            (BALANCED, json!(true)),
-            ("model.hf_config_kwargs.router_aux_loss_coef", json!(0.2)),
-            ("memory.keep_inputs_every", json!(world_size)),
-            ("sequence_parallel_size", json!(world_size)),
-        ]
+        let few = ("memory.keep_inputs_every", json!(world_size));
+        with(balanced(), &[few, ("sequence_parallel_size", json!(world_size))])
     };
     for family in ["mixtral", "qwen3_moe"] {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -284,4 +286,55 @@ fn routers_are_balanced() {
             check(family, &rank.folder, &env, "balanced", &changes);
         });
     }
+}
+
+/// Losses and norms of gradients with balanced routers.
+fn balanced_steps(folder: &Path, env: &RankEnv, changes: &Changes) -> Vec<f64> {
+    let mut recipe = recipe("qwen3_moe", folder);
+    for (path, value) in with(balanced(), changes) {
+        set(&mut recipe, path, value);
+    }
+    let recipe = tiny::load(folder, &format!("recipe-{}", env.rank), &recipe);
+    let mut recorder = Recorder::default();
+    train(&recipe, env, &TrainOptions::default(), &mut recorder).expect("trained");
+    recorder.iterations.iter().flat_map(|step| [step.loss, step.grad_norm]).collect()
+}
+
+/// Rows of unequal lengths have padding, a pack has none.
+#[test]
+fn routers_are_balanced_over_the_tokens_of_all_rows() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let single = RankEnv::single();
+    let rows = [("micro_batch_size", json!(5)), ("gradient_accumulation_steps", json!(1))];
+    assert_same(
+        "rows and a pack",
+        &balanced_steps(folder.path(), &single, &rows.into()),
+        &balanced_steps(folder.path(), &single, &packed()),
+    );
+}
+
+/// The padding of each row's end is on the second rank. Chats are the same one, for which the order does not matter.
+#[test]
+fn routers_are_balanced_over_rows_on_two_ranks() {
+    let same = |folder: &Path, sp_size: usize| -> Changes {
+        let chats = std::fs::read_to_string(fixtures().join("data/chats.jsonl")).expect("chats");
+        let first = chats.lines().next().expect("a chat");
+        let own = folder.join(format!("chats-{}.jsonl", std::process::id()));
+        std::fs::write(&own, format!("{first}\n").repeat(4)).expect("written");
+        let path = folder.join("chats.jsonl");
+        std::fs::rename(&own, &path).expect("renamed");
+        vec![
+            ("data.sources.0.name_or_path", json!(path)),
+            ("micro_batch_size", json!(2)),
+            ("gradient_accumulation_steps", json!(2)),
+            ("sequence_parallel_size", json!(sp_size)),
+        ]
+    };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let expected = balanced_steps(folder.path(), &RankEnv::single(), &same(folder.path(), 1));
+    spawn_ranks(2, |rank: &TestRank| {
+        let env = RankEnv::from_env().expect("the environment of a rank");
+        let actual = balanced_steps(&rank.folder, &env, &same(&rank.folder, 2));
+        assert_same("two ranks", &actual, &expected);
+    });
 }
