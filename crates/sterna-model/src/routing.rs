@@ -23,7 +23,8 @@ pub struct Routing {
     is_token: Tensor,
     /// `[2, experts]`, double: how often each is chosen, and the sum of its probabilities.
     sums: Tensor,
-    /// `[experts]`, double: the gradient of a row's probabilities.
+    /// Once the forward has ended, both times `weight`: the loss, and `[experts]`, the gradient of a row's probabilities; double.
+    loss: Option<Tensor>,
     gradient: Option<Tensor>,
 }
 
@@ -37,6 +38,7 @@ impl Routing {
             coef,
             is_token: Tensor::from_slice(&is_token).unsqueeze(-1).to_device(device),
             sums: Tensor::zeros([2, num_experts], (Kind::Double, device)),
+            loss: None,
             gradient: None,
         })
     }
@@ -47,14 +49,13 @@ impl Routing {
         let is_token = self.is_token.narrow(0, start, size[0]);
         let (counts, sums) = (self.sums.get(0), self.sums.get(1));
         let weights = is_token.expand(&size, false).reshape([-1]);
-        let of_tile = chosen.reshape([-1]).bincount(Some(&weights), counts.size()[0]);
-        let _ = counts.shallow_clone().g_add_(&of_tile);
+        // Counts are exact in any order. A histogram would make the host wait for a GPU.
+        let _ = counts.shallow_clone().index_add_(0, &chosen.reshape([-1]), &weights);
         let of_tile = (probs * is_token).sum_dim_intlist(0_i64, false, Kind::Double);
         let _ = sums.shallow_clone().g_add_(&of_tile);
     }
 
-    /// Ends the forward: the loss times `weight`, the same on every rank of `sp`. From now on the backward of a block adds the
-    /// gradient of that. `num_rows` is `N`.
+    /// Ends the forward: from now on the backward of a block adds the gradient of `weight` times the loss. `num_rows` is `N`.
     ///
     /// # Communication
     ///
@@ -63,14 +64,20 @@ impl Routing {
     /// # Errors
     ///
     /// [`ModelError::Comm`] if a peer fails.
-    pub fn finish(&mut self, sp: &Group, num_rows: usize, weight: f64) -> Result<f64, ModelError> {
+    pub fn finish(&mut self, sp: &Group, num_rows: usize, weight: f64) -> Result<(), ModelError> {
         sp.all_reduce_(&self.sums, ReduceOp::Sum)?;
         let num_rows = num_rows.max(1) as f64;
         let num_experts = self.sums.size()[1] as f64;
         let factor = self.coef * num_experts / (num_rows * num_rows) * weight;
         let (counts, sums) = (self.sums.get(0), self.sums.get(1));
         self.gradient = Some(&counts * factor);
-        Ok((counts * sums).sum(Kind::Double).double_value(&[]) * factor)
+        self.loss = Some((counts * sums).sum(Kind::Double) * factor);
+        Ok(())
+    }
+
+    /// `weight` times the loss, the same on every rank of `sp`; 0 before the forward has ended. The host waits for the device.
+    pub fn loss(&self) -> f64 {
+        self.loss.as_ref().map_or(0.0, |loss| loss.double_value(&[]))
     }
 
     /// Adds the gradient of the probabilities of a tile of rows from `start` on, `d_probs` `[tile, experts]`.

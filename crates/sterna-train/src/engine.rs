@@ -194,12 +194,13 @@ impl<'a> Engine<'a> {
         self.num_layers() + 1
     }
 
-    /// Forward and backward of one micro-batch. Gradients of `scale` times its summed loss are added to what the units
-    /// hold; returns this rank's part of that scaled loss.
+    /// Forward and backward of one micro-batch. Gradients of `scale` times its summed loss, and of the auxiliary loss of its routers,
+    /// are added to what the units hold; returns this rank's part of that scaled loss.
     ///
     /// # Communication
     ///
-    /// Over the world, as [`Zero`] says for each unit; over the sp group, the exchanges of each block. Collective.
+    /// Over the world, as [`Zero`] says for each unit; over the sp group, the exchanges of each block, and one all-reduce of what
+    /// routers chose. Collective.
     ///
     /// # Memory
     ///
@@ -231,11 +232,14 @@ impl<'a> Engine<'a> {
             kept.push(self.options.keep.put(layer_idx, is_last, of_block)?);
         }
 
-        let aux_loss = self.finish_routing(&mut shard, batch, scale)?;
+        self.finish_routing(&mut shard, batch, scale)?;
         let segments: Vec<Range<usize>> =
             self.options.keep.segments(self.num_layers()).rev().collect();
         self.options.keep.prefetch(&mut kept[segments[0].start])?;
         let (loss, mut dx) = self.loss_and_backward(&shard, x, segments[0].start, scale)?;
+        // Of the sequence, as this rank's part.
+        let aux_loss = shard.routing.as_ref().map_or(0.0, Routing::loss);
+        let aux_loss = aux_loss / self.comm.mesh.sp_size as f64;
 
         self.phases.begin(Phase::Backward);
         // Backward, segment by segment: dx = (assigned), weight gradients += (over tiles, micro-batches and ranks).
@@ -274,19 +278,18 @@ impl<'a> Engine<'a> {
         Ok(loss * scale + aux_loss)
     }
 
-    /// This rank's part of the routers' auxiliary loss, which weighs as much in a step as the micro-batch's labels do.
+    /// Ends the forward of routers, whose auxiliary loss weighs as much in a step as the micro-batch's labels do.
     fn finish_routing(
         &self,
         shard: &mut Shard,
         batch: &MicroBatch,
         scale: f64,
-    ) -> Result<f64, TrainError> {
-        let Some(routing) = &mut shard.routing else { return Ok(0.0) };
+    ) -> Result<(), TrainError> {
+        let Some(routing) = &mut shard.routing else { return Ok(()) };
         let num_tokens: usize = batch.packed_sample_seqlens.iter().flatten().sum();
         let num_rows = num_tokens * self.arch.moe_layers().count();
         let weight = scale * batch.num_valid_tokens() as f64;
-        let loss = routing.finish(self.comm.sp(), num_rows, weight)?;
-        Ok(loss / self.comm.mesh.sp_size as f64)
+        Ok(routing.finish(self.comm.sp(), num_rows, weight)?)
     }
 
     /// What the backwards of `blocks`, one segment, read: what they kept, and the inputs that only the first kept, by running the

@@ -54,6 +54,10 @@ fn check(name: &str) {
         &outcome.logits,
         relative_error(&outcome.logits, &tiny.tensors["logits"]),
     );
+    if tiny.bf16_errors.contains_key("aux_loss") {
+        let error = (outcome.aux_loss / tiny.aux_loss - 1.0).abs();
+        assert_bf16("aux_loss", &Tensor::from(outcome.aux_loss), error);
+    }
     for (param, grad) in &outcome.grads {
         assert_bf16(param, grad, grad_error(param, grad, expected));
     }

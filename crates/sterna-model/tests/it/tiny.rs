@@ -261,7 +261,10 @@ impl Tiny {
         }
         let num_routed = batch.input_ids.len() * arch.moe_layers().count();
         let aux_loss = match &mut routing {
-            Some(routing) => routing.finish(sp, num_routed, 1.0).unwrap(),
+            Some(routing) => {
+                routing.finish(sp, num_routed, 1.0).unwrap();
+                routing.loss()
+            }
             None => 0.0,
         };
         let logits = head::logits(arch, &head_params, &x).unwrap();

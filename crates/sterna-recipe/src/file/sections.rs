@@ -106,7 +106,7 @@ section! {
         "code" unless [] => "Python code cannot be loaded into this program",
         "expert_parallel_size" unless ["1"] => "every rank computes its own tokens, with all experts of a layer",
         "enable_arctic_moe_custom_optimization" unless ["false"] => ONE_MOE,
-        "enable_routing_replay" unless ["false"] => ONE_MOE,
+        "enable_routing_replay" unless ["false"] => "there is no recorded routing to replay; computing a block again chooses the same experts",
         "mem_profiler" unless ["null"] => "it is a tool of PyTorch's CUDA allocator; `sterna check` says what each rank needs",
         "ref_model" unless [] => "it belongs to `type: dpo`, which is not there yet",
         "reference_model_deepspeed" unless [] => "it belongs to `type: dpo`, which is not there yet",

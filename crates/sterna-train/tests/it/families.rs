@@ -270,7 +270,8 @@ fn balanced() -> Changes {
     vec![(BALANCED, json!(true)), ("model.hf_config_kwargs.router_aux_loss_coef", json!(0.2))]
 }
 
-/// A chat is a micro-batch, whose routers are balanced over all ranks that share it.
+/// A chat is a micro-batch, whose routers are balanced over all ranks that share it; `div_length` 256 leaves the second rank none of
+/// its tokens.
 #[test]
 fn routers_are_balanced() {
     let balanced = |world_size: usize| -> Changes {
@@ -280,11 +281,14 @@ fn routers_are_balanced() {
     for family in ["mixtral", "qwen3_moe"] {
         let folder = tempfile::tempdir().expect("a temporary folder");
         check(family, folder.path(), &RankEnv::single(), "balanced", &balanced(1));
-        spawn_ranks(2, |rank: &TestRank| {
-            let env = RankEnv::from_env().expect("the environment of a rank");
-            let changes = with(repeated(&rank.folder, 2), &balanced(2));
-            check(family, &rank.folder, &env, "balanced", &changes);
-        });
+        for div_length in [1, 256] {
+            spawn_ranks(2, |rank: &TestRank| {
+                let env = RankEnv::from_env().expect("the environment of a rank");
+                let changes = with(repeated(&rank.folder, 2), &balanced(2));
+                let changes = with(changes, &[("data.div_length", json!(div_length))]);
+                check(family, &rank.folder, &env, "balanced", &changes);
+            });
+        }
     }
 }
 
@@ -328,6 +332,7 @@ fn routers_are_balanced_over_rows_on_two_ranks() {
             ("micro_batch_size", json!(2)),
             ("gradient_accumulation_steps", json!(2)),
             ("sequence_parallel_size", json!(sp_size)),
+            ("data.div_length", json!(1)),
         ]
     };
     let folder = tempfile::tempdir().expect("a temporary folder");
