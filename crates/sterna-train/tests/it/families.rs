@@ -280,7 +280,12 @@ fn routers_are_balanced() {
     };
     for family in ["mixtral", "qwen3_moe"] {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        check(family, folder.path(), &RankEnv::single(), "balanced", &balanced(1));
+        let single = RankEnv::single();
+        check(family, folder.path(), &single, "balanced", &balanced(1));
+        let all = [("model.disable_activation_checkpoint", json!(true))];
+        check(family, folder.path(), &single, "all kept", &with(balanced(1), &all));
+        let few = [("memory", json!({"keep_inputs_every": 2, "keep_attention": false}))];
+        check(family, folder.path(), &single, "few kept", &with(balanced(1), &few));
         for div_length in [1, 256] {
             spawn_ranks(2, |rank: &TestRank| {
                 let env = RankEnv::from_env().expect("the environment of a rank");
@@ -317,29 +322,45 @@ fn routers_are_balanced_over_the_tokens_of_all_rows() {
     );
 }
 
-/// The padding of each row's end is on the second rank. Chats are the same one, for which the order does not matter.
-#[test]
-fn routers_are_balanced_over_rows_on_two_ranks() {
-    let same = |folder: &Path, sp_size: usize| -> Changes {
-        let chats = std::fs::read_to_string(fixtures().join("data/chats.jsonl")).expect("chats");
-        let first = chats.lines().next().expect("a chat");
-        let own = folder.join(format!("chats-{}.jsonl", std::process::id()));
-        std::fs::write(&own, format!("{first}\n").repeat(4)).expect("written");
-        let path = folder.join("chats.jsonl");
-        std::fs::rename(&own, &path).expect("renamed");
-        vec![
-            ("data.sources.0.name_or_path", json!(path)),
-            ("micro_batch_size", json!(2)),
-            ("gradient_accumulation_steps", json!(2)),
-            ("sequence_parallel_size", json!(sp_size)),
-            ("data.div_length", json!(1)),
-        ]
-    };
+/// The same chat four times, for which the order does not matter; `rows` of them in a micro-batch.
+fn same_chats(folder: &Path, rows: usize) -> Changes {
+    let chats = std::fs::read_to_string(fixtures().join("data/chats.jsonl")).expect("chats");
+    let first = chats.lines().next().expect("a chat");
+    let own = folder.join(format!("chats-{}.jsonl", std::process::id()));
+    std::fs::write(&own, format!("{first}\n").repeat(4)).expect("written");
+    let path = folder.join("chats.jsonl");
+    std::fs::rename(&own, &path).expect("renamed");
+    vec![
+        ("data.sources.0.name_or_path", json!(path)),
+        ("data.div_length", json!(1)),
+        ("micro_batch_size", json!(rows)),
+        ("gradient_accumulation_steps", json!(4 / rows)),
+    ]
+}
+
+/// One process against two ranks, which have `changes`.
+fn two_ranks_balance_as_one(rows: usize, changes: &Changes, average: &str) {
+    let average = [("loss_average", json!(average))];
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let expected = balanced_steps(folder.path(), &RankEnv::single(), &same(folder.path(), 1));
+    let alone = with(same_chats(folder.path(), rows), &average);
+    let expected = balanced_steps(folder.path(), &RankEnv::single(), &alone);
     spawn_ranks(2, |rank: &TestRank| {
         let env = RankEnv::from_env().expect("the environment of a rank");
-        let actual = balanced_steps(&rank.folder, &env, &same(&rank.folder, 2));
-        assert_same("two ranks", &actual, &expected);
+        let together = with(with(same_chats(&rank.folder, rows), &average), changes);
+        assert_same("two ranks", &balanced_steps(&rank.folder, &env, &together), &expected);
     });
+}
+
+/// The padding of each row's end is on the second rank.
+#[test]
+fn routers_are_balanced_over_rows_on_two_ranks() {
+    two_ranks_balance_as_one(2, &vec![("sequence_parallel_size", json!(2))], "token");
+}
+
+#[test]
+fn routers_are_balanced_on_two_data_parallel_ranks() {
+    let half = vec![("gradient_accumulation_steps", json!(2))];
+    for average in ["token", "micro_batch"] {
+        two_ranks_balance_as_one(1, &half, average);
+    }
 }
