@@ -31,9 +31,11 @@ pub(crate) fn architecture(
         .enumerate()
         .map(|(layer_idx, of_layer)| facts.heads(reader, layer_idx, of_layer))
         .collect::<Result<Vec<_>>>()?;
-    let mut full_dims = heads.iter().zip(&of_layers);
-    let full_dims = full_dims.by_ref().filter(|(_, of_layer)| of_layer.sliding_window.is_none());
-    let mut full_dims = full_dims.map(|(heads, _)| heads.dim);
+    let mut full_dims = heads
+        .iter()
+        .zip(&of_layers)
+        .filter(|(_, of_layer)| of_layer.sliding_window.is_none())
+        .map(|(heads, _)| heads.dim);
     let full_dim = full_dims.next().unwrap_or(facts.head_dim);
     if let Some(other) = full_dims.find(|dim| *dim != full_dim) {
         let required = format!("heads of `{full_dim}` as in the first layer without a window");

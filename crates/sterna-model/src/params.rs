@@ -80,22 +80,17 @@ impl BlockParams {
         linear::backward_input(d_y, &self.of(map).0)
     }
 
-    /// [`BlockParams::project_backward`] that adds the gradient of `x` to `d_x`, which is it where there is none yet.
+    /// [`BlockParams::project_backward`] that adds the gradient of `x` to `d_x`.
     pub(crate) fn add_project_backward(
         &self,
         grads: &mut BlockGrads,
         map: &Linear,
         x: &Tensor,
         d_y: &Tensor,
-        d_x: &mut Option<Tensor>,
+        d_x: &mut Tensor,
     ) {
-        match d_x {
-            Some(d_x) => {
-                grads.accumulate(map, x, d_y);
-                linear::add_backward_input(d_x, d_y, &self.of(map).0);
-            }
-            None => *d_x = Some(self.project_backward(grads, map, x, d_y)),
-        }
+        grads.accumulate(map, x, d_y);
+        linear::add_backward_input(d_x, d_y, &self.of(map).0);
     }
 
     /// Weight and bias of a linear map, sharing memory.

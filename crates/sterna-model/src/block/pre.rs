@@ -177,7 +177,11 @@ pub(super) fn backward(
         for run in runs {
             let d = d.narrow(1, offset, run.len()).flatten(1, 2);
             offset += run.len();
-            params.add_project_backward(grads, &map.part(&run.outputs(head_dim)), h, &d, &mut d_h);
+            let part = map.part(&run.outputs(head_dim));
+            match &mut d_h {
+                Some(d_h) => params.add_project_backward(grads, &part, h, &d, d_h),
+                None => d_h = Some(params.project_backward(grads, &part, h, &d)),
+            }
         }
     };
     project_backward(&attention.q, &projected.q, &read(ctx, group.q(), attention.num_heads), d_q);

@@ -71,10 +71,10 @@ pub(in crate::block) fn backward(
     // Four of the widest tensors of the tile; the rest of the backward reads none of these three.
     drop((d_a, gate, up));
     // dL/dh = d_gate * Wgate + d_up * Wup.
-    let mut d_h = Some(params.project_backward(grads, gate_map, h, &d_gate));
+    let mut d_h = params.project_backward(grads, gate_map, h, &d_gate);
     drop(d_gate);
     params.add_project_backward(grads, &ffn.up, h, &d_up, &mut d_h);
-    d_h.expect("the gate's share is there")
+    d_h
 }
 
 fn activated(ffn: &Dense, params: &BlockParams, x: &Tensor) -> Tensor {
