@@ -21,13 +21,10 @@ impl Layer {
     pub fn saved_before_attention(&self) -> usize {
         let attention = &self.attention;
         let normed = if self.pre_attention_norm.is_some() { self.hidden_size() } else { 0 };
-        let clips = attention.clip_qkv.is_some();
         let of = |is_read: bool, width: usize| if is_read { width } else { 0 };
-        let reads_qk = clips || attention.qk_norm.is_some();
-        let reads_v = attention.v.is_some() && (clips || attention.v_norm.is_some());
         normed
-            + of(reads_qk, attention.q_width() + attention.kv_width())
-            + of(reads_v, attention.kv_width())
+            + of(attention.backward_reads_qk(), attention.q_width() + attention.kv_width())
+            + of(attention.backward_reads_v(), attention.kv_width())
     }
 
     /// Values of a token that are kept of output projection and MLP: the residual stream between the branches and the input of the MLP; of the MLP's width, one or two projections and the activation; what norms on outputs read.

@@ -328,6 +328,16 @@ impl Attention {
     pub fn kv_width(&self) -> usize {
         self.num_kv_heads * self.head_dim
     }
+
+    /// Whether the backward reads what the projections of queries and keys gave: norms and clamps do, rotary embeddings do not.
+    pub fn backward_reads_qk(&self) -> bool {
+        self.clip_qkv.is_some() || self.qk_norm.is_some()
+    }
+
+    /// The same of values, where they have a projection of their own.
+    pub fn backward_reads_v(&self) -> bool {
+        self.v.is_some() && (self.clip_qkv.is_some() || self.v_norm.is_some())
+    }
 }
 
 impl Layer {

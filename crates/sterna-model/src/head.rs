@@ -14,7 +14,7 @@ use crate::IGNORE_INDEX;
 use crate::embed::check_vocabulary;
 use crate::error::{ModelError, check_shape};
 use crate::multiplier::multiplied;
-use crate::params::norm_of;
+use crate::params::{norm_backward, norm_of};
 use crate::stage::Stage;
 
 /// The weights of the head.
@@ -174,12 +174,7 @@ pub fn loss_and_backward(
         let d_h = multiplied(d_h, arch.head.logits_multiplier);
         // The largest tensor of the whole head; the norm's backward does not need it.
         drop(d_logits);
-        let norm = &arch.head.norm;
-        let of = |idx: Option<usize>| idx.and_then(|idx| grads.own[idx].as_ref());
-        let [mut weight, mut bias] =
-            [norm.weight, norm.bias].map(|idx| of(idx).map(Tensor::shallow_clone));
-        let d_x_tile =
-            norm_of(norm, &params.own).backward(&d_h, &x, weight.as_mut(), bias.as_mut());
+        let d_x_tile = norm_backward(&arch.head.norm, &params.own, &grads.own, &x, &d_h);
         let _ = d_x.index_copy_(0, &rows, &d_x_tile.narrow(0, 0, rows.size()[0]));
     }
     Ok((labelled.sum(&loss_sum), d_x))

@@ -124,11 +124,7 @@ impl BlockGrads {
         x: &Tensor,
         d_y: &Tensor,
     ) -> Tensor {
-        let of = |param_idx: Option<usize>| {
-            param_idx.and_then(|idx| self.0[idx].as_ref()).map(Tensor::shallow_clone)
-        };
-        let (mut weight, mut bias) = (of(norm.weight), of(norm.bias));
-        params.norm(norm).backward(d_y, x, weight.as_mut(), bias.as_mut())
+        norm_backward(norm, &params.0, &self.0, x, d_y)
     }
 
     /// Adds the gradients of weight and bias of a linear map, `d_y` `[s, out]` and `x` `[s, in]`.
@@ -147,6 +143,21 @@ pub(crate) fn norm_of<'a>(norm: &Norm, tensors: &'a [Tensor]) -> norm::Norm<'a> 
         weight: norm.weight.map(|idx| &tensors[idx]),
         bias: norm.bias.map(|idx| &tensors[idx]),
     }
+}
+
+/// The gradient of `x` through [`norm_of`] `tensors`; those of its weight and bias are added to theirs among `grads`.
+pub(crate) fn norm_backward(
+    norm: &Norm,
+    tensors: &[Tensor],
+    grads: &[Option<Tensor>],
+    x: &Tensor,
+    d_y: &Tensor,
+) -> Tensor {
+    let of = |param_idx: Option<usize>| {
+        param_idx.and_then(|idx| grads[idx].as_ref()).map(Tensor::shallow_clone)
+    };
+    let (mut weight, mut bias) = (of(norm.weight), of(norm.bias));
+    norm_of(norm, tensors).backward(d_y, x, weight.as_mut(), bias.as_mut())
 }
 
 /// The rows of a weight or bias that a linear map has, sharing memory.

@@ -51,16 +51,14 @@ pub(super) fn recompute(
         Some(norm) => params.norm(norm).forward(x),
         None => x.shallow_clone(),
     };
-    let clips = attention.clip_qkv.is_some();
-    let reads_qk = clips || attention.qk_norm.is_some();
-    let reads_v = clips || attention.v_norm.is_some();
+    let reads_qk = attention.backward_reads_qk();
     let q = reads_qk.then(|| {
         project(ctx, params, &attention.q, &read(ctx, group.q(), attention.num_heads), &h)
     });
     let kv = read(ctx, group.kv(), attention.num_kv_heads);
     let k = reads_qk.then(|| project(ctx, params, &attention.k, &kv, &h));
     let v = match &attention.v {
-        Some(v) if reads_v => Some(project(ctx, params, v, group.kv(), &h)),
+        Some(v) if attention.backward_reads_v() => Some(project(ctx, params, v, group.kv(), &h)),
         _ => None,
     };
     PreSaved { h, projected: Projected { q, k, v } }
