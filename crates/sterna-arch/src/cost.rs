@@ -53,6 +53,15 @@ impl Layer {
             + self.saved_of_routes()
     }
 
+    /// Values of a token that wait while the experts of all tokens compute: the residual stream, their input and output, and the gradient
+    /// of each of the two.
+    pub fn peak_beside_experts(&self) -> usize {
+        match &self.ffn {
+            Ffn::Dense(_) => 0,
+            Ffn::Moe(_) => (4 + self.num_output_norms()) * self.hidden_size(),
+        }
+    }
+
     /// Of experts: what each reads and gives, token by token, and the router's probabilities, which are single precision.
     fn saved_of_routes(&self) -> usize {
         match &self.ffn {

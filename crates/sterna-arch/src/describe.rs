@@ -407,6 +407,7 @@ impl Facts {
         Moe {
             router,
             experts: (0..experts.num).map(expert).collect(),
+            groups: std::iter::once(0..experts.num).collect(),
             num_experts_per_tok: experts.num_per_tok,
             norm_topk_prob: experts.norm_topk_prob,
         }

@@ -168,6 +168,8 @@ pub struct Moe {
     pub router: Linear,
     /// The experts, all of one size.
     pub experts: Vec<Dense>,
+    /// Which experts are gathered at once, in order: all, unless [`Architecture::group_experts`] cuts them.
+    pub groups: Vec<Range<usize>>,
     /// How many a token takes.
     pub num_experts_per_tok: usize,
     /// Whether the weights of a token's experts are divided by their sum.
@@ -362,6 +364,14 @@ impl Dense {
     /// Its linear maps.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.gate.iter().chain([&self.up, &self.down])
+    }
+}
+
+impl Moe {
+    /// The indices in [`Layer::params`] of what a group of experts has.
+    pub fn params_of(&self, group: &Range<usize>) -> Vec<usize> {
+        let linears = self.experts[group.clone()].iter().flat_map(Dense::linears);
+        linears.flat_map(|linear| [linear.weight].into_iter().chain(linear.bias)).collect()
     }
 }
 

@@ -31,5 +31,5 @@ pub use layer::{
 };
 pub use parameters::{Init, ParamSpec};
 pub use rope::{Rope, RopeLayout, RopeScaling};
-pub use units::UnitLayout;
+pub use units::{UnitLayout, Units};
 pub use wrappers::Wrapper;

@@ -1,13 +1,13 @@
 //! What is gathered and reduced at once, and where each parameter lies in its flat buffers.
 //!
-//! A unit is the embedding, one layer, or the final norm with the head. Its parameters are laid out in at most two flat buffers, one
-//! with and one without weight decay, so that the optimizer steps a whole buffer with one set of hyperparameters. Each buffer is padded
-//! to a multiple of the world size, and rank `r` owns the `r`-th contiguous shard of it. The alternative, one shard per parameter,
-//! costs one collective per parameter and pads each of them.
+//! A unit is the embedding, one layer without its experts, a group of a layer's experts, or the final norm with the head. Its
+//! parameters are laid out in at most two flat buffers, one with and one without weight decay, so that the optimizer steps a whole
+//! buffer with one set of hyperparameters. Each buffer is padded to a multiple of the world size, and rank `r` owns the `r`-th
+//! contiguous shard of it. The alternative, one shard per parameter, costs one collective per parameter and pads each of them.
 
 use std::ops::Range;
 
-use crate::layer::Architecture;
+use crate::layer::{Architecture, Ffn};
 use crate::parameters::ParamSpec;
 
 /// Elements to which each parameter's start is aligned: 64 bf16 values are 128 bytes, two cache lines.
@@ -18,18 +18,108 @@ const ALIGNMENT: usize = 64;
 pub enum UnitKind {
     /// The embedding.
     Embedding,
-    /// A decoder layer.
+    /// A decoder layer, without its experts.
     Layer,
+    /// A group of a layer's experts ([`crate::Moe::groups`]).
+    Experts,
     /// The final norm, with the head unless that is the embedding.
     Head,
 }
 
+/// What is gathered and reduced at once.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unit {
+    /// What it is of.
+    pub kind: UnitKind,
+    /// Its parameters, by their index among those of its layer or of the head.
+    pub param_idxs: Vec<usize>,
+    /// The same parameters.
+    pub specs: Vec<ParamSpec>,
+}
+
+/// Every unit, in the order of the forward: the embedding, each layer followed by its groups of experts, the head.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Units {
+    all: Vec<Unit>,
+    /// Of each layer.
+    layers: Vec<Range<usize>>,
+}
+
+impl Units {
+    /// The unit of the embedding.
+    pub const EMBEDDING: usize = 0;
+
+    /// Every unit, in the order of the forward.
+    pub fn all(&self) -> &[Unit] {
+        &self.all
+    }
+
+    /// The unit of a layer without its experts.
+    pub fn layer(&self, layer_idx: usize) -> usize {
+        self.layers[layer_idx].start
+    }
+
+    /// The units of a layer's groups of experts, in order; empty in a layer without experts.
+    pub fn experts(&self, layer_idx: usize) -> Range<usize> {
+        self.layers[layer_idx].start + 1..self.layers[layer_idx].end
+    }
+
+    /// The unit of the final norm and the head.
+    pub fn head(&self) -> usize {
+        self.all.len() - 1
+    }
+}
+
+impl Unit {
+    fn new(kind: UnitKind, params: &[ParamSpec], param_idxs: Vec<usize>) -> Self {
+        let specs = param_idxs.iter().map(|&param_idx| params[param_idx].clone()).collect();
+        Self { kind, param_idxs, specs }
+    }
+
+    fn whole(kind: UnitKind, params: &[ParamSpec]) -> Self {
+        Self::new(kind, params, (0..params.len()).collect())
+    }
+}
+
 impl Architecture {
-    /// Every unit, in the order of the forward: the embedding, each layer, the head.
-    pub fn units(&self) -> impl Iterator<Item = (UnitKind, &[ParamSpec])> {
-        std::iter::once((UnitKind::Embedding, std::slice::from_ref(&self.embed.weight)))
-            .chain(self.layers.iter().map(|layer| (UnitKind::Layer, &layer.params[..])))
-            .chain([(UnitKind::Head, &self.head.params[..])])
+    /// What is gathered and reduced at once.
+    pub fn units(&self) -> Units {
+        let embedding = std::slice::from_ref(&self.embed.weight);
+        let mut units = Units {
+            all: vec![Unit::whole(UnitKind::Embedding, embedding)],
+            layers: Vec::with_capacity(self.layers.len()),
+        };
+        for layer in &self.layers {
+            let groups: Vec<Vec<usize>> = match &layer.ffn {
+                Ffn::Dense(_) => Vec::new(),
+                Ffn::Moe(moe) => moe.groups.iter().map(|group| moe.params_of(group)).collect(),
+            };
+            let mut is_of_group = vec![false; layer.params.len()];
+            groups.iter().flatten().for_each(|&param_idx| is_of_group[param_idx] = true);
+            let others = (0..layer.params.len()).filter(|&param_idx| !is_of_group[param_idx]);
+            let start = units.all.len();
+            units.all.push(Unit::new(UnitKind::Layer, &layer.params, others.collect()));
+            let of_group = |group| Unit::new(UnitKind::Experts, &layer.params, group);
+            units.all.extend(groups.into_iter().map(of_group));
+            units.layers.push(start..units.all.len());
+        }
+        units.all.push(Unit::whole(UnitKind::Head, &self.head.params));
+        units
+    }
+
+    /// Cuts the experts of each layer into groups of at most `max_elements` weights, and of one expert at least; groups of a layer
+    /// differ by at most one expert.
+    pub fn group_experts(&mut self, max_elements: usize) {
+        for layer in &mut self.layers {
+            let Ffn::Moe(moe) = &mut layer.ffn else { continue };
+            let of_expert = moe.params_of(&(0..1));
+            let of_expert: usize = of_expert.iter().map(|&idx| layer.params[idx].numel()).sum();
+            let num_experts = moe.experts.len();
+            let most = (max_elements / of_expert.max(1)).clamp(1, num_experts);
+            let num_groups = num_experts.div_ceil(most);
+            let bound = |group_idx: usize| group_idx * num_experts / num_groups;
+            moe.groups = (0..num_groups).map(|idx| bound(idx)..bound(idx + 1)).collect();
+        }
     }
 }
 
@@ -143,11 +233,59 @@ impl UnitLayout {
 mod tests {
     use proptest::prelude::*;
 
+    use std::path::Path;
+
     use super::*;
+    use crate::ModelConfig;
     use crate::parameters::Init;
 
     fn spec(name: &str, shape: &[usize]) -> ParamSpec {
         ParamSpec::new(name, shape, Init::Constant(0.0))
+    }
+
+    /// Experts of every size of group: each parameter is in one unit, groups are within the limit and alike, and a layer's come after it.
+    #[test]
+    fn groups_of_experts_partition_a_layer() {
+        let config = serde_json::json!({
+            "model_type": "mixtral", "hidden_size": 8, "intermediate_size": 4, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 16, "num_local_experts": 7,
+            "num_experts_per_tok": 2, "max_position_embeddings": 32,
+        });
+        let config = ModelConfig::from_json(&config.to_string(), Path::new("config.json"));
+        let mut arch = config.expect("a config").arch;
+        let of_expert = 3 * 8 * 4;
+        for (max_elements, groups) in [
+            (0, vec![1; 7]),
+            (of_expert, vec![1; 7]),
+            (2 * of_expert, vec![1, 2, 2, 2]),
+            (3 * of_expert + 1, vec![2, 2, 3]),
+            (6 * of_expert, vec![3, 4]),
+            (usize::MAX, vec![7]),
+        ] {
+            arch.group_experts(max_elements);
+            let units = arch.units();
+            let names = units.all().iter().flat_map(|unit| &unit.specs).map(|spec| &spec.name);
+            let (mut names, mut required): (Vec<_>, Vec<_>) =
+                (names.collect(), arch.params().map(|spec| &spec.name).collect());
+            names.sort_unstable();
+            required.sort_unstable();
+            assert_eq!(names, required, "{max_elements}");
+            for (layer_idx, layer) in arch.layers.iter().enumerate() {
+                let of_layer = &units.all()[units.layer(layer_idx)];
+                assert_eq!(of_layer.kind, UnitKind::Layer);
+                assert!(of_layer.specs.iter().all(|spec| !spec.name.contains("experts")));
+                let experts = &units.all()[units.experts(layer_idx)];
+                assert!(experts.iter().all(|unit| unit.kind == UnitKind::Experts));
+                let sizes: Vec<_> = experts.iter().map(|unit| unit.specs.len() / 3).collect();
+                assert_eq!(sizes, groups, "{max_elements}");
+                for unit in experts {
+                    let specs = unit.param_idxs.iter().map(|&idx| &layer.params[idx]);
+                    assert!(specs.eq(&unit.specs), "{max_elements}");
+                }
+            }
+            assert_eq!(units.all()[Units::EMBEDDING].kind, UnitKind::Embedding);
+            assert_eq!(units.all()[units.head()].kind, UnitKind::Head);
+        }
     }
 
     proptest! {

@@ -155,8 +155,9 @@ impl Bench {
             })
             .collect();
         let zeros = tensors.iter().map(|x| Some(x.zeros_like().to_kind(Kind::Float))).collect();
-        let mut grads = BlockGrads::new(layer, zeros).unwrap();
-        let params = BlockParams::new(layer, tensors).unwrap();
+        let all: Vec<usize> = (0..layer.params.len()).collect();
+        let mut grads = BlockGrads::new(layer, &all, zeros).unwrap();
+        let params = BlockParams::new(layer, &all, tensors).unwrap();
         let x = random(&[self.num_tokens, 576]);
         for tile_len in [self.num_tokens, 1024, 256] {
             println!("-- block, tiles of {tile_len}");
@@ -181,12 +182,14 @@ impl Bench {
                 ("everything", Keep { attention: true, graph: true }),
             ] {
                 time(&format!("forward, keeping {name}"), || {
-                    block::forward(&ctx, &params, &x, keep).unwrap()
+                    block::forward(&ctx, &params, None, &x, keep).unwrap()
                 });
-                let mut all_kept: Vec<_> =
-                    (0..5).map(|_| block::forward(&ctx, &params, &x, keep).unwrap().1).collect();
+                let mut all_kept: Vec<_> = (0..5)
+                    .map(|_| block::forward(&ctx, &params, None, &x, keep).unwrap().1)
+                    .collect();
                 time(&format!("backward, having kept {name}"), || {
-                    block::backward(&ctx, &params, &mut grads, all_kept.pop().unwrap(), &x).unwrap()
+                    block::backward(&ctx, &params, &mut grads, None, all_kept.pop().unwrap(), &x)
+                        .unwrap()
                 });
             }
         }

@@ -18,14 +18,15 @@
 //! Heads run all at once or in groups ([`HeadGroup`]): the tensors of attention exist for one group at a time.
 
 mod attend;
-mod ffn;
+mod dense;
+mod moe;
 mod post;
 mod pre;
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use sterna_arch::Layer;
+use sterna_arch::{Ffn, Layer};
 use sterna_comm::Group;
 use sterna_ops::attention::{AttentionSpec, Documents, Implementation};
 use sterna_ops::rope::RopeTable;
@@ -35,6 +36,8 @@ use tch::Tensor;
 
 use self::attend::Attended;
 pub use self::attend::{Stash, Streaming};
+pub use self::moe::Experts;
+use self::moe::MoeSaved;
 use self::post::PostSaved;
 use self::pre::PreSaved;
 use crate::error::{ModelError, check_shape};
@@ -43,6 +46,8 @@ use crate::parallel::ulysses::{Exchange, HeadToSeq, Heads, SeqToHead};
 use crate::params::{BlockGrads, BlockParams};
 use crate::routing::Routing;
 use crate::stage::Stage;
+
+const NO_EXPERTS: &str = "a layer with experts is given them";
 
 /// What a block needs to know beside its weights and activations.
 #[derive(Clone, Copy)]
@@ -108,7 +113,7 @@ pub struct KeptAttention {
 #[derive(Debug)]
 pub struct Graph {
     groups: Vec<GroupSaved>,
-    post: VecDeque<PostSaved>,
+    after: AfterSaved,
 }
 
 impl Graph {
@@ -117,10 +122,27 @@ impl Graph {
         let of_groups = self.groups.iter().flat_map(|GroupSaved { pre, attended }| {
             pre.iter().flat_map(PreSaved::tensors).chain(attended.tensors())
         });
-        for tensor in of_groups.chain(self.post.iter().flat_map(PostSaved::tensors)) {
+        for tensor in of_groups {
             memory::retag(tensor, kind);
         }
+        match &self.after {
+            AfterSaved::Dense(tiles) => {
+                let tensors = tiles.iter().flat_map(PostSaved::tensors);
+                tensors.for_each(|tensor| memory::retag(tensor, kind));
+            }
+            AfterSaved::Moe(saved) => {
+                saved.tensors().for_each(|tensor| memory::retag(tensor, kind));
+            }
+        }
     }
+}
+
+/// Every other intermediate value after attention.
+#[derive(Debug)]
+enum AfterSaved {
+    /// Of each tile.
+    Dense(VecDeque<PostSaved>),
+    Moe(MoeSaved),
 }
 
 /// Every other intermediate value of a group of heads, up to attention.
@@ -130,7 +152,7 @@ struct GroupSaved {
     attended: Attended,
 }
 
-/// Computes the block.
+/// Computes the block. `experts` are there in a layer that has some, here and in the next two.
 ///
 /// # Shapes
 ///
@@ -143,14 +165,20 @@ struct GroupSaved {
 /// # Memory
 ///
 /// Beside input and output: `q`, `k`, `v` and `o` of a group of heads, twice while they travel, the output of all groups, and one
-/// tile of intermediate values.
+/// tile of intermediate values. With experts, the residual stream and their input, and a group of their weights.
 ///
 /// # Errors
 ///
-/// [`ModelError::Shape`] or [`ModelError::Length`] if `x` does not fit the context; [`ModelError::Comm`] if a peer fails.
+/// [`ModelError::Shape`] or [`ModelError::Length`] if `x` does not fit the context; [`ModelError::Comm`] if a peer fails; those of
+/// [`Experts`].
+///
+/// # Panics
+///
+/// If the layer has experts and there are none.
 pub fn forward(
     ctx: &BlockContext<'_>,
     params: &BlockParams,
+    experts: Option<&mut dyn Experts>,
     x: &Tensor,
     keep: Keep,
 ) -> Result<(Tensor, Kept), ModelError> {
@@ -158,11 +186,11 @@ pub fn forward(
     let _stage = Stage::Block.enter_at(ctx.layer_idx);
     let save = if keep.graph { Save::All } else { Save::Nothing };
     let (attention, groups) = attention_forward(ctx, params, x, save)?;
-    let (y, post) = post_forward(ctx, params, x, &attention.o, keep.graph);
+    let (y, after) = after_attention(ctx, params, experts, x, &attention.o, keep.graph)?;
     let kept = Kept {
         x: x.shallow_clone(),
         attention: (keep.attention || keep.graph).then_some(attention),
-        graph: keep.graph.then_some(Graph { groups, post }),
+        graph: after.map(|after| Graph { groups, after }),
     };
     Ok((y, kept))
 }
@@ -179,16 +207,21 @@ pub fn forward(
 ///
 /// # Errors
 ///
-/// [`ModelError::Shape`] or [`ModelError::Length`] if `x` does not fit the context.
+/// [`ModelError::Shape`] or [`ModelError::Length`] if `x` does not fit the context; those of [`Experts`].
+///
+/// # Panics
+///
+/// As [`forward`].
 pub fn forward_again(
     ctx: &BlockContext<'_>,
     params: &BlockParams,
+    experts: Option<&mut dyn Experts>,
     x: &Tensor,
     attention: &KeptAttention,
 ) -> Result<Tensor, ModelError> {
     ctx.check(x)?;
     let _stage = Stage::BlockAgain.enter_at(ctx.layer_idx);
-    Ok(post_forward(ctx, params, x, &attention.o, false).0)
+    Ok(after_attention(ctx, params, experts, x, &attention.o, false)?.0)
 }
 
 /// Computes the gradient of the block's input, and adds those of its weights to `grads`.
@@ -207,7 +240,8 @@ pub fn forward_again(
 /// # Memory
 ///
 /// `q`, `k`, `v`, `o`, their gradients and one exchange of them, for one group of heads; the gradient of the output of the groups
-/// still to come; one tile of intermediate values.
+/// still to come; one tile of intermediate values. With experts, the residual stream, their input and output with the gradients of
+/// both, and the weights and gradients of a group.
 ///
 /// # Numerics
 ///
@@ -218,10 +252,15 @@ pub fn forward_again(
 /// # Errors
 ///
 /// As [`forward`].
+///
+/// # Panics
+///
+/// As [`forward`].
 pub fn backward(
     ctx: &BlockContext<'_>,
     params: &BlockParams,
     grads: &mut BlockGrads,
+    experts: Option<&mut dyn Experts>,
     kept: Kept,
     d_y: &Tensor,
 ) -> Result<Tensor, ModelError> {
@@ -231,14 +270,14 @@ pub fn backward(
     let _stage = Stage::BlockBackward.enter_at(ctx.layer_idx);
     let num_tokens = x.size()[0];
 
-    let (attention, groups_saved, mut post_saved) = match (attention, graph) {
-        (Some(attention), Some(Graph { groups, post })) => (attention, groups, post),
-        (Some(attention), None) => (attention, Vec::new(), VecDeque::new()),
+    let (attention, groups_saved, after_saved) = match (attention, graph) {
+        (Some(attention), Some(Graph { groups, after })) => (attention, groups, Some(after)),
+        (Some(attention), None) => (attention, Vec::new(), None),
         // What one group reads is at hand afterwards; of several, each is computed again when its turn comes.
         (None, _) => {
             let save = if ctx.groups.len() == 1 { Save::Attended } else { Save::Nothing };
             let (attention, groups) = attention_forward(ctx, params, &x, save)?;
-            (attention, groups, VecDeque::new())
+            (attention, groups, None)
         }
     };
     let KeptAttention { o, lse } = attention;
@@ -248,18 +287,37 @@ pub fn backward(
     let mut outgoing: Vec<SeqToHead<'_>> =
         ctx.groups.iter().map(|group| SeqToHead::new(ctx.exchange(group, &x), parts)).collect();
     let d_x = x.empty_like();
-    for tile in tiles(num_tokens, ctx.post_tile_len) {
-        let (start, len) = (tile.start, tile.end - tile.start);
-        let _stage = Stage::Post.enter();
-        let (x, o) = (x.narrow(0, start, len), o.narrow(0, start, len));
-        let saved = match post_saved.pop_front() {
-            Some(saved) => saved,
-            None => post::recompute(ctx, params, &x, &o, start),
-        };
-        let (d_y, d_x) = (d_y.narrow(0, start, len), d_x.narrow(0, start, len));
-        let d_o = post::backward(ctx, params, grads, saved, &x, &o, &d_y, &d_x, start);
+    let mut d_o_of_tile = |start: i64, d_o: &Tensor| {
         for (group, outgoing) in ctx.groups.iter().zip(&mut outgoing) {
-            outgoing.put(0, start, &group.queries_of(&d_o));
+            outgoing.put(0, start, &group.queries_of(d_o));
+        }
+    };
+    match &ctx.layer.ffn {
+        Ffn::Dense(dense) => {
+            let mut saved = match after_saved {
+                Some(AfterSaved::Dense(saved)) => saved,
+                _ => VecDeque::new(),
+            };
+            for tile in tiles(num_tokens, ctx.post_tile_len) {
+                let (start, len) = (tile.start, tile.end - tile.start);
+                let _stage = Stage::Post.enter();
+                let (x, o) = (x.narrow(0, start, len), o.narrow(0, start, len));
+                let saved = match saved.pop_front() {
+                    Some(saved) => saved,
+                    None => post::recompute(ctx, dense, params, &x, &o),
+                };
+                let (d_y, d_x) = (d_y.narrow(0, start, len), d_x.narrow(0, start, len));
+                let d_o = post::backward(ctx, dense, params, grads, saved, &x, &o, &d_y, &d_x);
+                d_o_of_tile(start, &d_o);
+            }
+        }
+        Ffn::Moe(moe) => {
+            let saved = match after_saved {
+                Some(AfterSaved::Moe(saved)) => Some(saved),
+                _ => None,
+            };
+            let experts = experts.expect(NO_EXPERTS);
+            moe::backward(ctx, moe, params, grads, experts, saved, &x, &o, d_y, &d_x, d_o_of_tile)?;
         }
     }
     if groups_saved.is_empty() {
@@ -352,26 +410,35 @@ fn attention_forward(
 }
 
 /// From the attention output to the output of the block, and what a backward will read, if wanted.
-fn post_forward(
+fn after_attention(
     ctx: &BlockContext<'_>,
     params: &BlockParams,
+    experts: Option<&mut dyn Experts>,
     x: &Tensor,
     o: &Tensor,
     save: bool,
-) -> (Tensor, VecDeque<PostSaved>) {
+) -> Result<(Tensor, Option<AfterSaved>), ModelError> {
+    let dense = match &ctx.layer.ffn {
+        Ffn::Dense(dense) => dense,
+        Ffn::Moe(moe) => {
+            let experts = experts.expect(NO_EXPERTS);
+            let (y, saved) = moe::forward(ctx, moe, params, experts, x, o, save)?;
+            return Ok((y, saved.map(AfterSaved::Moe)));
+        }
+    };
     let y = x.empty_like();
     let mut all_saved = VecDeque::new();
     for tile in tiles(x.size()[0], ctx.post_tile_len) {
         let (start, len) = (tile.start, tile.end - tile.start);
         let _stage = Stage::Post.enter();
         let (x, o) = (x.narrow(0, start, len), o.narrow(0, start, len));
-        let saved = post::recompute(ctx, params, &x, &o, start);
-        post::finish(ctx, params, &saved, &mut y.narrow(0, start, len));
+        let saved = post::recompute(ctx, dense, params, &x, &o);
+        post::finish(ctx, dense, params, &saved, &mut y.narrow(0, start, len));
         if save {
             all_saved.push_back(saved);
         }
     }
-    (y, all_saved)
+    Ok((y, save.then_some(AfterSaved::Dense(all_saved))))
 }
 
 /// `q`, `k` and `v` of this rank's heads of a group, and what the backward of `pre` will read, if wanted.

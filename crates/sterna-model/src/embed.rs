@@ -1,13 +1,12 @@
 //! The embedding of token ids, forward and backward.
 
-use sterna_arch::{Architecture, Embed};
-use sterna_ops::tile::tiles;
+use sterna_arch::{Architecture, Embed, Norm};
+use sterna_ops::{norm, tile::tiles};
 use sterna_torch_sys::copies::upload;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{ModelError, check_shape};
 use crate::multiplier::multiplied;
-use crate::params::norm_of;
 use crate::stage::Stage;
 
 /// The embedding rows of a rank's tokens.
@@ -34,7 +33,7 @@ pub fn forward(
     let rows = weight.index_select(0, &upload(Tensor::from_slice(input_ids), weight.device()));
     let rows = multiplied(rows, multiplier(&arch.embed, weight.kind()));
     Ok(match &arch.embed.norm {
-        Some(norm) => norm_of(norm, &[]).forward(&rows),
+        Some(norm) => plain(norm).forward(&rows),
         None => rows,
     })
 }
@@ -93,7 +92,7 @@ pub fn backward(
         if let Some(norm) = &arch.embed.norm {
             let weight = weight.expect("a norm on looked-up rows reads them again");
             let read = multiplied(weight.index_select(0, &ids), multiplier);
-            of_rows = norm_of(norm, &[]).backward(&of_rows, &read, None, None);
+            of_rows = plain(norm).backward(&of_rows, &read, None, None);
         }
         let of_rows = multiplied(of_rows.to_kind(d_weight.kind()), multiplier);
         let _ = if d_x.device() == Device::Cpu {
@@ -113,6 +112,11 @@ fn multiplier(embed: &Embed, kind: Kind) -> f64 {
     } else {
         embed.multiplier
     }
+}
+
+/// The norm on looked-up rows.
+fn plain(norm: &Norm) -> norm::Norm<'static> {
+    norm::Norm { kind: norm.kind, eps: norm.eps, weight: None, bias: None }
 }
 
 /// Checks that ids, given with their positions, have a row.

@@ -53,6 +53,9 @@ pub enum ModelError {
     /// Keys and values could not be put away or brought back.
     #[error("the keys and values of a block could not be moved")]
     Stash(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The experts of a block could not be gathered, or their gradients not reduced.
+    #[error("the experts of a block could not be moved")]
+    Experts(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A token id or label is not in the vocabulary.
     #[error(
         "`{name}` at position `{position}` of the shard is `{found}`, and must be at least 0 and below vocab_size `{vocab_size}`"
@@ -84,7 +87,8 @@ impl ModelError {
             Self::ParamCount { .. }
             | Self::Shape { .. }
             | Self::Length { .. }
-            | Self::Stash(_) => None,
+            | Self::Stash(_)
+            | Self::Experts(_) => None,
         }
     }
 }

@@ -80,7 +80,7 @@ pub fn logits(arch: &Architecture, params: &HeadParams, x: &Tensor) -> Result<Te
 
 /// What the head multiplies: the norm of `x`, times what logits are multiplied by.
 fn normed(arch: &Architecture, params: &HeadParams, x: &Tensor) -> Tensor {
-    let h = norm_of(&arch.head.norm, &params.own).forward(x);
+    let h = norm_of(&arch.head.norm, |idx| &params.own[idx]).forward(x);
     multiplied(h, arch.head.logits_multiplier)
 }
 
@@ -174,7 +174,8 @@ pub fn loss_and_backward(
         let d_h = multiplied(d_h, arch.head.logits_multiplier);
         // The largest tensor of the whole head; the norm's backward does not need it.
         drop(d_logits);
-        let d_x_tile = norm_backward(&arch.head.norm, &params.own, &grads.own, &x, &d_h);
+        let norm = norm_of(&arch.head.norm, |idx| &params.own[idx]);
+        let d_x_tile = norm_backward(&arch.head.norm, norm, &grads.own, &x, &d_h);
         let _ = d_x.index_copy_(0, &rows, &d_x_tile.narrow(0, 0, rows.size()[0]));
     }
     Ok((labelled.sum(&loss_sum), d_x))

@@ -7,25 +7,28 @@ use tch::{Kind, Tensor};
 
 use crate::error::{ModelError, check_shape};
 
-/// The weights of a layer, in the order of [`Layer::params`]: those of products in the dtype that they multiply in, the others in that
-/// of the activations.
+/// The weights of one unit of a layer, the layer without its experts or a group of those, by their index in [`Layer::params`]: those of
+/// products in the dtype that they multiply in, the others in that of the activations.
 #[derive(Debug)]
-pub struct BlockParams(Vec<Tensor>);
+pub struct BlockParams(Vec<Option<Tensor>>);
 
-/// The gradients of a layer's weights, to which a backward adds: single precision (double for double weights); `None` for a weight whose
-/// gradient is not wanted.
+/// The gradients of such weights, to which a backward adds: single precision (double for double weights); `None` for a weight of another
+/// unit, and for one whose gradient is not wanted.
 #[derive(Debug)]
 pub struct BlockGrads(Vec<Option<Tensor>>);
 
 impl BlockParams {
-    /// Takes the tensors of a layer in the order of [`Layer::params`].
+    /// Takes the tensors of a unit of `layer`, `param_idxs` of [`Layer::params`].
     ///
     /// # Errors
     ///
-    /// [`ModelError::ParamCount`] or [`ModelError::Shape`] if they are not the tensors of this layer.
-    pub fn new(layer: &Layer, tensors: Vec<Tensor>) -> Result<BlockParams, ModelError> {
-        check(layer, tensors.iter().map(Some))?;
-        Ok(BlockParams(tensors))
+    /// [`ModelError::ParamCount`] or [`ModelError::Shape`] if they are not these tensors of this layer.
+    pub fn new(
+        layer: &Layer,
+        param_idxs: &[usize],
+        tensors: Vec<Tensor>,
+    ) -> Result<BlockParams, ModelError> {
+        place(layer, param_idxs, tensors.into_iter().map(Some)).map(BlockParams)
     }
 
     /// The same with weights and biases of products in single precision, where products are widened ([`sterna_ops::is_widened`]): once for
@@ -36,24 +39,25 @@ impl BlockParams {
     /// 4 bytes for each weight of a product, or nothing.
     #[must_use]
     pub fn widened_for_products(self, layer: &Layer) -> BlockParams {
-        if !is_widened(&self.0[layer.attention.q.weight]) {
+        if !self.0.iter().flatten().next().is_some_and(is_widened) {
             return self;
         }
         let _memory = memory::scope(MemoryKind::Weights);
-        let widened = |(param_idx, x): (usize, Tensor)| {
-            if layer.is_of_product(param_idx) { x.to_kind(Kind::Float) } else { x }
+        let widened = |(param_idx, x): (usize, Option<Tensor>)| {
+            let is_of_product = x.is_some() && layer.is_of_product(param_idx);
+            if is_of_product { x.map(|x| x.to_kind(Kind::Float)) } else { x }
         };
         BlockParams(self.0.into_iter().enumerate().map(widened).collect())
     }
 
     /// One of [`Layer::params`].
     pub(crate) fn get(&self, param_idx: usize) -> &Tensor {
-        &self.0[param_idx]
+        self.0[param_idx].as_ref().expect("a weight is read while its unit is at hand")
     }
 
     /// A norm with its weights.
     pub(crate) fn norm(&self, norm: &Norm) -> norm::Norm<'_> {
-        norm_of(norm, &self.0)
+        norm_of(norm, |param_idx| self.get(param_idx))
     }
 
     /// `x` `[s, in]` through a linear map, `[s, out]`.
@@ -95,20 +99,23 @@ impl BlockParams {
 
     /// Weight and bias of a linear map, sharing memory.
     fn of(&self, map: &Linear) -> (Tensor, Option<Tensor>) {
-        let rows = |param_idx: usize| rows_of(map, &self.0[param_idx]);
+        let rows = |param_idx: usize| rows_of(map, self.get(param_idx));
         (rows(map.weight), map.bias.map(rows))
     }
 }
 
 impl BlockGrads {
-    /// Takes the gradient buffers of a layer in the order of [`Layer::params`].
+    /// Takes the gradient buffers of a unit of `layer`, `param_idxs` of [`Layer::params`].
     ///
     /// # Errors
     ///
     /// [`ModelError::ParamCount`] or [`ModelError::Shape`] if they do not fit the layer.
-    pub fn new(layer: &Layer, tensors: Vec<Option<Tensor>>) -> Result<BlockGrads, ModelError> {
-        check(layer, tensors.iter().map(Option::as_ref))?;
-        Ok(BlockGrads(tensors))
+    pub fn new(
+        layer: &Layer,
+        param_idxs: &[usize],
+        tensors: Vec<Option<Tensor>>,
+    ) -> Result<BlockGrads, ModelError> {
+        place(layer, param_idxs, tensors.into_iter()).map(BlockGrads)
     }
 
     /// The gradient of one of [`Layer::params`].
@@ -124,7 +131,7 @@ impl BlockGrads {
         x: &Tensor,
         d_y: &Tensor,
     ) -> Tensor {
-        norm_backward(norm, &params.0, &self.0, x, d_y)
+        norm_backward(norm, params.norm(norm), &self.0, x, d_y)
     }
 
     /// Adds the gradients of weight and bias of a linear map, `d_y` `[s, out]` and `x` `[s, in]`.
@@ -135,20 +142,20 @@ impl BlockGrads {
     }
 }
 
-/// A norm with those of `tensors` that it names.
-pub(crate) fn norm_of<'a>(norm: &Norm, tensors: &'a [Tensor]) -> norm::Norm<'a> {
+/// A norm with the weights that it names.
+pub(crate) fn norm_of<'a>(norm: &Norm, get: impl Fn(usize) -> &'a Tensor) -> norm::Norm<'a> {
     norm::Norm {
         kind: norm.kind,
         eps: norm.eps,
-        weight: norm.weight.map(|idx| &tensors[idx]),
-        bias: norm.bias.map(|idx| &tensors[idx]),
+        weight: norm.weight.map(&get),
+        bias: norm.bias.map(&get),
     }
 }
 
-/// The gradient of `x` through [`norm_of`] `tensors`; those of its weight and bias are added to theirs among `grads`.
+/// The gradient of `x` through `norm`, which is `with_weights`; those of its weight and bias are added to theirs among `grads`.
 pub(crate) fn norm_backward(
     norm: &Norm,
-    tensors: &[Tensor],
+    with_weights: norm::Norm<'_>,
     grads: &[Option<Tensor>],
     x: &Tensor,
     d_y: &Tensor,
@@ -157,7 +164,7 @@ pub(crate) fn norm_backward(
         param_idx.and_then(|idx| grads[idx].as_ref()).map(Tensor::shallow_clone)
     };
     let (mut weight, mut bias) = (of(norm.weight), of(norm.bias));
-    norm_of(norm, tensors).backward(d_y, x, weight.as_mut(), bias.as_mut())
+    with_weights.backward(d_y, x, weight.as_mut(), bias.as_mut())
 }
 
 /// The rows of a weight or bias that a linear map has, sharing memory.
@@ -165,20 +172,25 @@ fn rows_of(map: &Linear, x: &Tensor) -> Tensor {
     x.narrow(0, map.rows.start as i64, map.rows.len() as i64)
 }
 
-/// Checks number and shapes.
-fn check<'a>(
+/// Puts the tensors of a unit where the layer names them, once their number and shapes are checked.
+fn place(
     layer: &Layer,
-    tensors: impl ExactSizeIterator<Item = Option<&'a Tensor>>,
-) -> Result<(), ModelError> {
-    let (found, required) = (tensors.len(), layer.params.len());
+    param_idxs: &[usize],
+    tensors: impl ExactSizeIterator<Item = Option<Tensor>>,
+) -> Result<Vec<Option<Tensor>>, ModelError> {
+    let (found, required) = (tensors.len(), param_idxs.len());
     if found != required {
         return Err(ModelError::ParamCount { found, required });
     }
-    for (spec, tensor) in layer.params.iter().zip(tensors) {
+    let mut placed: Vec<Option<Tensor>> = Vec::new();
+    placed.resize_with(layer.params.len(), || None);
+    for (&param_idx, tensor) in param_idxs.iter().zip(tensors) {
+        let spec = &layer.params[param_idx];
         let shape: Vec<i64> = spec.shape.iter().map(|size| *size as i64).collect();
-        if let Some(tensor) = tensor {
+        if let Some(tensor) = &tensor {
             check_shape(&spec.name, &tensor.size(), &shape)?;
         }
+        placed[param_idx] = tensor;
     }
-    Ok(())
+    Ok(placed)
 }

@@ -219,6 +219,7 @@ impl MemoryOptions {
             "attention_head_groups": self.attention_head_groups,
             "attention_query_tile": self.attention_query_tile,
             "tile_bytes": self.tile_bytes,
+            "expert_group_bytes": self.expert_group_bytes,
             "optimizer_on": self.optimizer_on.name(),
             "gradients_on": self.gradients_on.name(),
             "moments_dtype": self.moments_dtype.torch_name(),

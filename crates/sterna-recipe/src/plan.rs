@@ -11,7 +11,7 @@ mod text;
 mod tiles;
 mod units;
 
-use sterna_arch::{DType, Family, HeadSplit, ModelConfig};
+use sterna_arch::{DType, Family, HeadSplit, ModelConfig, units::UnitKind};
 
 use crate::{
     diagnostic::{Diagnostics, Note},
@@ -137,8 +137,10 @@ pub struct ZeroPlan {
     pub reduce_dtype: DType,
     /// The format of the gradient accumulators.
     pub grad_accum_dtype: DType,
-    /// What is gathered and reduced at once, in order.
+    /// What is gathered and reduced at once.
     pub units: Vec<UnitPlan>,
+    /// The most elements of units that are whole at once where they are gathered.
+    pub gathered_len: usize,
 }
 
 /// The longest batch that the recipe allows.
@@ -203,7 +205,7 @@ pub struct StepsPlan {
 impl Plan {
     /// Plans a run of `recipe` with `model` on `world_size` ranks that compute on a `device` each.
     ///
-    /// `model` is the config that the run uses: `hf_config_kwargs` are in it already.
+    /// `model` is the config that the run uses: that of [`Recipe::model_config`].
     ///
     /// # Errors
     ///
@@ -267,8 +269,12 @@ impl Plan {
     /// The same where products of bf16 are computed in fp32 ([`MemoryKind::WidenedProducts`]): on a CPU without bf16 instructions.
     #[must_use]
     pub fn with_widened_products(mut self, model: &ModelConfig) -> Self {
-        let layers = self.zero.units.iter().filter(|unit| unit.name == "block");
-        let weights = layers.map(|unit| unit.padded_len).max().unwrap_or(0);
+        // A layer's, and beside them those of a group of its experts.
+        let largest = |kind: UnitKind| {
+            let units = self.zero.units.iter().filter(|unit| unit.kind == kind);
+            units.map(|unit| unit.padded_len).max().unwrap_or(0)
+        };
+        let weights = largest(UnitKind::Layer) + largest(UnitKind::Experts);
         let num_tokens = self.batch.local_tokens * self.mesh.sp_size;
         self.memory.push_widened(weights, model, self.mesh.sp_size, num_tokens);
         self
@@ -317,6 +323,7 @@ impl ZeroPlan {
             reduce_dtype: deepspeed.reduce_dtype,
             grad_accum_dtype: deepspeed.grad_accum_dtype,
             units: units::units(&model.arch, world_size),
+            gathered_len: units::gathered_len(&model.arch, world_size),
         }
     }
 }

@@ -4,7 +4,10 @@
 //! ([`crate::load`]), so nothing downstream needs a "not supported" branch. The types are plain data; the field docs say
 //! what the engine does with a value, `docs/reference/recipe.md` says the same to the person who types it.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use serde_json::{Map, Value};
 use sterna_arch::{DType, ModelConfig};
@@ -79,6 +82,26 @@ pub struct Recipe {
 
     /// Keys that are set and change nothing here, each with the reason.
     pub notes: Vec<Note>,
+}
+
+impl Recipe {
+    /// The config of the model in `dir` as this recipe trains it: with `hf_config_kwargs`, and experts in groups of
+    /// `memory.expert_group_bytes`.
+    ///
+    /// # Errors
+    ///
+    /// As [`ModelConfig::from_dir`] and [`ModelConfig::with_overrides`].
+    pub fn model_config(&self, dir: &Path) -> sterna_arch::Result<ModelConfig> {
+        let mut config =
+            ModelConfig::from_dir(dir)?.with_overrides(&self.model.hf_config_kwargs)?;
+        self.group_experts(&mut config);
+        Ok(config)
+    }
+
+    /// Cuts the experts of a model into groups of `memory.expert_group_bytes`.
+    pub fn group_experts(&self, config: &mut ModelConfig) {
+        config.arch.group_experts(self.memory.expert_group_bytes / self.model.dtype.size());
+    }
 }
 
 /// How the losses of the micro-batches of one optimizer step, over all data-parallel ranks, become one number.
@@ -480,6 +503,8 @@ pub struct MemoryOptions {
     pub attention_query_tile: usize,
     /// What the intermediate values of one tile may take, in bytes; by the type of the device if `None`.
     pub tile_bytes: Option<usize>,
+    /// What the weights of the experts that are gathered and reduced at once may take, in bytes; one expert at least.
+    pub expert_group_bytes: usize,
     /// Where masters and moments live.
     pub optimizer_on: Place,
     /// Where gradients live: the device or the host.

@@ -1,20 +1,23 @@
 //! One micro-batch, forward and backward: where units are gathered and reduced, and what is kept in between.
 
+mod experts;
+mod shard;
+
 use std::{ops::Range, rc::Rc};
 
-use sterna_arch::{Architecture, Layer, UnitLayout};
+use sterna_arch::{Architecture, Layer, UnitLayout, Units};
 use sterna_comm::Comm;
 use sterna_data::MicroBatch;
 use sterna_model::{
-    BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Implementation, Keep, Kept,
-    RopeTable, Routing, Streaming, block, embed,
+    BlockContext, BlockGrads, BlockParams, HeadGroup, Implementation, Keep, Kept, Routing,
+    Streaming, block, embed,
     head::{self, HeadGrads, HeadParams},
-    rotary,
 };
 use sterna_recipe::{AttnImplementation, Place, Plan, Recipe, TileLengths};
 use sterna_torch_sys::copies::Copies;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
+use self::{experts::ExpertUnits, shard::Shard};
 use crate::{
     disk::DiskScratch,
     error::TrainError,
@@ -23,9 +26,6 @@ use crate::{
     phases::{Phase, Phases},
     zero::{Gradients, Sharding, StatePlacement, Zero},
 };
-
-/// The unit of the embedding.
-const EMBED: usize = 0;
 
 /// How the engine computes, as the recipe asks.
 #[derive(Debug, Clone)]
@@ -99,26 +99,21 @@ fn implementation_of(name: AttnImplementation) -> Implementation {
 
 /// A model whose states are sharded over the world and whose sequence is split over the sp group.
 pub struct Engine<'a> {
-    comm: &'a Comm,
-    arch: &'a Architecture,
-    /// Of each layer.
-    head_groups: Vec<Vec<HeadGroup>>,
-    options: EngineOptions,
-    /// The weights, gradients and optimizer states of all units: the embedding, each block, the norm with the head.
+    model: Model<'a>,
+    /// The weights, gradients and optimizer states of all units.
     pub zero: Zero,
     /// The memory that each phase of a step takes.
     pub phases: Phases,
 }
 
-/// One micro-batch as this rank sees it.
-struct Shard {
-    input_ids: Vec<i64>,
-    shift_labels: Vec<i64>,
-    num_rows: i64,
-    documents: Documents,
-    /// As [`Architecture::ropes`].
-    ropes: Vec<RopeTable>,
-    routing: Option<Routing>,
+/// What is computed, without weights and activations.
+struct Model<'a> {
+    comm: &'a Comm,
+    arch: &'a Architecture,
+    units: Units,
+    /// Of each layer.
+    head_groups: Vec<Vec<HeadGroup>>,
+    options: EngineOptions,
 }
 
 impl<'a> Engine<'a> {
@@ -150,9 +145,12 @@ impl<'a> Engine<'a> {
         let world_size = comm.mesh.world_size;
         let deepspeed = &recipe.deepspeed;
         let host_if = |is_offloaded: bool| if is_offloaded { Device::Cpu } else { options.device };
+        let units = arch.units();
+        let layouts =
+            units.all().iter().map(|unit| UnitLayout::new(unit.specs.clone(), world_size));
         let zero = Zero::new(
             comm.world(),
-            arch.units().map(|(_, specs)| UnitLayout::new(specs.to_vec(), world_size)).collect(),
+            layouts.collect(),
             Sharding::new(deepspeed.zero_stage, world_size),
             options.copies.clone(),
             StatePlacement {
@@ -172,26 +170,18 @@ impl<'a> Engine<'a> {
                 seed: recipe.seed,
             },
         )?;
-        Ok(Self { comm, arch, head_groups, options, zero, phases: Phases::new() })
+        let model = Model { comm, arch, units, head_groups, options };
+        Ok(Self { model, zero, phases: Phases::new() })
     }
 
     /// Dtype of weights and activations.
     pub fn kind(&self) -> Kind {
-        self.options.kind
+        self.model.options.kind
     }
 
     /// Where it computes.
     pub fn device(&self) -> Device {
-        self.options.device
-    }
-
-    fn num_layers(&self) -> usize {
-        self.arch.layers.len()
-    }
-
-    /// The unit of the final norm and the head.
-    fn head_unit(&self) -> usize {
-        self.num_layers() + 1
+        self.model.options.device
     }
 
     /// Forward and backward of one micro-batch. Gradients of `scale` times its summed loss, and of the auxiliary loss of its routers,
@@ -212,84 +202,106 @@ impl<'a> Engine<'a> {
     /// [`TrainError::Model`] or [`TrainError::Comm`] if a peer failed; [`TrainError::Disk`] if what was kept there is lost.
     pub fn forward_backward(&mut self, batch: &MicroBatch, scale: f64) -> Result<f64, TrainError> {
         let _no_grad = no_grad_guard();
-        let mut shard = self.shard(batch);
+        let mut shard = Shard::new(&self.model, batch);
+        let num_layers = self.model.arch.layers.len();
+        let (world, keep) = (self.model.comm.world(), self.model.options.keep.clone());
 
         self.phases.begin(Phase::Forward);
         // Forward: keep what the policy says of each block.
         let mut x = self.embed(&shard)?;
-        let mut kept = Vec::with_capacity(self.num_layers());
-        for layer_idx in 0..self.num_layers() {
-            let params = self.block_params(layer_idx)?;
-            self.zero.prefetch(self.comm.world(), layer_idx + 2)?;
-            let keep = Keep {
-                attention: self.options.keep.keeps_attention(layer_idx),
-                graph: self.options.keep.graph,
-            };
-            let context = BlockContext { counts_routes: true, ..self.context(&shard, layer_idx) };
-            let (y, of_block) = block::forward(&context, &params, &x, keep)?;
+        let mut kept = Vec::with_capacity(num_layers);
+        for layer_idx in 0..num_layers {
+            let of_block = Keep { attention: keep.keeps_attention(layer_idx), graph: keep.graph };
+            let (y, of_block) = self.block_forward(&shard, layer_idx, &x, of_block, true)?;
             x = y;
-            let is_last = layer_idx + 1 == self.num_layers();
-            kept.push(self.options.keep.put(layer_idx, is_last, of_block)?);
+            kept.push(keep.put(layer_idx, layer_idx + 1 == num_layers, of_block)?);
         }
 
-        self.finish_routing(&mut shard, batch, scale)?;
-        let segments: Vec<Range<usize>> =
-            self.options.keep.segments(self.num_layers()).rev().collect();
-        self.options.keep.prefetch(&mut kept[segments[0].start])?;
+        self.model.finish_routing(&mut shard, batch, scale)?;
+        let segments: Vec<Range<usize>> = keep.segments(num_layers).rev().collect();
+        keep.prefetch(&mut kept[segments[0].start])?;
         let (loss, mut dx) = self.loss_and_backward(&shard, x, segments[0].start, scale)?;
         // Of the sequence, as this rank's part.
         let aux_loss = shard.routing.as_ref().map_or(0.0, Routing::loss);
-        let aux_loss = aux_loss / self.comm.mesh.sp_size as f64;
+        let aux_loss = aux_loss / self.model.comm.mesh.sp_size as f64;
 
         self.phases.begin(Phase::Backward);
         // Backward, segment by segment: dx = (assigned), weight gradients += (over tiles, micro-batches and ranks).
         for (segment_idx, segment) in segments.iter().enumerate() {
             let restored = self.restore(&shard, &mut kept, segment.clone())?;
             for (layer_idx, of_block) in segment.clone().zip(restored).rev() {
-                let params = self.block_params(layer_idx)?;
                 let next = if layer_idx > segment.start {
                     Some(layer_idx - 1)
                 } else {
                     segments.get(segment_idx + 1).map(|segment| segment.start)
                 };
-                self.prefetch_block(&mut kept, next)?;
-                // Of the unit before this block's.
-                self.zero.prefetch_gradients(layer_idx)?;
-                let gradients = self.zero.gradients(layer_idx + 1)?;
-                let mut grads =
-                    BlockGrads::new(&self.arch.layers[layer_idx], optional(&gradients))?;
-                let context = self.context(&shard, layer_idx);
-                dx = block::backward(&context, &params, &mut grads, of_block, &dx)?;
-                drop((params, grads));
-                self.zero.reduce(self.comm.world(), gradients)?;
+                if let Some(next) = next {
+                    keep.prefetch(&mut kept[next])?;
+                }
+                dx = self.block_backward(&shard, layer_idx, next, of_block, &dx)?;
             }
         }
 
         // A norm on looked-up rows reads them again.
-        let weight = match self.arch.embed.norm {
-            Some(_) => Some(self.zero.gather(self.comm.world(), EMBED)?.remove(0)),
+        let arch = self.model.arch;
+        let weight = match arch.embed.norm {
+            Some(_) => Some(self.zero.gather(world, Units::EMBEDDING)?.remove(0)),
             None => None,
         };
-        let mut gradients = self.zero.gradients(EMBED)?;
+        let mut gradients = self.zero.gradients(Units::EMBEDDING)?;
         let d_weight = &mut gradients.views[0];
-        embed::backward(self.arch, weight.as_ref(), d_weight, &shard.input_ids, &dx)?;
+        embed::backward(arch, weight.as_ref(), d_weight, &shard.input_ids, &dx)?;
         drop(weight);
-        self.zero.reduce(self.comm.world(), gradients)?;
+        self.zero.reduce(world, gradients)?;
         Ok(loss * scale + aux_loss)
     }
 
-    /// Ends the forward of routers, whose auxiliary loss weighs as much in a step as the micro-batch's labels do.
-    fn finish_routing(
-        &self,
-        shard: &mut Shard,
-        batch: &MicroBatch,
-        scale: f64,
-    ) -> Result<(), TrainError> {
-        let Some(routing) = &mut shard.routing else { return Ok(()) };
-        let num_tokens: usize = batch.packed_sample_seqlens.iter().flatten().sum();
-        let num_rows = num_tokens * self.arch.moe_layers().count();
-        let weight = scale * batch.num_valid_tokens() as f64;
-        Ok(routing.finish(self.comm.sp(), num_rows, weight)?)
+    /// Forward of a block; `counts_routes` is [`BlockContext::counts_routes`].
+    fn block_forward(
+        &mut self,
+        shard: &Shard,
+        layer_idx: usize,
+        x: &Tensor,
+        keep: Keep,
+        counts_routes: bool,
+    ) -> Result<(Tensor, Kept), TrainError> {
+        let next = self.model.unit_after(layer_idx);
+        let params = self.block_params(layer_idx, Some(next))?;
+        let context = BlockContext { counts_routes, ..self.model.context(shard, layer_idx) };
+        let mut experts = ExpertUnits::new(&self.model, &mut self.zero, layer_idx, Some(next));
+        Ok(block::forward(&context, &params, Some(&mut experts), x, keep)?)
+    }
+
+    /// Backward of a block, whose gradients are reduced; `next` is the layer that is gathered after it.
+    fn block_backward(
+        &mut self,
+        shard: &Shard,
+        layer_idx: usize,
+        next: Option<usize>,
+        kept: Kept,
+        d_y: &Tensor,
+    ) -> Result<Tensor, TrainError> {
+        let (world, units) = (self.model.comm.world(), &self.model.units);
+        let (unit_idx, experts) = (units.layer(layer_idx), units.experts(layer_idx));
+        let next = next.map(|layer_idx| units.layer(layer_idx));
+        // Its first experts, or the layer before it, or the embedding.
+        let next_gradients = match layer_idx.checked_sub(1) {
+            _ if !experts.is_empty() => experts.start,
+            Some(layer_idx) => units.layer(layer_idx),
+            None => Units::EMBEDDING,
+        };
+        let layer = &self.model.arch.layers[layer_idx];
+        let params = self.block_params(layer_idx, next)?;
+        self.zero.prefetch_gradients(next_gradients)?;
+        let gradients = self.zero.gradients(unit_idx)?;
+        let unit = &self.model.units.all()[unit_idx];
+        let mut grads = BlockGrads::new(layer, &unit.param_idxs, optional(&gradients))?;
+        let context = self.model.context(shard, layer_idx);
+        let mut experts = ExpertUnits::new(&self.model, &mut self.zero, layer_idx, next);
+        let d_x = block::backward(&context, &params, &mut grads, Some(&mut experts), kept, d_y)?;
+        drop((params, grads));
+        self.zero.reduce(world, gradients)?;
+        Ok(d_x)
     }
 
     /// What the backwards of `blocks`, one segment, read: what they kept, and the inputs that only the first kept, by running the
@@ -300,36 +312,34 @@ impl<'a> Engine<'a> {
         kept: &mut [KeptBlock],
         blocks: Range<usize>,
     ) -> Result<Vec<Kept>, TrainError> {
-        let keep = Keep { attention: true, graph: false };
+        let keep = self.model.options.keep.clone();
         let mut restored = Vec::with_capacity(blocks.len());
-        let mut x = self.options.keep.take_input(&mut kept[blocks.start])?;
+        let mut x = keep.take_input(&mut kept[blocks.start])?;
         for layer_idx in blocks.start..blocks.end - 1 {
-            let params = self.block_params(layer_idx)?;
-            self.prefetch_block(kept, Some(layer_idx + 1))?;
-            let of_block = self.options.keep.take(&mut kept[layer_idx], x)?;
-            let context = self.context(shard, layer_idx);
-            let (y, of_block) = match &of_block.attention {
-                Some(attention) => {
-                    (block::forward_again(&context, &params, &of_block.x, attention)?, of_block)
-                }
-                None => block::forward(&context, &params, &of_block.x, keep)?,
+            keep.prefetch(&mut kept[layer_idx + 1])?;
+            let of_block = keep.take(&mut kept[layer_idx], x)?;
+            let (y, of_block) = if let Some(attention) = &of_block.attention {
+                let next = Some(self.model.unit_after(layer_idx));
+                let params = self.block_params(layer_idx, next)?;
+                let context = self.model.context(shard, layer_idx);
+                let mut experts = ExpertUnits::new(&self.model, &mut self.zero, layer_idx, next);
+                let y = block::forward_again(
+                    &context,
+                    &params,
+                    Some(&mut experts),
+                    &of_block.x,
+                    attention,
+                )?;
+                (y, of_block)
+            } else {
+                let keep = Keep { attention: true, graph: false };
+                self.block_forward(shard, layer_idx, &of_block.x, keep, false)?
             };
             x = y;
             restored.push(of_block);
         }
-        restored.push(self.options.keep.take(&mut kept[blocks.end - 1], x)?);
+        restored.push(keep.take(&mut kept[blocks.end - 1], x)?);
         Ok(restored)
-    }
-
-    /// Starts bringing the block that comes next: its weights, and what it has kept.
-    fn prefetch_block(
-        &mut self,
-        kept: &mut [KeptBlock],
-        layer_idx: Option<usize>,
-    ) -> Result<(), TrainError> {
-        let Some(layer_idx) = layer_idx else { return Ok(()) };
-        self.zero.prefetch(self.comm.world(), layer_idx + 1)?;
-        self.options.keep.prefetch(&mut kept[layer_idx])
     }
 
     /// Forward of one micro-batch: this rank's part of the summed loss.
@@ -343,50 +353,97 @@ impl<'a> Engine<'a> {
     /// As [`Engine::forward_backward`].
     pub fn forward(&mut self, batch: &MicroBatch) -> Result<f64, TrainError> {
         let _no_grad = no_grad_guard();
-        let shard = self.shard(batch);
+        let shard = Shard::new(&self.model, batch);
         let keep = Keep { attention: false, graph: false };
         let mut x = self.embed(&shard)?;
-        for layer_idx in 0..self.num_layers() {
-            let params = self.block_params(layer_idx)?;
-            self.zero.prefetch(self.comm.world(), layer_idx + 2)?;
-            (x, _) = block::forward(&self.context(&shard, layer_idx), &params, &x, keep)?;
+        for layer_idx in 0..self.model.arch.layers.len() {
+            (x, _) = self.block_forward(&shard, layer_idx, &x, keep, false)?;
         }
         let params = self.head_params()?;
-        let sum = head::loss(
-            self.arch,
-            &params,
-            &x,
-            &shard.shift_labels,
-            self.options.tiles.head as i64,
-        )?;
+        let tile_len = self.model.options.tiles.head as i64;
+        let sum = head::loss(self.model.arch, &params, &x, &shard.shift_labels, tile_len)?;
         Ok(sum.loss_sum)
     }
 
-    fn shard(&self, batch: &MicroBatch) -> Shard {
-        let mesh = &self.comm.mesh;
-        let shard = batch.shard(mesh.sp_size, mesh.sp_rank);
-        let documents = batch
-            .documents()
-            .into_iter()
-            .map(|range| range.start as i64..range.end as i64)
-            .collect();
-        let seq_len = longest_position(batch);
-        let ropes = rotary::tables(
-            self.arch,
-            &shard.position_ids,
-            seq_len,
-            self.options.kind,
-            self.options.device,
-        );
-        let is_token = tokens_of_shard(batch, mesh.sp_size, mesh.sp_rank);
-        let routing = Routing::new(self.arch, &is_token, self.options.device);
-        Shard {
-            input_ids: shard.input_ids,
-            shift_labels: shard.shift_labels,
-            num_rows: shard.rows as i64,
-            documents: Documents::new(documents),
-            ropes,
-            routing,
+    /// Activations after the embedding, `[b * s/p, d]`.
+    fn embed(&mut self, shard: &Shard) -> Result<Tensor, TrainError> {
+        let world = self.model.comm.world();
+        let params = self.zero.gather(world, Units::EMBEDDING)?;
+        self.zero.prefetch(world, self.model.units.layer(0))?;
+        Ok(embed::forward(self.model.arch, &params[0], &shard.input_ids)?)
+    }
+
+    /// The weights of a layer without its experts. Starts gathering its first experts, or `next` if it has none.
+    fn block_params(
+        &mut self,
+        layer_idx: usize,
+        next: Option<usize>,
+    ) -> Result<BlockParams, TrainError> {
+        let Model { comm, arch, units, .. } = &self.model;
+        let (unit_idx, experts) = (units.layer(layer_idx), units.experts(layer_idx));
+        let params = self.zero.gather(comm.world(), unit_idx)?;
+        let next = if experts.is_empty() { next } else { Some(experts.start) };
+        if let Some(next) = next {
+            self.zero.prefetch(comm.world(), next)?;
+        }
+        let (layer, unit) = (&arch.layers[layer_idx], &units.all()[unit_idx]);
+        Ok(BlockParams::new(layer, &unit.param_idxs, params)?.widened_for_products(layer))
+    }
+
+    /// The head's weights, and the embedding's when the head is the embedding.
+    fn head_params(&mut self) -> Result<HeadParams, TrainError> {
+        let Model { comm, arch, units, .. } = &self.model;
+        let own = self.zero.gather(comm.world(), units.head())?;
+        let embedding = if arch.is_tied() {
+            Some(self.zero.gather(comm.world(), Units::EMBEDDING)?.remove(0))
+        } else {
+            None
+        };
+        Ok(HeadParams { own, embedding })
+    }
+
+    /// The loss of the last block's output and its gradient; `next_layer_idx` is the block that comes next. Reduces the head's gradients; with a tied head, the
+    /// embedding's are reduced here and again at the end of backward, and add up.
+    fn loss_and_backward(
+        &mut self,
+        shard: &Shard,
+        x: Tensor,
+        next_layer_idx: usize,
+        scale: f64,
+    ) -> Result<(f64, Tensor), TrainError> {
+        let params = self.head_params()?;
+        let Model { comm, arch, units, options, .. } = &self.model;
+        let world = comm.world();
+        self.zero.prefetch(world, units.layer(next_layer_idx))?;
+        let of_head = self.zero.gradients(units.head())?;
+        let is_tied = arch.is_tied();
+        let of_embed = is_tied.then(|| self.zero.gradients(Units::EMBEDDING)).transpose()?;
+        let embedding = of_embed.as_ref().map(|of_embed| of_embed.views[0].shallow_clone());
+        let mut grads = HeadGrads { own: optional(&of_head), embedding };
+        let (sum, dx) = head::loss_and_backward(
+            arch,
+            &params,
+            &mut grads,
+            &x,
+            &shard.shift_labels,
+            scale,
+            options.tiles.head as i64,
+        )?;
+        drop((params, grads, x));
+        self.zero.reduce(world, of_head)?;
+        if let Some(of_embed) = of_embed {
+            self.zero.reduce(world, of_embed)?;
+        }
+        Ok((sum.loss_sum, dx))
+    }
+}
+
+impl Model<'_> {
+    /// The unit that the forward gathers after a layer: the next layer, or the head.
+    fn unit_after(&self, layer_idx: usize) -> usize {
+        match layer_idx + 1 {
+            next if next < self.arch.layers.len() => self.units.layer(next),
+            _ => self.units.head(),
         }
     }
 
@@ -412,82 +469,19 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Activations after the embedding, `[b * s/p, d]`.
-    fn embed(&mut self, shard: &Shard) -> Result<Tensor, TrainError> {
-        let params = self.zero.gather(self.comm.world(), EMBED)?;
-        self.zero.prefetch(self.comm.world(), EMBED + 1)?;
-        Ok(embed::forward(self.arch, &params[0], &shard.input_ids)?)
-    }
-
-    fn block_params(&mut self, layer_idx: usize) -> Result<BlockParams, TrainError> {
-        let params = self.zero.gather(self.comm.world(), layer_idx + 1)?;
-        let layer = &self.arch.layers[layer_idx];
-        Ok(BlockParams::new(layer, params)?.widened_for_products(layer))
-    }
-
-    /// The head's weights, and the embedding's when the head is the embedding.
-    fn head_params(&mut self) -> Result<HeadParams, TrainError> {
-        let own = self.zero.gather(self.comm.world(), self.head_unit())?;
-        let embedding = if self.arch.is_tied() {
-            Some(self.zero.gather(self.comm.world(), EMBED)?.remove(0))
-        } else {
-            None
-        };
-        Ok(HeadParams { own, embedding })
-    }
-
-    /// The loss of the last block's output and its gradient; `next_layer_idx` is the block that comes next. Reduces the head's gradients; with a tied head, the
-    /// embedding's are reduced here and again at the end of backward, and add up.
-    fn loss_and_backward(
-        &mut self,
-        shard: &Shard,
-        x: Tensor,
-        next_layer_idx: usize,
+    /// Ends the forward of routers, whose auxiliary loss weighs as much in a step as the micro-batch's labels do.
+    fn finish_routing(
+        &self,
+        shard: &mut Shard,
+        batch: &MicroBatch,
         scale: f64,
-    ) -> Result<(f64, Tensor), TrainError> {
-        let params = self.head_params()?;
-        self.zero.prefetch(self.comm.world(), next_layer_idx + 1)?;
-        let of_head = self.zero.gradients(self.head_unit())?;
-        let of_embed = self.arch.is_tied().then(|| self.zero.gradients(EMBED)).transpose()?;
-        let embedding = of_embed.as_ref().map(|of_embed| of_embed.views[0].shallow_clone());
-        let mut grads = HeadGrads { own: optional(&of_head), embedding };
-        let (sum, dx) = head::loss_and_backward(
-            self.arch,
-            &params,
-            &mut grads,
-            &x,
-            &shard.shift_labels,
-            scale,
-            self.options.tiles.head as i64,
-        )?;
-        drop((params, grads, x));
-        self.zero.reduce(self.comm.world(), of_head)?;
-        if let Some(of_embed) = of_embed {
-            self.zero.reduce(self.comm.world(), of_embed)?;
-        }
-        Ok((sum.loss_sum, dx))
+    ) -> Result<(), TrainError> {
+        let Some(routing) = &mut shard.routing else { return Ok(()) };
+        let num_tokens: usize = batch.packed_sample_seqlens.iter().flatten().sum();
+        let num_rows = num_tokens * self.arch.moe_layers().count();
+        let weight = scale * batch.num_valid_tokens() as f64;
+        Ok(routing.finish(self.comm.sp(), num_rows, weight)?)
     }
-}
-
-/// The largest position of the micro-batch's samples plus one. Padding does not count: its positions continue the column
-/// index, and how much there is of it depends on the number of ranks.
-fn longest_position(batch: &MicroBatch) -> usize {
-    let rows = batch.position_ids.chunks_exact(batch.len.max(1)).zip(&batch.packed_sample_seqlens);
-    let of_row = |(row, seqlens): (&[i64], &Vec<usize>)| {
-        row[..seqlens.iter().sum()].iter().max().map_or(0, |&position| position as usize + 1)
-    };
-    rows.map(of_row).max().unwrap_or(0)
-}
-
-/// Which rows of a rank's shard are tokens, and not the padding at a row's end.
-fn tokens_of_shard(batch: &MicroBatch, sp_size: usize, sp_rank: usize) -> Vec<bool> {
-    let shard_len = batch.len / sp_size;
-    let places = sp_rank * shard_len..(sp_rank + 1) * shard_len;
-    let of_row = |seqlens: &Vec<usize>| {
-        let len: usize = seqlens.iter().sum();
-        places.clone().map(move |place| place < len)
-    };
-    batch.packed_sample_seqlens.iter().flat_map(of_row).collect()
 }
 
 /// The views of a unit's gradients, all of them wanted.

@@ -34,7 +34,7 @@ pub enum TrainError {
     Comm(#[from] CommError),
     /// A block could not be computed.
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Model(ModelError),
     /// The recipe names an attention kernel that does not take this model.
     #[error(transparent)]
     Attention(#[from] NotFlash),
@@ -188,6 +188,23 @@ pub enum TrainError {
         /// What is missing.
         source: sterna_torch_sys::cuda::Error,
     },
+}
+
+impl From<ModelError> for TrainError {
+    /// What a block asked this crate for and did not get is an error of this crate.
+    fn from(error: ModelError) -> Self {
+        match error {
+            ModelError::Stash(source) => match source.downcast::<TrainError>() {
+                Ok(error) => *error,
+                Err(source) => Self::Model(ModelError::Stash(source)),
+            },
+            ModelError::Experts(source) => match source.downcast::<TrainError>() {
+                Ok(error) => *error,
+                Err(source) => Self::Model(ModelError::Experts(source)),
+            },
+            other => Self::Model(other),
+        }
+    }
 }
 
 impl TrainError {

@@ -42,7 +42,6 @@ fn wrong_recipe(errors: &Diagnostics) -> Failure {
 /// The configuration of the model that `recipe` trains, with the recipe's changes to it.
 fn model_config(recipe: &Recipe) -> Result<ModelConfig, Failure> {
     hub::resolve_model_config(&recipe.model.name_or_path)
-        .and_then(|dir| Ok(ModelConfig::from_dir(&dir)?))
-        .and_then(|config| Ok(config.with_overrides(&recipe.model.hf_config_kwargs)?))
+        .and_then(|dir| Ok(recipe.model_config(&dir)?))
         .map_err(|err| Failure::from_error(Exit::Usage, &err).with_hint(err.hint()))
 }

@@ -1,41 +1,111 @@
-//! From the attention output back to the residual stream: output projection, residual, MLP, residual, with the norms between.
+//! From the attention output back to the residual stream, on one tile: output projection, residual, MLP, residual, with the norms
+//! between.
+//!
+//! What comes before the MLP and what comes after it is the same where experts take its place ([`super::moe`]).
 
+use sterna_arch::Dense;
 use tch::Tensor;
 
 use super::BlockContext;
-use super::ffn::{self, FfnSaved};
+use super::dense::{self, DenseSaved};
 use crate::multiplier::{multiplied, product};
 use crate::params::{BlockGrads, BlockParams};
 
 /// What the backward of a tile reads, and all that is missing from the result but one matrix product.
 #[derive(Debug)]
 pub(super) struct PostSaved {
-    /// `[tile, d]`, what the norm on the output of attention reads, in a layer that has one.
-    attended: Option<Tensor>,
-    /// `[tile, d]`, the residual stream after attention.
-    r: Tensor,
-    /// `[tile, d]`, what the MLP reads; `r` or the input itself where no norm comes before it.
-    h: Tensor,
-    ffn: FfnSaved,
+    before: BeforeFfn,
+    dense: DenseSaved,
     /// `[tile, d]`, what the norm on the output of the MLP reads, in a layer that has one.
     mlp: Option<Tensor>,
 }
 
+/// What the backward of a tile reads of everything before the MLP.
+#[derive(Debug)]
+pub(super) struct BeforeFfn {
+    /// `[tile, d]`, what the norm on the output of attention reads, in a layer that has one.
+    pub(super) attended: Option<Tensor>,
+    /// `[tile, d]`, the residual stream after attention.
+    pub(super) r: Tensor,
+    /// `[tile, d]`, what the MLP reads; `r` or the input itself where no norm comes before it.
+    pub(super) h: Tensor,
+}
+
 impl PostSaved {
     pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        let PostSaved { attended, r, h, ffn, mlp } = self;
-        attended.iter().chain([r, h]).chain(ffn.tensors()).chain(mlp)
+        let PostSaved { before, dense, mlp } = self;
+        before.tensors().chain(dense.tensors()).chain(mlp)
     }
 }
 
-/// Computes what the backward reads, from `x` `[tile, d]` and `o` `[tile, n, h]`, whose first token is `start`.
+impl BeforeFfn {
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.attended.iter().chain([&self.r, &self.h])
+    }
+}
+
+/// Computes what the backward reads, from `x` `[tile, d]` and `o` `[tile, n, h]`.
 pub(super) fn recompute(
+    ctx: &BlockContext<'_>,
+    ffn: &Dense,
+    params: &BlockParams,
+    x: &Tensor,
+    o: &Tensor,
+) -> PostSaved {
+    let before = before_ffn(ctx, params, x, o);
+    let dense = dense::recompute(ffn, params, &before.h);
+    let mlp = ctx.layer.post_ffn_norm.is_some().then(|| {
+        let mut mlp = x.empty_like();
+        dense::finish(ffn, params, &dense, &mut mlp);
+        mlp
+    });
+    PostSaved { before, dense, mlp }
+}
+
+/// Writes the result to `y` `[tile, d]`.
+pub(super) fn finish(
+    ctx: &BlockContext<'_>,
+    ffn: &Dense,
+    params: &BlockParams,
+    saved: &PostSaved,
+    y: &mut Tensor,
+) {
+    if saved.mlp.is_none() {
+        dense::finish(ffn, params, &saved.dense, y);
+    }
+    after_ffn(ctx, params, &saved.before.r, saved.mlp.as_ref(), y);
+}
+
+/// The gradient of `o` `[tile, n, h]` from that of the result, and that of `x` `[tile, d]`, written to `d_x`; weight gradients `+=`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the gradient of the result, everything the forward read, and where that of x goes"
+)]
+pub(super) fn backward(
+    ctx: &BlockContext<'_>,
+    ffn: &Dense,
+    params: &BlockParams,
+    grads: &mut BlockGrads,
+    saved: PostSaved,
+    x: &Tensor,
+    o: &Tensor,
+    d_y: &Tensor,
+    d_x: &Tensor,
+) -> Tensor {
+    let PostSaved { before, dense, mlp } = saved;
+    let d_mlp = after_ffn_backward(ctx, params, grads, mlp.as_ref(), d_y);
+    drop(mlp);
+    let d_h = dense::backward(ffn, params, grads, dense, &before.h, d_mlp);
+    before_ffn_backward(ctx, params, grads, before, x, o, d_y, d_h, d_x)
+}
+
+/// Output projection, residual and norm.
+pub(super) fn before_ffn(
     ctx: &BlockContext<'_>,
     params: &BlockParams,
     x: &Tensor,
     o: &Tensor,
-    start: i64,
-) -> PostSaved {
+) -> BeforeFfn {
     let layer = ctx.layer;
     let o = o.flatten(1, 2);
     let o = match &layer.attention.gate {
@@ -58,73 +128,64 @@ pub(super) fn recompute(
         (None, true) => attention_input(ctx, params, x),
         (None, false) => r.shallow_clone(),
     };
-    let ffn = ffn::recompute(&layer.ffn, params, &h);
-    if let (Some(routing), true) = (ctx.routing, ctx.counts_routes) {
-        ffn.count_routes(routing, start);
-    }
-    let mlp = layer.post_ffn_norm.is_some().then(|| {
-        let mut mlp = x.empty_like();
-        ffn::finish(&layer.ffn, params, &ffn, &mut mlp);
-        mlp
-    });
-    PostSaved { attended, r, h, ffn, mlp }
+    BeforeFfn { attended, r, h }
 }
 
-/// Writes the result to `y` `[tile, d]`.
-pub(super) fn finish(
+/// Norm and residual. `y` is the result, and before that the output of the MLP, unless `mlp` is.
+pub(super) fn after_ffn(
     ctx: &BlockContext<'_>,
     params: &BlockParams,
-    saved: &PostSaved,
+    r: &Tensor,
+    mlp: Option<&Tensor>,
     y: &mut Tensor,
 ) {
     let layer = ctx.layer;
-    match (&layer.post_ffn_norm, &saved.mlp) {
-        (Some(norm), Some(mlp)) => y.copy_(&params.norm(norm).forward(mlp)),
-        _ => ffn::finish(&layer.ffn, params, &saved.ffn, y),
+    if let Some(norm) = &layer.post_ffn_norm {
+        let normed = params.norm(norm).forward(mlp.unwrap_or(y));
+        y.copy_(&normed);
     }
-    let y = multiplied(y.shallow_clone(), layer.residual_multiplier).g_add_(&saved.r);
+    let y = multiplied(y.shallow_clone(), layer.residual_multiplier).g_add_(r);
     if let Some(scale) = layer.output_scale {
         let _ = y.shallow_clone().g_mul_(params.get(scale));
     }
 }
 
-/// The gradient of `o` `[tile, n, h]` from that of the result, and that of `x` `[tile, d]`, written to `d_x`; weight gradients `+=`.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the gradient of the result, everything the forward read, and where that of x goes"
-)]
-pub(super) fn backward(
+/// The gradient of the output of the MLP, `mlp` if a norm reads it, from that of the result.
+pub(super) fn after_ffn_backward(
     ctx: &BlockContext<'_>,
     params: &BlockParams,
     grads: &mut BlockGrads,
-    saved: PostSaved,
+    mlp: Option<&Tensor>,
+    d_y: &Tensor,
+) -> Tensor {
+    let layer = ctx.layer;
+    let d_branch = product(&before_scale(ctx, params, d_y), layer.residual_multiplier);
+    match (&layer.post_ffn_norm, mlp) {
+        (Some(norm), Some(mlp)) => grads.norm_backward(params, norm, mlp, &d_branch),
+        _ => d_branch,
+    }
+}
+
+/// The gradient of `o` `[tile, n, h]` from those of the result and of what the MLP read, and that of `x` `[tile, d]`, written to `d_x`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "two gradients, everything the forward read, and where the gradient of x goes"
+)]
+pub(super) fn before_ffn_backward(
+    ctx: &BlockContext<'_>,
+    params: &BlockParams,
+    grads: &mut BlockGrads,
+    saved: BeforeFfn,
     x: &Tensor,
     o: &Tensor,
     d_y: &Tensor,
+    d_h: Tensor,
     d_x: &Tensor,
-    start: i64,
 ) -> Tensor {
     let layer = ctx.layer;
-    let PostSaved { attended, r, h, ffn, mlp } = saved;
-    let multiplier = layer.residual_multiplier;
-    let d_y = match layer.output_scale {
-        Some(scale) => d_y * params.get(scale),
-        None => d_y.shallow_clone(),
-    };
-    let mut d_branch = product(&d_y, multiplier);
-    if let (Some(norm), Some(mlp)) = (&layer.post_ffn_norm, mlp) {
-        d_branch = grads.norm_backward(params, norm, &mlp, &d_branch);
-    }
-    let d_h = ffn::backward(
-        &layer.ffn,
-        params,
-        grads,
-        ffn,
-        &h,
-        d_branch,
-        ctx.routing.map(|r| (r, start)),
-    );
+    let BeforeFfn { attended, r, h } = saved;
     drop(h);
+    let d_y = before_scale(ctx, params, d_y);
     // What the MLP reads has this share of the gradient of `r`, or of `x` where both branches read that.
     let through_mlp = match (&layer.pre_ffn_norm, layer.is_parallel) {
         (Some(norm), true) => grads.norm_backward(params, norm, x, &d_h),
@@ -135,7 +196,8 @@ pub(super) fn backward(
     drop(r);
     // The residual around the MLP, and around attention.
     let d_r = through_mlp.add_out(d_x, &d_y);
-    let mut d_branch = product(if layer.is_parallel { &d_y } else { &d_r }, multiplier);
+    let d_branch = if layer.is_parallel { &d_y } else { &d_r };
+    let mut d_branch = product(d_branch, layer.residual_multiplier);
     drop(through_mlp);
     if let (Some(norm), Some(attended)) = (&layer.post_attention_norm, attended) {
         d_branch = grads.norm_backward(params, norm, &attended, &d_branch);
@@ -157,6 +219,14 @@ pub(super) fn backward(
         }
     };
     d_o.unflatten(1, [-1, layer.attention.head_dim as i64])
+}
+
+/// The gradient of what the buffer on the layer's output multiplies.
+fn before_scale(ctx: &BlockContext<'_>, params: &BlockParams, d_y: &Tensor) -> Tensor {
+    match ctx.layer.output_scale {
+        Some(scale) => d_y * params.get(scale),
+        None => d_y.shallow_clone(),
+    }
 }
 
 /// What attention reads.

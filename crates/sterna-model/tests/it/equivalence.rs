@@ -122,6 +122,25 @@ fn tiles_of_queries_change_nothing_but_the_order_of_sums() {
     }
 }
 
+/// The order of sums is that of the experts, whatever their groups.
+#[test]
+fn groups_of_experts_change_nothing() {
+    for name in ["mixtral", "qwen3_moe"] {
+        let mut tiny = Tiny::fixture(name);
+        for (tile_len, keep) in [(1 << 20, How::PLAIN.keep), (7, KEEP_ATTENTION), (5, KEEP_ALL)] {
+            let how = How { tile_len, keep, ..How::PLAIN };
+            tiny.config.arch.group_experts(usize::MAX);
+            let expected = tiny.run(&alone(), &tiny.batch, how);
+            // One expert, and two or three.
+            for max_elements in [0, 3 << 10] {
+                tiny.config.arch.group_experts(max_elements);
+                let grouped = tiny.run(&alone(), &tiny.batch, how);
+                assert_same(&format!("{name}, {max_elements}"), &grouped, &expected, 0.0);
+            }
+        }
+    }
+}
+
 /// Every model on `world_size` ranks, against one rank.
 fn ranks_change_nothing(world_size: usize) {
     spawn_ranks(world_size, |_| {

@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use serde_json::json;
-use sterna_arch::ModelConfig;
+use sterna_arch::{ModelConfig, Norm, NormKind};
 use sterna_model::{
     BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Implementation, Keep, block,
     rotary,
 };
 use tch::{Device, Kind, Tensor};
 
-use crate::tiny::alone;
+use crate::tiny::{AtHand, alone};
 
 const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 /// Central differences with a step of 1e-5: 1e-10 from the third derivative, 1e-11 from rounding.
@@ -29,6 +29,10 @@ fn config(overrides: &serde_json::Value) -> ModelConfig {
 }
 
 fn check(config: &ModelConfig) {
+    check_keeping(config, Keep { attention: true, graph: false });
+}
+
+fn check_keeping(config: &ModelConfig, keep: Keep) {
     tch::manual_seed(7);
     let comm = alone();
     let (arch, layer) = (&config.arch, &config.arch.layers[0]);
@@ -60,18 +64,21 @@ fn check(config: &ModelConfig) {
             Tensor::randn(shape.as_slice(), F64) * 0.5
         })
         .collect();
-    let params =
-        BlockParams::new(layer, tensors.iter().map(Tensor::shallow_clone).collect()).unwrap();
+    let units = arch.units();
+    let unit = &units.all()[units.layer(0)].param_idxs;
+    let of_unit = unit.iter().map(|&idx| tensors[idx].shallow_clone()).collect();
+    let params = BlockParams::new(layer, unit, of_unit).unwrap();
     let grads: Vec<Tensor> = tensors.iter().map(Tensor::zeros_like).collect();
-    let wanted = grads.iter().map(|grad| Some(grad.shallow_clone())).collect();
-    let mut block_grads = BlockGrads::new(layer, wanted).unwrap();
-    let keep = Keep { attention: true, graph: false };
-    let (_, kept) = block::forward(&ctx, &params, &x, keep).unwrap();
-    let d_x = block::backward(&ctx, &params, &mut block_grads, kept, &d_y).unwrap();
+    let wanted = unit.iter().map(|&idx| Some(grads[idx].shallow_clone())).collect();
+    let mut block_grads = BlockGrads::new(layer, unit, wanted).unwrap();
+    let experts = || AtHand { layer, weights: &tensors, grads: &grads, num_reduced: 0 };
+    let (_, kept) = block::forward(&ctx, &params, Some(&mut experts()), &x, keep).unwrap();
+    let d_x =
+        block::backward(&ctx, &params, &mut block_grads, Some(&mut experts()), kept, &d_y).unwrap();
 
     // The tensors are shared with `params` and, for `x`, with the closure: moving an element moves the block.
     let value = || {
-        let (y, _) = block::forward(&ctx, &params, &x, keep).unwrap();
+        let (y, _) = block::forward(&ctx, &params, Some(&mut experts()), &x, keep).unwrap();
         (y * &d_y).sum(Kind::Double).double_value(&[])
     };
     let names = layer.params.iter().map(|spec| spec.name.as_str()).chain(["x"]);
@@ -109,4 +116,32 @@ fn of_a_block_with_a_sliding_window() {
 #[test]
 fn of_a_block_with_query_and_key_norms() {
     check(&config(&json!({"model_type": "qwen3"})));
+}
+
+/// Seven tokens that take two of five experts each, in groups of two and one.
+#[test]
+fn of_a_block_with_experts() {
+    for norm_topk_prob in [true, false] {
+        let mut config = config(&json!({
+            "model_type": "qwen3_moe", "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 5,
+            "norm_topk_prob": norm_topk_prob, "decoder_sparse_step": 1, "mlp_only_layers": [],
+        }));
+        config.arch.group_experts(2 * 3 * 5 * 6);
+        check(&config);
+    }
+}
+
+/// As a layer whose output goes through a norm before it joins the residual stream: what the norm reads is computed again, or kept.
+#[test]
+fn of_a_block_with_experts_and_a_norm_on_their_output() {
+    let mut config = config(&json!({
+        "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2,
+    }));
+    config.arch.group_experts(0);
+    let layer = &mut config.arch.layers[0];
+    layer.post_ffn_norm = Some(Norm { kind: NormKind::Rms, eps: 1e-5, weight: None, bias: None });
+    layer.residual_multiplier = 0.7;
+    for graph in [false, true] {
+        check_keeping(&config, Keep { attention: true, graph });
+    }
 }

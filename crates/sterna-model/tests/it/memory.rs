@@ -103,7 +103,8 @@ fn growth_of_forward(hidden_size: u32, num_groups: usize) -> u64 {
             Tensor::ones(shape.as_slice(), (Kind::Float, Device::Cpu))
         })
         .collect();
-    let params = BlockParams::new(layer, tensors).unwrap();
+    let all: Vec<usize> = (0..layer.params.len()).collect();
+    let params = BlockParams::new(layer, &all, tensors).unwrap();
     let run = |num_tokens: i64| {
         let documents: Vec<_> =
             (0..num_tokens / 64).map(|document| 64 * document..64 * (document + 1)).collect();
@@ -127,7 +128,7 @@ fn growth_of_forward(hidden_size: u32, num_groups: usize) -> u64 {
         };
         let x = Tensor::ones([num_tokens, i64::from(hidden_size)], (Kind::Float, Device::Cpu));
         let keep = Keep { attention: false, graph: false };
-        peak_growth(|| block::forward(&ctx, &params, &x, keep).unwrap())
+        peak_growth(|| block::forward(&ctx, &params, None, &x, keep).unwrap())
     };
     // Once for what the process allocates only once.
     run(256);

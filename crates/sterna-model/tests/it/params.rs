@@ -10,12 +10,19 @@ fn tensors(tiny: &Tiny) -> Vec<Tensor> {
     specs.map(|spec| tiny.tensors[&spec.name].shallow_clone()).collect()
 }
 
+/// Of a layer without experts.
+fn params(tiny: &Tiny, tensors: Vec<Tensor>) -> Result<BlockParams, ModelError> {
+    let layer = &tiny.config.arch.layers[1];
+    let all: Vec<usize> = (0..layer.params.len()).collect();
+    BlockParams::new(layer, &all, tensors)
+}
+
 #[test]
 fn a_tensor_of_the_wrong_shape_is_named() {
     let tiny = Tiny::fixture("llama_tied");
     let mut tensors = tensors(&tiny);
     tensors[2] = Tensor::zeros([13, 36], (Kind::Float, Device::Cpu));
-    let error = BlockParams::new(&tiny.config.arch.layers[1], tensors).unwrap_err();
+    let error = params(&tiny, tensors).unwrap_err();
     assert_eq!(
         error.to_string(),
         "`model.layers.1.self_attn.k_proj.weight` has shape `[13, 36]`, and must have `[12, 36]`"
@@ -27,7 +34,7 @@ fn a_missing_tensor_is_counted() {
     let tiny = Tiny::fixture("qwen3");
     let mut tensors = tensors(&tiny);
     tensors.pop();
-    let error = BlockParams::new(&tiny.config.arch.layers[1], tensors).unwrap_err();
+    let error = params(&tiny, tensors).unwrap_err();
     assert!(matches!(error, ModelError::ParamCount { found: 10, required: 11 }), "{error}");
 }
 

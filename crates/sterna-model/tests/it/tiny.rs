@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use safetensors::{Dtype, SafeTensors};
-use sterna_arch::{Init, ModelConfig, ParamSpec};
+use sterna_arch::{Ffn, Init, Layer, ModelConfig, ParamSpec};
 use sterna_comm::{Comm, RankEnv, ReduceOp};
 use sterna_model::head::{self, HeadGrads, HeadParams, LossSum};
 use sterna_model::{
-    BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Implementation, Keep, KeysValues,
-    ModelError, Routing, Stash, Streaming, block, embed, rotary,
+    BlockContext, BlockGrads, BlockParams, Documents, Experts, HeadGroup, Implementation, Keep,
+    KeysValues, ModelError, Routing, Stash, Streaming, block, embed, rotary,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -64,6 +64,44 @@ impl KeysValues for Waiting {
     }
 
     fn prefetch(&mut self, _: &Range<i64>) -> Result<(), ModelError> {
+        Ok(())
+    }
+}
+
+/// Hands out the experts of a layer whose tensors are all at hand.
+pub(crate) struct AtHand<'a> {
+    pub(crate) layer: &'a Layer,
+    /// As [`Layer::params`], and their gradients, which a forward does not need.
+    pub(crate) weights: &'a [Tensor],
+    pub(crate) grads: &'a [Tensor],
+    pub(crate) num_reduced: usize,
+}
+
+impl AtHand<'_> {
+    fn group(&self, group_idx: usize) -> Vec<usize> {
+        match &self.layer.ffn {
+            Ffn::Dense(_) => unreachable!("a layer without experts asks for none"),
+            Ffn::Moe(moe) => moe.params_of(&moe.groups[group_idx]),
+        }
+    }
+}
+
+impl Experts for AtHand<'_> {
+    fn gather(&mut self, group_idx: usize) -> Result<BlockParams, ModelError> {
+        let group = self.group(group_idx);
+        let weights = group.iter().map(|&idx| self.weights[idx].shallow_clone()).collect();
+        BlockParams::new(self.layer, &group, weights)
+    }
+
+    fn gradients(&mut self, group_idx: usize) -> Result<BlockGrads, ModelError> {
+        assert_eq!(group_idx, self.num_reduced, "groups go in order");
+        let group = self.group(group_idx);
+        let grads = group.iter().map(|&idx| Some(self.grads[idx].shallow_clone())).collect();
+        BlockGrads::new(self.layer, &group, grads)
+    }
+
+    fn reduce(&mut self) -> Result<(), ModelError> {
+        self.num_reduced += 1;
         Ok(())
     }
 }
@@ -232,14 +270,17 @@ impl Tiny {
             arch.params().map(|spec| (spec.name.clone(), zeros(spec))).collect();
 
         let embed_weight = self.weight(&arch.embed.weight, kind);
-        let blocks: Vec<BlockParams> = arch
+        let weights: Vec<Vec<Tensor>> = arch
             .layers
             .iter()
-            .map(|layer| {
-                let tensors = layer.params.iter().map(|spec| self.weight(spec, kind)).collect();
-                BlockParams::new(layer, tensors).unwrap()
-            })
+            .map(|layer| layer.params.iter().map(|spec| self.weight(spec, kind)).collect())
             .collect();
+        let units = arch.units();
+        let block_params = |layer_idx: usize| {
+            let unit = &units.all()[units.layer(layer_idx)].param_idxs;
+            let tensors = unit.iter().map(|&idx| weights[layer_idx][idx].shallow_clone()).collect();
+            BlockParams::new(&arch.layers[layer_idx], unit, tensors).unwrap()
+        };
         let head_params = HeadParams {
             own: arch.head.params.iter().map(|spec| self.weight(spec, kind)).collect(),
             embedding: arch.is_tied().then(|| embed_weight.shallow_clone()),
@@ -249,13 +290,21 @@ impl Tiny {
         let mut routing = Routing::new(arch, &vec![true; input_ids.len()], Device::Cpu);
         let mut x = embed::forward(arch, &embed_weight, &input_ids).unwrap();
         let mut all_kept = Vec::new();
-        for (layer_idx, params) in blocks.iter().enumerate() {
+        for (layer_idx, of_layer) in weights.iter().enumerate() {
+            let params = block_params(layer_idx);
             let context = BlockContext {
                 routing: routing.as_ref(),
                 counts_routes: true,
                 ..context(layer_idx)
             };
-            let (y, kept) = block::forward(&context, params, &x, keep).unwrap();
+            let mut experts = AtHand {
+                layer: &arch.layers[layer_idx],
+                weights: of_layer,
+                grads: &[],
+                num_reduced: 0,
+            };
+            let (y, kept) =
+                block::forward(&context, &params, Some(&mut experts), &x, keep).unwrap();
             all_kept.push(kept);
             x = y;
         }
@@ -293,12 +342,28 @@ impl Tiny {
             loss_sum,
             "with and without gradients"
         );
-        for (layer_idx, (params, kept)) in blocks.iter().zip(all_kept).enumerate().rev() {
+        for (layer_idx, kept) in all_kept.into_iter().enumerate().rev() {
             let layer = &arch.layers[layer_idx];
-            let of_layer = layer.params.iter().map(|spec| Some(grads[&spec.name].shallow_clone()));
-            let mut block_grads = BlockGrads::new(layer, of_layer.collect()).unwrap();
+            let params = block_params(layer_idx);
+            let of_layer = layer.params.iter().map(|spec| grads[&spec.name].shallow_clone());
+            let of_layer: Vec<Tensor> = of_layer.collect();
+            let unit = &units.all()[units.layer(layer_idx)].param_idxs;
+            let of_unit = unit.iter().map(|&idx| Some(of_layer[idx].shallow_clone())).collect();
+            let mut block_grads = BlockGrads::new(layer, unit, of_unit).unwrap();
+            let mut experts =
+                AtHand { layer, weights: &weights[layer_idx], grads: &of_layer, num_reduced: 0 };
             let context = BlockContext { routing: routing.as_ref(), ..context(layer_idx) };
-            d_x = block::backward(&context, params, &mut block_grads, kept, &d_x).unwrap();
+            d_x = block::backward(
+                &context,
+                &params,
+                &mut block_grads,
+                Some(&mut experts),
+                kept,
+                &d_x,
+            )
+            .unwrap();
+            let num_groups = units.experts(layer_idx).len();
+            assert_eq!(experts.num_reduced, num_groups, "every group is reduced");
         }
         let d_embed = grads.get_mut(&arch.embed.weight.name).unwrap();
         embed::backward(arch, Some(&embed_weight), d_embed, &input_ids, &d_x).unwrap();

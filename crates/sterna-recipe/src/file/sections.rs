@@ -346,6 +346,7 @@ section! {
         "attention_head_groups" => attention_head_groups: Int<1>,
         "attention_query_tile" => attention_query_tile: HumanInt<0>,
         "tile_bytes" => tile_bytes: HumanInt<1>,
+        "expert_group_bytes" => expert_group_bytes: HumanInt<1>,
         "optimizer_on" => optimizer_on: Place,
         "gradients_on" => gradients_on: Place,
         "moments_dtype" => moments_dtype: DtypeWord,

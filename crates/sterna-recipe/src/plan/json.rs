@@ -58,6 +58,7 @@ pub(super) fn plan(plan: &Plan) -> Value {
                 "padded_len": unit.padded_len,
                 "shard_len": unit.shard_len,
             })).collect::<Vec<_>>(),
+            "gathered_len": zero.gathered_len,
         },
         "batch": {
             "micro_batch_size": batch.micro_batch_size,

@@ -14,7 +14,7 @@ use super::{AttentionPlan, BatchPlan, KeepPlan, TileLengths, ZeroPlan};
 pub enum MemoryKind {
     /// Weights in the model's format, as a rank keeps them.
     Weights,
-    /// A gathered unit and the next one.
+    /// A gathered unit and the next one, and beside experts the rest of their layer.
     GatheredWeights,
     /// The weights of one block in fp32, and the operands of a call of attention, where products of bf16 are computed in it.
     WidenedProducts,
@@ -172,27 +172,22 @@ impl Memory {
                 .map(|unit| unit.count * if is_sharded { unit.shard_len } else { unit.padded_len })
                 .sum()
         };
-        // Units that follow each other: a block and its neighbour, or an end and a block.
-        let blocks = zero
-            .units
-            .iter()
-            .flat_map(|unit| std::iter::repeat_n(unit.padded_len, unit.count.min(2)));
-        let lens: Vec<_> = blocks.collect();
-        let two_units = lens.windows(2).map(|pair| pair[0] + pair[1]).max().unwrap_or(0);
+        let whole = zero.gathered_len;
         let grad = zero.grad_accum_dtype.size();
         let on_host_if = |is_moved| if is_moved { Place::Host } else { Place::Device };
         let params_on = on_host_if(zero.offload_param);
         self.push(MemoryKind::Weights, len(zero.shards_params), dtype.size(), params_on);
         if zero.shards_params || zero.offload_param {
-            self.push(MemoryKind::GatheredWeights, two_units, dtype.size(), Place::Device);
+            self.push(MemoryKind::GatheredWeights, whole, dtype.size(), Place::Device);
         }
         let grads_on = zero.gradients_on;
         self.push(MemoryKind::Gradients, len(zero.shards_gradients), grad, grads_on);
         if zero.shards_gradients || grads_on == Place::Host {
             // A second micro-batch adds to what comes back from the host: one leaves, one is added to, one comes.
             let is_fetched = !zero.shards_gradients && num_micro_batches > 1;
-            let fetched = if is_fetched { lens.iter().copied().max().unwrap_or(0) } else { 0 };
-            self.push(MemoryKind::UnitGradients, two_units + fetched, grad, Place::Device);
+            let largest = zero.units.iter().map(|unit| unit.padded_len).max().unwrap_or(0);
+            let fetched = if is_fetched { largest } else { 0 };
+            self.push(MemoryKind::UnitGradients, whole + fetched, grad, Place::Device);
         }
         // An fp32 model on the same side is its own master.
         let stepped_on = on_host_if(zero.optimizer_on != Place::Device);
@@ -245,6 +240,7 @@ impl Memory {
         let q_width = a.arch.largest(|layer| layer.attention.q_width());
         let angles: usize = a.arch.ropes.iter().map(|rope| rope.dim).sum();
         let values = 2 * a.arch.hidden_size
+            + a.arch.largest(Layer::peak_beside_experts)
             + fetched(a.arch.hidden_size, keep.inputs_on)
             + if may_keep_attention { fetched(q_width, keep.attention_on) } else { 0 }
             + 2 * angles;

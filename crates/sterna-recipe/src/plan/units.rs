@@ -1,11 +1,16 @@
 //! What is gathered and reduced at once, as a plan shows it.
 
-use sterna_arch::{Architecture, UnitLayout, units::UnitKind};
+use sterna_arch::{
+    Architecture, UnitLayout,
+    units::{Unit, UnitKind},
+};
 
-/// One unit, or several in a row that are alike.
+/// One unit, or all that are alike.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnitPlan {
-    /// What it is: `embedding`, `block`, `norm and head`.
+    /// What it is of.
+    pub kind: UnitKind,
+    /// The same in words: `embedding`, `block`, `experts`, `norm and head`.
     pub name: &'static str,
     /// How many such units there are.
     pub count: usize,
@@ -17,15 +22,18 @@ pub struct UnitPlan {
     pub shard_len: usize,
 }
 
-/// The units of a model, in order.
+/// The units of a model, in the order in which the first of each kind comes.
 pub(super) fn units(arch: &Architecture, world_size: usize) -> Vec<UnitPlan> {
     let mut units: Vec<UnitPlan> = Vec::new();
-    for (kind, specs) in arch.units() {
-        let layout = UnitLayout::new(specs.to_vec(), world_size);
+    for unit in arch.units().all() {
+        let kind = unit.kind;
+        let layout = UnitLayout::new(unit.specs.clone(), world_size);
         let unit = UnitPlan {
+            kind,
             name: match kind {
                 UnitKind::Embedding => "embedding",
                 UnitKind::Layer => "block",
+                UnitKind::Experts => "experts",
                 UnitKind::Head if arch.is_tied() => "norm",
                 UnitKind::Head => "norm and head",
             },
@@ -34,10 +42,30 @@ pub(super) fn units(arch: &Architecture, world_size: usize) -> Vec<UnitPlan> {
             padded_len: layout.len(),
             shard_len: layout.len() / world_size,
         };
-        match units.last_mut() {
-            Some(last) if UnitPlan { count: 1, ..last.clone() } == unit => last.count += 1,
-            _ => units.push(unit),
+        match units.iter_mut().find(|same| UnitPlan { count: 1, ..(*same).clone() } == unit) {
+            Some(same) => same.count += 1,
+            None => units.push(unit),
         }
     }
     units
+}
+
+/// The most elements that are whole at once: a unit and the one that follows it, and beside experts the rest of their layer.
+pub(super) fn gathered_len(arch: &Architecture, world_size: usize) -> usize {
+    let units = arch.units();
+    let len = |unit: &Unit| UnitLayout::new(unit.specs.clone(), world_size).len();
+    let lens: Vec<(UnitKind, usize)> =
+        units.all().iter().map(|unit| (unit.kind, len(unit))).collect();
+    let (mut of_layer, mut most) = (0, 0);
+    for pair in lens.windows(2) {
+        let [(kind, len), (_, next)] = [pair[0], pair[1]];
+        if kind != UnitKind::Experts {
+            of_layer = 0;
+        }
+        most = most.max(of_layer + len + next);
+        if kind == UnitKind::Layer {
+            of_layer = len;
+        }
+    }
+    most
 }

@@ -12,6 +12,9 @@ use super::{conflict, or};
 /// A trace of more steps is more than a viewer opens.
 const DEFAULT_TIMELINE_STEPS: usize = 3;
 
+/// 28 experts of Qwen3-30B-A3B, whose layer then has five groups; one of Mixtral 8x7B.
+const DEFAULT_EXPERT_GROUP_BYTES: usize = 256 << 20;
+
 pub(super) fn resolve(file: &RecipeFile, reader: &mut Reader) -> MemoryOptions {
     let memory = file.memory.as_ref().map(|at| &at.value);
     let offload = offload_optimizer(file);
@@ -25,6 +28,10 @@ pub(super) fn resolve(file: &RecipeFile, reader: &mut Reader) -> MemoryOptions {
         attention_on: or(memory.and_then(|m| m.attention_on.as_ref()), default_place),
         attention_head_groups: or(memory.and_then(|m| m.attention_head_groups.as_ref()), 1),
         attention_query_tile: or(memory.and_then(|m| m.attention_query_tile.as_ref()), 0),
+        expert_group_bytes: or(
+            memory.and_then(|m| m.expert_group_bytes.as_ref()),
+            DEFAULT_EXPERT_GROUP_BYTES,
+        ),
         tile_bytes: memory.and_then(|m| m.tile_bytes.as_ref()).map(|at| at.value),
         optimizer_on,
         gradients_on: gradients_place(memory, optimizer_on, reader),

@@ -31,7 +31,11 @@ pub(super) fn remedies(
     counts: (bool, bool),
     refusal: Option<&Refusal>,
 ) -> Vec<Remedy> {
-    let plan = |recipe: &Recipe| Plan::new(recipe, model, world_size, device).ok();
+    let plan = |recipe: &Recipe| {
+        let mut model = model.clone();
+        recipe.group_experts(&mut model);
+        Plan::new(recipe, &model, world_size, device).ok()
+    };
     let bytes = |recipe: &Recipe| -> Option<u64> {
         let memory = plan(recipe)?.memory;
         let of = |counts: bool, bytes: u64| if counts { bytes } else { 0 };
@@ -110,6 +114,10 @@ fn candidates(recipe: &Recipe, world_size: usize, device: DeviceType) -> Vec<(St
     let tile_bytes = TileLengths::budget(recipe, device) / 2;
     change(format!("memory.tile_bytes: {tile_bytes}"), &|recipe| {
         recipe.memory.tile_bytes = Some(tile_bytes);
+    });
+    let expert_group_bytes = memory.expert_group_bytes / 2;
+    change(format!("memory.expert_group_bytes: {expert_group_bytes}"), &|recipe| {
+        recipe.memory.expert_group_bytes = expert_group_bytes;
     });
     let groups = 2 * memory.attention_head_groups;
     change(format!("memory.attention_head_groups: {groups}"), &|recipe| {

@@ -87,7 +87,7 @@ pub(super) fn connect_gpus(comm: &Comm, device: Device, env: &RankEnv) -> Result
 /// The config of the recipe's model, with the recipe's changes.
 pub(super) fn model_config(recipe: &Recipe) -> Result<ModelConfig, TrainError> {
     let dir = hub::resolve_model_config(&recipe.model.name_or_path)?;
-    Ok(ModelConfig::from_dir(&dir)?.with_overrides(&recipe.model.hf_config_kwargs)?)
+    Ok(recipe.model_config(&dir)?)
 }
 
 /// What a recipe names: a model and a tokenizer.

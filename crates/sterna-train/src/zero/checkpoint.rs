@@ -1,11 +1,15 @@
 //! The states of a rank as a checkpoint has them: read out in slices, copied at once, or set from one of any world size.
 //!
-//! A state is addressed by flat buffer and element of the whole buffer. Where a parameter begins in a buffer does not depend on the
-//! world size, only the padding at the end does, so a rank reads the elements it holds from wherever they were written.
+//! A state is addressed by parameter and element: the manifest says in which flat buffer a parameter lies and where it begins, and a
+//! rank reads the elements it holds from there. So neither the world size nor what is gathered at once has to be that of the run that
+//! wrote it.
 
-use std::ops::Range;
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+};
 
-use sterna_arch::UnitLayout;
+use sterna_arch::{UnitLayout, units::Overlap};
 use sterna_checkpoint::{
     Checkpoint, Error as CheckpointError, FlatBuffer, ParameterPlace, StateDtype, StateKind,
     StateName, StateTensor,
@@ -172,34 +176,37 @@ impl Zero {
     ) -> Result<(), TrainError> {
         let _no_grad = no_grad_guard();
         let options = *self.options();
-        let names: Vec<String> = self.named_flats().map(|(name, _)| name).collect();
-        let manifest = &checkpoint.manifest;
-        let is_laid_out_so = manifest.flats.iter().map(|flat| &flat.name).eq(&names)
-            && manifest.parameters == self.parameter_places();
-        if !is_laid_out_so {
-            return Err(TrainError::Checkpoint(CheckpointError::Manifest {
-                path: checkpoint.dir.clone(),
-                reason: "its parameters lie elsewhere than in this version of sterna".to_owned(),
-            }));
-        }
-        for (name, flat) in names.iter().zip(self.flats_mut()) {
-            let first = flat.first_own(&options);
-            for slice in slices(&(0..options.optimizer_len(&flat.layout))) {
-                for state in STATES {
-                    let range = first + slice.start as usize..first + slice.end as usize;
-                    let values = read(checkpoint, name, state, range)?;
-                    if state == StateName::Master {
-                        let len = slice.end - slice.start;
-                        flat.own_param(&options).narrow(0, slice.start, len).copy_(&values);
+        let places = places_of(checkpoint, &self.parameter_places())?;
+        for unit in &mut self.units {
+            let UnitLayout { specs, .. } = &unit.layout;
+            for flat in &mut unit.flats {
+                let first = flat.first_own(&options);
+                for slice in slices(&(0..options.optimizer_len(&flat.layout))) {
+                    let region = first + slice.start as usize..first + slice.end as usize;
+                    let overlaps: Vec<_> = flat.layout.overlaps(&region).collect();
+                    for Overlap { spec_idx, param_range, region_offset } in overlaps {
+                        let place = places[specs[spec_idx].name.as_str()];
+                        let name = &checkpoint.manifest.flats[place.flat].name;
+                        let from = place.offset + param_range.start;
+                        let start = slice.start + region_offset as i64;
+                        let own = start..start + param_range.len() as i64;
+                        for state in STATES {
+                            let values =
+                                read(checkpoint, name, state, from..from + param_range.len())?;
+                            if state == StateName::Master {
+                                let own_param = flat.own_param(&options);
+                                own_param.narrow(0, own.start, values.size()[0]).copy_(&values);
+                            }
+                            flat.state.write(state, &own, &values)?;
+                        }
                     }
-                    flat.state.write(state, &slice, &values)?;
                 }
-            }
-            flat.clear_grad();
-            if options.sharding.optimizer && !options.sharding.params {
-                // The input is this rank's own slice of the output.
-                let own = flat.own_param(&options);
-                world.all_gather_into_tensor(&flat.param, &own)?.wait()?;
+                flat.clear_grad();
+                if options.sharding.optimizer && !options.sharding.params {
+                    // The input is this rank's own slice of the output.
+                    let own = flat.own_param(&options);
+                    world.all_gather_into_tensor(&flat.param, &own)?.wait()?;
+                }
             }
         }
         Ok(())
@@ -225,6 +232,36 @@ impl Zero {
             None => Ok(flat.own_param(options).narrow(0, local.start, local.end - local.start)),
         }
     }
+}
+
+/// Where each of `parameters` lies in `checkpoint`, which may gather others at once.
+fn places_of<'c>(
+    checkpoint: &'c Checkpoint,
+    parameters: &[ParameterPlace],
+) -> Result<HashMap<&'c str, &'c ParameterPlace>, TrainError> {
+    let there = checkpoint.manifest.parameters.iter();
+    let there: HashMap<_, _> = there.map(|place| (place.name.as_str(), place)).collect();
+    let wrong = |reason: String| {
+        let path = checkpoint.dir.clone();
+        TrainError::Checkpoint(CheckpointError::Manifest { path, reason })
+    };
+    for ParameterPlace { name, shape, .. } in parameters {
+        match there.get(name.as_str()) {
+            None => return Err(wrong(format!("it has no `{name}`, which the model has"))),
+            Some(place) if place.shape != *shape => {
+                let found = &place.shape;
+                return Err(wrong(format!(
+                    "`{name}` has shape `{found:?}`, and the model's `{shape:?}`"
+                )));
+            }
+            Some(_) => {}
+        }
+    }
+    let known: HashSet<&str> = parameters.iter().map(|place| place.name.as_str()).collect();
+    if let Some(name) = there.keys().find(|name| !known.contains(*name)) {
+        return Err(wrong(format!("it has `{name}`, which the model has not")));
+    }
+    Ok(there)
 }
 
 /// Elements `range` of a state in `checkpoint`.

@@ -56,7 +56,7 @@ pub struct StatePlacement {
 /// Sharded gradients cost one unit being filled and, while it travels, the one before it twice, sent and received, in the dtype
 /// that travels; units larger than a block only once.
 pub struct Zero {
-    units: Vec<Unit>,
+    pub(super) units: Vec<Unit>,
     options: FlatOptions,
     placement: StatePlacement,
     /// There if the model computes on a GPU.
@@ -71,9 +71,9 @@ pub struct Zero {
 }
 
 #[derive(Debug)]
-struct Unit {
-    layout: UnitLayout,
-    flats: Vec<Flat>,
+pub(super) struct Unit {
+    pub(super) layout: UnitLayout,
+    pub(super) flats: Vec<Flat>,
 }
 
 /// A flat buffer on its way to being whole on the device.

@@ -193,6 +193,8 @@ fn ranks(world_size: usize, stage: u8, is_packed: bool) {
     let sp = [
         ("sequence_parallel_size", json!(world_size)),
         ("deepspeed.zero_optimization.stage", json!(stage)),
+        // Each expert is gathered and reduced by itself.
+        ("memory.expert_group_bytes", json!(1)),
     ];
     for family in families() {
         spawn_ranks(world_size, |rank: &TestRank| {
@@ -233,7 +235,9 @@ fn all_chats_in_a_pack() {
 
 #[test]
 fn small_tiles_and_groups_of_heads() {
-    let small = json!({"tile_bytes": 4096, "attention_head_groups": 2, "attention_query_tile": 50});
+    let small = json!({
+        "tile_bytes": 4096, "attention_head_groups": 2, "attention_query_tile": 50, "expert_group_bytes": 8192,
+    });
     one_process("tiled", &with(packed(), &[("memory", small), ("tiled_mlp_compute", json!(true))]));
 }
 

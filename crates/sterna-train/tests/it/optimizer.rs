@@ -24,7 +24,8 @@ fn stepped(comm: &Comm, stage: ZeroStage, kind: Kind, moments: Kind, disk: Optio
     let config = ModelConfig::from_json(&config, Path::new("tiny")).expect("a config");
     let world = comm.world();
     // Without the head, and the embedding last, so that it is reduced in pieces after the layers.
-    let mut units: Vec<_> = config.arch.units().map(|(_, specs)| specs.to_vec()).collect();
+    let mut units: Vec<_> =
+        config.arch.units().all().iter().map(|unit| unit.specs.clone()).collect();
     units.pop();
     units.rotate_left(1);
     let placement = StatePlacement {

@@ -262,6 +262,32 @@ fn a_checkpoint_loads_on_other_ranks_stages_and_axes() {
     check_other_world(2, std::slice::from_ref(&gas), &[stage(2)]);
 }
 
+/// All experts of a layer at once, then each by itself, and back.
+#[test]
+fn a_checkpoint_loads_with_experts_in_other_groups() {
+    let model = tempfile::tempdir().expect("a temporary folder");
+    tiny::write_tokenizer(model.path(), (' '..='~').chain(['\n']));
+    let config = json!({
+        "model_type": "mixtral", "hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "vocab_size": 128, "num_local_experts": 4, "num_experts_per_tok": 2,
+        "max_position_embeddings": 512,
+    });
+    fs::write(model.path().join("config.json"), config.to_string()).expect("written");
+    let alone = [
+        ("model.name_or_path", json!(model.path())),
+        ("model.random_weights", json!(true)),
+        ("deepspeed.zero_optimization.stage", json!(0)),
+    ];
+    let together = [
+        alone[0].clone(),
+        alone[1].clone(),
+        ("deepspeed.zero_optimization.stage", json!(3)),
+        ("sequence_parallel_size", json!(2)),
+        ("memory.expert_group_bytes", json!(1)),
+    ];
+    check_other_world(2, &alone, &together);
+}
+
 /// Two checkpoints of a run in one process, `checkpoint-2` and `checkpoint-4`.
 fn two_checkpoints(folder: &Path) -> PathBuf {
     let checkpoints = folder.join("checkpoints");

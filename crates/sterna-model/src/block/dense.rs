@@ -8,7 +8,7 @@ use crate::params::{BlockGrads, BlockParams};
 
 /// What the backward of a tile reads beside the input.
 #[derive(Debug)]
-pub(in crate::block) struct DenseSaved {
+pub(super) struct DenseSaved {
     /// `[tile, f]`, in an MLP with a gate.
     gate: Option<Tensor>,
     /// `[tile, f]`.
@@ -18,13 +18,13 @@ pub(in crate::block) struct DenseSaved {
 }
 
 impl DenseSaved {
-    pub(in crate::block) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         self.gate.iter().chain([&self.up, &self.a])
     }
 }
 
 /// All but the last product, of `h` `[tile, d]`.
-pub(in crate::block) fn recompute(ffn: &Dense, params: &BlockParams, h: &Tensor) -> DenseSaved {
+pub(super) fn recompute(ffn: &Dense, params: &BlockParams, h: &Tensor) -> DenseSaved {
     let gate = ffn.gate.as_ref().map(|gate| params.project(gate, h));
     let up = params.project(&ffn.up, h);
     let a = match (&gate, ffn.activation) {
@@ -36,17 +36,12 @@ pub(in crate::block) fn recompute(ffn: &Dense, params: &BlockParams, h: &Tensor)
 }
 
 /// The last product, `[tile, d]`, into `y`.
-pub(in crate::block) fn finish(
-    ffn: &Dense,
-    params: &BlockParams,
-    saved: &DenseSaved,
-    y: &mut Tensor,
-) {
+pub(super) fn finish(ffn: &Dense, params: &BlockParams, saved: &DenseSaved, y: &mut Tensor) {
     params.project_into(y, &ffn.down, &saved.a);
 }
 
 /// The gradient of `h` `[tile, d]` from that of the result; weight gradients `+=`.
-pub(in crate::block) fn backward(
+pub(super) fn backward(
     ffn: &Dense,
     params: &BlockParams,
     grads: &mut BlockGrads,

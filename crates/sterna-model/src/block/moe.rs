@@ -1,0 +1,403 @@
+//! From the attention output back to the residual stream in a layer with experts.
+//!
+//! ```text
+//! forward                                              backward
+//!   for tile of tokens:   r, h; the router's choice      for tile of tokens:   r, h; the router's choice
+//!   for group of experts: its weights                    for group of experts: its weights
+//!     for tile of rows:     y[tokens] += w * expert(h)     for tile of rows:     recompute; d_h[tokens] +=, weight grads +=
+//!   for tile of tokens:   y += r                           its gradients go
+//!                                                        for tile of tokens:   the router's d_h, then d_o, d_x, weight grads +=
+//! ```
+//!
+//! Every token of the rank is routed before the first expert computes, so that an expert has all its rows at once, and each group of
+//! experts is gathered once whatever the number of tiles.
+//!
+//! A token takes each expert at most once, so that adding an expert's rows to their tokens adds no two to one token: sums are in the
+//! order of experts, on any device.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use sterna_arch::{Dense, Moe};
+use sterna_ops::accumulate_kind;
+use sterna_ops::tile::tiles;
+use tch::Tensor;
+
+use super::BlockContext;
+use super::dense::{self, DenseSaved};
+use super::post::{self, BeforeFfn};
+use crate::error::ModelError;
+use crate::params::{BlockGrads, BlockParams};
+use crate::stage::Stage;
+
+/// Where the experts of a layer come from and their gradients go, a group ([`Moe::groups`]) at a time: no more of them has to exist.
+///
+/// Groups are asked for in order, each once a visit of the block, with or without tokens.
+pub trait Experts {
+    /// The weights of a group.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Experts`] if they cannot be had.
+    fn gather(&mut self, group_idx: usize) -> Result<BlockParams, ModelError>;
+
+    /// The buffers that gradients of a group are added to.
+    ///
+    /// # Errors
+    ///
+    /// As [`Experts::gather`].
+    fn gradients(&mut self, group_idx: usize) -> Result<BlockGrads, ModelError>;
+
+    /// Takes the gradients of the group that [`Experts::gradients`] gave last.
+    ///
+    /// # Errors
+    ///
+    /// As [`Experts::gather`].
+    fn reduce(&mut self) -> Result<(), ModelError>;
+}
+
+/// What the backward reads.
+#[derive(Debug)]
+pub(super) struct MoeSaved {
+    /// Of each tile of tokens. What it says the experts read is a part of `h`.
+    before: VecDeque<BeforeFfn>,
+    /// `[s, d]`, what router and experts read.
+    h: Tensor,
+    routes: Routes,
+    /// `[s, d]`, what the norm on the output of the experts reads, in a layer that has one, and of everything kept.
+    mlp: Option<Tensor>,
+    /// What each run of rows has computed, if everything is kept.
+    rows: VecDeque<RowsSaved>,
+}
+
+/// Which experts each token takes.
+#[derive(Debug)]
+struct Routes {
+    /// `[s, k]`.
+    chosen: Tensor,
+    /// `[s, k]`, their probabilities, single precision (double for double).
+    top: Tensor,
+    /// `[s * k]`, places in a flat `[s, k]` by expert, and in the order of tokens within one.
+    order: Tensor,
+    /// Where each expert's begin among those, and one more: where they end.
+    starts: Vec<i64>,
+}
+
+/// Some tokens of one expert.
+struct Rows {
+    expert_idx: usize,
+    /// `[rows]`, the tokens.
+    tokens: Tensor,
+    /// `[rows]`, where their weights are in a flat `[s * k]`.
+    routes: Tensor,
+}
+
+/// What the backward of such tokens reads.
+#[derive(Debug)]
+struct RowsSaved {
+    /// `[rows, d]`.
+    x: Tensor,
+    dense: DenseSaved,
+}
+
+impl MoeSaved {
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let MoeSaved { before, h, routes, mlp, rows } = self;
+        let of_rows =
+            rows.iter().flat_map(|rows| [&rows.x].into_iter().chain(rows.dense.tensors()));
+        let Routes { chosen, top, order, .. } = routes;
+        let before = before.iter().flat_map(BeforeFfn::tensors);
+        before.chain([h, chosen, top, order]).chain(mlp).chain(of_rows)
+    }
+}
+
+/// The result, `[s, d]`, from `x` `[s, d]` and `o` `[s, n, h]`, and what a backward will read, if wanted.
+pub(super) fn forward(
+    ctx: &BlockContext<'_>,
+    moe: &Moe,
+    params: &BlockParams,
+    experts: &mut dyn Experts,
+    x: &Tensor,
+    o: &Tensor,
+    save: bool,
+) -> Result<(Tensor, Option<MoeSaved>), ModelError> {
+    let mut saved = route(ctx, moe, params, x, o);
+    if !save {
+        saved.before.iter_mut().for_each(|before| before.attended = None);
+    }
+    let y = apply(ctx, moe, experts, &mut saved, save)?;
+    saved.mlp = (save && ctx.layer.post_ffn_norm.is_some()).then(|| y.copy());
+    for (tile, before) in tiles(y.size()[0], ctx.post_tile_len).zip(&saved.before) {
+        let _stage = Stage::Post.enter();
+        post::after_ffn(ctx, params, &before.r, None, &mut part(&y, &tile));
+    }
+    Ok((y, save.then_some(saved)))
+}
+
+/// Gives `d_o_of_tile` the gradient of each tile of `o` with its first token, and writes that of `x` `[s, d]` to `d_x`; weight gradients
+/// `+=`. `saved` is computed again if it is not there.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the gradient of the result, everything the forward read, and where gradients go"
+)]
+pub(super) fn backward(
+    ctx: &BlockContext<'_>,
+    moe: &Moe,
+    params: &BlockParams,
+    grads: &mut BlockGrads,
+    experts: &mut dyn Experts,
+    saved: Option<MoeSaved>,
+    x: &Tensor,
+    o: &Tensor,
+    d_y: &Tensor,
+    d_x: &Tensor,
+    mut d_o_of_tile: impl FnMut(i64, &Tensor),
+) -> Result<(), ModelError> {
+    let mut saved = match saved {
+        Some(saved) => saved,
+        None => route(ctx, moe, params, x, o),
+    };
+    if ctx.layer.post_ffn_norm.is_some() && saved.mlp.is_none() {
+        saved.mlp = Some(apply(ctx, moe, experts, &mut saved, false)?);
+    }
+    let d_mlp = d_mlp(ctx, params, grads, saved.mlp.as_ref(), d_y);
+    let MoeSaved { mut before, h, routes, rows, .. } = saved;
+    let (d_h, d_weights) = experts_backward(ctx, moe, experts, &routes, rows, &h, &d_mlp)?;
+    drop((h, d_mlp));
+    for tile in tiles(x.size()[0], ctx.post_tile_len) {
+        let _stage = Stage::Post.enter();
+        let before = before.pop_front().expect("one for each tile");
+        let (x, o) = (part(x, &tile), part(o, &tile));
+        let (d_y, d_x, mut d_h) = (part(d_y, &tile), part(d_x, &tile), part(&d_h, &tile));
+        let route = RouteOfTile {
+            start: tile.start,
+            chosen: part(&routes.chosen, &tile),
+            top: part(&routes.top, &tile),
+            d_weights: part(&d_weights, &tile),
+        };
+        router_backward(ctx, moe, params, grads, &before.h, &route, &mut d_h);
+        let d_o = post::before_ffn_backward(ctx, params, grads, before, &x, &o, &d_y, d_h, &d_x);
+        d_o_of_tile(tile.start, &d_o);
+    }
+    Ok(())
+}
+
+/// Everything before the experts, and which of them each token takes.
+fn route(
+    ctx: &BlockContext<'_>,
+    moe: &Moe,
+    params: &BlockParams,
+    x: &Tensor,
+    o: &Tensor,
+) -> MoeSaved {
+    let k = moe.num_experts_per_tok as i64;
+    let whole_h = x.empty_like();
+    let (mut before, mut top, mut chosen) = (VecDeque::new(), Vec::new(), Vec::new());
+    for tile in tiles(x.size()[0], ctx.post_tile_len) {
+        let _stage = Stage::Post.enter();
+        let of_tile = post::before_ffn(ctx, params, &part(x, &tile), &part(o, &tile));
+        let mut h = part(&whole_h, &tile);
+        h.copy_(&of_tile.h);
+        let probs = probabilities(moe, params, &h);
+        let (top_of_tile, chosen_of_tile) = probs.topk(k, -1, true, true);
+        if let (Some(routing), true) = (ctx.routing, ctx.counts_routes) {
+            routing.count(tile.start, &probs, &chosen_of_tile);
+        }
+        top.push(top_of_tile);
+        chosen.push(chosen_of_tile);
+        before.push_back(BeforeFfn { h, ..of_tile });
+    }
+    let routes = Routes::new(moe, Tensor::cat(&top, 0), Tensor::cat(&chosen, 0));
+    MoeSaved { before, h: whole_h, routes, mlp: None, rows: VecDeque::new() }
+}
+
+/// `[tile, experts]`, single precision (double for double).
+fn probabilities(moe: &Moe, params: &BlockParams, h: &Tensor) -> Tensor {
+    params.project(&moe.router, h).softmax(-1, accumulate_kind(h.kind()))
+}
+
+/// The output of the experts, `[s, d]`.
+fn apply(
+    ctx: &BlockContext<'_>,
+    moe: &Moe,
+    experts: &mut dyn Experts,
+    saved: &mut MoeSaved,
+    save: bool,
+) -> Result<Tensor, ModelError> {
+    let MoeSaved { h, routes, rows: rows_saved, .. } = saved;
+    let weights = routes.weights(moe).to_kind(h.kind()).view(-1);
+    let mut y = h.zeros_like();
+    for (group_idx, group) in moe.groups.iter().enumerate() {
+        let params = experts.gather(group_idx)?;
+        for rows in routes.rows_of(moe, group, ctx.post_tile_len) {
+            let _stage = Stage::Post.enter();
+            let (expert, of_rows) = rows.recompute(moe, &params, h);
+            let mut output = of_rows.x.empty_like();
+            dense::finish(expert, &params, &of_rows.dense, &mut output);
+            let output = output.g_mul_(&weights.index_select(0, &rows.routes).unsqueeze(-1));
+            let _ = y.index_add_(0, &rows.tokens, &output);
+            if save {
+                rows_saved.push_back(of_rows);
+            }
+        }
+    }
+    Ok(y)
+}
+
+/// The gradient of the output of the experts from that of the result.
+fn d_mlp(
+    ctx: &BlockContext<'_>,
+    params: &BlockParams,
+    grads: &mut BlockGrads,
+    mlp: Option<&Tensor>,
+    d_y: &Tensor,
+) -> Tensor {
+    let d_mlp = d_y.empty_like();
+    for tile in tiles(d_y.size()[0], ctx.post_tile_len) {
+        let _stage = Stage::Post.enter();
+        let mlp = mlp.map(|mlp| part(mlp, &tile));
+        let of_tile = post::after_ffn_backward(ctx, params, grads, mlp.as_ref(), &part(d_y, &tile));
+        part(&d_mlp, &tile).copy_(&of_tile);
+    }
+    d_mlp
+}
+
+/// The gradient of `h` through the experts, `[s, d]`, and that of the weights of their outputs, `[s, k]`.
+fn experts_backward(
+    ctx: &BlockContext<'_>,
+    moe: &Moe,
+    experts: &mut dyn Experts,
+    routes: &Routes,
+    mut rows_saved: VecDeque<RowsSaved>,
+    h: &Tensor,
+    d_y: &Tensor,
+) -> Result<(Tensor, Tensor), ModelError> {
+    let weights = routes.weights(moe);
+    let rounded = weights.to_kind(h.kind()).view(-1);
+    let mut d_weights = weights.zeros_like().view(-1);
+    let mut d_h = h.zeros_like();
+    for (group_idx, group) in moe.groups.iter().enumerate() {
+        let params = experts.gather(group_idx)?;
+        let mut grads = experts.gradients(group_idx)?;
+        for rows in routes.rows_of(moe, group, ctx.post_tile_len) {
+            let _stage = Stage::Post.enter();
+            let expert = &moe.experts[rows.expert_idx];
+            let RowsSaved { x, dense } = match rows_saved.pop_front() {
+                Some(of_rows) => of_rows,
+                None => rows.recompute(moe, &params, h).1,
+            };
+            let d_rows = d_y.index_select(0, &rows.tokens);
+            let mut output = x.empty_like();
+            dense::finish(expert, &params, &dense, &mut output);
+            let of_weights = (&d_rows * output).sum_dim_intlist(-1_i64, false, d_weights.kind());
+            let _ = d_weights.index_copy_(0, &rows.routes, &of_weights);
+            let d_output = d_rows * rounded.index_select(0, &rows.routes).unsqueeze(-1);
+            let d_x = dense::backward(expert, &params, &mut grads, dense, &x, d_output);
+            let _ = d_h.index_add_(0, &rows.tokens, &d_x);
+        }
+        drop((params, grads));
+        experts.reduce()?;
+    }
+    Ok((d_h, d_weights.view_as(&weights)))
+}
+
+/// What the router's backward reads of a tile of tokens.
+struct RouteOfTile {
+    start: i64,
+    chosen: Tensor,
+    top: Tensor,
+    d_weights: Tensor,
+}
+
+/// Adds the gradient of `h` `[tile, d]` through the router to `d_h`; weight gradients `+=`.
+///
+/// A weight that is a probability over the sum of the chosen ones, `w_e = p_e / sum`, has
+/// `dL/dp_e = (dL/dw_e - sum over chosen j of w_j dL/dw_j) / sum`. Through the softmax of all experts goes
+/// `p * (dL/dp - sum over all of p dL/dp)`.
+fn router_backward(
+    ctx: &BlockContext<'_>,
+    moe: &Moe,
+    params: &BlockParams,
+    grads: &mut BlockGrads,
+    h: &Tensor,
+    route: &RouteOfTile,
+    d_h: &mut Tensor,
+) {
+    let RouteOfTile { start, chosen, top, d_weights } = route;
+    let probs = probabilities(moe, params, h);
+    let mut d_top = d_weights.shallow_clone();
+    if moe.norm_topk_prob {
+        let sum = sum_of(top);
+        let mean = sum_of(&(d_weights * top)) / &sum;
+        d_top = (d_top - mean) / sum;
+    }
+    let d_probs = probs.zeros_like().scatter_(-1, chosen, &d_top);
+    if let Some(routing) = ctx.routing {
+        routing.add_gradient(*start, &d_probs);
+    }
+    let along = sum_of(&(&d_probs * &probs));
+    let d_logits = ((d_probs - along) * &probs).to_kind(h.kind());
+    params.add_project_backward(grads, &moe.router, h, &d_logits, d_h);
+}
+
+impl Routes {
+    fn new(moe: &Moe, top: Tensor, chosen: Tensor) -> Routes {
+        let flat = chosen.view(-1);
+        let order = flat.argsort_stable(true, 0, false);
+        let counts = flat.bincount::<Tensor>(None, moe.experts.len() as i64);
+        // The products of an expert are as long as it has rows: the host has to know.
+        let counts = Vec::<i64>::try_from(counts).expect("counts are integers");
+        let mut starts = vec![0];
+        starts.extend(counts.iter().scan(0, |end, count| {
+            *end += count;
+            Some(*end)
+        }));
+        Routes { chosen, top, order, starts }
+    }
+
+    /// `[s, k]`, what multiplies the outputs of a token's experts, in the precision of the router.
+    fn weights(&self, moe: &Moe) -> Tensor {
+        if moe.norm_topk_prob { &self.top / sum_of(&self.top) } else { self.top.shallow_clone() }
+    }
+
+    /// The tokens of a group's experts, those of each cut where they are more rows than a tile of so many tokens has.
+    fn rows_of(
+        &self,
+        moe: &Moe,
+        group: &Range<usize>,
+        tile_len: i64,
+    ) -> impl Iterator<Item = Rows> {
+        let k = moe.num_experts_per_tok as i64;
+        group.clone().flat_map(move |expert_idx| {
+            let (start, end) = (self.starts[expert_idx], self.starts[expert_idx + 1]);
+            tiles(end - start, tile_len.saturating_mul(k)).map(move |tile| {
+                let routes = self.order.narrow(0, start + tile.start, tile.end - tile.start);
+                Rows { expert_idx, tokens: routes.divide_scalar_mode(k, "floor"), routes }
+            })
+        })
+    }
+}
+
+impl Rows {
+    /// The expert, and all of it but the last product.
+    fn recompute<'m>(
+        &self,
+        moe: &'m Moe,
+        params: &BlockParams,
+        h: &Tensor,
+    ) -> (&'m Dense, RowsSaved) {
+        let expert = &moe.experts[self.expert_idx];
+        let x = h.index_select(0, &self.tokens);
+        let dense = dense::recompute(expert, params, &x);
+        (expert, RowsSaved { x, dense })
+    }
+}
+
+/// Over the last dimension, which stays as one.
+fn sum_of(x: &Tensor) -> Tensor {
+    x.sum_dim_intlist(-1_i64, true, x.kind())
+}
+
+fn part(x: &Tensor, tile: &Range<i64>) -> Tensor {
+    x.narrow(0, tile.start, tile.end - tile.start)
+}
