@@ -358,7 +358,8 @@ section! {
     refused {}
 }
 
-const FLAT_UNITS: &str = "each block is one flat unit, gathered and reduced as a whole";
+const FLAT_UNITS: &str =
+    "each block, or group of its experts, is one flat unit, gathered and reduced as a whole";
 const EVERY_STEP: &str = "the metrics line comes every optimizer step";
 
 section! {
