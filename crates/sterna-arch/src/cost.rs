@@ -1,6 +1,7 @@
 //! What a layer costs: values that exist at once, and multiply-adds.
 
-use crate::layer::{Architecture, Ffn, Layer, Linear};
+use crate::dtype::DType;
+use crate::layer::{Architecture, Attention, Ffn, Layer, Linear};
 
 impl Layer {
     /// Elements of the weights that a token multiplies by: of experts, those that it takes.
@@ -79,6 +80,16 @@ impl Layer {
     /// `d`.
     pub fn hidden_size(&self) -> usize {
         self.attention.o.out_features()
+    }
+}
+
+impl Attention {
+    /// Bytes of each tensor that it keeps for its backward, on the rank with the most of its heads: the output with all heads of the
+    /// rank's `local_tokens` tokens, of `size` bytes a value, and the log-sum-exp of its own heads of the tokens of all `sp_size` ranks.
+    pub fn kept_bytes(&self, local_tokens: usize, sp_size: usize, size: usize) -> [usize; 2] {
+        let own_heads = self.num_heads.div_ceil(sp_size);
+        let lse = own_heads * local_tokens * sp_size * DType::F32.size();
+        [local_tokens * self.q_width() * size, lse]
     }
 }
 

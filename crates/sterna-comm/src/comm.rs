@@ -2,13 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use sterna_mesh::{Axis, Mesh};
 use sterna_torch_sys::c10d::{ProcessGroup, Store};
 
 use crate::{
     error::CommError,
     group::{Engine, Group},
     liveness::Liveness,
-    mesh::Mesh,
     rank_env::RankEnv,
     rendezvous::{endpoint, join_store, rendezvous_error},
 };
@@ -40,7 +40,7 @@ impl Comm {
     ///
     /// # Errors
     ///
-    /// [`CommError::SequenceParallelSize`] if `sp_size` does not divide the world size; [`CommError::NoRoute`],
+    /// [`CommError::Mesh`] if `sp_size` does not divide the world size; [`CommError::NoRoute`],
     /// [`CommError::LoopbackAcrossMachines`], [`CommError::Listen`] or [`CommError::Rendezvous`] if the ranks do not find each other.
     pub fn init(env: &RankEnv, sp_size: usize, timeout: Duration) -> Result<Self, CommError> {
         let mesh = Mesh::new(env.rank, env.world_size, sp_size)?;
@@ -69,8 +69,11 @@ impl Comm {
         // Every rank builds world, then sp, then dp, so that nobody waits for a peer that is busy with another group.
         // A group of the same ranks as the world shares its connections.
         let world = builder.group("world", 0, env.rank, env.world_size, None)?;
-        let sp = builder.group("sp", mesh.dp_rank, mesh.sp_rank, mesh.sp_size, Some(&world))?;
-        let dp = builder.group("dp", mesh.sp_rank, mesh.dp_rank, mesh.dp_size, Some(&world))?;
+        let of_axis = |axis: Axis| {
+            let (local_rank, size) = (mesh.local_rank(axis), mesh.size(axis));
+            builder.group(axis.name(), mesh.group(axis), local_rank, size, Some(&world))
+        };
+        let (sp, dp) = (of_axis(Axis::Sp)?, of_axis(Axis::Dp)?);
         tracing::debug!(?mesh, "joined");
         Ok(Self { mesh, world, sp, dp, store: Some((builder.store, timeout)) })
     }
@@ -91,7 +94,7 @@ impl Comm {
         if of_ranks.iter().any(|has_own| has_own != &[1]) {
             return Ok(GpuTransport::Host);
         }
-        let numbers = [0, self.mesh.dp_rank, self.mesh.sp_rank];
+        let numbers = [0, self.mesh.group(Axis::Sp), self.mesh.group(Axis::Dp)];
         for (group, number) in [&self.world, &self.sp, &self.dp].into_iter().zip(numbers) {
             // A group of the same ranks as the world shares its connections.
             let Some(engine) = group.engine.as_ref().filter(|engine| !engine.connects_gpus())
@@ -103,7 +106,7 @@ impl Comm {
                 .prefixed(&prefix)
                 .and_then(|store| ProcessGroup::nccl(&store, group.rank, group.size, *timeout))
                 .and_then(|nccl| engine.connect_gpus(nccl))
-                .map_err(|source| CommError::Gpus { rank: self.mesh.rank, source })?;
+                .map_err(|source| CommError::Gpus { rank: self.mesh.rank(), source })?;
         }
         Ok(GpuTransport::Nccl)
     }
@@ -113,12 +116,12 @@ impl Comm {
         &self.world
     }
 
-    /// The ranks that share this rank's sequences; its rank there is [`Mesh::sp_rank`].
+    /// The ranks that share this rank's sequences; its rank there is the [`Mesh::local_rank`].
     pub fn sp(&self) -> &Group {
         &self.sp
     }
 
-    /// The ranks that hold the same part of other sequences; its rank there is [`Mesh::dp_rank`].
+    /// The ranks that hold the same part of other sequences; its rank there is the [`Mesh::local_rank`].
     pub fn dp(&self) -> &Group {
         &self.dp
     }

@@ -2,6 +2,7 @@
 
 use std::{fmt, io, time::Duration};
 
+use sterna_mesh::NotDivisible;
 use sterna_torch_sys as torch;
 use tch::Kind;
 
@@ -88,13 +89,8 @@ pub enum CommError {
         required: usize,
     },
     /// The world cannot be cut into sequence-parallel groups of this size.
-    #[error("sequence_parallel_size `{sp_size}` does not divide the world size `{world_size}`")]
-    SequenceParallelSize {
-        /// The size asked for.
-        sp_size: usize,
-        /// Number of processes in the job.
-        world_size: usize,
-    },
+    #[error(transparent)]
+    Mesh(#[from] NotDivisible),
     /// The rendezvous address cannot be resolved or routed to.
     #[error("rank `{rank}` finds no route to the rendezvous address `{address}`")]
     NoRoute {
@@ -275,7 +271,7 @@ impl CommError {
                 "it may come from another launcher or from a script: unset {name}, or start the job by one launcher, \
                  not through {other}"
             )),
-            CommError::SequenceParallelSize { .. } => {
+            CommError::Mesh(_) => {
                 Some("change sequence_parallel_size or the number of processes".to_owned())
             }
             CommError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => Some(

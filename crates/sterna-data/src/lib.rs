@@ -31,5 +31,5 @@ pub use dataset::{Dataset, Sample};
 pub use error::{Error, Result};
 pub use prepare::{Datasets, PrepareReport, prepare};
 pub use rank_jsonl::write_rank_jsonl;
-pub use sampler::{DataMesh, MicroBatches};
+pub use sampler::MicroBatches;
 pub use shard::SeqShard;

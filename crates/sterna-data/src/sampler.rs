@@ -4,6 +4,7 @@
 //! the ranks of a group exchange their batches and then work on them one after the other. The exchange is only needed because each
 //! process loads alone; here every rank knows the whole order, so a group reads its next micro-batch directly.
 
+use sterna_mesh::{Axis, Mesh};
 use sterna_recipe::Recipe;
 
 use crate::{
@@ -12,17 +13,6 @@ use crate::{
     error::Result,
     rng::torch_randperm,
 };
-
-/// The part of the mesh that decides who reads what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DataMesh {
-    /// All ranks.
-    pub world_size: usize,
-    /// Ranks that share one sequence: contiguous ranks, a divisor of `world_size`.
-    pub sp_size: usize,
-    /// Which sequence-parallel group this is, from 0 to `world_size / sp_size`.
-    pub dp_rank: usize,
-}
 
 /// `torch.utils.data.DistributedSampler(num_replicas=world_size)` with its defaults: shuffled with seed 0, and the start repeated
 /// until every rank has the same number.
@@ -71,24 +61,24 @@ pub struct MicroBatches<'a> {
     dataset: &'a Dataset,
     sampler: DistributedSampler,
     collator: Collator,
-    mesh: DataMesh,
+    mesh: Mesh,
     micro_batch_size: usize,
     next: usize,
 }
 
 impl<'a> MicroBatches<'a> {
-    /// The micro-batches of `dataset` for the group `mesh.dp_rank`.
+    /// The micro-batches of `dataset` for this rank's sequence-parallel group.
     ///
     /// `model_max_length` is the `max_length` of a recipe that gives none; `pad_token_id` fills rows.
     pub fn new(
         dataset: &'a Dataset,
         recipe: &Recipe,
-        mesh: DataMesh,
+        mesh: Mesh,
         model_max_length: usize,
         pad_token_id: u32,
     ) -> Self {
         let max_length = recipe.data.max_length.unwrap_or(model_max_length);
-        let collator = Collator::new(&recipe.data, max_length, pad_token_id, mesh.sp_size);
+        let collator = Collator::new(&recipe.data, max_length, pad_token_id, mesh.size(Axis::Sp));
         Self::from_parts(dataset, collator, mesh, recipe.micro_batch_size)
     }
 
@@ -96,10 +86,10 @@ impl<'a> MicroBatches<'a> {
     pub fn from_parts(
         dataset: &'a Dataset,
         collator: Collator,
-        mesh: DataMesh,
+        mesh: Mesh,
         micro_batch_size: usize,
     ) -> Self {
-        let sampler = DistributedSampler::new(dataset.len(), mesh.world_size);
+        let sampler = DistributedSampler::new(dataset.len(), mesh.world_size());
         Self { dataset, sampler, collator, mesh, micro_batch_size, next: 0 }
     }
 
@@ -110,7 +100,7 @@ impl<'a> MicroBatches<'a> {
 
     /// Micro-batches of one epoch.
     pub fn len(&self) -> usize {
-        self.sampler.len() / self.micro_batch_size * self.mesh.sp_size
+        self.sampler.len() / self.micro_batch_size * self.mesh.size(Axis::Sp)
     }
 
     /// Whether an epoch has no micro-batch.
@@ -120,7 +110,7 @@ impl<'a> MicroBatches<'a> {
 
     /// The samples of micro-batch `index`, one a row.
     pub fn sample_indices(&self, index: usize) -> Vec<usize> {
-        let DataMesh { sp_size, dp_rank, .. } = self.mesh;
+        let (sp_size, dp_rank) = (self.mesh.size(Axis::Sp), self.mesh.local_rank(Axis::Dp));
         let rank = dp_rank * sp_size + index % sp_size;
         let first = index / sp_size * self.micro_batch_size;
         (first..first + self.micro_batch_size)

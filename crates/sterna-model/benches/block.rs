@@ -126,11 +126,12 @@ impl Bench {
         let rows = s.min(1024);
         let (logits, labels) =
             (random(&[rows, 49152]), Tensor::randint(49152, [rows], (Kind::Int64, Device::Cpu)));
+        let weights = Tensor::ones([rows], (Kind::Double, Device::Cpu));
         time(&format!("cross_entropy forward, {rows} rows"), || {
             cross_entropy::forward(&logits, &labels)
         });
         time(&format!("cross_entropy with gradient, {rows} rows"), || {
-            cross_entropy::forward_backward(&logits, &labels, 1.0)
+            cross_entropy::forward_backward(&logits, &labels, &weights)
         });
     }
 
@@ -202,6 +203,7 @@ impl Bench {
         let zeros = |shape: &[i64]| Some(Tensor::zeros(shape, (Kind::Float, Device::Cpu)));
         let mut grads = HeadGrads { own: vec![zeros(&[576])], embedding: zeros(&[49152, 576]) };
         let labels: Vec<i64> = (0..self.num_tokens).map(|token| token * 11 % 49152).collect();
+        let weights = Tensor::full([self.num_tokens], 1e-3, (Kind::Double, Device::Cpu));
         println!("-- head and embedding");
         for tile_len in [4096, 2048, 1024, 256] {
             time(&format!("head with gradient, tiles of {tile_len}"), || {
@@ -211,7 +213,7 @@ impl Bench {
                     &mut grads,
                     &x,
                     &labels,
-                    1e-3,
+                    &weights,
                     tile_len,
                 )
                 .unwrap()

@@ -94,19 +94,30 @@ pub struct Keep {
 pub struct Kept {
     /// The input of the block, `[b * s/p, d]`.
     pub x: Tensor,
-    /// The result of attention, if kept.
-    pub attention: Option<KeptAttention>,
+    /// What the mixer of tokens keeps, if it does: a list that only its own backward can read.
+    pub mixer: Option<Vec<Tensor>>,
     /// Everything else, if kept.
     pub graph: Option<Graph>,
 }
 
-/// The result of attention.
+/// The result of attention, which is what it keeps.
 #[derive(Debug)]
-pub struct KeptAttention {
+struct AttentionResult {
     /// The output with all heads of this rank's tokens, `[b * s/p, n, h]`.
-    pub o: Tensor,
+    o: Tensor,
     /// The log-sum-exp of this rank's heads of all tokens, `[own heads, b * s]`, single precision.
-    pub lse: Tensor,
+    lse: Tensor,
+}
+
+impl AttentionResult {
+    fn into_kept(self) -> Vec<Tensor> {
+        vec![self.o, self.lse]
+    }
+
+    fn from_kept(kept: &[Tensor]) -> Self {
+        let [o, lse] = kept else { unreachable!("attention keeps two tensors") };
+        Self { o: o.shallow_clone(), lse: lse.shallow_clone() }
+    }
 }
 
 /// Every other intermediate value.
@@ -189,13 +200,13 @@ pub fn forward(
     let (y, after) = after_attention(ctx, params, experts, x, &attention.o, keep.graph)?;
     let kept = Kept {
         x: x.shallow_clone(),
-        attention: (keep.attention || keep.graph).then_some(attention),
+        mixer: (keep.attention || keep.graph).then(|| attention.into_kept()),
         graph: after.map(|after| Graph { groups, after }),
     };
     Ok((y, kept))
 }
 
-/// Computes the block again from its input and its attention output, which costs no attention and no communication.
+/// Computes the block again from its input and what its mixer has kept, which costs no attention and no communication.
 ///
 /// # Shapes
 ///
@@ -217,11 +228,11 @@ pub fn forward_again(
     params: &BlockParams,
     experts: Option<&mut dyn Experts>,
     x: &Tensor,
-    attention: &KeptAttention,
+    mixer: &[Tensor],
 ) -> Result<Tensor, ModelError> {
     ctx.check(x)?;
     let _stage = Stage::BlockAgain.enter_at(ctx.layer_idx);
-    Ok(after_attention(ctx, params, experts, x, &attention.o, false)?.0)
+    Ok(after_attention(ctx, params, experts, x, &AttentionResult::from_kept(mixer).o, false)?.0)
 }
 
 /// Computes the gradient of the block's input, and adds those of its weights to `grads`.
@@ -264,7 +275,8 @@ pub fn backward(
     kept: Kept,
     d_y: &Tensor,
 ) -> Result<Tensor, ModelError> {
-    let Kept { x, attention, graph } = kept;
+    let Kept { x, mixer, graph } = kept;
+    let attention = mixer.map(|kept| AttentionResult::from_kept(&kept));
     ctx.check(&x)?;
     check_shape("d_y", &d_y.size(), &x.size())?;
     let _stage = Stage::BlockBackward.enter_at(ctx.layer_idx);
@@ -280,7 +292,7 @@ pub fn backward(
             (attention, groups, None)
         }
     };
-    let KeptAttention { o, lse } = attention;
+    let AttentionResult { o, lse } = attention;
 
     // To attention travels the gradient of its output, and the output itself unless it is there.
     let parts = if groups_saved.is_empty() { &[Heads::Query; 2][..] } else { &[Heads::Query] };
@@ -380,7 +392,7 @@ fn attention_forward(
     params: &BlockParams,
     x: &Tensor,
     save: Save,
-) -> Result<(KeptAttention, Vec<GroupSaved>), ModelError> {
+) -> Result<(AttentionResult, Vec<GroupSaved>), ModelError> {
     let num_tokens = x.size()[0];
     let (mut outputs, mut lses, mut saved) = (Vec::new(), Vec::new(), Vec::new());
     let _memory = memory::scope(MemoryKind::Attention);
@@ -406,7 +418,7 @@ fn attention_forward(
     }
     let o = HeadGroup::join(ctx.groups, outputs);
     let lse = if lses.len() == 1 { lses.remove(0) } else { Tensor::cat(&lses, 0) };
-    Ok((KeptAttention { o, lse }, saved))
+    Ok((AttentionResult { o, lse }, saved))
 }
 
 /// From the attention output to the output of the block, and what a backward will read, if wanted.

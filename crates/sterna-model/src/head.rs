@@ -1,8 +1,9 @@
 //! Final norm, language-model head and loss: tile by tile, loss and gradient in one pass.
 //!
-//! Only tokens that have a label pass through the head. Their final scale is known before the backward starts, so each tile of
+//! Only tokens that have a label pass through the head. Their weights are known before the backward starts, so each tile of
 //! logits becomes its own gradient in place and is gone before the next is computed: at no time do more than `tile_len` rows of
-//! logits exist, or twice as many where they are softcapped.
+//! logits exist, or twice as many where they are softcapped. Where weights depend on what the model says of all tokens,
+//! [`log_probs`] says it first, by one more forward.
 
 use sterna_arch::Architecture;
 use sterna_ops::tile::tiles;
@@ -113,20 +114,49 @@ pub fn loss(
     let mut loss_sum = Tensor::zeros([], (Kind::Double, x.device()));
     for tile in tiles(labelled.len(), tile_len) {
         let (_, x, labels) = labelled.tile(x, tile.start, tile.end - tile.start);
-        let _ = loss_sum.g_add_(&cross_entropy::forward(&logits(arch, params, &x)?, &labels));
+        let _ = loss_sum.g_add_(&cross_entropy::forward(&logits(arch, params, &x)?, &labels).sum);
     }
     Ok(labelled.sum(&loss_sum))
 }
 
-/// The loss of a rank's tokens and, in the same pass, its gradients times `scale`.
-///
-/// `scale` is what the whole step multiplies each token's loss by (one over the number of labels averaged over), so that nothing
-/// is rescaled afterwards. A rank whose tokens have no label returns a loss of 0 and a gradient of zeros. Returns the unscaled loss
-/// and the gradient of `x`; gradients of the weights are added to `grads`.
+/// The log-probability of each label of a rank's tokens.
 ///
 /// # Shapes
 ///
-/// `x` `[b * s/p, d]`, `shift_labels` as long; [`IGNORE_INDEX`] where a token has no label. Returns `[b * s/p, d]`.
+/// As [`loss`]; returns `[labels]` in the order of tokens, double precision, those without a label left out.
+///
+/// # Errors
+///
+/// As [`loss`].
+pub fn log_probs(
+    arch: &Architecture,
+    params: &HeadParams,
+    x: &Tensor,
+    shift_labels: &[i64],
+    tile_len: i64,
+) -> Result<Tensor, ModelError> {
+    let _stage = Stage::Loss.enter();
+    let labelled = Labelled::new(arch, params, x, shift_labels)?;
+    let log_probs = Tensor::empty([labelled.len()], (Kind::Double, x.device()));
+    for tile in tiles(labelled.len(), tile_len) {
+        let (start, len) = (tile.start, tile.end - tile.start);
+        let (_, x, labels) = labelled.tile(x, start, len);
+        let losses = cross_entropy::forward(&logits(arch, params, &x)?, &labels).of_rows;
+        log_probs.narrow(0, start, len).copy_(&losses.narrow(0, 0, len).neg());
+    }
+    Ok(log_probs)
+}
+
+/// The loss of a rank's tokens and, in the same pass, the gradients of the sum of their losses times `weights`.
+///
+/// A weight is what the whole step multiplies a token's loss by (such as one over the number of labels averaged over), so that nothing
+/// is rescaled afterwards. A rank whose tokens have no label returns a loss of 0 and a gradient of zeros. Returns the loss without
+/// weights and the gradient of `x`; gradients of the head's weights are added to `grads`.
+///
+/// # Shapes
+///
+/// `x` `[b * s/p, d]`, `shift_labels` as long; [`IGNORE_INDEX`] where a token has no label. `weights` `[labels]`, double precision, in the
+/// order of tokens. Returns `[b * s/p, d]`.
 ///
 /// # Memory
 ///
@@ -147,20 +177,25 @@ pub fn loss_and_backward(
     grads: &mut HeadGrads,
     x: &Tensor,
     shift_labels: &[i64],
-    scale: f64,
+    weights: &Tensor,
     tile_len: i64,
 ) -> Result<(LossSum, Tensor), ModelError> {
     let lm_head = params.lm_head(arch)?;
     let labelled = Labelled::new(arch, params, x, shift_labels)?;
+    check_shape("weights", &weights.size(), &[labelled.len()])?;
     let mut loss_sum = Tensor::zeros([], (Kind::Double, x.device()));
     let mut d_x = x.zeros_like();
     let _stage = Stage::Loss.enter();
     for tile in tiles(labelled.len(), tile_len) {
-        let (rows, x, labels) = labelled.tile(x, tile.start, tile.end - tile.start);
+        let (start, len) = (tile.start, tile.end - tile.start);
+        let (rows, x, labels) = labelled.tile(x, start, len);
+        let weights = weights.narrow(0, start, len);
+        let weights = weights.constant_pad_nd([0, labels.size()[0] - len]);
         let h = normed(arch, params, &x);
         let logits = logits_of(arch, lm_head, &h);
         let capped = arch.head.softcap.map(|cap| (cap, logits.copy()));
-        let _ = loss_sum.g_add_(&cross_entropy::forward_backward(&logits, &labels, scale));
+        let losses = cross_entropy::forward_backward(&logits, &labels, &weights);
+        let _ = loss_sum.g_add_(&losses.sum);
         let d_logits = match capped {
             Some((cap, capped)) => softcap::backward_(logits, capped, cap),
             None => logits,

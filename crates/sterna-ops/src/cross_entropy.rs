@@ -1,10 +1,12 @@
-//! Token cross-entropy: the summed loss of a tile of logits and their gradient, in one pass and in place.
+//! Token cross-entropy: the loss of each row of a tile of logits and their gradient, in one pass and in place.
+
+use std::ops::Range;
 
 use sterna_torch_sys::kernels;
 use tch::{Kind, Tensor};
 
 use crate::tile::tiles;
-use crate::{KERNEL, upcast};
+use crate::{KERNEL, accumulate_kind, upcast};
 
 /// The label of a token that has no loss.
 pub const IGNORE_INDEX: i64 = -100;
@@ -12,16 +14,25 @@ pub const IGNORE_INDEX: i64 = -100;
 /// Elements of logits that are single precision at one time: 4 MB, so that the passes over them stay in a core's cache.
 const BLOCK_ELEMENTS: i64 = 1 << 20;
 
-/// Sums the loss of a tile and overwrites its logits with their gradient, times `scale`.
+/// The losses of a tile, on the device of its logits.
+#[derive(Debug)]
+pub struct Losses {
+    /// `[s]`: `-ln softmax(logits)[label]`, 0 in rows labelled [`IGNORE_INDEX`]; single precision (double for double logits).
+    pub of_rows: Tensor,
+    /// Their sum, a double-precision scalar.
+    pub sum: Tensor,
+}
+
+/// The losses of a tile, whose logits are overwritten with the gradient of their weighted sum.
 ///
 /// With `p = softmax(logits)`, the loss of a row is `-ln p[label]`, and
-/// `dL/dlogits = scale * (p - onehot(label))`; rows labelled [`IGNORE_INDEX`] have no loss and no gradient. The scale is the final
-/// one (one over the number of labels that the step averages over), so nothing is rescaled afterwards.
-/// Returns the sum of the unscaled losses as a double-precision scalar on the device of the logits.
+/// `dL/dlogits = weight * (p - onehot(label))`; rows labelled [`IGNORE_INDEX`] have no loss and no gradient. A weight is the final
+/// one (such as one over the number of labels that the step averages over), so nothing is rescaled afterwards. The losses returned
+/// are not weighted.
 ///
 /// # Shapes
 ///
-/// `logits` `[s, v]`, overwritten; `labels` `[s]` integers.
+/// `logits` `[s, v]`, overwritten; `labels` `[s]` integers; `weights` `[s]`, double precision.
 ///
 /// # Numerics
 ///
@@ -36,39 +47,50 @@ const BLOCK_ELEMENTS: i64 = 1 << 20;
 ///
 /// If the shapes do not fit, or a label is neither [`IGNORE_INDEX`] nor in `0..v`. On a GPU the latter ends the CUDA context, and a
 /// later call panics.
-pub fn forward_backward(logits: &Tensor, labels: &Tensor, scale: f64) -> Tensor {
+pub fn forward_backward(logits: &Tensor, labels: &Tensor, weights: &Tensor) -> Losses {
     assert_fits(logits, labels);
+    let (found, required) = (weights.size(), labels.size());
+    assert_eq!(found, required, "cross_entropy: weights must be as long as labels");
     if kernels::supports(&[logits]) {
         let mut logits = logits.shallow_clone();
-        let losses =
-            kernels::cross_entropy_forward_backward_(&mut logits, &labels.contiguous(), scale);
-        return losses.expect(KERNEL).sum(Kind::Double);
+        let weights = weights.to_kind(Kind::Float).contiguous();
+        let labels = labels.contiguous();
+        let losses = kernels::cross_entropy_forward_backward_(&mut logits, &labels, &weights);
+        return Losses::new(losses.expect(KERNEL));
     }
-    for_each_block(logits, labels, |rows, block| {
-        let loss_sum = block.loss_sum();
+    for_each_block(logits, labels, |range, block| {
+        let losses = block.losses();
         let mut d_logits = block.log_p;
         let _ = d_logits.exp_();
         let _ = d_logits.scatter_add_(1, &block.index, &block.weight.neg());
-        let _ = d_logits.g_mul_(&(block.weight * scale));
-        rows.shallow_clone().copy_(&d_logits);
-        loss_sum
+        let weights = weights.narrow(0, range.start, range.end - range.start).unsqueeze(1);
+        let _ = d_logits.g_mul_(&(block.weight * weights.to_kind(d_logits.kind())));
+        logits.narrow(0, range.start, range.end - range.start).copy_(&d_logits);
+        losses
     })
 }
 
-/// Sums the loss of a tile, leaving its logits as they are.
+/// The losses of a tile, whose logits are left as they are.
 ///
 /// Shapes, numerics and panics are those of [`forward_backward`].
 ///
 /// # Panics
 ///
 /// As [`forward_backward`].
-pub fn forward(logits: &Tensor, labels: &Tensor) -> Tensor {
+pub fn forward(logits: &Tensor, labels: &Tensor) -> Losses {
     assert_fits(logits, labels);
     if kernels::supports(&[logits]) {
         let losses = kernels::cross_entropy_forward(logits, &labels.contiguous());
-        return losses.expect(KERNEL).sum(Kind::Double);
+        return Losses::new(losses.expect(KERNEL));
     }
-    for_each_block(logits, labels, |_, block| block.loss_sum())
+    for_each_block(logits, labels, |_, block| block.losses())
+}
+
+impl Losses {
+    fn new(of_rows: Tensor) -> Losses {
+        let sum = of_rows.sum(Kind::Double);
+        Losses { of_rows, sum }
+    }
 }
 
 /// A few rows of a tile in single precision.
@@ -82,29 +104,33 @@ struct Block {
 }
 
 impl Block {
-    fn loss_sum(&self) -> Tensor {
+    /// `[rows]`.
+    fn losses(&self) -> Tensor {
         let log_p = self.log_p.gather(1, &self.index, false);
-        -(log_p * &self.weight).sum(Kind::Double)
+        -(log_p * &self.weight).squeeze_dim(1)
     }
 }
 
 fn for_each_block(
     logits: &Tensor,
     labels: &Tensor,
-    body: impl Fn(&Tensor, Block) -> Tensor,
-) -> Tensor {
+    losses_of: impl Fn(&Range<i64>, Block) -> Tensor,
+) -> Losses {
     let size = logits.size();
-    let mut loss_sum = Tensor::zeros([], (Kind::Double, logits.device()));
-    for rows in tiles(size[0], (BLOCK_ELEMENTS / size[1]).max(1)) {
-        let (start, len) = (rows.start, rows.end - rows.start);
+    let mut sum = Tensor::zeros([], (Kind::Double, logits.device()));
+    let of_rows = Tensor::zeros(&size[..1], (accumulate_kind(logits.kind()), logits.device()));
+    for range in tiles(size[0], (BLOCK_ELEMENTS / size[1]).max(1)) {
+        let (start, len) = (range.start, range.end - range.start);
         let rows = logits.narrow(0, start, len);
         let labels = labels.narrow(0, start, len).unsqueeze(1);
         let log_p = upcast(&rows).log_softmax(-1, None::<Kind>);
         let weight = labels.not_equal(IGNORE_INDEX).to_kind(log_p.kind());
         let index = labels.where_scalarother(&labels.not_equal(IGNORE_INDEX), 0);
-        let _ = loss_sum.g_add_(&body(&rows, Block { log_p, index, weight }));
+        let losses = losses_of(&range, Block { log_p, index, weight });
+        let _ = sum.g_add_(&losses.sum(Kind::Double));
+        of_rows.narrow(0, start, len).copy_(&losses);
     }
-    loss_sum
+    Losses { of_rows, sum }
 }
 
 fn assert_fits(logits: &Tensor, labels: &Tensor) {

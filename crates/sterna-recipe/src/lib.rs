@@ -37,8 +37,8 @@ pub use diagnostic::{Diagnostic, Diagnostics, Kind, Note};
 pub use edit::{Override, OverrideError};
 pub use load::{keys, load, parse};
 pub use plan::{
-    AttentionPlan, DeviceType, KeepPlan, Memory, MemoryKind, MemoryRow, MeshPlan, Plan,
-    TileLengths, UnitPlan, ZeroPlan,
+    AttentionPlan, DeviceType, KeepPlan, Memory, MemoryKind, MemoryRow, Plan, TileLengths,
+    UnitPlan, ZeroPlan,
 };
 pub use recipe::{
     AttnImplementation, CheckpointKind, CheckpointOptions, DataOptions, DeepSpeedOptions,

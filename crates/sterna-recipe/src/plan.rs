@@ -13,6 +13,8 @@ mod units;
 
 use sterna_arch::{DType, Family, HeadSplit, ModelConfig, units::UnitKind};
 
+use sterna_mesh::{Axis, Mesh};
+
 use crate::{
     diagnostic::{Diagnostics, Note},
     recipe::{AttnImplementation, KeepAttention, Place, Recipe, ZeroStage},
@@ -48,8 +50,8 @@ impl DeviceType {
 pub struct Plan {
     /// The model.
     pub model: ModelSummary,
-    /// How the ranks are arranged.
-    pub mesh: MeshPlan,
+    /// How the ranks are arranged, as the first one sees it.
+    pub mesh: Mesh,
     /// What each computes on.
     pub device: DeviceType,
     /// The heads of each rank of a sequence-parallel group, of the first layer.
@@ -100,17 +102,6 @@ pub struct ModelSummary {
     /// Whether the weights are drawn instead of read, or will be unless the number of layers that the recipe names is that of
     /// `config.json`.
     pub has_random_weights: bool,
-}
-
-/// How the ranks are arranged: sequence-parallel groups are runs of neighbours, and each is one data-parallel rank.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MeshPlan {
-    /// All ranks.
-    pub world_size: usize,
-    /// Ranks that share a sequence.
-    pub sp_size: usize,
-    /// Sequences at a time.
-    pub dp_size: usize,
 }
 
 /// What is sharded, and where it lives.
@@ -225,7 +216,7 @@ impl Plan {
             return Err(Diagnostics::new(recipe.source.clone(), errors));
         }
         let sp_size = recipe.sequence_parallel_size;
-        let mesh = MeshPlan { world_size, sp_size, dp_size: world_size / sp_size };
+        let mesh = Mesh::new(0, world_size, sp_size).expect("other sizes are refused above");
         let heads = model.arch.layers[0].attention.split(sp_size);
         let heads = heads.expect("ranks that would have no head are refused above");
         let batch = BatchPlan::new(recipe, model, mesh);
@@ -275,8 +266,8 @@ impl Plan {
             units.map(|unit| unit.padded_len).max().unwrap_or(0)
         };
         let weights = largest(UnitKind::Layer) + largest(UnitKind::Experts);
-        let num_tokens = self.batch.local_tokens * self.mesh.sp_size;
-        self.memory.push_widened(weights, model, self.mesh.sp_size, num_tokens);
+        let num_tokens = self.batch.local_tokens * self.mesh.size(Axis::Sp);
+        self.memory.push_widened(weights, model, self.mesh.size(Axis::Sp), num_tokens);
         self
     }
 
@@ -329,17 +320,18 @@ impl ZeroPlan {
 }
 
 impl BatchPlan {
-    fn new(recipe: &Recipe, model: &ModelConfig, mesh: MeshPlan) -> Self {
+    fn new(recipe: &Recipe, model: &ModelConfig, mesh: Mesh) -> Self {
         let data = &recipe.data;
         let max_length = data.max_length.unwrap_or(model.max_position_embeddings);
-        let padded_length = check::padded_length(recipe, max_length).next_multiple_of(mesh.sp_size);
+        let padded_length =
+            check::padded_length(recipe, max_length).next_multiple_of(mesh.size(Axis::Sp));
         let micro_batches_per_step =
-            recipe.gradient_accumulation_steps.saturating_mul(mesh.dp_size);
+            recipe.gradient_accumulation_steps.saturating_mul(mesh.size(Axis::Dp));
         Self {
             micro_batch_size: recipe.micro_batch_size,
             max_length,
             padded_length,
-            local_tokens: recipe.micro_batch_size * padded_length / mesh.sp_size,
+            local_tokens: recipe.micro_batch_size * padded_length / mesh.size(Axis::Sp),
             micro_batches_per_step,
             max_tokens_per_step: micro_batches_per_step
                 .saturating_mul(recipe.micro_batch_size * max_length),

@@ -94,9 +94,10 @@ fn tiles(context: &Context, rows: &mut Rows) {
         let len = cut(len);
         let (x, weight) = (random([len, hidden]), random([vocab, hidden]));
         let labels = Tensor::zeros(len, (Kind::Int64, context.device));
+        let weights = Tensor::ones(len, (Kind::Double, context.device));
         let times = time(context, || {
             let logits = linear::forward(&x, &weight, None);
-            drop(cross_entropy::forward_backward(&logits, &labels, 1.0));
+            drop(cross_entropy::forward_backward(&logits, &labels, &weights));
             drop(linear::backward_input(&logits, &weight));
         });
         let flop = 4.0 * (len * vocab * hidden) as f64;
@@ -222,8 +223,9 @@ fn ops(context: &Context, rows: &mut Rows) {
     add("SwiGLU backward", size, 5, &mut || drop(swiglu::backward(&d_y, &gate, &up)));
     let logits = random(&[len / 16, vocab]);
     let labels = Tensor::zeros(len / 16, (Kind::Int64, context.device));
+    let weights = Tensor::ones(len / 16, (Kind::Double, context.device));
     add("cross-entropy with gradient", [len / 16, vocab], 2, &mut || {
-        drop(cross_entropy::forward_backward(&logits, &labels, 1.0));
+        drop(cross_entropy::forward_backward(&logits, &labels, &weights));
     });
     let mut d_weight = Tensor::zeros([width, hidden], (Kind::Float, context.device));
     let flop = 2.0 * (len * width * hidden) as f64;

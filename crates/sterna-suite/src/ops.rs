@@ -224,8 +224,9 @@ fn cross_entropy_checks(checks: &mut Checks) {
     let d_logits = &gradients[0] * scale;
     let given = checks.given(&logits);
     let labels_given = labels.to_device(checks.device);
-    let loss = cross_entropy::forward(&given, &labels_given);
-    let loss_of_both = cross_entropy::forward_backward(&given, &labels_given, scale);
+    let loss = cross_entropy::forward(&given, &labels_given).sum;
+    let weights = labels_given.ones_like().to_kind(Kind::Double) * scale;
+    let loss_of_both = cross_entropy::forward_backward(&given, &labels_given, &weights).sum;
     let results = [
         ("loss", &loss, &expected),
         ("loss", &loss_of_both, &expected),

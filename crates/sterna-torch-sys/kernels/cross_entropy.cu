@@ -20,7 +20,7 @@ struct Online {
 // One block per row, two passes: the first reads, the second reads and writes. Rows are `stride` elements apart.
 template <typename T, typename Logits, bool kBackward>
 __device__ void cross_entropy(Logits* logits, Int64 stride, const Int64* labels, float* losses, Int64 num_rows,
-                              Int64 vocab_size, float scale) {
+                              Int64 vocab_size, const float* weights) {
   constexpr Int64 kIgnoreIndex = -100;
   constexpr int kLen = Pack<T>::kLen;
   for (Int64 row = blockIdx.x; row < num_rows; row += gridDim.x) {
@@ -62,9 +62,10 @@ __device__ void cross_entropy(Logits* logits, Int64 stride, const Int64* labels,
       losses[row] = log_sum - (x_label - max);
     }
     if constexpr (kBackward) {
+      const float weight = weights[row];
       const auto gradient = [&](Int64 i, T logit) {
         const float p = expf(widen(logit) - max - log_sum);
-        return narrow<T>((i == label ? p - 1.0F : p) * scale);
+        return narrow<T>((i == label ? p - 1.0F : p) * weight);
       };
       for (Int64 i = static_cast<Int64>(threadIdx.x) * kLen; i < packed; i += static_cast<Int64>(blockDim.x) * kLen) {
         auto* at = reinterpret_cast<Pack<T>*>(x + i);
@@ -85,12 +86,12 @@ __device__ void cross_entropy(Logits* logits, Int64 stride, const Int64* labels,
   extern "C" __global__ void __launch_bounds__(kMaxThreads)                                                            \
       cross_entropy_forward_##NAME(const T* logits, Int64 stride, const Int64* labels, float* losses, Int64 num_rows,  \
                                    Int64 vocab_size) {                                                                 \
-    cross_entropy<T, const T, false>(logits, stride, labels, losses, num_rows, vocab_size, 1.0F);                      \
+    cross_entropy<T, const T, false>(logits, stride, labels, losses, num_rows, vocab_size, nullptr);                   \
   }                                                                                                                    \
   extern "C" __global__ void __launch_bounds__(kMaxThreads)                                                            \
       cross_entropy_forward_backward_##NAME(T* logits, Int64 stride, const Int64* labels, float* losses,               \
-                                            Int64 num_rows, Int64 vocab_size, float scale) {                           \
-    cross_entropy<T, T, true>(logits, stride, labels, losses, num_rows, vocab_size, scale);                            \
+                                            Int64 num_rows, Int64 vocab_size, const float* weights) {                  \
+    cross_entropy<T, T, true>(logits, stride, labels, losses, num_rows, vocab_size, weights);                          \
   }
 STERNA_CROSS_ENTROPY(bf16, Bf16)
 STERNA_CROSS_ENTROPY(f32, float)

@@ -48,7 +48,8 @@ pub fn cross_entropy_forward(logits: &Tensor, labels: &Tensor) -> Result<Tensor,
     cross_entropy(logits, labels, None)
 }
 
-/// As [`cross_entropy_forward`]; the logits become `scale * (softmax(logits) - onehot(label))`, or 0 where the label is -100.
+/// As [`cross_entropy_forward`]; the logits become `weight * (softmax(logits) - onehot(label))`, or 0 where the label is -100. `weights`
+/// is `[s]`, single precision.
 ///
 /// # Errors
 ///
@@ -56,15 +57,15 @@ pub fn cross_entropy_forward(logits: &Tensor, labels: &Tensor) -> Result<Tensor,
 pub fn cross_entropy_forward_backward_(
     logits: &mut Tensor,
     labels: &Tensor,
-    scale: f64,
+    weights: &Tensor,
 ) -> Result<Tensor, TorchError> {
-    cross_entropy(logits, labels, Some(scale))
+    cross_entropy(logits, labels, Some(weights))
 }
 
 fn cross_entropy(
     logits: &Tensor,
     labels: &Tensor,
-    scale: Option<f64>,
+    weights: Option<&Tensor>,
 ) -> Result<Tensor, TorchError> {
     let required = "[s, v], bf16 or fp32, on a CUDA device, with contiguous rows";
     let device = device_of("logits", logits, logits.dim() == 2, required)?;
@@ -80,6 +81,18 @@ fn cross_entropy(
         fits,
         "[s] of 64-bit integers, contiguous, on the device of the logits",
     )?;
+    if let Some(weights) = weights {
+        let fits = weights.kind() == Kind::Float
+            && weights.size() == [size[0]]
+            && weights.is_contiguous()
+            && weights.device() == logits.device();
+        ensure(
+            "weights",
+            weights,
+            fits,
+            "[s], single precision, contiguous, on the device of the logits",
+        )?;
+    }
     let losses = Tensor::empty([size[0]], (Kind::Float, logits.device()));
     let mut arguments = vec![
         Argument::of(logits),
@@ -89,9 +102,9 @@ fn cross_entropy(
         Argument::Int64(size[0]),
         Argument::Int64(size[1]),
     ];
-    arguments.extend(scale.map(|scale| Argument::Float(scale as f32)));
+    arguments.extend(weights.map(Argument::of));
     let name =
-        if scale.is_some() { "cross_entropy_forward_backward" } else { "cross_entropy_forward" };
+        if weights.is_some() { "cross_entropy_forward_backward" } else { "cross_entropy_forward" };
     let work = Work::Rows { rows: size[0], threads: VOCAB_THREADS };
     // SAFETY: the arguments are those of kernels/cross_entropy.cu; shapes, dtypes and strides are checked above.
     unsafe { launch(&named(name, logits), device, work, &mut arguments) }?;

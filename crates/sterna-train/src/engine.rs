@@ -8,9 +8,10 @@ use std::{ops::Range, rc::Rc};
 use sterna_arch::{Architecture, Layer, UnitLayout, Units};
 use sterna_comm::Comm;
 use sterna_data::MicroBatch;
+use sterna_mesh::Axis;
 use sterna_model::{
-    BlockContext, BlockGrads, BlockParams, HeadGroup, Implementation, Keep, Kept, Routing,
-    Streaming, block, embed,
+    BlockContext, BlockGrads, BlockParams, HeadGroup, IGNORE_INDEX, Implementation, Keep, Kept,
+    Routing, Streaming, block, embed,
     head::{self, HeadGrads, HeadParams},
 };
 use sterna_recipe::{AttnImplementation, Place, Plan, Recipe, TileLengths};
@@ -23,6 +24,7 @@ use crate::{
     error::TrainError,
     kept::{KeepPolicy, KeptBlock, Shelf},
     load::kind_of,
+    objective::{Labels, Objective, Weighed},
     phases::{Phase, Phases},
     zero::{Gradients, Sharding, StatePlacement, Zero},
 };
@@ -138,11 +140,11 @@ impl<'a> Engine<'a> {
             }
         }
         let of_layer = |layer: &Layer| {
-            let (sp_size, num_groups) = (comm.mesh.sp_size, options.num_head_groups);
+            let (sp_size, num_groups) = (comm.mesh.size(Axis::Sp), options.num_head_groups);
             HeadGroup::of_all_ranks(&layer.attention, sp_size, num_groups)
         };
         let head_groups = arch.layers.iter().map(of_layer).collect::<Result<_, _>>()?;
-        let world_size = comm.mesh.world_size;
+        let world_size = comm.mesh.world_size();
         let deepspeed = &recipe.deepspeed;
         let host_if = |is_offloaded: bool| if is_offloaded { Device::Cpu } else { options.device };
         let units = arch.units();
@@ -184,8 +186,8 @@ impl<'a> Engine<'a> {
         self.model.options.device
     }
 
-    /// Forward and backward of one micro-batch. Gradients of `scale` times its summed loss, and of the auxiliary loss of its routers,
-    /// are added to what the units hold; returns this rank's part of that scaled loss.
+    /// Forward and backward of one micro-batch. Gradients of what `objective` makes of it, and of the auxiliary loss of its routers,
+    /// are added to what the units hold; returns this rank's part of that loss.
     ///
     /// # Communication
     ///
@@ -200,7 +202,11 @@ impl<'a> Engine<'a> {
     /// # Errors
     ///
     /// [`TrainError::Model`] or [`TrainError::Comm`] if a peer failed; [`TrainError::Disk`] if what was kept there is lost.
-    pub fn forward_backward(&mut self, batch: &MicroBatch, scale: f64) -> Result<f64, TrainError> {
+    pub fn forward_backward(
+        &mut self,
+        batch: &MicroBatch,
+        objective: &dyn Objective,
+    ) -> Result<f64, TrainError> {
         let _no_grad = no_grad_guard();
         let mut shard = Shard::new(&self.model, batch);
         let num_layers = self.model.arch.layers.len();
@@ -217,13 +223,13 @@ impl<'a> Engine<'a> {
             kept.push(keep.put(layer_idx, layer_idx + 1 == num_layers, of_block)?);
         }
 
-        self.model.finish_routing(&mut shard, batch, scale)?;
+        self.model.finish_routing(&mut shard, batch, objective.share(batch))?;
         let segments: Vec<Range<usize>> = keep.segments(num_layers).rev().collect();
         keep.prefetch(&mut kept[segments[0].start])?;
-        let (loss, mut dx) = self.loss_and_backward(&shard, x, segments[0].start, scale)?;
+        let (loss, mut dx) = self.loss_and_backward(&shard, x, segments[0].start, objective)?;
         // Of the sequence, as this rank's part.
         let aux_loss = shard.routing.as_ref().map_or(0.0, Routing::loss);
-        let aux_loss = aux_loss / self.model.comm.mesh.sp_size as f64;
+        let aux_loss = aux_loss / self.model.comm.mesh.size(Axis::Sp) as f64;
 
         self.phases.begin(Phase::Backward);
         // Backward, segment by segment: dx = (assigned), weight gradients += (over tiles, micro-batches and ranks).
@@ -253,7 +259,7 @@ impl<'a> Engine<'a> {
         embed::backward(arch, weight.as_ref(), d_weight, &shard.input_ids, &dx)?;
         drop(weight);
         self.zero.reduce(world, gradients)?;
-        Ok(loss * scale + aux_loss)
+        Ok(loss + aux_loss)
     }
 
     /// Forward of a block; `counts_routes` is [`BlockContext::counts_routes`].
@@ -318,7 +324,7 @@ impl<'a> Engine<'a> {
         for layer_idx in blocks.start..blocks.end - 1 {
             keep.prefetch(&mut kept[layer_idx + 1])?;
             let of_block = keep.take(&mut kept[layer_idx], x)?;
-            let (y, of_block) = if let Some(attention) = &of_block.attention {
+            let (y, of_block) = if let Some(mixer) = &of_block.mixer {
                 let next = Some(self.model.unit_after(layer_idx));
                 let params = self.block_params(layer_idx, next)?;
                 let context = self.model.context(shard, layer_idx);
@@ -328,7 +334,7 @@ impl<'a> Engine<'a> {
                     &params,
                     Some(&mut experts),
                     &of_block.x,
-                    attention,
+                    mixer,
                 )?;
                 (y, of_block)
             } else {
@@ -402,39 +408,38 @@ impl<'a> Engine<'a> {
         Ok(HeadParams { own, embedding })
     }
 
-    /// The loss of the last block's output and its gradient; `next_layer_idx` is the block that comes next. Reduces the head's gradients; with a tied head, the
-    /// embedding's are reduced here and again at the end of backward, and add up.
+    /// This rank's part of the loss and the gradient of the last block's output; `next_layer_idx` is the block that comes next. Reduces the
+    /// head's gradients; with a tied head, the embedding's are reduced here and again at the end of backward, and add up.
     fn loss_and_backward(
         &mut self,
         shard: &Shard,
         x: Tensor,
         next_layer_idx: usize,
-        scale: f64,
+        objective: &dyn Objective,
     ) -> Result<(f64, Tensor), TrainError> {
         let params = self.head_params()?;
         let Model { comm, arch, units, options, .. } = &self.model;
         let world = comm.world();
         self.zero.prefetch(world, units.layer(next_layer_idx))?;
+        let tile_len = options.tiles.head as i64;
+        let labels = &shard.shift_labels;
+        let num_labels = labels.iter().filter(|label| **label != IGNORE_INDEX).count();
+        let mut log_probs = || Ok(head::log_probs(arch, &params, &x, labels, tile_len)?);
+        let mut labelled = Labels::new(num_labels, options.device, &mut log_probs);
+        let Weighed { weights, loss } = objective.weigh(&mut labelled)?;
         let of_head = self.zero.gradients(units.head())?;
         let is_tied = arch.is_tied();
         let of_embed = is_tied.then(|| self.zero.gradients(Units::EMBEDDING)).transpose()?;
         let embedding = of_embed.as_ref().map(|of_embed| of_embed.views[0].shallow_clone());
         let mut grads = HeadGrads { own: optional(&of_head), embedding };
-        let (sum, dx) = head::loss_and_backward(
-            arch,
-            &params,
-            &mut grads,
-            &x,
-            &shard.shift_labels,
-            scale,
-            options.tiles.head as i64,
-        )?;
+        let (sum, dx) =
+            head::loss_and_backward(arch, &params, &mut grads, &x, labels, &weights, tile_len)?;
         drop((params, grads, x));
         self.zero.reduce(world, of_head)?;
         if let Some(of_embed) = of_embed {
             self.zero.reduce(world, of_embed)?;
         }
-        Ok((sum.loss_sum, dx))
+        Ok((loss.value(sum.loss_sum), dx))
     }
 }
 
@@ -469,17 +474,16 @@ impl Model<'_> {
         }
     }
 
-    /// Ends the forward of routers, whose auxiliary loss weighs as much in a step as the micro-batch's labels do.
+    /// Ends the forward of routers, whose auxiliary loss counts `weight` in the step.
     fn finish_routing(
         &self,
         shard: &mut Shard,
         batch: &MicroBatch,
-        scale: f64,
+        weight: f64,
     ) -> Result<(), TrainError> {
         let Some(routing) = &mut shard.routing else { return Ok(()) };
         let num_tokens: usize = batch.packed_sample_seqlens.iter().flatten().sum();
         let num_rows = num_tokens * self.arch.moe_layers().count();
-        let weight = scale * batch.num_valid_tokens() as f64;
         Ok(routing.finish(self.comm.sp(), num_rows, weight)?)
     }
 }

@@ -4,9 +4,10 @@ mod stash;
 
 use std::{ops::Range, rc::Rc};
 
-use sterna_arch::{Architecture, DType};
+use sterna_arch::Architecture;
+use sterna_mesh::Axis;
 use sterna_model::{
-    Graph, Kept, KeptAttention,
+    Graph, Kept,
     stage::{Stage, num_bytes},
 };
 use sterna_recipe::{Place, Plan};
@@ -185,8 +186,8 @@ impl Away {
 pub(crate) struct KeptBlock {
     /// `None` between the first blocks of two segments.
     x: Option<Shelved>,
-    /// Output and log-sum-exp.
-    attention: Option<[Shelved; 2]>,
+    /// What its mixer of tokens has kept.
+    mixer: Option<Vec<Shelved>>,
     graph: Option<Graph>,
 }
 
@@ -208,7 +209,7 @@ impl KeepPolicy {
     /// Bytes of each tensor that a micro-batch of the length of `plan` keeps in the host's memory beside a GPU, in the order in which they
     /// leave. The last block's stay on the GPU.
     pub(crate) fn host_lens(&self, plan: &Plan, arch: &Architecture) -> Vec<usize> {
-        let (tokens, sp_size) = (plan.batch.local_tokens, plan.mesh.sp_size);
+        let (tokens, sp_size) = (plan.batch.local_tokens, plan.mesh.size(Axis::Sp));
         let size = plan.model.dtype.size();
         let input = tokens * arch.hidden_size * size;
         let mut lens = Vec::new();
@@ -220,9 +221,7 @@ impl KeepPolicy {
                 lens.push(input);
             }
             if matches!(self.attention_on, Shelf::Host(_)) && self.keeps_attention(layer_idx) {
-                let own_heads = layer.attention.num_heads.div_ceil(sp_size);
-                let o = tokens * layer.attention.q_width() * size;
-                lens.extend([o, own_heads * tokens * sp_size * DType::F32.size()]);
+                lens.extend(layer.attention.kept_bytes(tokens, sp_size, size));
             }
         }
         lens
@@ -236,17 +235,15 @@ impl KeepPolicy {
         is_last: bool,
         kept: Kept,
     ) -> Result<KeptBlock, TrainError> {
-        let Kept { x, attention, graph } = kept;
+        let Kept { x, mixer, graph } = kept;
         let here = Shelf::Here;
         let (inputs_on, attention_on) =
             if is_last { (&here, &here) } else { (&self.inputs_on, &self.attention_on) };
         let is_first = layer_idx.is_multiple_of(self.inputs_every);
         let block = KeptBlock {
             x: is_first.then(|| inputs_on.put(x)).transpose()?,
-            attention: attention
-                .map(|KeptAttention { o, lse }| {
-                    Ok::<_, TrainError>([attention_on.put(o)?, attention_on.put(lse)?])
-                })
+            mixer: mixer
+                .map(|kept| kept.into_iter().map(|tensor| attention_on.put(tensor)).collect())
                 .transpose()?,
             graph: graph.inspect(|graph| graph.retag(MemoryKind::KeptActivations)),
         };
@@ -261,7 +258,7 @@ impl KeepPolicy {
         if let Some(x) = &mut kept.x {
             self.inputs_on.prefetch(x)?;
         }
-        kept.attention.iter_mut().flatten().try_for_each(|x| self.attention_on.prefetch(x))
+        kept.mixer.iter_mut().flatten().try_for_each(|x| self.attention_on.prefetch(x))
     }
 
     /// The input of the first block of a segment, where it is computed with.
@@ -277,12 +274,10 @@ impl KeepPolicy {
     /// Everything else that a block has kept, beside its input `x`.
     pub(crate) fn take(&self, kept: &mut KeptBlock, x: Tensor) -> Result<Kept, TrainError> {
         memory::retag(&x, MemoryKind::KeptActivations);
-        let attention = kept.attention.take().map(|[o, lse]| {
-            Ok::<_, TrainError>(KeptAttention {
-                o: self.attention_on.take(o)?,
-                lse: self.attention_on.take(lse)?,
-            })
-        });
-        Ok(Kept { x, attention: attention.transpose()?, graph: kept.graph.take() })
+        let mixer = kept
+            .mixer
+            .take()
+            .map(|kept| kept.into_iter().map(|shelved| self.attention_on.take(shelved)).collect());
+        Ok(Kept { x, mixer: mixer.transpose()?, graph: kept.graph.take() })
     }
 }

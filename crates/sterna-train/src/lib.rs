@@ -14,6 +14,7 @@ pub mod kept;
 pub mod load;
 pub mod memory;
 pub mod metrics;
+pub mod objective;
 pub mod optim;
 pub mod phases;
 pub mod timeline;

@@ -14,12 +14,11 @@ use std::{
 use sterna_arch::ModelConfig;
 use sterna_checkpoint::Checkpoint;
 use sterna_comm::{Comm, RankEnv};
-use sterna_data::{Collator, DataMesh, Dataset, Datasets, MicroBatch, MicroBatches, PrepareReport};
+use sterna_data::{Collator, Dataset, Datasets, MicroBatch, MicroBatches, PrepareReport};
 use sterna_hf::{WeightFiles, export::check_destination};
+use sterna_mesh::Axis;
 use sterna_model::stage::Stage;
-use sterna_recipe::{
-    CheckpointKind, CheckpointOptions, LossAverage, NonFinitePolicy, Plan, Recipe,
-};
+use sterna_recipe::{CheckpointKind, CheckpointOptions, NonFinitePolicy, Plan, Recipe};
 use sterna_torch_sys::{
     AdamW,
     cuda::{self, DeviceMemory},
@@ -45,6 +44,7 @@ use crate::{
     load::WeightSource,
     memory::HostMemory,
     metrics::{EvalMetrics, IterationMetrics, MetricsFile},
+    objective::Sft,
     oom,
     optim::{LrSchedule, clip_scale},
     phases::Phase,
@@ -241,12 +241,10 @@ impl<'a> Trainer<'a> {
         stop: &'a Stop,
     ) -> Result<Self, TrainError> {
         let mesh = &comm.mesh;
-        let data_mesh =
-            DataMesh { world_size: mesh.world_size, sp_size: mesh.sp_size, dp_rank: mesh.dp_rank };
         let stream = MicroBatches::new(
             &datasets.train,
             recipe,
-            data_mesh,
+            *mesh,
             assets.config.max_position_embeddings,
             assets.tokenizer.pad_token_id(),
         );
@@ -254,7 +252,7 @@ impl<'a> Trainer<'a> {
             data: datasets.fingerprint.clone(),
             model: assets.config.raw.clone(),
             recipe: recipe.to_json(),
-            sequence_parallel_size: mesh.sp_size,
+            sequence_parallel_size: mesh.size(Axis::Sp),
             model_dir: assets.model_dir.clone(),
             tokenizer_dir: assets.tokenizer_dir.clone(),
         };
@@ -270,7 +268,7 @@ impl<'a> Trainer<'a> {
         };
         let manifest = resumed.as_ref().map(|checkpoint| &checkpoint.manifest);
         let course = Course::new(recipe, stream.len(), mesh, manifest)?;
-        let of_data = plan_of_data(recipe, &assets.config, mesh.world_size, datasets, device)?;
+        let of_data = plan_of_data(recipe, &assets.config, mesh.world_size(), datasets, device)?;
         let disk = scratch(recipe, &of_data)?;
         let num_attention = num_attention_kept(&of_data, comm, env, device)?;
         checkpoints.expect_step_of(&of_data, num_attention);
@@ -329,7 +327,7 @@ impl<'a> Trainer<'a> {
         plan: &Plan,
         observer: &mut dyn Observer,
     ) -> Result<TrainSummary, TrainError> {
-        let is_writer = self.comm.mesh.rank == 0;
+        let is_writer = self.comm.mesh.rank() == 0;
         let mut file = (is_writer && self.recipe.train_log_metrics)
             .then(|| MetricsFile::open(&self.recipe.train_log_metrics_path))
             .transpose()?;
@@ -506,12 +504,13 @@ impl<'a> Trainer<'a> {
         let step_started = Instant::now();
 
         let mut loss = 0.0;
-        for (i, (batch, scale)) in batches.iter().zip(self.loss_scales(&batches)?).enumerate() {
+        let objectives = Sft::of_step(self.comm, self.recipe.loss_average, &batches)?;
+        for (i, (batch, objective)) in batches.iter().zip(&objectives).enumerate() {
             if i > 0 && matches!(self.early_exit()?, Some(EarlyExit::Signal(_))) {
                 self.engine.zero.discard_gradients()?;
                 return Ok(None);
             }
-            loss += self.engine.forward_backward(batch, scale)?;
+            loss += self.engine.forward_backward(batch, objective)?;
         }
         self.engine.phases.begin(Phase::Step);
         self.engine.zero.finish_gradients(self.comm.world())?;
@@ -535,7 +534,7 @@ impl<'a> Trainer<'a> {
         let (iter_time, step_time) =
             (started.elapsed().as_secs_f64(), step_started.elapsed().as_secs_f64());
         let memory = HostMemory::now();
-        let world_size = self.comm.mesh.world_size as f64;
+        let world_size = self.comm.mesh.world_size() as f64;
         Ok(Some(IterationMetrics {
             epoch: (first + gas - 1) / self.stream.len(),
             iter: step,
@@ -611,30 +610,6 @@ impl<'a> Trainer<'a> {
         Ok(self.stream.get(index)?)
     }
 
-    /// What each micro-batch's summed loss is multiplied by, so that the step's loss is the sum over micro-batches and
-    /// ranks. Known before the first backward, so no gradient is rescaled afterwards.
-    ///
-    /// # Communication
-    ///
-    /// `loss_average: token` takes one all-reduce of the label count. Collective.
-    fn loss_scales(&self, batches: &[MicroBatch]) -> Result<Vec<f64>, TrainError> {
-        let counts = batches.iter().map(|batch| batch.num_valid_tokens() as f64);
-        // A micro-batch without labels has a loss of zero, not 0 / 0.
-        let inverse = |count: f64| if count > 0.0 { 1.0 / count } else { 0.0 };
-        match self.recipe.loss_average {
-            // (1 / (dp * gas)) sum over micro-batches of (1 / N) sum over its tokens.
-            LossAverage::MicroBatch => {
-                let num_micro_batches = (self.comm.mesh.dp_size * batches.len()) as f64;
-                Ok(counts.map(|count| inverse(count) / num_micro_batches).collect())
-            }
-            // (1 / sum of all N) sum over all tokens.
-            LossAverage::Token => {
-                let total = sum(self.comm.dp(), &[counts.sum()])?[0];
-                Ok(vec![inverse(total); batches.len()])
-            }
-        }
-    }
-
     /// Sums what the ranks know of a step. `loss` is this rank's part of the scaled sum.
     fn report(&self, batches: &[MicroBatch], loss: f64) -> Result<StepReport, TrainError> {
         let is_flash = self.recipe.model.attn_implementation.is_flash();
@@ -654,8 +629,8 @@ impl<'a> Trainer<'a> {
             model_tflos += flops::model_tflos(arch, documents.into_iter(), num_valid);
         }
         // Every rank of a sequence-parallel group knows the same micro-batches: each contributes its share of them.
-        let share = 1.0 / self.comm.mesh.sp_size as f64;
-        let num_micro_batches = (batches.len() * self.comm.mesh.dp_size) as f64;
+        let share = 1.0 / self.comm.mesh.size(Axis::Sp) as f64;
+        let num_micro_batches = (batches.len() * self.comm.mesh.size(Axis::Dp)) as f64;
         let sums = sum(
             self.comm.world(),
             &[
@@ -695,15 +670,15 @@ impl<'a> Trainer<'a> {
         let collator = *self.stream.collator();
         let rows = self.recipe.micro_batch_size;
         let (mut loss, mut num_valid_tokens) = (0.0, 0.0);
-        for first in (0..dataset.len()).step_by(rows * mesh.dp_size) {
-            let start = first + mesh.dp_rank * rows;
+        for first in (0..dataset.len()).step_by(rows * mesh.size(Axis::Dp)) {
+            let start = first + mesh.local_rank(Axis::Dp) * rows;
             let is_counted = start < dataset.len();
             let start = if is_counted { start } else { first };
             let batch = eval_batch(dataset, &collator, start, rows)?;
             let loss_sum = self.engine.forward(&batch)?;
             if is_counted {
                 loss += loss_sum;
-                num_valid_tokens += batch.num_valid_tokens() as f64 / mesh.sp_size as f64;
+                num_valid_tokens += batch.num_valid_tokens() as f64 / mesh.size(Axis::Sp) as f64;
             }
         }
         let sums = sum(self.comm.world(), &[loss, num_valid_tokens])?;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 /// Each crate of ours with those it may depend on; a new edge is a reviewed change of this table (ARCHITECTURE.md).
-const ALLOWED: [(&str, &[&str]); 18] = [
+const ALLOWED: [(&str, &[&str]); 19] = [
     (
         "sterna",
         &[
@@ -17,6 +17,7 @@ const ALLOWED: [(&str, &[&str]); 18] = [
             "sterna-hf",
             "sterna-arch",
             "sterna-comm",
+            "sterna-mesh",
         ],
     ),
     (
@@ -29,19 +30,21 @@ const ALLOWED: [(&str, &[&str]); 18] = [
             "sterna-hf",
             "sterna-arch",
             "sterna-comm",
+            "sterna-mesh",
             "sterna-ops",
             "sterna-torch-sys",
         ],
     ),
     ("sterna-model", &["sterna-ops", "sterna-comm", "sterna-arch", "sterna-torch-sys"]),
-    ("sterna-comm", &["sterna-torch-sys"]),
+    ("sterna-comm", &["sterna-mesh", "sterna-torch-sys"]),
     ("sterna-ops", &["sterna-arch", "sterna-torch-sys"]),
     ("sterna-torch-sys", &[]),
-    ("sterna-data", &["sterna-hf", "sterna-recipe"]),
+    ("sterna-data", &["sterna-hf", "sterna-mesh", "sterna-recipe"]),
     ("sterna-checkpoint", &["sterna-arch", "sterna-hf"]),
-    ("sterna-recipe", &["sterna-arch"]),
+    ("sterna-recipe", &["sterna-arch", "sterna-mesh"]),
     ("sterna-hf", &["sterna-arch"]),
     ("sterna-arch", &[]),
+    ("sterna-mesh", &[]),
     ("sterna-launch", &[]),
     (
         "sterna-fuzz",
@@ -69,8 +72,9 @@ const ALLOWED: [(&str, &[&str]); 18] = [
 const FOR_TESTS: [&str; 2] = ["sterna-testkit", "sterna-fake-cuda"];
 
 /// Compile and test in seconds, because they never link libtorch.
-const WITHOUT_TORCH: [&str; 8] = [
+const WITHOUT_TORCH: [&str; 9] = [
     "sterna-arch",
+    "sterna-mesh",
     "sterna-recipe",
     "sterna-hf",
     "sterna-data",

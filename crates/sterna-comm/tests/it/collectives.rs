@@ -32,7 +32,7 @@ fn all_reduce() {
                     (ReduceOp::Min, all.amin(0, false)),
                     (ReduceOp::Max, all.amax(0, false)),
                 ] {
-                    let tensor = brought(comm.mesh.rank, 7, kind);
+                    let tensor = brought(comm.mesh.rank(), 7, kind);
                     comm.world().all_reduce_(&tensor, op).unwrap();
                     assert_same(&format!("{op:?} of {kind:?}"), &tensor, &expected);
                 }
@@ -49,7 +49,7 @@ fn all_gather_into_tensor() {
             for kind in [Kind::Float, Kind::BFloat16, Kind::Double, Kind::Int64, Kind::Uint8] {
                 let all: Vec<_> = (0..world_size).map(|rank| brought(rank, 6, kind)).collect();
                 let output = Tensor::zeros([6 * world_size as i64], (kind, Device::Cpu));
-                let input = brought(comm.mesh.rank, 6, kind).view([2, 3]);
+                let input = brought(comm.mesh.rank(), 6, kind).view([2, 3]);
                 comm.world().all_gather_into_tensor(&output, &input).unwrap().wait().unwrap();
                 assert_same(&format!("{kind:?}"), &output, &Tensor::cat(&all, 0));
             }
@@ -117,14 +117,14 @@ fn reduce_scatter_tensor() {
             let numel = 5 * world_size as i64;
             for kind in [Kind::Float, Kind::BFloat16, Kind::Double, Kind::Int64] {
                 let all: Vec<_> = (0..world_size).map(|rank| brought(rank, numel, kind)).collect();
-                let all = Tensor::stack(&all, 0).narrow(1, 5 * comm.mesh.rank as i64, 5);
+                let all = Tensor::stack(&all, 0).narrow(1, 5 * comm.mesh.rank() as i64, 5);
                 for (op, expected) in [
                     (ReduceOp::Sum, all.sum_dim_intlist(0, false, kind)),
                     (ReduceOp::Min, all.amin(0, false)),
                     (ReduceOp::Max, all.amax(0, false)),
                 ] {
                     let output = Tensor::zeros([5], (kind, Device::Cpu));
-                    let input = brought(comm.mesh.rank, numel, kind);
+                    let input = brought(comm.mesh.rank(), numel, kind);
                     let kept = input.copy();
                     comm.world()
                         .reduce_scatter_tensor(&output, &input, op)
@@ -144,7 +144,7 @@ fn reduce_scatter_rounds_bf16_once() {
     spawn_ranks(3, |_| {
         let comm = join(1);
         // 256 + 1 + 1 is 258 when rounded once, but 256 when rounded to bf16's 8 bits after each addition.
-        let value = if comm.mesh.rank == 0 { 256.0 } else { 1.0 };
+        let value = if comm.mesh.rank() == 0 { 256.0 } else { 1.0 };
         let input = Tensor::full([3], value, (Kind::BFloat16, Device::Cpu));
         let output = Tensor::zeros([1], (Kind::BFloat16, Device::Cpu));
         comm.world().reduce_scatter_tensor(&output, &input, ReduceOp::Sum).unwrap().wait().unwrap();
@@ -157,7 +157,7 @@ fn all_to_all_single_with_uneven_splits() {
     for world_size in WORLD_SIZES {
         spawn_ranks(world_size, |_| {
             let comm = join(1);
-            let me = comm.mesh.rank;
+            let me = comm.mesh.rank();
             // Rank `from` sends `(from + 2 * to) % 4` rows to rank `to`, which is none for some pairs.
             let num_rows = |from: usize, to: usize| ((from + 2 * to) % 4) as i64;
             // A row is two numbers that tell its sender, receiver and place.
@@ -188,7 +188,7 @@ fn broadcast_from_every_root() {
             let comm = join(1);
             for kind in [Kind::Float, Kind::BFloat16, Kind::Int64] {
                 for root in 0..world_size {
-                    let tensor = brought(comm.mesh.rank, 9, kind);
+                    let tensor = brought(comm.mesh.rank(), 9, kind);
                     comm.world().broadcast(&tensor, root).unwrap().wait().unwrap();
                     assert_same(&format!("{kind:?}"), &tensor, &brought(root, 9, kind));
                 }
@@ -204,7 +204,7 @@ fn all_gather_bytes_of_different_lengths() {
             let comm = join(1);
             let bytes = |rank: usize| vec![7 + rank as u8; 5 * rank];
             let expected: Vec<_> = (0..world_size).map(bytes).collect();
-            assert_eq!(comm.world().all_gather_bytes(&bytes(comm.mesh.rank)).unwrap(), expected);
+            assert_eq!(comm.world().all_gather_bytes(&bytes(comm.mesh.rank())).unwrap(), expected);
             assert_eq!(
                 comm.world().all_gather_bytes(&[]).unwrap(),
                 vec![Vec::<u8>::new(); world_size]
@@ -220,7 +220,7 @@ fn operations_under_way_may_be_awaited_in_any_order() {
         let numel = 1 << 20;
         let started: Vec<_> = (0..6)
             .map(|i| {
-                let input = brought(comm.mesh.rank + i, numel, Kind::Float);
+                let input = brought(comm.mesh.rank() + i, numel, Kind::Float);
                 let output = Tensor::zeros([2 * numel], (Kind::Float, Device::Cpu));
                 let work = comm.world().all_gather_into_tensor(&output, &input).unwrap();
                 (i, output, work)

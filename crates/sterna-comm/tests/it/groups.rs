@@ -1,4 +1,5 @@
 use sterna_comm::ReduceOp;
+use sterna_mesh::Axis;
 use sterna_testkit::spawn_ranks;
 use tch::Tensor;
 
@@ -15,9 +16,12 @@ fn groups_have_the_ranks_of_the_mesh_in_its_order() {
     spawn_ranks(4, |rank| {
         let comm = join(2);
         assert_eq!(members(comm.world(), rank.rank), [0, 1, 2, 3]);
-        assert_eq!(members(comm.sp(), rank.rank), comm.mesh.sp_ranks().collect::<Vec<_>>());
-        assert_eq!(members(comm.dp(), rank.rank), comm.mesh.dp_ranks().collect::<Vec<_>>());
-        assert_eq!((comm.sp().rank(), comm.dp().rank()), (comm.mesh.sp_rank, comm.mesh.dp_rank));
+        assert_eq!(members(comm.sp(), rank.rank), comm.mesh.ranks(Axis::Sp).collect::<Vec<_>>());
+        assert_eq!(members(comm.dp(), rank.rank), comm.mesh.ranks(Axis::Dp).collect::<Vec<_>>());
+        assert_eq!(
+            (comm.sp().rank(), comm.dp().rank()),
+            (comm.mesh.local_rank(Axis::Sp), comm.mesh.local_rank(Axis::Dp))
+        );
         // The sum over sp, then dp, is the sum over the world.
         let sum = Tensor::from_slice(&[1_i64 << (8 * rank.rank)]);
         comm.sp().all_reduce_(&sum, ReduceOp::Sum).unwrap();
@@ -36,11 +40,11 @@ fn an_axis_of_one_rank_needs_nobody() {
                 if sp_size == 1 { (comm.sp(), comm.dp()) } else { (comm.dp(), comm.sp()) };
             assert_eq!((alone.size(), alone.rank(), all.size()), (1, 0, 2));
             // Only one rank calls it: an operation among several would wait for the other.
-            if comm.mesh.rank == 0 {
+            if comm.mesh.rank() == 0 {
                 alone.barrier().unwrap();
                 assert_eq!(members(alone, 5), [5]);
             }
-            assert_eq!(members(all, comm.mesh.rank), [0, 1]);
+            assert_eq!(members(all, comm.mesh.rank()), [0, 1]);
         });
     }
 }

@@ -5,8 +5,9 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use sterna_data::{DataMesh, MicroBatches, prepare, write_rank_jsonl};
+use sterna_data::{MicroBatches, prepare, write_rank_jsonl};
 use sterna_hf::Tokenizer;
+use sterna_mesh::Mesh;
 use sterna_recipe::Recipe;
 
 use crate::support::{real_inputs, recipe_from_json};
@@ -21,7 +22,7 @@ fn rank_lines(
     steps: usize,
 ) -> Vec<Value> {
     let sp_size = recipe.sequence_parallel_size;
-    let mesh = DataMesh { world_size, sp_size, dp_rank: rank / sp_size };
+    let mesh = Mesh::new(rank, world_size, sp_size).expect("it divides");
     let micro_batches =
         MicroBatches::new(&datasets.train, recipe, mesh, 8192, tokenizer.pad_token_id());
     let mut out = Vec::new();

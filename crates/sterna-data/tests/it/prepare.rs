@@ -9,8 +9,9 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use sterna_data::{DataMesh, Datasets, Error, MicroBatches, prepare, rng::PythonRandom};
+use sterna_data::{Datasets, Error, MicroBatches, prepare, rng::PythonRandom};
 use sterna_hf::Tokenizer;
+use sterna_mesh::Mesh;
 
 use crate::support::{real_inputs, recipe_from_json};
 
@@ -498,7 +499,7 @@ fn groups_share_the_epoch() {
     let recipe = recipe_from_json(&recipe);
     let data = prepare(&recipe, 8192, &work.tokenizer, 6).unwrap();
     let group = |dp_rank| {
-        let mesh = DataMesh { world_size: 6, sp_size: 3, dp_rank };
+        let mesh = Mesh::new(3 * dp_rank as usize, 6, 3).expect("it divides");
         MicroBatches::new(&data.train, &recipe, mesh, 8192, work.tokenizer.pad_token_id())
     };
     // 13 samples wrap to 18: 3 for each of 6 ranks, so 9 micro-batches for each group of 3.

@@ -55,13 +55,16 @@ fn cross_entropy_is_that_of_its_definition() {
             let gpu_logits = on_gpu.narrow(1, more, vocab_size);
             // The definition in double precision: the kernel rounds once.
             let exact = logits.to_kind(Kind::Double);
-            let expected = cross_entropy::forward_backward(&exact, &labels, 0.125);
-            let loss = cross_entropy::forward(&gpu_logits, &gpu(&labels));
-            assert_close(&name, &loss, &expected, 1e-5, 1e-6);
+            let weights = random(&[len], Kind::Double, len + 1);
+            let expected = cross_entropy::forward_backward(&exact, &labels, &weights);
+            let losses = cross_entropy::forward(&gpu_logits, &gpu(&labels));
+            assert_close(&name, &losses.of_rows, &expected.of_rows, 1e-5, 1e-6);
+            assert_close(&name, &losses.sum, &expected.sum, 1e-5, 1e-6);
             let untouched = on_gpu.to_device(Device::Cpu);
             assert!(untouched.equal(&whole), "{name}: forward changes its logits");
-            let loss = cross_entropy::forward_backward(&gpu_logits, &gpu(&labels), 0.125);
-            assert_close(&name, &loss, &expected, 1e-5, 1e-6);
+            let (gpu_labels, weights) = (gpu(&labels), gpu(&weights));
+            let losses = cross_entropy::forward_backward(&gpu_logits, &gpu_labels, &weights);
+            assert_close(&name, &losses.of_rows, &expected.of_rows, 1e-5, 1e-6);
             let (rtol, atol) = (tolerance(kind) / 2.0, 1e-8);
             assert_close(&name, &gpu_logits, &exact, rtol, atol);
             for (start, len) in [(0, more), (more + vocab_size, more)] {
@@ -85,8 +88,9 @@ fn cross_entropy_of_infinite_logits_is_that_of_its_definition() {
     let losses = kernels::cross_entropy_forward(&gpu_logits, &gpu(&labels)).unwrap();
     let log_p = logits.to_kind(Kind::Double).log_softmax(-1, Kind::Double);
     assert_close("losses", &losses, &-log_p.select(1, 599), 1e-5, 1e-6);
-    let _ = cross_entropy::forward_backward(&gpu_logits, &gpu(&labels), 1.0);
-    let _ = cross_entropy::forward_backward(&logits, &labels, 1.0);
+    let weights = labels.ones_like().to_kind(Kind::Double);
+    let _ = cross_entropy::forward_backward(&gpu_logits, &gpu(&labels), &gpu(&weights));
+    let _ = cross_entropy::forward_backward(&logits, &labels, &weights);
     assert_close("d_logits", &gpu_logits, &logits, 1e-5, 1e-8);
 }
 

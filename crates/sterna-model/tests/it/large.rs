@@ -162,8 +162,10 @@ fn large_loss_with_labels_at_the_far_end() {
             own: vec![zeros(&[HIDDEN]), zeros(&[vocab_size, HIDDEN])],
             embedding: None,
         };
+        let num_labels = labels.iter().filter(|label| **label != IGNORE_INDEX).count() as i64;
+        let weights = Tensor::full([num_labels], 0.01, (Kind::Double, Device::Cpu));
         let (loss, d_x) =
-            head::loss_and_backward(&config.arch, &params, &mut grads, x, labels, 0.01, 1024)
+            head::loss_and_backward(&config.arch, &params, &mut grads, x, labels, &weights, 1024)
                 .unwrap();
         (loss, d_x, grads.own.remove(1).unwrap())
     };

@@ -326,14 +326,16 @@ impl Tiny {
                 .collect(),
             embedding: arch.is_tied().then(|| grads[&arch.embed.weight.name].shallow_clone()),
         };
+        let num_labels = shift_labels.iter().filter(|label| **label != -100).count() as i64;
         let scale = 1.0 / num_valid_tokens as f64;
+        let token_weights = Tensor::full([num_labels], scale, (Kind::Double, Device::Cpu));
         let (loss_sum, mut d_x) = head::loss_and_backward(
             arch,
             &head_params,
             &mut head_grads,
             &x,
             &shift_labels,
-            scale,
+            &token_weights,
             tile_len,
         )
         .unwrap();
@@ -342,6 +344,10 @@ impl Tiny {
             loss_sum,
             "with and without gradients"
         );
+        let log_probs = head::log_probs(arch, &head_params, &x, &shift_labels, tile_len).unwrap();
+        assert_eq!(log_probs.size(), [num_labels]);
+        let difference = log_probs.sum(Kind::Double).double_value(&[]) + loss_sum.loss_sum;
+        assert!(difference.abs() <= 1e-12 * loss_sum.loss_sum, "{difference:e}");
         for (layer_idx, kept) in all_kept.into_iter().enumerate().rev() {
             let layer = &arch.layers[layer_idx];
             let params = block_params(layer_idx);

@@ -17,25 +17,36 @@ fn plain(logits: &Tensor, labels: &Tensor) -> Tensor {
     logits.cross_entropy_loss(labels, None::<Tensor>, Reduction::Sum, IGNORE_INDEX, 0.0)
 }
 
+/// `[s]`.
+fn each(logits: &Tensor, labels: &Tensor) -> Tensor {
+    logits.cross_entropy_loss(labels, None::<Tensor>, Reduction::None, IGNORE_INDEX, 0.0)
+}
+
+fn ones(labels: &Tensor) -> Tensor {
+    labels.ones_like().to_kind(Kind::Double)
+}
+
 #[test]
 fn loss_and_gradient_in_double_precision() {
     let (logits, labels) = (random(&[10, 7], 1) * 5.0, labels(10, 7));
-    let scale = 0.125;
-    let expected = plain(&logits, &labels);
-    assert_close("loss", &forward(&logits, &labels), &expected, AUTOGRAD);
-    let d_logits = logits.copy();
-    assert_close("loss", &forward_backward(&d_logits, &labels, scale), &expected, AUTOGRAD);
-    let d_loss = Tensor::from(scale);
+    let expected = each(&logits, &labels);
+    let losses = forward(&logits, &labels);
+    assert_close("losses", &losses.of_rows, &expected, AUTOGRAD);
+    assert_close("sum", &losses.sum, &expected.sum(Kind::Double), AUTOGRAD);
+    let (d_logits, weights) = (logits.copy(), random(&[10], 2));
+    let losses = forward_backward(&d_logits, &labels, &weights);
+    assert_close("losses", &losses.of_rows, &expected, AUTOGRAD);
+    assert_close("sum", &losses.sum, &expected.sum(Kind::Double), AUTOGRAD);
     assert_close(
         "d_logits",
         &d_logits,
-        &autograd(|x| plain(&x[0], &labels), &[&logits], &d_loss)[0],
+        &autograd(|x| each(&x[0], &labels), &[&logits], &weights)[0],
         AUTOGRAD,
     );
     assert_close(
         "d_logits",
         &d_logits,
-        &differences(|x| plain(&x[0], &labels), &[&logits], &d_loss)[0],
+        &differences(|x| each(&x[0], &labels), &[&logits], &weights)[0],
         DIFFERENCES,
     );
 }
@@ -50,9 +61,9 @@ fn bf16_logits_have_a_gradient_rounded_once() {
     let exact = logits.to_kind(Kind::Double);
     let expected_loss = plain(&exact, &labels);
     let expected = &autograd(|x| plain(&x[0], &labels), &[&exact], &Tensor::from(1.0))[0];
-    let loss = forward(&logits, &labels);
+    let loss = forward(&logits, &labels).sum;
     assert_close("loss", &(loss / &expected_loss), &Tensor::from(1.0), 1e-6);
-    let _ = forward_backward(&logits, &labels, 1.0);
+    let _ = forward_backward(&logits, &labels, &ones(&labels));
     let error = (logits.to_kind(Kind::Double) - expected).abs() / (expected.abs() + 1e-30);
     let worst = error.max().double_value(&[]);
     assert!(worst < 1.0 / 256.0 * 1.01, "relative error {worst}");
@@ -62,7 +73,7 @@ fn bf16_logits_have_a_gradient_rounded_once() {
 fn no_label_at_all_is_no_loss_and_no_gradient() {
     let logits = random(&[4, 3], 1);
     let labels = Tensor::full([4], IGNORE_INDEX, (Kind::Int64, tch::Device::Cpu));
-    let loss = forward_backward(&logits, &labels, 1.0);
+    let loss = forward_backward(&logits, &labels, &ones(&labels)).sum;
     assert_close("loss", &loss, &Tensor::from(0.0), 0.0);
     assert_close("d_logits", &logits, &logits.zeros_like(), 0.0);
 }

@@ -37,7 +37,8 @@ proptest! {
                 let h = rms_norm::forward(&x, &norm, 1e-6);
                 let logits = linear::forward(&h, &weight, None);
                 let labels = labels.narrow(0, tile.start, tile.end - tile.start);
-                loss_sum += cross_entropy::forward_backward(&logits, &labels, 0.25);
+                let weights = labels.ones_like().to_kind(Kind::Double) * 0.25;
+                loss_sum += cross_entropy::forward_backward(&logits, &labels, &weights).sum;
                 linear::backward_params(&logits, &h, Some(&mut grads[0]), None);
                 let d_h = linear::backward_input(&logits, &weight);
                 d_x.push(rms_norm::backward(&d_h, &x, &norm, 1e-6, Some(&mut grads[1])));

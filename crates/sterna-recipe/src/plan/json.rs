@@ -1,6 +1,7 @@
 //! Plans as JSON.
 
 use serde_json::{Value, json};
+use sterna_mesh::Axis;
 
 use super::Plan;
 
@@ -34,7 +35,11 @@ pub(super) fn plan(plan: &Plan) -> Value {
             "dtype": model.dtype.torch_name(),
             "has_random_weights": model.has_random_weights,
         },
-        "mesh": { "world_size": mesh.world_size, "sp_size": mesh.sp_size, "dp_size": mesh.dp_size },
+        "mesh": {
+            "world_size": mesh.world_size(),
+            "sp_size": mesh.size(Axis::Sp),
+            "dp_size": mesh.size(Axis::Dp),
+        },
         "device": device.name(),
         "heads": heads.iter().map(|split| json!({
             "q": [split.q.start, split.q.end],

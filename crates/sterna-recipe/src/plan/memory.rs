@@ -284,9 +284,7 @@ impl Activations<'_> {
 
     /// The output of a layer's attention for this rank's tokens, and the log-sum-exp of its heads.
     fn attention_output_bytes(&self, attention: &Attention) -> usize {
-        let heads = first_split(attention, self.sp_size);
-        let lse = heads.q.len() * self.all_tokens() * DType::F32.size();
-        self.batch.local_tokens * attention.q_width() * self.size + lse
+        attention.kept_bytes(self.batch.local_tokens, self.sp_size, self.size).iter().sum()
     }
 
     /// Query and kv heads of this rank that run at once.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use sterna_arch::HeadSplit;
+use sterna_mesh::Axis;
 
 use crate::recipe::{KeepAttention, Place};
 
@@ -59,14 +60,16 @@ impl Plan {
 
     fn mesh_line(&self) -> String {
         let mesh = self.mesh;
-        let device = match (self.device, mesh.world_size) {
+        let device = match (self.device, mesh.world_size()) {
             (DeviceType::Cpu, _) => "on the CPU",
             (DeviceType::Cuda, 1) => "on a GPU",
             (DeviceType::Cuda, _) => "each on a GPU",
         };
         format!(
             "{} = {} data-parallel x {} sequence-parallel, {device}",
-            mesh.world_size, mesh.dp_size, mesh.sp_size
+            mesh.world_size(),
+            mesh.size(Axis::Dp),
+            mesh.size(Axis::Sp)
         )
     }
 
@@ -111,7 +114,7 @@ impl Plan {
         let sharded = if sharded.is_empty() {
             "nothing is sharded".to_owned()
         } else {
-            format!("{} sharded over {} ranks", sharded.join(", "), self.mesh.world_size)
+            format!("{} sharded over {} ranks", sharded.join(", "), self.mesh.world_size())
         };
         format!(
             "stage {}: {sharded}; gradients add up in {} and travel in {}",

@@ -1,6 +1,7 @@
 //! One micro-batch as a rank sees it.
 
 use sterna_data::MicroBatch;
+use sterna_mesh::Axis;
 use sterna_model::{Documents, RopeTable, Routing, rotary};
 
 use super::Model;
@@ -19,12 +20,12 @@ pub(super) struct Shard {
 impl Shard {
     pub(super) fn new(model: &Model<'_>, batch: &MicroBatch) -> Self {
         let (mesh, options) = (&model.comm.mesh, &model.options);
-        let shard = batch.shard(mesh.sp_size, mesh.sp_rank);
+        let shard = batch.shard(mesh.size(Axis::Sp), mesh.local_rank(Axis::Sp));
         let documents = batch.documents().into_iter();
         let documents = documents.map(|range| range.start as i64..range.end as i64).collect();
         let (positions, seq_len) = (&shard.position_ids, longest_position(batch));
         let ropes = rotary::tables(model.arch, positions, seq_len, options.kind, options.device);
-        let is_token = tokens_of_shard(batch, mesh.sp_size, mesh.sp_rank);
+        let is_token = tokens_of_shard(batch, mesh.size(Axis::Sp), mesh.local_rank(Axis::Sp));
         Self {
             input_ids: shard.input_ids,
             shift_labels: shard.shift_labels,

@@ -1,7 +1,7 @@
 //! Where a run begins, where it ends, and which data each of its steps takes.
 
 use sterna_checkpoint::{Manifest, Position};
-use sterna_comm::Mesh;
+use sterna_mesh::{Axis, Mesh};
 use sterna_recipe::{CheckpointOptions, Recipe};
 
 use crate::error::TrainError;
@@ -73,8 +73,8 @@ impl Course {
     ) -> Result<Self, TrainError> {
         let gas = recipe.gradient_accumulation_steps as u64;
         let turns = Turns {
-            world_size: mesh.world_size as u64,
-            sp_size: mesh.sp_size as u64,
+            world_size: mesh.world_size() as u64,
+            sp_size: mesh.size(Axis::Sp) as u64,
             rows: recipe.micro_batch_size as u64,
         };
         let first_step = resumed.map_or(0, |manifest| manifest.step);
@@ -102,7 +102,7 @@ impl Course {
         if num_steps == 0 {
             return Err(TrainError::NoSteps {
                 num_micro_batches: per_epoch * recipe.epochs,
-                dp_size: mesh.dp_size,
+                dp_size: mesh.size(Axis::Dp),
                 gradient_accumulation_steps: recipe.gradient_accumulation_steps,
             });
         }

@@ -7,6 +7,8 @@ mod fake_cuda;
 mod families;
 mod gpu_figures;
 mod nonfinite;
+mod objective;
+mod one_batch;
 mod optimizer;
 mod plan;
 mod policies;

@@ -4,8 +4,9 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
-use sterna_data::{DataMesh, Datasets, MicroBatches, write_rank_jsonl};
+use sterna_data::{Datasets, MicroBatches, write_rank_jsonl};
 use sterna_hf::{Tokenizer, hub};
+use sterna_mesh::Mesh;
 use sterna_recipe::Recipe;
 
 use super::{load, model_config, wrong_recipe};
@@ -28,7 +29,7 @@ pub(crate) fn run(args: &Data) -> Result<(), Failure> {
     let prepared = prepare(&recipe, world_size)?;
     fs::create_dir_all(&args.out).map_err(|err| cannot_write(&args.out, &err))?;
     for rank in 0..world_size {
-        let mesh = DataMesh { world_size, sp_size, dp_rank: rank / sp_size };
+        let mesh = Mesh::new(rank, world_size, sp_size).expect("it divides");
         let batches = prepared.micro_batches(&recipe, mesh);
         if batches.is_empty() {
             let message =
@@ -66,7 +67,7 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    fn micro_batches(&self, recipe: &Recipe, mesh: DataMesh) -> MicroBatches<'_> {
+    fn micro_batches(&self, recipe: &Recipe, mesh: Mesh) -> MicroBatches<'_> {
         MicroBatches::new(&self.datasets.train, recipe, mesh, self.max_length, self.pad_token_id)
     }
 }

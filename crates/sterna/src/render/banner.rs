@@ -1,6 +1,7 @@
 //! The first lines of a run: what is trained, on what, by whom.
 
 use sterna_data::PrepareReport;
+use sterna_mesh::Axis;
 use sterna_recipe::Plan;
 use sterna_train::{Bf16Products, Gpu, Processor};
 
@@ -21,9 +22,9 @@ pub(super) fn run(plan: &Plan, num_steps: u64, processor: &Processor) -> Vec<Str
         ),
         format!(
             "ranks: {} = DP {} x SP {}, ZeRO stage {}",
-            mesh.world_size,
-            mesh.dp_size,
-            mesh.sp_size,
+            mesh.world_size(),
+            mesh.size(Axis::Dp),
+            mesh.size(Axis::Sp),
             zero.stage.number()
         ),
         format!(
@@ -32,7 +33,7 @@ pub(super) fn run(plan: &Plan, num_steps: u64, processor: &Processor) -> Vec<Str
             batch.max_length,
             batch.micro_batch_size,
             plan.steps.gradient_accumulation_steps,
-            mesh.dp_size
+            mesh.size(Axis::Dp)
         ),
         format!("steps: {num_steps}"),
     ];

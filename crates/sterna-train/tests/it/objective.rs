@@ -1,0 +1,75 @@
+//! An objective whose weights depend on what the model says of all labels, against the slope of its loss.
+
+use sterna_data::MicroBatch;
+use sterna_train::{
+    TrainError,
+    engine::Engine,
+    objective::{Labels, Loss, Objective, Sft, Weighed},
+};
+use tch::Kind;
+
+use crate::one_batch::OneBatch;
+
+/// `(sum over labels of -ln p)^2 / 2`: the weight of each is the sum over all.
+struct Squared;
+
+impl Objective for Squared {
+    fn weigh(&self, labels: &mut Labels<'_>) -> Result<Weighed, TrainError> {
+        let sum = -labels.log_probs()?.sum(Kind::Double).double_value(&[]);
+        Ok(Weighed { weights: labels.alike(sum), loss: Loss::Is(sum * sum / 2.0) })
+    }
+
+    fn share(&self, _: &MicroBatch) -> f64 {
+        0.0
+    }
+}
+
+/// A step of so much down the gradient.
+fn descend(of: &OneBatch, engine: &mut Engine<'_>, by: f64) {
+    for unit_idx in 0..engine.zero.num_units() {
+        let params = engine.zero.gather(of.comm.world(), unit_idx).expect("one rank");
+        let gradients = engine.zero.gradients(unit_idx).expect("one rank");
+        for (param, gradient) in params.iter().zip(&gradients.views) {
+            // One rank keeps weights whole: these are views of them.
+            let _ = param.shallow_clone().g_sub_(&(gradient * by));
+        }
+    }
+}
+
+#[test]
+fn weights_that_depend_on_the_model_give_the_gradient_of_the_loss() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let of = OneBatch::new(folder.path());
+    let mut engine = of.engine(of.options());
+    let loss = engine.forward_backward(&of.batch, &Squared).expect("computed");
+    let sum = engine.forward(&of.batch).expect("computed");
+    assert!((loss / (sum * sum / 2.0) - 1.0).abs() < 1e-12, "{loss} of {sum}");
+    let norm = engine.zero.gradient_norm(of.comm.world()).expect("one rank");
+    // Down and up again by a ten-thousandth of the loss, which fp32 tells apart to a thousandth.
+    let by = 1e-4 * loss / norm.powi(2);
+    let squared = |engine: &mut Engine<'_>| {
+        let sum = engine.forward(&of.batch).expect("computed");
+        sum * sum / 2.0
+    };
+    descend(&of, &mut engine, by);
+    let below = squared(&mut engine);
+    descend(&of, &mut engine, -2.0 * by);
+    let above = squared(&mut engine);
+    let slope = (above - below) / (2.0 * by);
+    assert!((slope / norm.powi(2) - 1.0).abs() < 5e-3, "{slope} against {}", norm.powi(2));
+}
+
+/// One weight for all labels gives a multiple of the gradient of their sum, whoever found the weight.
+#[test]
+fn a_weight_that_was_computed_counts_as_one_that_was_known() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let of = OneBatch::new(folder.path());
+    let norm_of = |objective: &dyn Objective| {
+        let mut engine = of.engine(of.options());
+        engine.forward_backward(&of.batch, objective).expect("computed");
+        engine.zero.gradient_norm(of.comm.world()).expect("one rank")
+    };
+    let sum = of.engine(of.options()).forward(&of.batch).expect("computed");
+    let (computed, known) = (norm_of(&Squared), norm_of(&Sft::new(sum)));
+    assert!((computed / known - 1.0).abs() < 1e-6, "{computed} and {known}");
+}

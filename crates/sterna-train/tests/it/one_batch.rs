@@ -1,0 +1,61 @@
+//! The tiny model and one micro-batch of its chats, for tests of the engine by itself.
+
+use std::path::Path;
+
+use sterna_arch::ModelConfig;
+use sterna_comm::{Comm, RankEnv};
+use sterna_data::{MicroBatch, MicroBatches, prepare};
+use sterna_hf::{Tokenizer, WeightFiles};
+use sterna_recipe::{DeviceType, Plan, Recipe};
+use sterna_train::{
+    engine::{Engine, EngineOptions},
+    load::WeightSource,
+};
+use tch::Device;
+
+use crate::tiny;
+
+pub(crate) struct OneBatch {
+    recipe: Recipe,
+    pub(crate) config: ModelConfig,
+    pub(crate) batch: MicroBatch,
+    pub(crate) comm: Comm,
+    pub(crate) plan: Plan,
+    files: WeightFiles,
+}
+
+impl OneBatch {
+    pub(crate) fn new(folder: &Path) -> Self {
+        let recipe = tiny::load(folder, "one-batch", &tiny::recipe(folder));
+        let model = folder.join("model");
+        let config = ModelConfig::from_dir(&model).expect("a config");
+        let tokenizer = Tokenizer::from_dir(&model).expect("a tokenizer");
+        let data = prepare(&recipe, 96, &tokenizer, 1).expect("data");
+        let comm =
+            Comm::init(&RankEnv::single(), 1, std::time::Duration::from_secs(1)).expect("one rank");
+        let batches =
+            MicroBatches::new(&data.train, &recipe, comm.mesh, 96, tokenizer.pad_token_id());
+        Self {
+            batch: batches.get(0).expect("a micro-batch"),
+            plan: Plan::new(&recipe, &config, 1, DeviceType::Cpu).expect("a plan"),
+            files: WeightFiles::open(&model).expect("weights"),
+            comm,
+            recipe,
+            config,
+        }
+    }
+
+    /// As the plan has it, with all attention outputs kept.
+    pub(crate) fn options(&self) -> EngineOptions {
+        let num_attention = self.config.num_hidden_layers();
+        EngineOptions::new(&self.plan, Device::Cpu, num_attention, None).expect("options")
+    }
+
+    /// With the model's weights.
+    pub(crate) fn engine(&self, options: EngineOptions) -> Engine<'_> {
+        let engine = Engine::new(&self.comm, &self.config.arch, &self.recipe, options);
+        let mut engine = engine.expect("an engine");
+        engine.zero.load(&WeightSource::Files(&self.files)).expect("weights");
+        engine
+    }
+}
