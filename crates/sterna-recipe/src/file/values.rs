@@ -7,6 +7,7 @@ use sterna_arch::DType;
 
 use crate::{
     human,
+    keys::{Affects, Key},
     recipe::{
         AttnImplementation, CheckpointKind, KeepAttention, LabelMask, LogLevel, LossAverage,
         NonFinitePolicy, Packing, PadTo, Place, Ramp, Ranks,
@@ -224,9 +225,12 @@ impl<T: Read> Read for List<T> {
         Some(read_items::<T>(items, path, reader))
     }
 
-    fn keys(path: &str, out: &mut Vec<String>) {
-        out.push(path.to_owned());
-        item_keys::<T>(path, out);
+    fn keys(path: &str, affects: Option<Affects>, out: &mut Vec<Key>) {
+        out.push(Key { path: path.to_owned(), affects });
+        let item = format!("{path}[]");
+        let mut below = Vec::new();
+        T::keys(&item, affects, &mut below);
+        out.extend(below.into_iter().filter(|key| key.path != item));
     }
 }
 
@@ -244,8 +248,8 @@ impl<T: Read> Read for OneOrMany<T> {
         }
     }
 
-    fn keys(path: &str, out: &mut Vec<String>) {
-        List::<T>::keys(path, out);
+    fn keys(path: &str, affects: Option<Affects>, out: &mut Vec<Key>) {
+        List::<T>::keys(path, affects, out);
     }
 }
 
@@ -256,13 +260,6 @@ fn read_items<T: Read>(items: &[Node], path: &str, reader: &mut Reader) -> Vec<T
         T::read(item, &path, reader)
     };
     items.iter().enumerate().filter_map(read).collect()
-}
-
-fn item_keys<T: Read>(path: &str, out: &mut Vec<String>) {
-    let item = format!("{path}[]");
-    let mut below = Vec::new();
-    T::keys(&item, &mut below);
-    out.extend(below.into_iter().filter(|key| *key != item));
 }
 
 /// A value that may be `null`.
@@ -276,8 +273,8 @@ impl<T: Read> Read for Maybe<T> {
         if node.is_null() { Some(None) } else { T::read(node, path, reader).map(Some) }
     }
 
-    fn keys(path: &str, out: &mut Vec<String>) {
-        T::keys(path, out);
+    fn keys(path: &str, affects: Option<Affects>, out: &mut Vec<Key>) {
+        T::keys(path, affects, out);
     }
 }
 
