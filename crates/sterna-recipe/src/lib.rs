@@ -26,6 +26,7 @@ mod edit;
 mod file;
 mod human;
 mod json;
+mod keys;
 mod load;
 pub mod plan;
 pub mod recipe;
@@ -35,7 +36,8 @@ mod yaml;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Kind, Note};
 pub use edit::{Override, OverrideError};
-pub use load::{keys, load, parse};
+pub use keys::{Affects, Key, affects, keys};
+pub use load::{load, parse};
 pub use plan::{
     AttentionPlan, DeviceType, KeepPlan, Memory, MemoryKind, MemoryRow, Plan, TileLengths,
     UnitPlan, ZeroPlan,

@@ -47,7 +47,7 @@ pub fn load(path: &Path, overrides: &[Override]) -> Result<Recipe, Diagnostics> 
 ///
 /// As [`load`].
 pub fn parse(path: &Path, text: &str, overrides: &[Override]) -> Result<Recipe, Diagnostics> {
-    let mut reader = Reader { known_keys: keys(), ..Reader::default() };
+    let mut reader = Reader::default();
     let mut root = match yaml::parse(text, Origin::File, &mut reader.errors) {
         Ok(root) => root,
         Err(error) => {
@@ -65,13 +65,6 @@ pub fn parse(path: &Path, text: &str, overrides: &[Override]) -> Result<Recipe, 
         Some(recipe) if errors.is_empty() => Ok(Recipe { source, notes, ..recipe }),
         _ => Err(Diagnostics::new(source, errors)),
     }
-}
-
-/// Every key path of a recipe, list items written as `[]`, in the order of the reference page.
-pub fn keys() -> Vec<String> {
-    let mut keys = Vec::new();
-    RecipeFile::keys("", &mut keys);
-    keys
 }
 
 fn source(

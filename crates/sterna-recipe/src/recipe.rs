@@ -2,23 +2,27 @@
 //!
 //! A value of these types is one that the engine can carry out: what cannot be done was refused while loading
 //! ([`crate::load`]), so nothing downstream needs a "not supported" branch. The types are plain data; the field docs say
-//! what the engine does with a value, `docs/reference/recipe.md` says the same to the person who types it.
+//! what the engine does with a value, `docs/reference/recipe.md` says the same to the person who types it. Fields are
+//! called as the keys are, because the recipe's JSON ([`Recipe::to_json`]) is derived from them.
 
 use std::{
     fmt,
     path::{Path, PathBuf},
 };
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 use sterna_arch::{DType, ModelConfig};
 
-use crate::{diagnostic::Note, source::RecipeSource};
+use crate::{diagnostic::Note, json, source::RecipeSource};
 
 /// A checked recipe: what to train, on what, and how.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "type", rename = "sft")]
 #[expect(clippy::struct_excessive_bools, reason = "a recipe has independent switches")]
 pub struct Recipe {
     /// The text it came from, so that a later error can still show the line.
+    #[serde(skip)]
     pub source: RecipeSource,
     /// `model`: the weights to start from.
     pub model: ModelOptions,
@@ -76,11 +80,13 @@ pub struct Recipe {
     /// Evaluate once before the first step.
     pub eval_on_start: bool,
     /// Whether the metrics line and the metrics file are written.
+    #[serde(rename = "train_log_iter_interval", serialize_with = "json::as_number")]
     pub train_log_metrics: bool,
     /// The JSONL file that metrics are appended to, relative to the working directory.
     pub train_log_metrics_path: PathBuf,
 
     /// Keys that are set and change nothing here, each with the reason.
+    #[serde(skip)]
     pub notes: Vec<Note>,
 }
 
@@ -125,11 +131,12 @@ pub enum NonFinitePolicy {
 }
 
 /// `model`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelOptions {
     /// A folder, or a name on the Hugging Face hub.
     pub name_or_path: String,
     /// The format of weights and activations; masters and gradients are fp32.
+    #[serde(serialize_with = "json::displayed")]
     pub dtype: DType,
     /// Which attention the recipe named.
     pub attn_implementation: AttnImplementation,
@@ -176,17 +183,6 @@ pub enum AttnImplementation {
 }
 
 impl AttnImplementation {
-    /// The name as typed.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Sdpa => "sdpa",
-            Self::Eager => "eager",
-            Self::FlexAttention => "flex_attention",
-            Self::FlashAttention2 => "flash_attention_2",
-            Self::FlashAttention3 => "flash_attention_3",
-        }
-    }
-
     /// Whether the reference's metrics count attention per packed document (flash attention only) or over the batch.
     pub fn is_flash(self) -> bool {
         matches!(self, Self::FlashAttention2 | Self::FlashAttention3)
@@ -194,14 +190,14 @@ impl AttnImplementation {
 }
 
 /// `tokenizer`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TokenizerOptions {
     /// A folder or a hub name; the model's when the recipe gives none.
     pub name_or_path: String,
 }
 
 /// `data`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[expect(clippy::struct_excessive_bools, reason = "a recipe has independent switches")]
 pub struct DataOptions {
     /// Training data, concatenated in this order; never empty.
@@ -254,7 +250,8 @@ impl DataOptions {
 }
 
 /// One `huggingface_instruct` source of chats.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "type", rename = "huggingface_instruct")]
 pub struct Source {
     /// A folder or file, or a data set name on the hub, without a `:split` part.
     pub name_or_path: String,
@@ -263,10 +260,12 @@ pub struct Source {
     /// Arguments of the reference's `load_dataset` that mean something here (`name`, `data_files`, `data_dir`, `revision`).
     pub kwargs: Map<String, Value>,
     /// For each role, in turn order, where its messages are.
+    #[serde(serialize_with = "json::roles")]
     pub role_mapping: Vec<(String, RolePath)>,
     /// The field that holds a message's text; `None` tries `content`, `text`, `message`, `value`.
     pub content_key: Option<String>,
     /// How many of the rows are used.
+    #[serde(flatten)]
     pub sample: Sampling,
     /// Seeds the choice of rows.
     pub sample_seed: u64,
@@ -336,7 +335,7 @@ pub enum PadTo {
 }
 
 /// `optimizer`: `AdamW` with bias correction.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct OptimizerOptions {
     /// Peak learning rate.
     pub learning_rate: f64,
@@ -358,7 +357,8 @@ pub struct SchedulerOptions {
 }
 
 /// The learning-rate curves of transformers' `get_scheduler`, and WSD. All give a factor on the peak learning rate.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Schedule {
     /// Down to 0 in a straight line.
     Linear,
@@ -487,7 +487,7 @@ impl ZeroStage {
 }
 
 /// `memory`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MemoryOptions {
     /// The input of every so many blocks is kept; a backward runs those in between again to restore theirs.
     pub keep_inputs_every: usize,
@@ -510,6 +510,7 @@ pub struct MemoryOptions {
     /// Where gradients live: the device or the host.
     pub gradients_on: Place,
     /// The format of the optimizer's moments.
+    #[serde(serialize_with = "json::displayed")]
     pub moments_dtype: DType,
     /// The folder for what lives on disk, relative to the working directory; set whenever something does.
     pub disk_dir: Option<PathBuf>,
@@ -541,19 +542,8 @@ pub enum Place {
     Disk,
 }
 
-impl Place {
-    /// The word in a recipe.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Device => "device",
-            Self::Host => "host",
-            Self::Disk => "disk",
-        }
-    }
-}
-
 /// `logger`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LoggerOptions {
     /// Log files go to `<output_dir>/logs/rank_<local_rank>.log`; `None` writes none.
     pub output_dir: Option<PathBuf>,
@@ -600,9 +590,10 @@ impl Ranks {
 }
 
 /// One entry of `checkpoint`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CheckpointOptions {
     /// What is written.
+    #[serde(rename = "type")]
     pub kind: CheckpointKind,
     /// Where, relative to the working directory.
     pub output_dir: PathBuf,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     diagnostic::{Diagnostic, Kind, Note},
+    keys::{Affects, Key, keys},
     source::Span,
     yaml::{Content, Entry, Node, join},
 };
@@ -24,9 +25,9 @@ pub(crate) trait Read {
     /// Reads the value of `path`; reports what is wrong with it and returns nothing then.
     fn read(node: &Node, path: &str, reader: &mut Reader) -> Option<Self::Value>;
 
-    /// Appends the paths of the key and of all keys below it, lists written as `[]`.
-    fn keys(path: &str, out: &mut Vec<String>) {
-        out.push(path.to_owned());
+    /// Appends the key at `path` and all keys below it, lists written as `[]`.
+    fn keys(path: &str, affects: Option<Affects>, out: &mut Vec<Key>) {
+        out.push(Key { path: path.to_owned(), affects });
     }
 }
 
@@ -48,8 +49,6 @@ pub(crate) struct Reader {
     pub(crate) errors: Vec<Diagnostic>,
     pub(crate) notes: Vec<Note>,
     pub(crate) places: BTreeMap<String, Span>,
-    /// All key paths of a recipe, for hints.
-    pub(crate) known_keys: Vec<String>,
 }
 
 impl Reader {
@@ -126,11 +125,11 @@ impl Reader {
     }
 
     fn unknown(&mut self, entry: &Entry, path: &str, keys: &[&'static str]) {
-        let elsewhere = |known: &&String| known.rsplit('.').next() == Some(&entry.key);
+        let elsewhere = |known: &&Key| known.path.rsplit('.').next() == Some(&entry.key);
         let hint = if let Some(name) = nearest(&entry.key, keys.iter().copied()) {
             format!("did you mean `{name}`?")
-        } else if let Some(known) = self.known_keys.iter().find(elsewhere) {
-            format!("there is a key `{known}`")
+        } else if let Some(known) = self::keys().iter().find(elsewhere) {
+            format!("there is a key `{}`", known.path)
         } else if path.is_empty() {
             "docs/reference/recipe.md lists all keys".to_owned()
         } else {
@@ -239,7 +238,7 @@ macro_rules! section {
     (
         $(#[$doc:meta])*
         $name:ident {
-            $($key:literal => $field:ident: $type:ty,)*
+            $($key:literal => $field:ident: $type:ty => $affects:ident,)*
         }
         inert { $($inert_key:literal: $inert_type:ty => $inert_why:expr,)* }
         refused { $($refused_key:literal unless $off:expr => $refused_why:expr,)* }
@@ -261,13 +260,13 @@ macro_rules! section {
                 Some(Self { $($field: section.get::<$type>($key, reader),)* })
             }
 
-            fn keys(path: &str, out: &mut Vec<String>) {
+            fn keys(path: &str, affects: Option<Affects>, out: &mut Vec<Key>) {
                 if !path.is_empty() {
-                    out.push(path.to_owned());
+                    out.push(Key { path: path.to_owned(), affects });
                 }
-                $(<$type as Read>::keys(&join(path, $key), out);)*
-                $(<$inert_type as Read>::keys(&join(path, $inert_key), out);)*
-                $(out.push(join(path, $refused_key));)*
+                $(<$type as Read>::keys(&join(path, $key), Some(Affects::$affects), out);)*
+                $(<$inert_type as Read>::keys(&join(path, $inert_key), None, out);)*
+                $(out.push(Key { path: join(path, $refused_key), affects: None });)*
             }
         }
     };

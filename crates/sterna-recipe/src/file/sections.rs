@@ -1,6 +1,7 @@
 //! Every key of a recipe, section by section.
 
 use crate::{
+    keys::{Affects, Key},
     recipe::{
         AttnImplementation, CheckpointKind, KeepAttention, LabelMask, LogLevel, LossAverage,
         NonFinitePolicy, Packing, PadTo, Place, Ramp, Ranks,
@@ -63,37 +64,37 @@ pub(crate) const ONE_MOE: &str = "experts are computed in one way, over tokens s
 section! {
     /// The whole recipe.
     RecipeFile {
-        "type" => kind: TrainerKind,
-        "model" => model: ModelFile,
-        "tokenizer" => tokenizer: TokenizerFile,
-        "data" => data: DataFile,
-        "optimizer" => optimizer: OptimizerFile,
-        "scheduler" => scheduler: SchedulerFile,
-        "deepspeed" => deepspeed: DeepSpeedFile,
-        "memory" => memory: MemoryFile,
-        "logger" => logger: LoggerFile,
-        "wandb" => wandb: WandbFile,
-        "checkpoint" => checkpoint: OneOrMany<CheckpointFile>,
-        "micro_batch_size" => micro_batch_size: Int<1>,
-        "gradient_accumulation_steps" => gradient_accumulation_steps: Int<1>,
-        "sequence_parallel_size" => sequence_parallel_size: Int<1>,
-        "loss_average" => loss_average: LossAverage,
-        "on_nonfinite" => on_nonfinite: NonFinitePolicy,
-        "activation_checkpoint_cpu_offload" => activation_checkpoint_cpu_offload: Flag,
-        "tiled_mlp_compute" => tiled_mlp_compute: Flag,
-        "arctic_moe" => arctic_moe: Raw,
-        "epochs" => epochs: Int<0>,
-        "train_iters" => train_iters: HumanInt<0>,
-        "exit_iteration" => exit_iteration: Int<0>,
-        "exit_iteration_this_run" => exit_iteration_this_run: Int<0>,
-        "min_iterations" => min_iterations: HumanInt<0>,
-        "overfit_first_batch" => overfit_first_batch: Flag,
-        "kill_switch_path" => kill_switch_path: Text,
-        "seed" => seed: Int<0>,
-        "eval_interval" => eval_interval: HumanInt<0>,
-        "eval_on_start" => eval_on_start: Flag,
-        "train_log_iter_interval" => train_log_iter_interval: Int<0>,
-        "train_log_metrics_path" => train_log_metrics_path: Text,
+        "type" => kind: TrainerKind => Ranks,
+        "model" => model: ModelFile => Ranks,
+        "tokenizer" => tokenizer: TokenizerFile => Host,
+        "data" => data: DataFile => Inputs,
+        "optimizer" => optimizer: OptimizerFile => Numbers,
+        "scheduler" => scheduler: SchedulerFile => Numbers,
+        "deepspeed" => deepspeed: DeepSpeedFile => Ranks,
+        "memory" => memory: MemoryFile => Ranks,
+        "logger" => logger: LoggerFile => Host,
+        "wandb" => wandb: WandbFile => Host,
+        "checkpoint" => checkpoint: OneOrMany<CheckpointFile> => Ranks,
+        "micro_batch_size" => micro_batch_size: Int<1> => Numbers,
+        "gradient_accumulation_steps" => gradient_accumulation_steps: Int<1> => Numbers,
+        "sequence_parallel_size" => sequence_parallel_size: Int<1> => Numbers,
+        "loss_average" => loss_average: LossAverage => Numbers,
+        "on_nonfinite" => on_nonfinite: NonFinitePolicy => Numbers,
+        "activation_checkpoint_cpu_offload" => activation_checkpoint_cpu_offload: Flag => Ranks,
+        "tiled_mlp_compute" => tiled_mlp_compute: Flag => Ranks,
+        "arctic_moe" => arctic_moe: Raw => Ranks,
+        "epochs" => epochs: Int<0> => Numbers,
+        "train_iters" => train_iters: HumanInt<0> => Numbers,
+        "exit_iteration" => exit_iteration: Int<0> => Ranks,
+        "exit_iteration_this_run" => exit_iteration_this_run: Int<0> => Ranks,
+        "min_iterations" => min_iterations: HumanInt<0> => Numbers,
+        "overfit_first_batch" => overfit_first_batch: Flag => Numbers,
+        "kill_switch_path" => kill_switch_path: Text => Host,
+        "seed" => seed: Int<0> => Numbers,
+        "eval_interval" => eval_interval: HumanInt<0> => Ranks,
+        "eval_on_start" => eval_on_start: Flag => Ranks,
+        "train_log_iter_interval" => train_log_iter_interval: Int<0> => Host,
+        "train_log_metrics_path" => train_log_metrics_path: Text => Host,
     }
     inert {
         "skip_validation": Flag => "a recipe is always checked",
@@ -122,14 +123,14 @@ section! {
 section! {
     /// `model`.
     ModelFile {
-        "type" => kind: ModelKind,
-        "name_or_path" => name_or_path: Text,
-        "dtype" => dtype: DtypeWord,
-        "attn_implementation" => attn_implementation: AttnImplementation,
-        "disable_activation_checkpoint" => disable_activation_checkpoint: Flag,
-        "hf_config_kwargs" => hf_config_kwargs: Tree,
-        "random_weights" => random_weights: Flag,
-        "save_name" => save_name: Maybe<Text>,
+        "type" => kind: ModelKind => Ranks,
+        "name_or_path" => name_or_path: Text => Weights,
+        "dtype" => dtype: DtypeWord => Numbers,
+        "attn_implementation" => attn_implementation: AttnImplementation => Ranks,
+        "disable_activation_checkpoint" => disable_activation_checkpoint: Flag => Ranks,
+        "hf_config_kwargs" => hf_config_kwargs: Tree => Inputs,
+        "random_weights" => random_weights: Flag => Numbers,
+        "save_name" => save_name: Maybe<Text> => Host,
     }
     inert {}
     refused {
@@ -140,7 +141,7 @@ section! {
 section! {
     /// `tokenizer`.
     TokenizerFile {
-        "name_or_path" => name_or_path: Text,
+        "name_or_path" => name_or_path: Text => Host,
     }
     inert {
         "tokenize_kwargs": Tree => "only `type: causal` of the reference uses it",
@@ -153,27 +154,27 @@ section! {
 section! {
     /// `data`.
     DataFile {
-        "type" => kind: TrainerKind,
-        "sources" => sources: List<SourceFile>,
-        "eval_sources" => eval_sources: List<SourceFile>,
-        "train_eval_split" => train_eval_split: Pair,
-        "max_length" => max_length: HumanInt<1>,
-        "packing" => packing: Packing,
-        "label_mask" => label_mask: LabelMask,
-        "num_proc" => num_proc: Int<1>,
-        "seed" => seed: Int<0>,
-        "cache_dir" => cache_dir: Text,
-        "fail_on_missing_cache" => fail_on_missing_cache: Flag,
-        "div_length" => div_length: HumanInt<1>,
-        "mask_inputs" => mask_inputs: Flag,
-        "always_max_length" => always_max_length: Flag,
-        "pad_to" => pad_to: PadTo,
-        "filter_samples" => filter_samples: Flag,
-        "pack_samples" => pack_samples: Flag,
-        "drop_last" => drop_last: Flag,
-        "fuse_positions_prob" => fuse_positions_prob: Fraction,
-        "repeat_to_pack_max_length" => repeat_to_pack_max_length: Flag,
-        "ignore_empty_think" => ignore_empty_think: Flag,
+        "type" => kind: TrainerKind => Ranks,
+        "sources" => sources: List<SourceFile> => Host,
+        "eval_sources" => eval_sources: List<SourceFile> => Host,
+        "train_eval_split" => train_eval_split: Pair => Inputs,
+        "max_length" => max_length: HumanInt<1> => Numbers,
+        "packing" => packing: Packing => Inputs,
+        "label_mask" => label_mask: LabelMask => Inputs,
+        "num_proc" => num_proc: Int<1> => Host,
+        "seed" => seed: Int<0> => Inputs,
+        "cache_dir" => cache_dir: Text => Host,
+        "fail_on_missing_cache" => fail_on_missing_cache: Flag => Host,
+        "div_length" => div_length: HumanInt<1> => Ranks,
+        "mask_inputs" => mask_inputs: Flag => Inputs,
+        "always_max_length" => always_max_length: Flag => Inputs,
+        "pad_to" => pad_to: PadTo => Numbers,
+        "filter_samples" => filter_samples: Flag => Inputs,
+        "pack_samples" => pack_samples: Flag => Inputs,
+        "drop_last" => drop_last: Flag => Inputs,
+        "fuse_positions_prob" => fuse_positions_prob: Fraction => Inputs,
+        "repeat_to_pack_max_length" => repeat_to_pack_max_length: Flag => Inputs,
+        "ignore_empty_think" => ignore_empty_think: Flag => Inputs,
     }
     inert {
         "dl_num_workers": Int<0> => "batches are put together in the training process, which reads them from the cache",
@@ -190,16 +191,16 @@ section! {
 section! {
     /// One entry of `data.sources`, written as a mapping.
     SourceKeys {
-        "type" => kind: SourceKind,
-        "name_or_path" => name_or_path: Text,
-        "split" => split: Text,
-        "kwargs" => kwargs: Tree,
-        "split_mapping" => split_mapping: Words,
-        "role_mapping" => role_mapping: Words,
-        "content_key" => content_key: Maybe<Text>,
-        "sample_ratio" => sample_ratio: Maybe<Real>,
-        "sample_count" => sample_count: Maybe<Int<0>>,
-        "sample_seed" => sample_seed: Int<0>,
+        "type" => kind: SourceKind => Host,
+        "name_or_path" => name_or_path: Text => Host,
+        "split" => split: Text => Host,
+        "kwargs" => kwargs: Tree => Host,
+        "split_mapping" => split_mapping: Words => Host,
+        "role_mapping" => role_mapping: Words => Host,
+        "content_key" => content_key: Maybe<Text> => Host,
+        "sample_ratio" => sample_ratio: Maybe<Real> => Host,
+        "sample_count" => sample_count: Maybe<Int<0>> => Host,
+        "sample_seed" => sample_seed: Int<0> => Host,
     }
     inert {}
     refused {
@@ -238,8 +239,8 @@ impl Read for SourceFile {
         Some(Self { path: path.to_owned(), keys })
     }
 
-    fn keys(path: &str, out: &mut Vec<String>) {
-        SourceKeys::keys(path, out);
+    fn keys(path: &str, affects: Option<Affects>, out: &mut Vec<Key>) {
+        SourceKeys::keys(path, affects, out);
     }
 }
 
@@ -275,10 +276,10 @@ impl SourceKeys {
 section! {
     /// `optimizer`.
     OptimizerFile {
-        "type" => kind: OptimizerWord,
-        "learning_rate" => learning_rate: HumanFloat,
-        "weight_decay" => weight_decay: HumanFloat,
-        "betas" => betas: Pair,
+        "type" => kind: OptimizerWord => Numbers,
+        "learning_rate" => learning_rate: HumanFloat => Numbers,
+        "weight_decay" => weight_decay: HumanFloat => Numbers,
+        "betas" => betas: Pair => Numbers,
     }
     inert {}
     refused {}
@@ -287,14 +288,14 @@ section! {
 section! {
     /// `scheduler`.
     SchedulerFile {
-        "type" => kind: SchedulerKind,
-        "name" => name: Text,
-        "warmup_ratio" => warmup_ratio: Fraction,
-        "scheduler_specific_kwargs" => scheduler_specific_kwargs: CurveKwargs,
-        "num_warmup_steps" => num_warmup_steps: Int<0>,
-        "num_decay_steps" => num_decay_steps: Int<0>,
-        "min_lr_ratio" => min_lr_ratio: Fraction,
-        "learning_rate" => learning_rate: Maybe<Real>,
+        "type" => kind: SchedulerKind => Numbers,
+        "name" => name: Text => Numbers,
+        "warmup_ratio" => warmup_ratio: Fraction => Numbers,
+        "scheduler_specific_kwargs" => scheduler_specific_kwargs: CurveKwargs => Numbers,
+        "num_warmup_steps" => num_warmup_steps: Int<0> => Numbers,
+        "num_decay_steps" => num_decay_steps: Int<0> => Numbers,
+        "min_lr_ratio" => min_lr_ratio: Fraction => Numbers,
+        "learning_rate" => learning_rate: Maybe<Real> => Numbers,
     }
     inert {}
     refused {}
@@ -311,26 +312,26 @@ impl Read for CurveKwargs {
         Some(node.clone())
     }
 
-    fn keys(path: &str, out: &mut Vec<String>) {
-        CurveFile::keys(path, out);
+    fn keys(path: &str, affects: Option<Affects>, out: &mut Vec<Key>) {
+        CurveFile::keys(path, affects, out);
     }
 }
 
 section! {
     /// `scheduler.scheduler_specific_kwargs`, whichever curve they are for.
     CurveFile {
-        "num_cycles" => num_cycles: Real,
-        "lr_end" => lr_end: HumanFloat,
-        "power" => power: Real,
-        "timescale" => timescale: Int<1>,
-        "min_lr" => min_lr: HumanFloat,
-        "min_lr_rate" => min_lr_rate: Fraction,
-        "warmup_lr_rate" => warmup_lr_rate: Fraction,
-        "num_decay_steps" => num_decay_steps: Int<0>,
-        "num_stable_steps" => num_stable_steps: Int<0>,
-        "warmup_type" => warmup_type: Ramp,
-        "decay_type" => decay_type: Ramp,
-        "min_lr_ratio" => min_lr_ratio: Fraction,
+        "num_cycles" => num_cycles: Real => Numbers,
+        "lr_end" => lr_end: HumanFloat => Numbers,
+        "power" => power: Real => Numbers,
+        "timescale" => timescale: Int<1> => Numbers,
+        "min_lr" => min_lr: HumanFloat => Numbers,
+        "min_lr_rate" => min_lr_rate: Fraction => Numbers,
+        "warmup_lr_rate" => warmup_lr_rate: Fraction => Numbers,
+        "num_decay_steps" => num_decay_steps: Int<0> => Numbers,
+        "num_stable_steps" => num_stable_steps: Int<0> => Numbers,
+        "warmup_type" => warmup_type: Ramp => Numbers,
+        "decay_type" => decay_type: Ramp => Numbers,
+        "min_lr_ratio" => min_lr_ratio: Fraction => Numbers,
     }
     inert {}
     refused {}
@@ -339,20 +340,20 @@ section! {
 section! {
     /// `memory`.
     MemoryFile {
-        "keep_inputs_every" => keep_inputs_every: Int<1>,
-        "keep_attention" => keep_attention: KeepAttention,
-        "inputs_on" => inputs_on: Place,
-        "attention_on" => attention_on: Place,
-        "attention_head_groups" => attention_head_groups: Int<1>,
-        "attention_query_tile" => attention_query_tile: HumanInt<0>,
-        "tile_bytes" => tile_bytes: HumanInt<1>,
-        "expert_group_bytes" => expert_group_bytes: HumanInt<1>,
-        "optimizer_on" => optimizer_on: Place,
-        "gradients_on" => gradients_on: Place,
-        "moments_dtype" => moments_dtype: DtypeWord,
-        "disk_dir" => disk_dir: Maybe<Text>,
-        "timeline_dir" => timeline_dir: Maybe<Text>,
-        "timeline_steps" => timeline_steps: Int<1>,
+        "keep_inputs_every" => keep_inputs_every: Int<1> => Ranks,
+        "keep_attention" => keep_attention: KeepAttention => Ranks,
+        "inputs_on" => inputs_on: Place => Ranks,
+        "attention_on" => attention_on: Place => Ranks,
+        "attention_head_groups" => attention_head_groups: Int<1> => Ranks,
+        "attention_query_tile" => attention_query_tile: HumanInt<0> => Ranks,
+        "tile_bytes" => tile_bytes: HumanInt<1> => Ranks,
+        "expert_group_bytes" => expert_group_bytes: HumanInt<1> => Ranks,
+        "optimizer_on" => optimizer_on: Place => Ranks,
+        "gradients_on" => gradients_on: Place => Ranks,
+        "moments_dtype" => moments_dtype: DtypeWord => Numbers,
+        "disk_dir" => disk_dir: Maybe<Text> => Host,
+        "timeline_dir" => timeline_dir: Maybe<Text> => Host,
+        "timeline_steps" => timeline_steps: Int<1> => Host,
     }
     inert {}
     refused {}
@@ -365,16 +366,16 @@ const EVERY_STEP: &str = "the metrics line comes every optimizer step";
 section! {
     /// `deepspeed`.
     DeepSpeedFile {
-        "zero_optimization" => zero_optimization: ZeroFile,
-        "gradient_clipping" => gradient_clipping: HumanFloat,
-        "seq_parallel_communication_data_type" => seq_parallel_communication_data_type: DtypeWord,
-        "communication_data_type" => communication_data_type: Maybe<DtypeWord>,
-        "data_types" => data_types: DataTypesFile,
-        "bf16" => bf16: Bf16File,
-        "train_batch_size" => train_batch_size: Raw,
-        "train_micro_batch_size_per_gpu" => train_micro_batch_size_per_gpu: Raw,
-        "gradient_accumulation_steps" => gradient_accumulation_steps: Raw,
-        "sequence_parallel_size" => sequence_parallel_size: Raw,
+        "zero_optimization" => zero_optimization: ZeroFile => Ranks,
+        "gradient_clipping" => gradient_clipping: HumanFloat => Numbers,
+        "seq_parallel_communication_data_type" => seq_parallel_communication_data_type: DtypeWord => Numbers,
+        "communication_data_type" => communication_data_type: Maybe<DtypeWord> => Numbers,
+        "data_types" => data_types: DataTypesFile => Numbers,
+        "bf16" => bf16: Bf16File => Ranks,
+        "train_batch_size" => train_batch_size: Raw => Ranks,
+        "train_micro_batch_size_per_gpu" => train_micro_batch_size_per_gpu: Raw => Ranks,
+        "gradient_accumulation_steps" => gradient_accumulation_steps: Raw => Ranks,
+        "sequence_parallel_size" => sequence_parallel_size: Raw => Ranks,
     }
     inert {
         "steps_per_print": HumanInt<0> => EVERY_STEP,
@@ -426,9 +427,9 @@ section! {
 section! {
     /// `deepspeed.zero_optimization`.
     ZeroFile {
-        "stage" => stage: HumanInt<0>,
-        "offload_optimizer" => offload_optimizer: Maybe<OffloadOptimizerFile>,
-        "offload_param" => offload_param: Maybe<OffloadParamFile>,
+        "stage" => stage: HumanInt<0> => Ranks,
+        "offload_optimizer" => offload_optimizer: Maybe<OffloadOptimizerFile> => Ranks,
+        "offload_param" => offload_param: Maybe<OffloadParamFile> => Ranks,
     }
     inert {
         "contiguous_gradients": Flag => FLAT_UNITS,
@@ -491,8 +492,8 @@ const STREAMED: &str = "state on disk is always read ahead and written behind, s
 section! {
     /// `deepspeed.zero_optimization.offload_optimizer`.
     OffloadOptimizerFile {
-        "device" => device: OffloadDevice,
-        "nvme_path" => nvme_path: Maybe<Text>,
+        "device" => device: OffloadDevice => Ranks,
+        "nvme_path" => nvme_path: Maybe<Text> => Host,
     }
     inert {
         "pin_memory": Flag => "host memory that a GPU reads is always pinned",
@@ -512,7 +513,7 @@ section! {
 section! {
     /// `deepspeed.zero_optimization.offload_param`.
     OffloadParamFile {
-        "device" => device: OffloadDevice,
+        "device" => device: OffloadDevice => Ranks,
     }
     inert {
         "pin_memory": Flag => "host memory that a GPU reads is always pinned",
@@ -527,7 +528,7 @@ section! {
 section! {
     /// `deepspeed.data_types`.
     DataTypesFile {
-        "grad_accum_dtype" => grad_accum_dtype: Maybe<DtypeWord>,
+        "grad_accum_dtype" => grad_accum_dtype: Maybe<DtypeWord> => Numbers,
     }
     inert {}
     refused {}
@@ -536,7 +537,7 @@ section! {
 section! {
     /// `deepspeed.bf16`.
     Bf16File {
-        "enabled" => enabled: Raw,
+        "enabled" => enabled: Raw => Ranks,
     }
     inert {
         "immediate_grad_update": Flag => "gradients are accumulated as soon as they exist",
@@ -551,10 +552,10 @@ section! {
 section! {
     /// `logger`.
     LoggerFile {
-        "output_dir" => output_dir: Text,
-        "level" => level: LogLevel,
-        "print_output_ranks" => print_output_ranks: Ranks,
-        "file_output_ranks" => file_output_ranks: Ranks,
+        "output_dir" => output_dir: Text => Host,
+        "level" => level: LogLevel => Host,
+        "print_output_ranks" => print_output_ranks: Ranks => Host,
+        "file_output_ranks" => file_output_ranks: Ranks => Host,
     }
     inert {}
     refused {}
@@ -563,7 +564,7 @@ section! {
 section! {
     /// `wandb`.
     WandbFile {
-        "enable" => enable: Flag,
+        "enable" => enable: Flag => Host,
     }
     inert {
         "entity": Maybe<Text> => "`wandb.enable` is off",
@@ -576,14 +577,14 @@ section! {
 section! {
     /// One entry of `checkpoint`.
     CheckpointFile {
-        "type" => kind: CheckpointKind,
-        "output_dir" => output_dir: Text,
-        "enabled" => enabled: Flag,
-        "auto_resume" => auto_resume: Flag,
-        "save_every_n_steps" => save_every_n_steps: HumanInt<0>,
-        "save_every_n_epochs" => save_every_n_epochs: HumanInt<0>,
-        "save_end_of_training" => save_end_of_training: Flag,
-        "keep_last_n" => keep_last_n: Int<0>,
+        "type" => kind: CheckpointKind => Ranks,
+        "output_dir" => output_dir: Text => Host,
+        "enabled" => enabled: Flag => Ranks,
+        "auto_resume" => auto_resume: Flag => Ranks,
+        "save_every_n_steps" => save_every_n_steps: HumanInt<0> => Ranks,
+        "save_every_n_epochs" => save_every_n_epochs: HumanInt<0> => Ranks,
+        "save_end_of_training" => save_end_of_training: Flag => Ranks,
+        "keep_last_n" => keep_last_n: Int<0> => Ranks,
     }
     inert {}
     refused {}

@@ -2,11 +2,13 @@
 
 use std::marker::PhantomData;
 
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 use sterna_arch::DType;
 
 use crate::{
     human,
+    keys::{Affects, Key},
     recipe::{
         AttnImplementation, CheckpointKind, KeepAttention, LabelMask, LogLevel, LossAverage,
         NonFinitePolicy, Packing, PadTo, Place, Ramp, Ranks,
@@ -224,9 +226,12 @@ impl<T: Read> Read for List<T> {
         Some(read_items::<T>(items, path, reader))
     }
 
-    fn keys(path: &str, out: &mut Vec<String>) {
-        out.push(path.to_owned());
-        item_keys::<T>(path, out);
+    fn keys(path: &str, affects: Option<Affects>, out: &mut Vec<Key>) {
+        out.push(Key { path: path.to_owned(), affects });
+        let item = format!("{path}[]");
+        let mut below = Vec::new();
+        T::keys(&item, affects, &mut below);
+        out.extend(below.into_iter().filter(|key| key.path != item));
     }
 }
 
@@ -244,8 +249,8 @@ impl<T: Read> Read for OneOrMany<T> {
         }
     }
 
-    fn keys(path: &str, out: &mut Vec<String>) {
-        List::<T>::keys(path, out);
+    fn keys(path: &str, affects: Option<Affects>, out: &mut Vec<Key>) {
+        List::<T>::keys(path, affects, out);
     }
 }
 
@@ -256,13 +261,6 @@ fn read_items<T: Read>(items: &[Node], path: &str, reader: &mut Reader) -> Vec<T
         T::read(item, &path, reader)
     };
     items.iter().enumerate().filter_map(read).collect()
-}
-
-fn item_keys<T: Read>(path: &str, out: &mut Vec<String>) {
-    let item = format!("{path}[]");
-    let mut below = Vec::new();
-    T::keys(&item, &mut below);
-    out.extend(below.into_iter().filter(|key| *key != item));
 }
 
 /// A value that may be `null`.
@@ -276,8 +274,8 @@ impl<T: Read> Read for Maybe<T> {
         if node.is_null() { Some(None) } else { T::read(node, path, reader).map(Some) }
     }
 
-    fn keys(path: &str, out: &mut Vec<String>) {
-        T::keys(path, out);
+    fn keys(path: &str, affects: Option<Affects>, out: &mut Vec<Key>) {
+        T::keys(path, affects, out);
     }
 }
 
@@ -384,6 +382,30 @@ macro_rules! words {
     )*};
 }
 
+/// Declares the words of an enum of the resolved recipe, in which the first word of each is shown.
+macro_rules! names {
+    ($($type:ident { $($word:literal $(| $other:literal)* => $variant:ident,)* })*) => {
+        words! { $($type { $($word $(| $other)* => Self::$variant,)* })* }
+
+        $(
+            impl $type {
+                /// The word in a recipe.
+                pub fn name(self) -> &'static str {
+                    match self {
+                        $(Self::$variant => $word,)*
+                    }
+                }
+            }
+
+            impl Serialize for $type {
+                fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                    serializer.serialize_str(self.name())
+                }
+            }
+        )*
+    };
+}
+
 /// A number format; the ones that cannot be trained in are refused with their reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DtypeWord {
@@ -399,13 +421,6 @@ words! {
         "fp32" | "float32" | "float" | "torch.float32" => Self::Supported(DType::F32),
         "fp16" | "float16" | "half" | "torch.float16" => Self::Half,
     }
-    AttnImplementation {
-        "sdpa" => Self::Sdpa,
-        "eager" => Self::Eager,
-        "flex_attention" => Self::FlexAttention,
-        "flash_attention_2" => Self::FlashAttention2,
-        "flash_attention_3" => Self::FlashAttention3,
-    }
     SourceKind {
         "huggingface_instruct" => Self::HuggingFaceInstruct,
         "huggingface" => Self::HuggingFace,
@@ -415,28 +430,38 @@ words! {
         "HuggingFaceH4/ultrafeedback_binarized" => Self::Ultrafeedback,
     }
     CacheFsWord { "auto" | "local" | "shared" => Self, }
-    PadTo { "div_length" => Self::DivLength, "max_length" => Self::MaxLength, }
-    LabelMask { "exact" => Self::Exact, "reference" => Self::Reference, }
-    Packing { "reference" => Self::Reference, "global" => Self::Global, }
-    Place { "device" => Self::Device, "host" => Self::Host, "disk" => Self::Disk, }
-    NonFinitePolicy { "stop" => Self::Stop, "skip" => Self::Skip, "warn" => Self::Warn, }
-    LossAverage { "micro_batch" => Self::MicroBatch, "token" => Self::Token, }
     OptimizerWord {
         "fused_adam" => Self::Dense,
         "cpu_adam" => Self::Dense,
         "fused_adam_moe" | "cpu_adam_moe" => Self::Moe,
     }
     SchedulerKind { "huggingface" => Self::HuggingFace, "wds" | "wsd" => Self::Wsd, }
-    Ramp { "linear" => Self::Linear, "cosine" => Self::Cosine, "1-sqrt" => Self::OneMinusSqrt, }
     OffloadDevice { "none" => Self::None, "cpu" => Self::Cpu, "nvme" => Self::Nvme, }
-    LogLevel {
-        "DEBUG" => Self::Debug,
-        "INFO" => Self::Info,
-        "WARNING" | "WARN" => Self::Warning,
-        "ERROR" => Self::Error,
-        "CRITICAL" | "FATAL" => Self::Critical,
+}
+
+names! {
+    AttnImplementation {
+        "sdpa" => Sdpa,
+        "eager" => Eager,
+        "flex_attention" => FlexAttention,
+        "flash_attention_2" => FlashAttention2,
+        "flash_attention_3" => FlashAttention3,
     }
-    CheckpointKind { "sterna" | "deepspeed" => Self::Sterna, "huggingface" => Self::HuggingFace, }
+    PadTo { "div_length" => DivLength, "max_length" => MaxLength, }
+    LabelMask { "exact" => Exact, "reference" => Reference, }
+    Packing { "reference" => Reference, "global" => Global, }
+    Place { "device" => Device, "host" => Host, "disk" => Disk, }
+    NonFinitePolicy { "stop" => Stop, "skip" => Skip, "warn" => Warn, }
+    LossAverage { "micro_batch" => MicroBatch, "token" => Token, }
+    Ramp { "linear" => Linear, "cosine" => Cosine, "1-sqrt" => OneMinusSqrt, }
+    LogLevel {
+        "DEBUG" => Debug,
+        "INFO" => Info,
+        "WARNING" | "WARN" => Warning,
+        "ERROR" => Error,
+        "CRITICAL" | "FATAL" => Critical,
+    }
+    CheckpointKind { "sterna" | "deepspeed" => Sterna, "huggingface" => HuggingFace, }
 }
 
 /// Which ranks of a cluster see one cache folder; it only has to be a word that the reference knows.

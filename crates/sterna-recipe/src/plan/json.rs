@@ -77,7 +77,7 @@ pub(super) fn plan(plan: &Plan) -> Value {
         "keep": {
             "graph": keep.graph,
             "inputs_every": keep.inputs_every,
-            "attention": keep.attention.to_json(),
+            "attention": keep.attention,
             "inputs_on": keep.inputs_on.name(),
             "attention_on": keep.attention_on.name(),
         },

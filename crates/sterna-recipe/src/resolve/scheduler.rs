@@ -145,8 +145,9 @@ fn kwargs(
     let node = file.scheduler_specific_kwargs.as_ref().map_or(&empty, |at| &at.value);
     let kwargs = CurveFile::read(node, KWARGS, reader)?;
     let mut known = Vec::new();
-    CurveFile::keys("", &mut known);
-    for key in known.iter().filter(|key| !allowed.contains(&key.as_str())) {
+    CurveFile::keys("", None, &mut known);
+    let known = known.into_iter().map(|key| key.path);
+    for key in known.filter(|key| !allowed.contains(&key.as_str())) {
         let path = format!("{KWARGS}.{key}");
         if let Some(span) = reader.places.get(&path).copied() {
             let takes = if allowed.is_empty() {

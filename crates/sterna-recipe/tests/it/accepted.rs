@@ -200,6 +200,27 @@ fn defaults_are_the_references() {
 }
 
 #[test]
+fn a_resolved_value_is_shown_as_it_is_typed() {
+    let shown = |set: &str, at: &str| with(&[set]).to_json().pointer(at).unwrap().to_string();
+    for (typed, expected) in [("auto", r#""auto""#), ("true", "true"), ("0", "false"), ("3", "3")] {
+        let set = format!("memory.keep_attention={typed}");
+        assert_eq!(shown(&set, "/memory/keep_attention"), expected);
+    }
+    assert_eq!(shown("logger.print_output_ranks=[0, 3]", "/logger/print_output_ranks"), "[0,3]");
+    // Of several words for one value, the first.
+    assert_eq!(shown("logger.level=FATAL", "/logger/level"), r#""CRITICAL""#);
+    let entry = "checkpoint={type: deepspeed, output_dir: out}";
+    assert_eq!(shown(entry, "/checkpoint/0/type"), r#""sterna""#);
+    // What `memory` says shows in the reference's key too.
+    let places = "/deepspeed/zero_optimization/offload_optimizer";
+    assert_eq!(shown("memory.optimizer_on=host", places), r#"{"device":"cpu"}"#);
+    let source =
+        "data.sources[0]={name_or_path: chats, sample_count: 7, role_mapping: {b: x.y.z, a: t}}";
+    insta::assert_snapshot!(shown(source, "/data/sources/0"), @r#"{"type":"huggingface_instruct","name_or_path":"chats","split":"train","kwargs":{},"role_mapping":{"b":"x.y.z","a":"t"},"content_key":null,"sample_ratio":null,"sample_count":7,"sample_seed":42}"#);
+    insta::assert_snapshot!(shown("scheduler={name: inverse_sqrt}", "/scheduler"), @r#"{"name":"inverse_sqrt","warmup_ratio":0.1,"scheduler_specific_kwargs":{"timescale":null}}"#);
+}
+
+#[test]
 fn every_name_of_a_dtype_is_known() {
     // The table of ArcticTraining's tests/config/test_model_config.py; fp16 is known and refused.
     for name in ["bf16", "bfloat16", "bfloat", "torch.bfloat16"] {

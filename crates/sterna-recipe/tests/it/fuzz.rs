@@ -47,7 +47,7 @@ proptest! {
     ) {
         let keys = sterna_recipe::keys();
         let texts = picks.iter().map(|(key, value)| {
-            let key = keys[key.index(keys.len())].replace("[]", "[0]");
+            let key = keys[key.index(keys.len())].path.replace("[]", "[0]");
             format!("{key}={}", VALUES[*value])
         });
         let overrides: Vec<Override> = texts.map(|text| text.parse().unwrap()).collect();

@@ -5,6 +5,7 @@
 mod accepted;
 mod bad;
 mod fuzz;
+mod keys;
 mod plan;
 mod published;
 mod reference_page;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sterna_checkpoint::{Checkpoint, list};
 use sterna_comm::Group;
+use sterna_recipe::{Affects, affects};
 
 use super::{RunIdentity, error_chain};
 use crate::error::TrainError;
@@ -14,30 +15,6 @@ use crate::error::TrainError;
 /// Keys of `config.json` that say nothing of what is computed.
 const IDLE_MODEL_KEYS: [&str; 4] =
     ["torch_dtype", "dtype", "transformers_version", "_name_or_path"];
-
-/// Keys of a recipe that change what a run that is resumed computes from there on; each may be changed, and is said. What the
-/// samples are is in the data's hash, and how memory is used changes nothing.
-const TELLING_RECIPE_KEYS: [&str; 19] = [
-    "model.name_or_path",
-    "model.random_weights",
-    "optimizer",
-    "scheduler",
-    "micro_batch_size",
-    "gradient_accumulation_steps",
-    "loss_average",
-    "on_nonfinite",
-    "epochs",
-    "train_iters",
-    "min_iterations",
-    "overfit_first_batch",
-    "seed",
-    "data.max_length",
-    "data.pad_to",
-    "deepspeed.gradient_clipping",
-    "deepspeed.data_types",
-    "model.dtype",
-    "memory.moments_dtype",
-];
 
 /// The newest checkpoint in `dir` that is whole and of this run; `None` if there is no checkpoint at all. What is wrong with
 /// newer ones is said in the log.
@@ -156,29 +133,11 @@ fn look_at(
 
 /// Says what a resumed run does otherwise than the one that wrote the checkpoint.
 fn say_differences(checkpoint: &Checkpoint, identity: &RunIdentity, world: &Group) {
-    let telling = |recipe: &Value| {
-        let mut keys = flattened(recipe);
-        keys.retain(|key, _| {
-            TELLING_RECIPE_KEYS.iter().any(|telling| {
-                key.strip_prefix(telling)
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-            })
-        });
-        keys
-    };
     let manifest = &checkpoint.manifest;
     let mut changes = differences(&telling(&manifest.recipe), &telling(&identity.recipe));
-    for (name, there, here) in [
-        ("number of ranks", manifest.world_size, world.size()),
-        (
-            "`sequence_parallel_size`",
-            manifest.sequence_parallel_size,
-            identity.sequence_parallel_size,
-        ),
-    ] {
-        if there != here {
-            changes.push(format!("{name} was `{there}` and is `{here}`"));
-        }
+    let (there, here) = (manifest.world_size, world.size());
+    if there != here {
+        changes.push(format!("number of ranks was `{there}` and is `{here}`"));
     }
     if world.rank() == 0 && !changes.is_empty() {
         tracing::warn!(
@@ -187,6 +146,13 @@ fn say_differences(checkpoint: &Checkpoint, identity: &RunIdentity, world: &Grou
             changes.join("; ")
         );
     }
+}
+
+/// The keys of a recipe that are told with their values when they changed.
+fn telling(recipe: &Value) -> BTreeMap<String, Value> {
+    let mut keys = flattened(recipe);
+    keys.retain(|key, _| affects(key).is_some_and(Affects::is_told_on_resume));
+    keys
 }
 
 /// Each key where the two differ, with both values.
@@ -227,6 +193,36 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_changes_numbers_is_told_and_nothing_else() {
+        let recipe = json!({
+            "model": {"name_or_path": "/a", "dtype": "bfloat16", "save_name": "a"},
+            "data": {"sources": [{"name_or_path": "/a"}], "seed": 1, "max_length": 64},
+            "optimizer": {"betas": [0.9, 0.999]},
+            "deepspeed": {
+                "zero_optimization": {"stage": 2},
+                "seq_parallel_communication_data_type": "float32",
+                "data_types": {"grad_accum_dtype": "float32"},
+            },
+            "memory": {"inputs_on": "host", "moments_dtype": "float32"},
+            "checkpoint": [{"type": "sterna", "output_dir": "/a"}],
+            "sequence_parallel_size": 2, "exit_iteration": 3, "seed": 42,
+        });
+        let keys: Vec<String> = telling(&recipe).into_keys().collect();
+        let required = [
+            "data.max_length",
+            "deepspeed.data_types.grad_accum_dtype",
+            "deepspeed.seq_parallel_communication_data_type",
+            "memory.moments_dtype",
+            "model.dtype",
+            "model.name_or_path",
+            "optimizer.betas",
+            "seed",
+            "sequence_parallel_size",
+        ];
+        assert_eq!(keys, required);
+    }
 
     #[test]
     fn differences_name_keys_with_both_values() {

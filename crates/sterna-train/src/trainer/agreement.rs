@@ -1,7 +1,7 @@
 //! Whether all ranks read the same recipe, model and data.
 //!
 //! Another data file on one host would otherwise train on a mixture of sequences without a word, and another key leave the ranks waiting
-//! for each other. Every key of a recipe has to agree but for those that are named here, so that a new one cannot be forgotten.
+//! for each other. Which keys have to agree follows from their rows in `sterna-recipe`; one without a row has to.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,32 +9,9 @@ use serde_json::Value;
 use sterna_arch::ModelConfig;
 use sterna_comm::Comm;
 use sterna_data::Datasets;
-use sterna_recipe::Recipe;
+use sterna_recipe::{Affects, Recipe, affects};
 
 use crate::error::TrainError;
-
-/// Keys and whole sections, with those under them, that say where things are on a host, or what it prints. What the sources of data give
-/// is in the hashes of the data.
-const OF_A_HOST: [&str; 15] = [
-    "model.name_or_path",
-    "model.save_name",
-    "tokenizer.name_or_path",
-    "data.sources",
-    "data.eval_sources",
-    "data.cache_dir",
-    "data.num_proc",
-    "data.fail_on_missing_cache",
-    "memory.disk_dir",
-    "memory.timeline_dir",
-    "memory.timeline_steps",
-    "logger",
-    "kill_switch_path",
-    "train_log_metrics_path",
-    "train_log_iter_interval",
-];
-
-/// The key of a checkpoint entry that is a folder.
-const OUTPUT_DIR: &str = "output_dir";
 
 /// At most so many keys are named.
 const MOST_NAMED: usize = 4;
@@ -96,11 +73,7 @@ fn flatten(value: &Value, key: &str, facts: &mut BTreeMap<String, String>) {
 }
 
 fn must_agree(key: &str) -> bool {
-    let is_below = |of_host: &str| {
-        key.strip_prefix(of_host).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    };
-    let is_folder = key.starts_with("checkpoint.") && key.ends_with(OUTPUT_DIR);
-    !(is_folder || OF_A_HOST.iter().any(|of_host| is_below(of_host)))
+    affects(key).is_none_or(Affects::must_agree)
 }
 
 /// The first keys in which a rank differs from rank 0, each with both values.
