@@ -46,8 +46,8 @@ Tasks:
   gpu-bundle        Make one folder, .sterna/gpu-bundle/, that proves and measures everything on a machine with
                     a GPU: copy it there and run its run.sh
   fuzz [--seconds N] [TARGET]...
-                    Feed broken files to every reader, or to some, for N seconds each (10 if not said);
-                    `--list` lists them
+                    Feed broken files to every reader, or to some, for N seconds each (10 if not said), with
+                    coverage as the guide; `cargo xtask fuzz --help` tells more
   tidy              The rules of this repository that no compiler checks: crate edges, written architecture,
                     TODOs, fixtures
   libtorch [--cuda] Put libtorch where the build looks for it, .libtorch/; with --cuda also what it and

@@ -6,6 +6,7 @@
 mod comments;
 mod crates;
 mod families;
+mod locks;
 mod text;
 
 use std::path::Path;
@@ -35,6 +36,10 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         Ok(text) => problems.extend(crates::unnamed_or_unknown(&graph, &text)),
         Err(err) => problems.push(format!("{}: {err}", architecture.display())),
     }
+
+    let lock =
+        |path: &str| std::fs::read_to_string(root.join(path)).with_context(|| format!("`{path}`"));
+    problems.extend(locks::differing(&lock("Cargo.lock")?, &lock(locks::SECOND)?));
 
     let files = files(root)?;
     let families = families::names(&files);

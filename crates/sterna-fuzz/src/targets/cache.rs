@@ -7,12 +7,9 @@ use sterna_data::cache::{CacheKey, load_or_build};
 use sterna_data::label_mask::Tokens;
 
 use super::{Target, answer, read, write};
-use crate::mutate::Shape;
 
 pub(super) const MANIFEST: Target = Target {
     name: "manifest",
-    about: "manifest.json of a cache entry; a damaged one is rebuilt",
-    shape: Shape::Text,
     dictionary: &[
         "\"files\"",
         "\"name\"",

@@ -10,12 +10,9 @@ use sterna_checkpoint::{
 };
 
 use super::{Target, answer, read, write};
-use crate::mutate::Shape;
 
 pub(super) const CHECKPOINT: Target = Target {
     name: "checkpoint",
-    about: "manifest.json of a checkpoint, its hash made anew; listed, verified, read and exported",
-    shape: Shape::Text,
     dictionary: &[
         "\"format\"",
         "\"step\"",

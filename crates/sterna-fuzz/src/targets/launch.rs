@@ -3,12 +3,9 @@
 use sterna_launch::{Job, Selection, parse_env_file, parse_hostfile, quote};
 
 use super::{Target, answer, text};
-use crate::mutate::Shape;
 
 pub(super) const HOSTFILE: Target = Target {
     name: "hostfile",
-    about: "a hostfile; an environment file and a selection of hosts, where there is a line `---`",
-    shape: Shape::Text,
     dictionary: &[
         "slots=",
         "slots=8",

@@ -7,12 +7,9 @@ use sterna_arch::ModelConfig;
 use sterna_hf::WeightFiles;
 
 use super::{Target, answer, files, text, write};
-use crate::mutate::Shape;
 
 pub(super) const CONFIG: Target = Target {
     name: "config",
-    about: "config.json of a model, and the parameters that it describes",
-    shape: Shape::Text,
     dictionary: &[
         "hidden_size",
         "num_attention_heads",
@@ -94,26 +91,23 @@ const HEADER_WORDS: &[&str] = &[
 
 pub(super) const WEIGHTS: Target = Target {
     name: "weights",
-    about: "a safetensors file, every tensor of it",
-    shape: Shape::Headed,
     dictionary: HEADER_WORDS,
     memory: 3,
     seeds: || {
-        vec![
-            safetensors(&[("a", "F32", 4), ("b.weight", "BF16", 6)]),
-            safetensors(&[("c", "F16", 0)]),
-        ]
+        let tensors = safetensors(&[("a", "F32", 4), ("b.weight", "BF16", 6)]);
+        let mut apart = tensors[8..].to_vec();
+        let end = apart.iter().rposition(|&byte| byte == b'}').expect("a header is JSON") + 1;
+        apart.insert(end, b'\n');
+        vec![tensors, safetensors(&[("c", "F16", 0)]), apart]
     },
     run: |input, folder| {
-        write(&folder.join("model.safetensors"), input);
+        write(&folder.join("model.safetensors"), &framed(input));
         open_weights(folder)
     },
 };
 
 pub(super) const INDEX: Target = Target {
     name: "index",
-    about: "model.safetensors.index.json, beside two files",
-    shape: Shape::Text,
     dictionary: HEADER_WORDS,
     memory: 3,
     seeds: || {
@@ -129,6 +123,17 @@ pub(super) const INDEX: Target = Target {
         open_weights(folder)
     },
 };
+
+/// The file that an input stands for. A file begins with the length of its header, which hardly any change of the header would
+/// leave right: so an input that begins with `{` is a header and, after a line break, the bytes of its tensors.
+fn framed(input: &[u8]) -> Vec<u8> {
+    if !input.starts_with(b"{") {
+        return input.to_vec();
+    }
+    let mut parts = input.splitn(2, |&byte| byte == b'\n');
+    let (header, bytes) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    [&(header.len() as u64).to_le_bytes(), header, bytes].concat()
+}
 
 /// Tensors of zeros, by name, dtype and number of elements.
 fn safetensors(tensors: &[(&str, &str, usize)]) -> Vec<u8> {

@@ -7,12 +7,9 @@ use sterna_arch::ModelConfig;
 use sterna_recipe::{DeviceType, Override, Plan};
 
 use super::{Target, crates, files, read, text};
-use crate::mutate::Shape;
 
 pub(super) const RECIPE: Target = Target {
     name: "recipe",
-    about: "the YAML of a recipe, resolved and planned on 8 ranks",
-    shape: Shape::Text,
     dictionary: DICTIONARY,
     memory: 3,
     seeds: || files("sterna-recipe/tests/fixtures/recipes", ".yml"),
@@ -21,8 +18,6 @@ pub(super) const RECIPE: Target = Target {
 
 pub(super) const OVERRIDE: Target = Target {
     name: "override",
-    about: "`--set KEY=VALUE`, applied to a recipe",
-    shape: Shape::Text,
     dictionary: DICTIONARY,
     memory: 3,
     seeds: || {

@@ -7,7 +7,6 @@ use sterna_data::{messages::extract_chat, source::OpenSource};
 use sterna_recipe::{LabelMask, RolePath, Sampling, Source};
 
 use super::{Target, answer, crates, files, read, write};
-use crate::mutate::Shape;
 
 const JSON_WORDS: &[&str] = &[
     "\"messages\"",
@@ -31,8 +30,6 @@ const JSON_WORDS: &[&str] = &[
 
 pub(super) const JSONL: Target = Target {
     name: "jsonl",
-    about: "a JSON Lines file, or a JSON list, and the chats in it",
-    shape: Shape::Text,
     dictionary: JSON_WORDS,
     memory: 3,
     seeds: || {
@@ -45,8 +42,6 @@ pub(super) const JSONL: Target = Target {
 
 pub(super) const PARQUET: Target = Target {
     name: "parquet",
-    about: "a Parquet file, and the chats in it",
-    shape: Shape::Binary,
     dictionary: &["PAR1", "messages", "content", "ARROW:schema", "list", "element"],
     memory: 3,
     seeds: || files("sterna-data/tests/fixtures/sources/parquet", ".parquet"),
@@ -55,8 +50,6 @@ pub(super) const PARQUET: Target = Target {
 
 pub(super) const ARROW: Target = Target {
     name: "arrow",
-    about: "an Arrow stream or file, and the chats in it",
-    shape: Shape::Binary,
     dictionary: &["ARROW1", "\u{0}\u{0}\u{0}\u{0}", "messages", "content"],
     memory: 3,
     seeds: || files("sterna-data/tests/fixtures/sources/saved", ".arrow"),
@@ -65,8 +58,6 @@ pub(super) const ARROW: Target = Target {
 
 pub(super) const README: Target = Target {
     name: "readme",
-    about: "the head of a data set's README, which says which file is which split",
-    shape: Shape::Text,
     dictionary: &[
         "configs:",
         "- config_name: default",
@@ -107,8 +98,6 @@ pub(super) const README: Target = Target {
 
 pub(super) const STATE: Target = Target {
     name: "state",
-    about: "state.json of a folder written by save_to_disk",
-    shape: Shape::Text,
     dictionary: &[
         "_data_files",
         "filename",

@@ -6,12 +6,9 @@ use serde_json::{Map, json};
 use sterna_hf::{ChatTemplate, Message, Tokenizer};
 
 use super::{Target, answer, crates, files, read, text, write};
-use crate::mutate::Shape;
 
 pub(super) const TOKENIZER: Target = Target {
     name: "tokenizer",
-    about: "tokenizer.json, and a text that it encodes and decodes",
-    shape: Shape::Text,
     dictionary: &[
         "\"added_tokens\"",
         "\"normalizer\"",
@@ -74,8 +71,6 @@ pub(super) const TOKENIZER: Target = Target {
 
 pub(super) const TEMPLATE: Target = Target {
     name: "template",
-    about: "a chat template, and a conversation that it renders",
-    shape: Shape::Text,
     dictionary: &[
         "{{",
         "}}",

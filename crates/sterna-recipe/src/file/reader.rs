@@ -210,8 +210,11 @@ fn is_off(node: &Node, off: &[&str]) -> bool {
 /// The name that `typed` was probably meant to be.
 pub(crate) fn nearest<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let typed = typed.to_lowercase().replace('-', "_");
-    let limit = (typed.chars().count() / 3).max(1);
+    let len = typed.chars().count();
+    let limit = (len / 3).max(1);
     names
+        // No distance is less than this. A key may be as long as its recipe, and there are hundreds of names.
+        .filter(|name| name.chars().count().abs_diff(len) <= limit)
         .map(|name| (distance(&typed, name), name))
         .filter(|(d, _)| *d <= limit)
         .min_by_key(|(d, _)| *d)
@@ -282,6 +285,13 @@ mod tests {
         assert_eq!(distance("kitten", "sitting"), 3);
         assert_eq!(distance("", "abc"), 3);
         assert_eq!(distance("abc", "abc"), 0);
+    }
+
+    /// By tables of distances, this would take hours.
+    #[test]
+    fn a_key_as_long_as_a_recipe_is_not_compared_with_short_names() {
+        let names = std::iter::repeat_n("micro_batch_size", 200_000);
+        assert_eq!(nearest(&"{% if a %}".repeat(20_000), names), None);
     }
 
     #[test]

@@ -38,7 +38,8 @@ fn parameters_and_bytes_of_published_models() {
     let recipe = parse(Path::new("recipe.yaml"), RECIPE, &[]).unwrap();
     let mut table = String::new();
     for model in models() {
-        let config = config(&model);
+        let mut config = config(&model);
+        recipe.group_experts(&mut config);
         let name = model["model"].as_str().unwrap();
         let num_parameters = config.arch.num_parameters();
         // What the hub says of the checkpoint, where that is known.
