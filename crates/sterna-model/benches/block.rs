@@ -174,8 +174,8 @@ impl Bench {
                 counts_routes: false,
                 streaming: None,
                 attention: Implementation::Automatic,
-                pre_tile_len: tile_len,
-                post_tile_len: tile_len,
+                qkv_tile_len: tile_len,
+                mlp_tile_len: tile_len,
             };
             for (name, keep) in [
                 ("input", Keep { attention: false, graph: false }),

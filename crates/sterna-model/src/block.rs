@@ -2,26 +2,26 @@
 //!
 //! ```text
 //! forward                                          backward
-//!   for group of heads:                              for tile:   recompute post; d_y -> d_x, d_o, weight grads +=
-//!     for tile:   q, k, v = pre(x)                   for group of heads:
+//!   for group of heads:                              for tile:   recompute mlp; d_y -> d_x, d_o, weight grads +=
+//!     for tile:   q, k, v = qkv(x)                   for group of heads:
 //!     all-to-all  q, k, v -> [s, n/p, h], ..           all-to-all  d_o, o
 //!     attention   o, lse                               for tile:   recompute q, k, v
 //!     all-to-all  o -> [s/p, n, h]                     all-to-all  q, k, v
-//!   for tile:     y = post(x, o)                       attention   d_q, d_k, d_v
+//!   for tile:     y = mlp(x, o)                       attention   d_q, d_k, d_v
 //!                                                      all-to-all  back
 //!                                                      for tile:   d_q, d_k, d_v -> d_x +=, weight grads +=
 //! ```
 //!
 //! No autograd graph is built: each op of a block has its backward in `sterna-ops`, and calling those directly makes the backward
 //! recompute only what a gradient reads. Where no norm reads what they give, the output projection of the MLP is never recomputed, and
-//! the second visit to `pre` repeats a norm instead of three matrix products. What is kept from the forward is a policy ([`Keep`]).
+//! the second visit to `qkv` repeats a norm instead of three matrix products. What is kept from the forward is a policy ([`Keep`]).
 //! Heads run all at once or in groups ([`HeadGroup`]): the tensors of attention exist for one group at a time.
 
 mod attend;
 mod dense;
+mod mlp;
 mod moe;
-mod post;
-mod pre;
+mod qkv;
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -35,11 +35,11 @@ use sterna_torch_sys::memory::{self, MemoryKind};
 use tch::Tensor;
 
 use self::attend::Attended;
-pub use self::attend::{Stash, Streaming};
+pub use self::attend::{KeysValuesStore, Streaming};
+use self::mlp::MlpSaved;
 pub use self::moe::Experts;
 use self::moe::MoeSaved;
-use self::post::PostSaved;
-use self::pre::PreSaved;
+use self::qkv::QkvSaved;
 use crate::error::{ModelError, check_shape};
 use crate::heads::HeadGroup;
 use crate::parallel::ulysses::{Exchange, HeadToSeq, Heads, SeqToHead};
@@ -75,9 +75,9 @@ pub struct BlockContext<'a> {
     /// Which kernels may compute attention on a CUDA device.
     pub attention: Implementation,
     /// At most how many tokens go through norm and projections at once.
-    pub pre_tile_len: i64,
+    pub qkv_tile_len: i64,
     /// At most how many tokens go through output projection and MLP at once.
-    pub post_tile_len: i64,
+    pub mlp_tile_len: i64,
 }
 
 /// What a forward keeps for its backward. The input is always kept.
@@ -130,15 +130,15 @@ pub struct Graph {
 impl Graph {
     /// Counts all of it as `kind` from now on.
     pub fn retag(&self, kind: MemoryKind) {
-        let of_groups = self.groups.iter().flat_map(|GroupSaved { pre, attended }| {
-            pre.iter().flat_map(PreSaved::tensors).chain(attended.tensors())
+        let of_groups = self.groups.iter().flat_map(|GroupSaved { qkv, attended }| {
+            qkv.iter().flat_map(QkvSaved::tensors).chain(attended.tensors())
         });
         for tensor in of_groups {
             memory::retag(tensor, kind);
         }
         match &self.after {
             AfterSaved::Dense(tiles) => {
-                let tensors = tiles.iter().flat_map(PostSaved::tensors);
+                let tensors = tiles.iter().flat_map(MlpSaved::tensors);
                 tensors.for_each(|tensor| memory::retag(tensor, kind));
             }
             AfterSaved::Moe(saved) => {
@@ -152,14 +152,14 @@ impl Graph {
 #[derive(Debug)]
 enum AfterSaved {
     /// Of each tile.
-    Dense(VecDeque<PostSaved>),
+    Dense(VecDeque<MlpSaved>),
     Moe(MoeSaved),
 }
 
 /// Every other intermediate value of a group of heads, up to attention.
 #[derive(Debug)]
 struct GroupSaved {
-    pre: VecDeque<PreSaved>,
+    qkv: VecDeque<QkvSaved>,
     attended: Attended,
 }
 
@@ -223,7 +223,7 @@ pub fn forward(
 /// # Panics
 ///
 /// As [`forward`].
-pub fn forward_again(
+pub fn recompute(
     ctx: &BlockContext<'_>,
     params: &BlockParams,
     experts: Option<&mut dyn Experts>,
@@ -231,7 +231,7 @@ pub fn forward_again(
     mixer: &[Tensor],
 ) -> Result<Tensor, ModelError> {
     ctx.check(x)?;
-    let _stage = Stage::BlockAgain.enter_at(ctx.layer_idx);
+    let _stage = Stage::BlockRecompute.enter_at(ctx.layer_idx);
     Ok(after_attention(ctx, params, experts, x, &AttentionResult::from_kept(mixer).o, false)?.0)
 }
 
@@ -310,16 +310,16 @@ pub fn backward(
                 Some(AfterSaved::Dense(saved)) => saved,
                 _ => VecDeque::new(),
             };
-            for tile in tiles(num_tokens, ctx.post_tile_len) {
+            for tile in tiles(num_tokens, ctx.mlp_tile_len) {
                 let (start, len) = (tile.start, tile.end - tile.start);
-                let _stage = Stage::Post.enter();
+                let _stage = Stage::Mlp.enter();
                 let (x, o) = (x.narrow(0, start, len), o.narrow(0, start, len));
                 let saved = match saved.pop_front() {
                     Some(saved) => saved,
-                    None => post::recompute(ctx, dense, params, &x, &o),
+                    None => mlp::recompute(ctx, dense, params, &x, &o),
                 };
                 let (d_y, d_x) = (d_y.narrow(0, start, len), d_x.narrow(0, start, len));
-                let d_o = post::backward(ctx, dense, params, grads, saved, &x, &o, &d_y, &d_x);
+                let d_o = mlp::backward(ctx, dense, params, grads, saved, &x, &o, &d_y, &d_x);
                 d_o_of_tile(start, &d_o);
             }
         }
@@ -343,13 +343,13 @@ pub fn backward(
     let mut groups_saved = groups_saved.into_iter();
     let mut first_head = 0;
     for (group, outgoing) in ctx.groups.iter().zip(outgoing) {
-        let mut arrived = outgoing.trade()?;
-        let (attended, mut pre_saved) = if let Some(saved) = groups_saved.next() {
-            (saved.attended, saved.pre)
+        let mut arrived = outgoing.all_to_all()?;
+        let (attended, mut qkv_saved) = if let Some(saved) = groups_saved.next() {
+            (saved.attended, saved.qkv)
         } else {
-            let save = num_tokens <= ctx.pre_tile_len;
-            let (projected, pre_saved) = project(ctx, group, params, &x, save)?;
-            (Attended::new(ctx, projected, arrived.remove(1))?, pre_saved)
+            let save = num_tokens <= ctx.qkv_tile_len;
+            let (projected, qkv_saved) = project(ctx, group, params, &x, save)?;
+            (Attended::new(ctx, projected, arrived.remove(1))?, qkv_saved)
         };
         let d_o = arrived.remove(0);
         let num_heads = attended.num_heads();
@@ -357,19 +357,19 @@ pub fn backward(
         first_head += num_heads;
         let (d_q, d_k, d_v) = attend::backward(ctx, group, attended, &lse, d_o)?;
         let travellers = vec![(Heads::Query, d_q), (Heads::KeyValue, d_k), (Heads::KeyValue, d_v)];
-        let returned = HeadToSeq::trade(ctx.exchange(group, &x), travellers)?;
+        let returned = HeadToSeq::all_to_all(ctx.exchange(group, &x), travellers)?;
 
-        for tile in tiles(num_tokens, ctx.pre_tile_len) {
+        for tile in tiles(num_tokens, ctx.qkv_tile_len) {
             let (start, len) = (tile.start, tile.end - tile.start);
-            let _stage = Stage::Pre.enter();
+            let _stage = Stage::Qkv.enter();
             let x = x.narrow(0, start, len);
-            let saved = match pre_saved.pop_front() {
+            let saved = match qkv_saved.pop_front() {
                 Some(saved) => saved,
-                None => pre::recompute(ctx, group, params, &x),
+                None => qkv::recompute(ctx, group, params, &x),
             };
             let d_projections = [0, 1, 2].map(|part_idx| returned.tile(part_idx, &tile));
             let d_x_tile =
-                pre::backward(ctx, group, params, grads, &x, &saved, &tile, d_projections);
+                qkv::backward(ctx, group, params, grads, &x, &saved, &tile, d_projections);
             // The residual around attention and the groups before this one have written their share already.
             let _ = d_x.narrow(0, start, len).g_add_(&d_x_tile);
         }
@@ -381,7 +381,7 @@ pub fn backward(
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Save {
     Nothing,
-    /// What attention read and gave, and of `pre` what fits one tile.
+    /// What attention read and gave, and of `qkv` what fits one tile.
     Attended,
     All,
 }
@@ -397,12 +397,12 @@ fn attention_forward(
     let (mut outputs, mut lses, mut saved) = (Vec::new(), Vec::new(), Vec::new());
     let _memory = memory::scope(MemoryKind::Attention);
     for group in ctx.groups {
-        let saves_pre = match save {
+        let saves_qkv = match save {
             Save::Nothing => false,
-            Save::Attended => num_tokens <= ctx.pre_tile_len,
+            Save::Attended => num_tokens <= ctx.qkv_tile_len,
             Save::All => true,
         };
-        let (projected, pre) = project(ctx, group, params, x, saves_pre)?;
+        let (projected, qkv) = project(ctx, group, params, x, saves_qkv)?;
         let (attended, lse) = attend::forward(ctx, group, projected)?;
         lses.push(lse);
         // Attention inputs are dead unless everything is kept; what follows needs the room.
@@ -410,10 +410,10 @@ fn attention_forward(
             attended.into_output()
         } else {
             let o = attended.output();
-            saved.push(GroupSaved { pre, attended });
+            saved.push(GroupSaved { qkv, attended });
             o
         };
-        let returned = HeadToSeq::trade(ctx.exchange(group, x), vec![(Heads::Query, o)])?;
+        let returned = HeadToSeq::all_to_all(ctx.exchange(group, x), vec![(Heads::Query, o)])?;
         outputs.push(returned.tile(0, &(0..num_tokens)));
     }
     let o = HeadGroup::join(ctx.groups, outputs);
@@ -440,12 +440,12 @@ fn after_attention(
     };
     let y = x.empty_like();
     let mut all_saved = VecDeque::new();
-    for tile in tiles(x.size()[0], ctx.post_tile_len) {
+    for tile in tiles(x.size()[0], ctx.mlp_tile_len) {
         let (start, len) = (tile.start, tile.end - tile.start);
-        let _stage = Stage::Post.enter();
+        let _stage = Stage::Mlp.enter();
         let (x, o) = (x.narrow(0, start, len), o.narrow(0, start, len));
-        let saved = post::recompute(ctx, dense, params, &x, &o);
-        post::finish(ctx, dense, params, &saved, &mut y.narrow(0, start, len));
+        let saved = mlp::recompute(ctx, dense, params, &x, &o);
+        mlp::finish(ctx, dense, params, &saved, &mut y.narrow(0, start, len));
         if save {
             all_saved.push_back(saved);
         }
@@ -453,22 +453,22 @@ fn after_attention(
     Ok((y, save.then_some(AfterSaved::Dense(all_saved))))
 }
 
-/// `q`, `k` and `v` of this rank's heads of a group, and what the backward of `pre` will read, if wanted.
+/// `q`, `k` and `v` of this rank's heads of a group, and what the backward of `qkv` will read, if wanted.
 fn project(
     ctx: &BlockContext<'_>,
     group: &HeadGroup,
     params: &BlockParams,
     x: &Tensor,
     save: bool,
-) -> Result<([Tensor; 3], VecDeque<PreSaved>), ModelError> {
+) -> Result<([Tensor; 3], VecDeque<QkvSaved>), ModelError> {
     let parts = [Heads::Query, Heads::KeyValue, Heads::KeyValue];
     let mut outgoing = SeqToHead::new(ctx.exchange(group, x), &parts);
     let mut all_saved = VecDeque::new();
-    for tile in tiles(x.size()[0], ctx.pre_tile_len) {
+    for tile in tiles(x.size()[0], ctx.qkv_tile_len) {
         let (start, len) = (tile.start, tile.end - tile.start);
-        let _stage = Stage::Pre.enter();
-        let saved = pre::recompute(ctx, group, params, &x.narrow(0, start, len));
-        let projections = pre::finish(ctx, group, params, &saved, &tile);
+        let _stage = Stage::Qkv.enter();
+        let saved = qkv::recompute(ctx, group, params, &x.narrow(0, start, len));
+        let projections = qkv::finish(ctx, group, params, &saved, &tile);
         for (part_idx, projection) in projections.iter().enumerate() {
             outgoing.put(part_idx, start, projection);
         }
@@ -476,7 +476,7 @@ fn project(
             all_saved.push_back(saved);
         }
     }
-    let projected = outgoing.trade()?.try_into();
+    let projected = outgoing.all_to_all()?.try_into();
     Ok((projected.expect("an exchange returns as many tensors as were put in"), all_saved))
 }
 

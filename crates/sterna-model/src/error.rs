@@ -52,7 +52,7 @@ pub enum ModelError {
     },
     /// Keys and values could not be put away or brought back.
     #[error("the keys and values of a block could not be moved")]
-    Stash(#[source] Box<dyn std::error::Error + Send + Sync>),
+    KeysValues(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The experts of a block could not be gathered, or their gradients not reduced.
     #[error("the experts of a block could not be moved")]
     Experts(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -87,7 +87,7 @@ impl ModelError {
             Self::ParamCount { .. }
             | Self::Shape { .. }
             | Self::Length { .. }
-            | Self::Stash(_)
+            | Self::KeysValues(_)
             | Self::Experts(_) => None,
         }
     }

@@ -29,7 +29,7 @@ pub enum Stage {
     /// Forward of one block; its index is `layer`, here and in the next two.
     Block,
     /// Forward of one block, again, to restore the input of the next.
-    BlockAgain,
+    BlockRecompute,
     /// Backward of one block.
     BlockBackward,
     /// Waiting for the weights of a unit; its index is `unit`, as that of [`Stage::Reduce`].
@@ -37,13 +37,13 @@ pub enum Stage {
     /// The embedding.
     Embed,
     /// Norm and projections of one tile.
-    Pre,
+    Qkv,
     /// An exchange between the ranks that share a sequence.
     AllToAll,
     /// Attention of a group of heads.
     Attention,
     /// Output projection and MLP of one tile.
-    Post,
+    Mlp,
     /// Head and loss of all tiles.
     Loss,
     /// Gradients on their way to their owners.
@@ -95,14 +95,14 @@ impl Stage {
             Self::Forward => "forward",
             Self::Backward => "backward",
             Self::Block => "block",
-            Self::BlockAgain => "block again",
+            Self::BlockRecompute => "block recompute",
             Self::BlockBackward => "block backward",
             Self::Gather => "gather",
             Self::Embed => "embed",
-            Self::Pre => "pre",
+            Self::Qkv => "qkv",
             Self::AllToAll => "all-to-all",
             Self::Attention => "attention",
-            Self::Post => "post",
+            Self::Mlp => "mlp",
             Self::Loss => "loss",
             Self::Reduce => "reduce",
             Self::Step => "step",
@@ -114,7 +114,7 @@ impl Stage {
     fn memory_kind(self) -> Option<MemoryKind> {
         match self {
             Self::Gather => Some(MemoryKind::Weights),
-            Self::Pre | Self::Post | Self::Loss => Some(MemoryKind::TileScratch),
+            Self::Qkv | Self::Mlp | Self::Loss => Some(MemoryKind::TileScratch),
             Self::AllToAll | Self::Reduce => Some(MemoryKind::Communication),
             Self::Attention => Some(MemoryKind::Attention),
             Self::Step => Some(MemoryKind::Optimizer),
@@ -124,7 +124,7 @@ impl Stage {
             | Self::Forward
             | Self::Backward
             | Self::Block
-            | Self::BlockAgain
+            | Self::BlockRecompute
             | Self::BlockBackward
             | Self::Embed => None,
         }
@@ -146,14 +146,14 @@ impl Stage {
             Self::Forward => span!(Forward),
             Self::Backward => span!(Backward),
             Self::Block => span!(Block, layer),
-            Self::BlockAgain => span!(BlockAgain, layer),
+            Self::BlockRecompute => span!(BlockRecompute, layer),
             Self::BlockBackward => span!(BlockBackward, layer),
             Self::Gather => span!(Gather, unit),
             Self::Embed => span!(Embed),
-            Self::Pre => span!(Pre),
+            Self::Qkv => span!(Qkv),
             Self::AllToAll => span!(AllToAll),
             Self::Attention => span!(Attention),
-            Self::Post => span!(Post),
+            Self::Mlp => span!(Mlp),
             Self::Loss => span!(Loss),
             Self::Reduce => span!(Reduce, unit),
             Self::Step => span!(Step),

@@ -32,9 +32,9 @@ pub const H200: Rates = Rates {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
     /// Tokens of a tile of norm and projections.
-    pub pre: usize,
+    pub qkv: usize,
     /// Of output projection and MLP.
-    pub post: usize,
+    pub mlp: usize,
     /// Of the head.
     pub head: usize,
     /// Whether attention outputs are kept, so that the backward runs no attention forward.
@@ -63,9 +63,9 @@ impl Estimate {
         let (d, f) = (arch.hidden_size as f64, layer.ffn.width() as f64);
         let (q, kv) = (layer.attention.q_width() as f64, layer.attention.kv_width() as f64);
         let (layers, vocab) = (arch.layers.len() as f64, arch.vocab_size as f64);
-        let (pre, post, head) = (d * (q + 2.0 * kv), q * d + 3.0 * d * f, vocab * d);
+        let (qkv, mlp, head) = (d * (q + 2.0 * kv), q * d + 3.0 * d * f, vocab * d);
         let tokens = len as f64;
-        let blocks = layers * (pre + post);
+        let blocks = layers * (qkv + mlp);
         let products = 2.0 * tokens * (4.0 * blocks + 3.0 * head);
         let forward = layers * 2.0 * q * tokens * tokens;
         let num_forwards = if cut.keeps_attention { 1.0 } else { 2.0 };
@@ -73,7 +73,7 @@ impl Estimate {
             + 2.5 * forward / rates.attention_backward;
         let tiles = |tile: usize| len.div_ceil(tile.max(1)) as f64;
         let rewritten =
-            layers * (tiles(cut.pre) * pre + tiles(cut.post) * post) + tiles(cut.head) * head;
+            layers * (tiles(cut.qkv) * qkv + tiles(cut.mlp) * mlp) + tiles(cut.head) * head;
         // bf16 values that ops read and write: a block's forward twice and its backward, and the logits.
         let of_block = 32.0 * d + 6.0 * (q + kv) + 11.0 * f;
         let pointwise = 2.0 * tokens * (layers * of_block + 5.0 * vocab);
@@ -105,7 +105,7 @@ mod tests {
     fn an_8b_step_is_made_of_what_it_computes_and_moves() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("inputs/llama-3.1-8b");
         let config = ModelConfig::from_dir(&folder).unwrap();
-        let cut = |post| Cut { pre: 26_112, post, head: 4096, keeps_attention: true };
+        let cut = |mlp| Cut { qkv: 26_112, mlp, head: 4096, keeps_attention: true };
         let long = Estimate::of(&config, 32_768, cut(6656), H200);
         let close = |actual: f64, expected: f64| {
             assert!((actual - expected).abs() < 0.01 * expected, "{actual} and not {expected}");

@@ -166,8 +166,8 @@ fn estimate(
     let tiles = training.planned(context)?["tiles"].clone();
     let tile = |name: &str| Some(tiles[name].as_u64()? as usize);
     let cut = Cut {
-        pre: tile("pre")?,
-        post: tile("post")?,
+        qkv: tile("qkv")?,
+        mlp: tile("mlp")?,
         head: tile("head")?,
         keeps_attention: profile.keeps_all_attention(case.layers),
     };

@@ -9,7 +9,7 @@
 //! to device                                     x1 -----^   x0 -----^
 //! ```
 //!
-//! A tensor that leaves is held until [`Copies::settle`] has been called twice: then the computing stream waits for its copy (`w`), and
+//! A tensor that leaves is held until [`Copies::release_sent`] has been called twice: then the computing stream waits for its copy (`w`), and
 //! what allocates next may have its memory. A tensor that comes is allocated first, so its copy begins when what was
 //! computed up to then is done, and runs beside what is computed next. Memory is thus used again in the order of the computing stream, and the
 //! peak does not depend on how far the host runs ahead, as it does with libtorch's `record_stream`.
@@ -26,7 +26,7 @@ pub struct Copies {
     device_index: i32,
     to_host: UniquePtr<ffi::Stream>,
     to_device: UniquePtr<ffi::Stream>,
-    /// What leaves since the last [`Copies::settle`].
+    /// What leaves since the last [`Copies::release_sent`].
     leaving: RefCell<Vec<Transfer>>,
     /// What was leaving before it.
     left: RefCell<Vec<Transfer>>,
@@ -49,7 +49,7 @@ pub struct OnHost {
 }
 
 /// A tensor of the device, written by a copy that may be under way.
-pub struct Arriving {
+pub struct InFlight {
     device_index: i32,
     tensor: Tensor,
     written: Event,
@@ -112,7 +112,7 @@ impl Copies {
     /// # Errors
     ///
     /// [`Error::Torch`] if the device has failed.
-    pub fn settle(&self) -> Result<(), Error> {
+    pub fn release_sent(&self) -> Result<(), Error> {
         let compute = ffi::current_stream(self.device_index)?;
         for Transfer { done, .. } in &*self.left.borrow() {
             ffi::wait_event(&compute, done.of_c10())?;
@@ -130,15 +130,15 @@ impl Copies {
     /// # Panics
     ///
     /// If the device has no memory left, as every op does.
-    pub fn to_device(&self, source: &OnHost) -> Result<Arriving, Error> {
+    pub fn to_device(&self, source: &OnHost) -> Result<InFlight, Error> {
         let options = (source.tensor.kind(), Device::Cuda(self.device_index as usize));
         let target = Tensor::empty(source.tensor.size(), options);
         let written = self.start_to_device(source, &target)?;
-        Ok(Arriving { device_index: self.device_index, tensor: target, written })
+        Ok(InFlight { device_index: self.device_index, tensor: target, written })
     }
 
     /// As [`Copies::to_device`], into memory that is there already, which nobody reads before
-    /// [`Copies::arrive_all`].
+    /// [`Copies::wait_all`].
     ///
     /// # Waiting
     ///
@@ -165,12 +165,12 @@ impl Copies {
     /// # Errors
     ///
     /// [`Error::Torch`] if the device has failed.
-    pub fn arrive_all(&self) -> Result<(), Error> {
+    pub fn wait_all(&self) -> Result<(), Error> {
         let compute = ffi::current_stream(self.device_index)?;
         Ok(ffi::wait_event(&compute, Event::record(&self.to_device)?.of_c10())?)
     }
 
-    /// Runs `body`, which starts something with a tensor that is arriving, as the next thing after the copies to the device. It must not
+    /// Runs `body`, which starts something with a tensor that is in flight, as the next thing after the copies to the device. It must not
     /// allocate memory of the device, which would belong to the copies' stream.
     ///
     /// # Errors
@@ -270,7 +270,7 @@ impl From<Tensor> for OnHost {
     }
 }
 
-impl Arriving {
+impl InFlight {
     /// The tensor, for what follows the copies on their stream ([`Copies::after_copies`]).
     pub fn tensor(&self) -> &Tensor {
         &self.tensor
@@ -281,7 +281,7 @@ impl Arriving {
     /// # Errors
     ///
     /// [`Error::Torch`] if the device has failed.
-    pub fn arrive(self) -> Result<Tensor, Error> {
+    pub fn wait(self) -> Result<Tensor, Error> {
         self.make_wait()?;
         Ok(self.tensor.shallow_clone())
     }
@@ -292,7 +292,7 @@ impl Arriving {
     }
 }
 
-impl Drop for Arriving {
+impl Drop for InFlight {
     /// Memory that is still being written must not be the next tensor's.
     fn drop(&mut self) {
         // A device that cannot wait has failed, and nothing of it is used again.
@@ -338,9 +338,9 @@ impl fmt::Debug for OnHost {
     }
 }
 
-impl fmt::Debug for Arriving {
+impl fmt::Debug for InFlight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Arriving").field(&self.tensor).finish()
+        f.debug_tuple("InFlight").field(&self.tensor).finish()
     }
 }
 

@@ -22,7 +22,7 @@ use self::{experts::ExpertUnits, shard::Shard};
 use crate::{
     disk::DiskScratch,
     error::TrainError,
-    kept::{KeepPolicy, KeptBlock, Shelf},
+    kept::{KeepPolicy, KeptBlock, Offload},
     load::kind_of,
     objective::{Labels, Objective, Weighed},
     phases::{Phase, Phases},
@@ -67,7 +67,7 @@ impl EngineOptions {
             Device::Cuda(index) => Some(Rc::new(Copies::new(index)?)),
             _ => None,
         };
-        let shelf = |place| Shelf::new(place, copies.as_ref(), disk);
+        let offload = |place| Offload::new(place, copies.as_ref(), disk);
         Ok(Self {
             kind: kind_of(plan.model.dtype),
             device,
@@ -75,8 +75,8 @@ impl EngineOptions {
                 graph: plan.keep.graph,
                 inputs_every: plan.keep.inputs_every,
                 num_attention,
-                inputs_on: shelf(plan.keep.inputs_on),
-                attention_on: shelf(plan.keep.attention_on),
+                inputs_on: offload(plan.keep.inputs_on),
+                attention_on: offload(plan.keep.attention_on),
             },
             copies,
             tiles: plan.tiles,
@@ -329,13 +329,8 @@ impl<'a> Engine<'a> {
                 let params = self.block_params(layer_idx, next)?;
                 let context = self.model.context(shard, layer_idx);
                 let mut experts = ExpertUnits::new(&self.model, &mut self.zero, layer_idx, next);
-                let y = block::forward_again(
-                    &context,
-                    &params,
-                    Some(&mut experts),
-                    &of_block.x,
-                    mixer,
-                )?;
+                let y =
+                    block::recompute(&context, &params, Some(&mut experts), &of_block.x, mixer)?;
                 (y, of_block)
             } else {
                 let keep = Keep { attention: true, graph: false };
@@ -466,11 +461,11 @@ impl Model<'_> {
             counts_routes: false,
             streaming: (self.options.query_tile_len > 0).then_some(Streaming {
                 tile_len: self.options.query_tile_len as i64,
-                stash: &self.options.keep.attention_on,
+                store: &self.options.keep.attention_on,
             }),
             attention: self.options.attention,
-            pre_tile_len: self.options.tiles.pre as i64,
-            post_tile_len: self.options.tiles.post as i64,
+            qkv_tile_len: self.options.tiles.qkv as i64,
+            mlp_tile_len: self.options.tiles.mlp as i64,
         }
     }
 

@@ -194,9 +194,9 @@ impl From<ModelError> for TrainError {
     /// What a block asked this crate for and did not get is an error of this crate.
     fn from(error: ModelError) -> Self {
         match error {
-            ModelError::Stash(source) => match source.downcast::<TrainError>() {
+            ModelError::KeysValues(source) => match source.downcast::<TrainError>() {
                 Ok(error) => *error,
-                Err(source) => Self::Model(ModelError::Stash(source)),
+                Err(source) => Self::Model(ModelError::KeysValues(source)),
             },
             ModelError::Experts(source) => match source.downcast::<TrainError>() {
                 Ok(error) => *error,

@@ -1,6 +1,6 @@
 //! What blocks keep between their forward and their backward, and where it waits.
 
-mod stash;
+mod keys_values;
 
 use std::{ops::Range, rc::Rc};
 
@@ -12,7 +12,7 @@ use sterna_model::{
 };
 use sterna_recipe::{Place, Plan};
 use sterna_torch_sys::{
-    copies::{Arriving, Copies, OnHost},
+    copies::{Copies, InFlight, OnHost},
     file::is_dense,
     memory::{self, MemoryKind},
 };
@@ -33,14 +33,14 @@ pub struct KeepPolicy {
     /// The attention output and log-sum-exp of the first so many blocks.
     pub num_attention: usize,
     /// Where inputs wait.
-    pub inputs_on: Shelf,
+    pub inputs_on: Offload,
     /// Where attention outputs wait.
-    pub attention_on: Shelf,
+    pub attention_on: Offload,
 }
 
 /// A place where tensors wait until they are needed again.
 #[derive(Debug, Clone)]
-pub enum Shelf {
+pub enum Offload {
     /// Where they were computed: nothing is copied.
     Here,
     /// The memory of the host, beside a GPU.
@@ -54,8 +54,8 @@ pub enum Shelf {
     },
 }
 
-impl Shelf {
-    /// The shelf of a [`Place`]; `copies` are there if a GPU computes, `disk` whenever something lives on disk.
+impl Offload {
+    /// For a [`Place`]; `copies` are there if a GPU computes, `disk` whenever something lives on disk.
     ///
     /// # Panics
     ///
@@ -79,10 +79,10 @@ impl Shelf {
         }
     }
 
-    fn put(&self, tensor: Tensor) -> Result<Shelved, TrainError> {
+    fn put(&self, tensor: Tensor) -> Result<Offloaded, TrainError> {
         memory::retag(&tensor, MemoryKind::KeptActivations);
         let (disk, copies) = match self {
-            Self::Here => return Ok(Shelved::Here(tensor)),
+            Self::Here => return Ok(Offloaded::Here(tensor)),
             Self::Host(copies) => (None, Some(copies)),
             Self::Disk { disk, copies } => (Some(disk), copies.as_ref()),
         };
@@ -94,46 +94,48 @@ impl Shelf {
             None => flat.into(),
         };
         Ok(match disk {
-            Some(disk) => Shelved::Disk(Box::new((disk.write(tensor)?, layout))),
-            None => Shelved::Host(Box::new(Away { tensor, layout, arriving: None })),
+            Some(disk) => Offloaded::Disk(Box::new((disk.write(tensor)?, layout))),
+            None => Offloaded::Host(Box::new(OnHostTensor { tensor, layout, in_flight: None })),
         })
     }
 
-    fn prefetch(&self, shelved: &mut Shelved) -> Result<(), TrainError> {
+    fn prefetch(&self, offloaded: &mut Offloaded) -> Result<(), TrainError> {
         let _memory = memory::scope(MemoryKind::KeptActivations);
-        match (self, shelved) {
-            (Self::Disk { disk, .. }, Shelved::Disk(shelved)) => disk.prefetch(&mut shelved.0),
-            (Self::Host(copies), Shelved::Host(shelved)) => shelved.fetch(copies),
+        match (self, offloaded) {
+            (Self::Disk { disk, .. }, Offloaded::Disk(offloaded)) => {
+                disk.prefetch(&mut offloaded.0)
+            }
+            (Self::Host(copies), Offloaded::Host(offloaded)) => offloaded.fetch(copies),
             _ => Ok(()),
         }
     }
 
-    fn take(&self, shelved: Shelved) -> Result<Tensor, TrainError> {
-        match (self, shelved) {
-            (_, Shelved::Here(tensor)) => Ok(tensor),
-            (Self::Host(copies), Shelved::Host(mut shelved)) => {
-                shelved.fetch(copies)?;
-                shelved.take()
+    fn take(&self, offloaded: Offloaded) -> Result<Tensor, TrainError> {
+        match (self, offloaded) {
+            (_, Offloaded::Here(tensor)) => Ok(tensor),
+            (Self::Host(copies), Offloaded::Host(mut offloaded)) => {
+                offloaded.fetch(copies)?;
+                offloaded.take()
             }
-            (Self::Disk { disk, copies }, Shelved::Disk(shelved)) => {
-                let (tensor, layout) = *shelved;
+            (Self::Disk { disk, copies }, Offloaded::Disk(offloaded)) => {
+                let (tensor, layout) = *offloaded;
                 let _stage = Stage::Copy.enter_with(None, tensor.num_bytes());
                 let read = disk.read(tensor)?;
                 Ok(layout.put_on(&match copies {
-                    Some(copies) => copies.to_device(&read.into())?.arrive()?,
+                    Some(copies) => copies.to_device(&read.into())?.wait()?,
                     None => read,
                 }))
             }
-            _ => unreachable!("a tensor is on its own shelf"),
+            _ => unreachable!("a tensor comes back from where it was put"),
         }
     }
 }
 
-/// A tensor on a [`Shelf`].
+/// A tensor that waits.
 #[derive(Debug)]
-enum Shelved {
+enum Offloaded {
     Here(Tensor),
-    Host(Box<Away>),
+    Host(Box<OnHostTensor>),
     Disk(Box<(DiskTensor, Layout)>),
 }
 
@@ -159,25 +161,25 @@ impl Layout {
 
 /// A tensor of a GPU in the memory of the host.
 #[derive(Debug)]
-struct Away {
+struct OnHostTensor {
     tensor: OnHost,
     layout: Layout,
-    arriving: Option<Arriving>,
+    in_flight: Option<InFlight>,
 }
 
-impl Away {
+impl OnHostTensor {
     /// Starts bringing it back, if it is not on its way.
     fn fetch(&mut self, copies: &Copies) -> Result<(), TrainError> {
-        if self.arriving.is_none() {
+        if self.in_flight.is_none() {
             let _stage = Stage::Copy.enter_with(None, num_bytes(self.tensor.tensor()));
-            self.arriving = Some(copies.to_device(&self.tensor)?);
+            self.in_flight = Some(copies.to_device(&self.tensor)?);
         }
         Ok(())
     }
 
     /// The tensor with its strides, on the device.
     fn take(self) -> Result<Tensor, TrainError> {
-        Ok(self.layout.put_on(&self.arriving.expect("it was fetched").arrive()?))
+        Ok(self.layout.put_on(&self.in_flight.expect("it was fetched").wait()?))
     }
 }
 
@@ -185,9 +187,9 @@ impl Away {
 #[derive(Debug)]
 pub(crate) struct KeptBlock {
     /// `None` between the first blocks of two segments.
-    x: Option<Shelved>,
+    x: Option<Offloaded>,
     /// What its mixer of tokens has kept.
-    mixer: Option<Vec<Shelved>>,
+    mixer: Option<Vec<Offloaded>>,
     graph: Option<Graph>,
 }
 
@@ -215,12 +217,12 @@ impl KeepPolicy {
         let mut lens = Vec::new();
         let but_the_last = arch.layers.len().saturating_sub(1);
         for (layer_idx, layer) in arch.layers[..but_the_last].iter().enumerate() {
-            if matches!(self.inputs_on, Shelf::Host(_))
+            if matches!(self.inputs_on, Offload::Host(_))
                 && layer_idx.is_multiple_of(self.inputs_every)
             {
                 lens.push(input);
             }
-            if matches!(self.attention_on, Shelf::Host(_)) && self.keeps_attention(layer_idx) {
+            if matches!(self.attention_on, Offload::Host(_)) && self.keeps_attention(layer_idx) {
                 lens.extend(layer.attention.kept_bytes(tokens, sp_size, size));
             }
         }
@@ -236,7 +238,7 @@ impl KeepPolicy {
         kept: Kept,
     ) -> Result<KeptBlock, TrainError> {
         let Kept { x, mixer, graph } = kept;
-        let here = Shelf::Here;
+        let here = Offload::Here;
         let (inputs_on, attention_on) =
             if is_last { (&here, &here) } else { (&self.inputs_on, &self.attention_on) };
         let is_first = layer_idx.is_multiple_of(self.inputs_every);
@@ -248,7 +250,7 @@ impl KeepPolicy {
             graph: graph.inspect(|graph| graph.retag(MemoryKind::KeptActivations)),
         };
         if let Some(copies) = self.inputs_on.copies().or(self.attention_on.copies()) {
-            copies.settle()?;
+            copies.release_sent()?;
         }
         Ok(block)
     }
@@ -274,10 +276,9 @@ impl KeepPolicy {
     /// Everything else that a block has kept, beside its input `x`.
     pub(crate) fn take(&self, kept: &mut KeptBlock, x: Tensor) -> Result<Kept, TrainError> {
         memory::retag(&x, MemoryKind::KeptActivations);
-        let mixer = kept
-            .mixer
-            .take()
-            .map(|kept| kept.into_iter().map(|shelved| self.attention_on.take(shelved)).collect());
+        let mixer = kept.mixer.take().map(|kept| {
+            kept.into_iter().map(|offloaded| self.attention_on.take(offloaded)).collect()
+        });
         Ok(Kept { x, mixer: mixer.transpose()?, graph: kept.graph.take() })
     }
 }

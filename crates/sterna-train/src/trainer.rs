@@ -1,8 +1,8 @@
 //! The whole run of one rank, from a recipe to an export.
 
 mod agreement;
-mod course;
 mod setup;
+mod steps;
 
 use std::{
     collections::BTreeSet,
@@ -28,11 +28,11 @@ use tch::{Device, Kind};
 
 pub(crate) use self::setup::device_type;
 use self::{
-    course::Course,
     setup::{
         Assets, connect_gpus, device, model_config, num_attention_kept, peak_rate, plan_of_data,
         scratch,
     },
+    steps::StepRange,
 };
 use crate::{
     checkpoint::{Checkpoints, Progress, RunIdentity, resume},
@@ -203,7 +203,7 @@ struct Trainer<'a> {
     _pinned_ahead: Option<PinnedAhead>,
     schedule: LrSchedule,
     adamw: AdamW,
-    course: Course,
+    steps: StepRange,
     /// Optimizer steps that changed the weights.
     num_updates: u64,
     checkpoints: Checkpoints,
@@ -267,7 +267,7 @@ impl<'a> Trainer<'a> {
             None
         };
         let manifest = resumed.as_ref().map(|checkpoint| &checkpoint.manifest);
-        let course = Course::new(recipe, stream.len(), mesh, manifest)?;
+        let steps = StepRange::new(recipe, stream.len(), mesh, manifest)?;
         let of_data = plan_of_data(recipe, &assets.config, mesh.world_size(), datasets, device)?;
         let disk = scratch(recipe, &of_data)?;
         let num_attention = num_attention_kept(&of_data, comm, env, device)?;
@@ -297,7 +297,7 @@ impl<'a> Trainer<'a> {
             schedule: LrSchedule::new(
                 &recipe.scheduler,
                 recipe.optimizer.learning_rate,
-                course.horizon,
+                steps.horizon,
             ),
             adamw: AdamW {
                 lr: recipe.optimizer.learning_rate,
@@ -307,7 +307,7 @@ impl<'a> Trainer<'a> {
                 weight_decay: recipe.optimizer.weight_decay,
             },
             num_updates: manifest.map_or(0, |manifest| manifest.num_updates),
-            course,
+            steps,
             checkpoints,
             identity,
             peak_rate: peak_rate(comm, engine.kind(), device)?,
@@ -340,7 +340,7 @@ impl<'a> Trainer<'a> {
             return Err(TrainError::KillSwitch { path: self.recipe.kill_switch_path.clone() });
         }
         let processor = self.processor()?;
-        observer.on_start(plan, &self.datasets.report, self.course.num_steps, &processor);
+        observer.on_start(plan, &self.datasets.report, self.steps.num_steps, &processor);
         let mut newest = None;
         if let Some(checkpoint) = &self.resumed {
             let manifest = &checkpoint.manifest;
@@ -362,8 +362,8 @@ impl<'a> Trainer<'a> {
         }
 
         self.stop.heed();
-        let mut num_done = self.course.first_step;
-        while num_done < self.course.num_steps {
+        let mut num_done = self.steps.first_step;
+        while num_done < self.steps.num_steps {
             early_exit = self.early_exit()?;
             if early_exit.is_some() {
                 break;
@@ -394,7 +394,7 @@ impl<'a> Trainer<'a> {
             newest = announce(completed, observer).or(newest);
             for checkpoint in &self.recipe.checkpoint {
                 if checkpoint.kind == CheckpointKind::HuggingFace
-                    && self.course.is_due(checkpoint, step)
+                    && self.steps.is_due(checkpoint, step)
                 {
                     exports.push(self.export(checkpoint, step, observer)?);
                 }
@@ -409,7 +409,7 @@ impl<'a> Trainer<'a> {
             for checkpoint in &self.recipe.checkpoint {
                 if checkpoint.kind == CheckpointKind::HuggingFace
                     && checkpoint.save_end_of_training
-                    && !self.course.is_due(checkpoint, num_done)
+                    && !self.steps.is_due(checkpoint, num_done)
                 {
                     exports.push(self.export(checkpoint, num_done, observer)?);
                 }
@@ -430,7 +430,7 @@ impl<'a> Trainer<'a> {
         let due: Vec<usize> = self
             .checkpoints
             .options()
-            .filter(|(_, options)| self.course.is_due(options, step))
+            .filter(|(_, options)| self.steps.is_due(options, step))
             .map(|(entry_idx, _)| entry_idx)
             .collect();
         let mut newest = None;
@@ -448,7 +448,7 @@ impl<'a> Trainer<'a> {
         file: Option<&MetricsFile>,
         observer: &mut dyn Observer,
     ) -> Result<Option<PathBuf>, TrainError> {
-        let has_trained = num_done > self.course.first_step;
+        let has_trained = num_done > self.steps.first_step;
         let stopped_with = early_exit.and_then(|_| self.checkpoints.entry_to_stop_with());
         let due: Vec<usize> = self
             .checkpoints
@@ -456,7 +456,7 @@ impl<'a> Trainer<'a> {
             .filter(|(entry_idx, options)| {
                 let is_wanted = options.save_end_of_training || stopped_with == Some(*entry_idx);
                 // What is due after a step was saved after it, by this run or the one that it goes on from.
-                is_wanted && has_trained && !self.course.is_due(options, num_done)
+                is_wanted && has_trained && !self.steps.is_due(options, num_done)
             })
             .map(|(entry_idx, _)| entry_idx)
             .collect();
@@ -478,7 +478,7 @@ impl<'a> Trainer<'a> {
         let progress = Progress {
             step,
             num_updates: self.num_updates,
-            position: self.course.position(step),
+            position: self.steps.position(step),
             metrics_bytes: file.map(MetricsFile::num_bytes).transpose()?,
         };
         let (world, zero) = (self.comm.world(), &self.engine.zero);
@@ -496,7 +496,7 @@ impl<'a> Trainer<'a> {
         }
         let reading = Stage::Data.enter();
         let gas = self.recipe.gradient_accumulation_steps;
-        let first = self.course.micro_batches(step - 1) as usize;
+        let first = self.steps.micro_batches(step - 1) as usize;
         let batches = (first..first + gas)
             .map(|index| self.micro_batch(index))
             .collect::<Result<Vec<_>, _>>()?;
@@ -538,7 +538,7 @@ impl<'a> Trainer<'a> {
         Ok(Some(IterationMetrics {
             epoch: (first + gas - 1) / self.stream.len(),
             iter: step,
-            max_iter: self.course.num_steps,
+            max_iter: self.steps.num_steps,
             loss: report.loss,
             lr,
             grad_norm,
@@ -684,7 +684,7 @@ impl<'a> Trainer<'a> {
         let sums = sum(self.comm.world(), &[loss, num_valid_tokens])?;
         let metrics = EvalMetrics {
             iter,
-            max_iter: self.course.num_steps,
+            max_iter: self.steps.num_steps,
             loss: sums[0] / sums[1].max(1.0),
             num_valid_tokens: sums[1].round() as u64,
             num_samples: dataset.len(),
@@ -705,10 +705,10 @@ impl<'a> Trainer<'a> {
         let exports =
             self.recipe.checkpoint.iter().filter(|entry| entry.kind == CheckpointKind::HuggingFace);
         for checkpoint in exports {
-            let Course { first_step, num_steps, .. } = self.course;
+            let StepRange { first_step, num_steps, .. } = self.steps;
             let at_end = checkpoint.save_end_of_training.then_some(num_steps);
             let steps = (first_step + 1..=num_steps)
-                .filter(|&step| self.course.is_due(checkpoint, step))
+                .filter(|&step| self.steps.is_due(checkpoint, step))
                 .chain(at_end);
             dirs.extend(steps.map(|step| self.export_dir(checkpoint, step)));
         }

@@ -24,16 +24,16 @@ fn tensors_leave_and_come_back_without_the_host() {
     let away: Vec<OnHost> = (1..4)
         .map(|len| {
             let away = copies.to_host(numbers(1000 * len)).unwrap();
-            copies.settle().unwrap();
+            copies.release_sent().unwrap();
             away
         })
         .collect();
     // The last one is still to be written: nobody has waited for it.
     assert_ne!(away[2].tensor(), &host_numbers(3000));
-    let arriving = [2, 1, 0].map(|i: usize| copies.to_device(&away[i]).unwrap());
+    let in_flight = [2, 1, 0].map(|i: usize| copies.to_device(&away[i]).unwrap());
     drop(away);
-    for (arriving, len) in arriving.into_iter().zip([3000, 2000, 1000]) {
-        let back = arriving.arrive().unwrap();
+    for (in_flight, len) in in_flight.into_iter().zip([3000, 2000, 1000]) {
+        let back = in_flight.wait().unwrap();
         assert_eq!(host_syncs(), 0, "{:?}", host_sync_causes());
         assert_eq!(back, numbers(len));
         sterna_fake_cuda::reset_host_syncs();
@@ -47,15 +47,15 @@ fn the_device_lets_go_of_what_leaves_two_blocks_later() {
     let before = sterna_fake_cuda::allocated_bytes(0).current;
     let held = || sterna_fake_cuda::allocated_bytes(0).current - before;
     let first = copies.to_host(numbers(1 << 10)).unwrap();
-    copies.settle().unwrap();
+    copies.release_sent().unwrap();
     let second = copies.to_host(numbers(1 << 11)).unwrap();
     assert_eq!(held(), 3 << 12);
-    copies.settle().unwrap();
+    copies.release_sent().unwrap();
     assert_eq!(first.tensor(), &host_numbers(1 << 10), "the device has waited for it");
     assert_eq!(held(), 2 << 12);
-    copies.settle().unwrap();
+    copies.release_sent().unwrap();
     assert_eq!(second.tensor(), &host_numbers(1 << 11));
-    copies.settle().unwrap();
+    copies.release_sent().unwrap();
     assert_eq!(held(), 0);
     assert_eq!(host_syncs(), 0, "{:?}", host_sync_causes());
 }
@@ -69,7 +69,7 @@ fn the_host_reads_when_it_has_waited() {
     assert_eq!(away.tensor(), &host_numbers(100));
     assert_eq!(host_sync_causes(), [("event synchronize".to_owned(), 1)]);
     let rows = away.narrow(20, 30);
-    assert_eq!(copies.to_device(&rows).unwrap().arrive().unwrap(), numbers(100).narrow(0, 20, 30));
+    assert_eq!(copies.to_device(&rows).unwrap().wait().unwrap(), numbers(100).narrow(0, 20, 30));
 }
 
 #[test]
@@ -79,11 +79,11 @@ fn memory_of_the_host_is_used_again_when_it_is_read() {
     let len = 5 << 18;
     let away = copies.to_host(numbers(len)).unwrap();
     let place = away.tensor().data_ptr();
-    let arriving = copies.to_device(&away).unwrap();
+    let in_flight = copies.to_device(&away).unwrap();
     drop(away);
     let other = OnHost::empty(&[len], Kind::Float).unwrap();
     assert_ne!(other.tensor().data_ptr(), place, "a copy that is to come reads it");
-    assert_eq!(arriving.arrive().unwrap(), numbers(len));
+    assert_eq!(in_flight.wait().unwrap(), numbers(len));
     copies.synchronize().unwrap();
     let again = OnHost::empty(&[len], Kind::Float).unwrap();
     assert_eq!(again.tensor().data_ptr(), place, "pinned memory waits for the next tensor");

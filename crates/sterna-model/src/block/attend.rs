@@ -14,12 +14,12 @@ use crate::heads::HeadGroup;
 use crate::stage::Stage;
 
 /// Where keys and values wait while tiles of queries attend to them.
-pub trait Stash {
+pub trait KeysValuesStore {
     /// Puts away `k` and `v` `[b * s, own kv heads, h]`, to be read in runs of tokens until the result is dropped.
     ///
     /// # Errors
     ///
-    /// [`ModelError::Stash`] if there is no room or an earlier transfer failed.
+    /// [`ModelError::KeysValues`] if there is no room or an earlier transfer failed.
     fn put(
         &self,
         k: Tensor,
@@ -33,7 +33,7 @@ pub struct Streaming<'a> {
     /// At most so many queries attend at once, to as many keys at once.
     pub tile_len: i64,
     /// Where keys and values wait.
-    pub stash: &'a dyn Stash,
+    pub store: &'a dyn KeysValuesStore,
 }
 
 /// The inputs and the output of attention on this rank: its heads of all tokens.
@@ -49,7 +49,7 @@ enum KeysAndValues {
     /// `k` and `v`, `[b * s, own kv heads, h]`.
     Here([Tensor; 2]),
     /// Somewhere else, with their shape.
-    Stashed(Box<dyn KeysValues<Error = ModelError>>, Vec<i64>),
+    Stored(Box<dyn KeysValues<Error = ModelError>>, Vec<i64>),
 }
 
 impl fmt::Debug for Attended {
@@ -73,7 +73,7 @@ impl Attended {
     pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let kv = match &self.kv {
             KeysAndValues::Here(kv) => &kv[..],
-            KeysAndValues::Stashed(..) => &[],
+            KeysAndValues::Stored(..) => &[],
         };
         [&self.q, &self.o].into_iter().chain(kv)
     }
@@ -108,7 +108,7 @@ impl KeysAndValues {
             Some(streaming) => {
                 let size = k.size();
                 let q = q.contiguous();
-                Ok((q, KeysAndValues::Stashed(streaming.stash.put(k, v)?, size)))
+                Ok((q, KeysAndValues::Stored(streaming.store.put(k, v)?, size)))
             }
         }
     }
@@ -124,7 +124,7 @@ pub(super) fn forward(
     let spec = ctx.attention_spec(group);
     let (q, mut kv) = KeysAndValues::new(ctx, q, k, v)?;
     let (o, lse) = match (&mut kv, ctx.streaming) {
-        (KeysAndValues::Stashed(kv, _), Some(streaming)) => {
+        (KeysAndValues::Stored(kv, _), Some(streaming)) => {
             let size = q.size();
             let o = Tensor::empty(&size, (q.kind(), q.device()));
             let lse = Tensor::empty([size[1], size[0]], (accumulate_kind(q.kind()), q.device()));
@@ -137,7 +137,7 @@ pub(super) fn forward(
             (o, lse)
         }
         (KeysAndValues::Here([k, v]), _) => attention::forward(&q, k, v, &spec, ctx.documents),
-        (KeysAndValues::Stashed(..), None) => unreachable!("only streaming puts them away"),
+        (KeysAndValues::Stored(..), None) => unreachable!("only streaming puts them away"),
     };
     Ok((Attended { q, kv, o }, lse))
 }
@@ -157,7 +157,7 @@ pub(super) fn backward(
         (KeysAndValues::Here([k, v]), _) => {
             attention::backward(&d_o, &q, &k, &v, &o, lse, &spec, ctx.documents)
         }
-        (KeysAndValues::Stashed(mut kv, kv_size), Some(streaming)) => {
+        (KeysAndValues::Stored(mut kv, kv_size), Some(streaming)) => {
             let d_q = Tensor::empty(q.size(), (q.kind(), q.device()));
             let d_k = Tensor::zeros(kv_size, (accumulate_kind(q.kind()), q.device()));
             let d_v = d_k.zeros_like();
@@ -182,7 +182,7 @@ pub(super) fn backward(
             }
             (d_q, d_k.to_kind(q.kind()), d_v.to_kind(q.kind()))
         }
-        (KeysAndValues::Stashed(..), None) => unreachable!("only streaming puts them away"),
+        (KeysAndValues::Stored(..), None) => unreachable!("only streaming puts them away"),
     };
     drop(d_o);
     Ok(gradients)

@@ -25,7 +25,7 @@ use tch::Tensor;
 
 use super::BlockContext;
 use super::dense::{self, DenseSaved};
-use super::post::{self, BeforeFfn};
+use super::mlp::{self, BeforeFfn};
 use crate::error::ModelError;
 use crate::params::{BlockGrads, BlockParams};
 use crate::stage::Stage;
@@ -127,9 +127,9 @@ pub(super) fn forward(
     }
     let y = apply(ctx, moe, experts, &mut saved, save)?;
     saved.mlp = (save && ctx.layer.post_ffn_norm.is_some()).then(|| y.copy());
-    for (tile, before) in tiles(y.size()[0], ctx.post_tile_len).zip(&saved.before) {
-        let _stage = Stage::Post.enter();
-        post::after_ffn(ctx, params, &before.r, None, &mut part(&y, &tile));
+    for (tile, before) in tiles(y.size()[0], ctx.mlp_tile_len).zip(&saved.before) {
+        let _stage = Stage::Mlp.enter();
+        mlp::after_ffn(ctx, params, &before.r, None, &mut part(&y, &tile));
     }
     Ok((y, save.then_some(saved)))
 }
@@ -164,8 +164,8 @@ pub(super) fn backward(
     let MoeSaved { mut before, h, routes, rows, .. } = saved;
     let (d_h, d_weights) = experts_backward(ctx, moe, experts, &routes, rows, &h, &d_mlp)?;
     drop((h, d_mlp));
-    for tile in tiles(x.size()[0], ctx.post_tile_len) {
-        let _stage = Stage::Post.enter();
+    for tile in tiles(x.size()[0], ctx.mlp_tile_len) {
+        let _stage = Stage::Mlp.enter();
         let before = before.pop_front().expect("one for each tile");
         let (x, o) = (part(x, &tile), part(o, &tile));
         let (d_y, d_x, mut d_h) = (part(d_y, &tile), part(d_x, &tile), part(&d_h, &tile));
@@ -176,7 +176,7 @@ pub(super) fn backward(
             d_weights: part(&d_weights, &tile),
         };
         router_backward(ctx, moe, params, grads, &before.h, &route, &mut d_h);
-        let d_o = post::before_ffn_backward(ctx, params, grads, before, &x, &o, &d_y, d_h, &d_x);
+        let d_o = mlp::before_ffn_backward(ctx, params, grads, before, &x, &o, &d_y, d_h, &d_x);
         d_o_of_tile(tile.start, &d_o);
     }
     Ok(())
@@ -193,9 +193,9 @@ fn route(
     let k = moe.num_experts_per_tok as i64;
     let whole_h = x.empty_like();
     let (mut before, mut top, mut chosen) = (VecDeque::new(), Vec::new(), Vec::new());
-    for tile in tiles(x.size()[0], ctx.post_tile_len) {
-        let _stage = Stage::Post.enter();
-        let of_tile = post::before_ffn(ctx, params, &part(x, &tile), &part(o, &tile));
+    for tile in tiles(x.size()[0], ctx.mlp_tile_len) {
+        let _stage = Stage::Mlp.enter();
+        let of_tile = mlp::before_ffn(ctx, params, &part(x, &tile), &part(o, &tile));
         let mut h = part(&whole_h, &tile);
         h.copy_(&of_tile.h);
         let probs = probabilities(moe, params, &h);
@@ -229,8 +229,8 @@ fn apply(
     let mut y = h.zeros_like();
     for (group_idx, group) in moe.groups.iter().enumerate() {
         let params = experts.gather(group_idx)?;
-        for rows in routes.rows_of(moe, group, ctx.post_tile_len) {
-            let _stage = Stage::Post.enter();
+        for rows in routes.rows_of(moe, group, ctx.mlp_tile_len) {
+            let _stage = Stage::Mlp.enter();
             let (expert, of_rows) = rows.recompute(moe, &params, h);
             let mut output = of_rows.x.empty_like();
             dense::finish(expert, &params, &of_rows.dense, &mut output);
@@ -253,10 +253,10 @@ fn d_mlp(
     d_y: &Tensor,
 ) -> Tensor {
     let d_mlp = d_y.empty_like();
-    for tile in tiles(d_y.size()[0], ctx.post_tile_len) {
-        let _stage = Stage::Post.enter();
+    for tile in tiles(d_y.size()[0], ctx.mlp_tile_len) {
+        let _stage = Stage::Mlp.enter();
         let mlp = mlp.map(|mlp| part(mlp, &tile));
-        let of_tile = post::after_ffn_backward(ctx, params, grads, mlp.as_ref(), &part(d_y, &tile));
+        let of_tile = mlp::after_ffn_backward(ctx, params, grads, mlp.as_ref(), &part(d_y, &tile));
         part(&d_mlp, &tile).copy_(&of_tile);
     }
     d_mlp
@@ -279,8 +279,8 @@ fn experts_backward(
     for (group_idx, group) in moe.groups.iter().enumerate() {
         let params = experts.gather(group_idx)?;
         let mut grads = experts.gradients(group_idx)?;
-        for rows in routes.rows_of(moe, group, ctx.post_tile_len) {
-            let _stage = Stage::Post.enter();
+        for rows in routes.rows_of(moe, group, ctx.mlp_tile_len) {
+            let _stage = Stage::Mlp.enter();
             let expert = &moe.experts[rows.expert_idx];
             let RowsSaved { x, dense } = match rows_saved.pop_front() {
                 Some(of_rows) => of_rows,

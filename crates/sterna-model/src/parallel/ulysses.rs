@@ -1,6 +1,6 @@
 //! The exchange around attention: from all heads of a shard of the tokens to some heads of all tokens, and back.
 //!
-//! Outside attention a rank holds `s/p` tokens with all their heads. Attention needs every token of a head, so the ranks trade:
+//! Outside attention a rank holds `s/p` tokens with all their heads. Attention needs every token of a head, so the ranks all_to_all:
 //! each sends, for every other rank, that rank's heads of its own tokens. All tensors that travel at the same time travel in one
 //! all-to-all. Heads are split as evenly as they go ([`HeadSplit`]); a kv head that two ranks need is sent to both, and its
 //! gradient comes back from both and is summed.
@@ -211,7 +211,7 @@ impl<'a> SeqToHead<'a> {
     /// # Panics
     ///
     /// If a tensor was not put in.
-    pub fn trade(self) -> Result<Vec<Tensor>, ModelError> {
+    pub fn all_to_all(self) -> Result<Vec<Tensor>, ModelError> {
         let SeqToHead { exchange, parts, collected } = self;
         let flat = match collected {
             Collected::Local(tensors) => {
@@ -274,7 +274,7 @@ impl<'a> HeadToSeq<'a> {
     /// # Errors
     ///
     /// [`ModelError::Comm`] if a peer fails or never arrives.
-    pub fn trade(
+    pub fn all_to_all(
         exchange: Exchange<'a>,
         tensors: Vec<(Heads, Tensor)>,
     ) -> Result<HeadToSeq<'a>, ModelError> {

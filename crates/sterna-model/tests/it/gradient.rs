@@ -51,8 +51,8 @@ fn check_keeping(config: &ModelConfig, keep: Keep) {
         counts_routes: false,
         streaming: None,
         attention: Implementation::Automatic,
-        pre_tile_len: 3,
-        post_tile_len: 4,
+        qkv_tile_len: 3,
+        mlp_tile_len: 4,
     };
     let x = Tensor::randn([7, arch.hidden_size as i64], F64);
     let d_y = Tensor::randn(x.size(), F64);

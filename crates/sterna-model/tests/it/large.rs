@@ -135,9 +135,9 @@ fn large_exchange() {
     for tile in tiles(NUM_TOKENS, 1 << 20) {
         outgoing.put(0, tile.start, &x.narrow(0, tile.start, tile.end - tile.start));
     }
-    let arrived = outgoing.trade().unwrap().pop().unwrap();
+    let arrived = outgoing.all_to_all().unwrap().pop().unwrap();
     assert_rows("heads of all tokens", &arrived, |start| rows(&x, start));
-    let back = HeadToSeq::trade(exchange, vec![(Heads::Query, arrived)]).unwrap();
+    let back = HeadToSeq::all_to_all(exchange, vec![(Heads::Query, arrived)]).unwrap();
     for start in places() {
         assert!(back.tile(0, &(start..start + NUM_ROWS)) == rows(&x, start), "back, from {start}");
     }

@@ -123,8 +123,8 @@ fn growth_of_forward(hidden_size: u32, num_groups: usize) -> u64 {
             counts_routes: false,
             streaming: None,
             attention: Implementation::Automatic,
-            pre_tile_len: 256,
-            post_tile_len: 256,
+            qkv_tile_len: 256,
+            mlp_tile_len: 256,
         };
         let x = Tensor::ones([num_tokens, i64::from(hidden_size)], (Kind::Float, Device::Cpu));
         let keep = Keep { attention: false, graph: false };

@@ -11,7 +11,7 @@ use sterna_comm::{Comm, RankEnv, ReduceOp};
 use sterna_model::head::{self, HeadGrads, HeadParams, LossSum};
 use sterna_model::{
     BlockContext, BlockGrads, BlockParams, Documents, Experts, HeadGroup, Implementation, Keep,
-    KeysValues, ModelError, Routing, Stash, Streaming, block, embed, rotary,
+    KeysValues, KeysValuesStore, ModelError, Routing, Streaming, block, embed, rotary,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -44,7 +44,7 @@ pub(crate) struct Chunks;
 
 struct Waiting([Tensor; 2]);
 
-impl Stash for Chunks {
+impl KeysValuesStore for Chunks {
     fn put(
         &self,
         k: Tensor,
@@ -254,10 +254,10 @@ impl Tiny {
             num_rows: batch.num_rows as i64,
             routing: None,
             counts_routes: false,
-            streaming: how.query_tile_len.map(|tile_len| Streaming { tile_len, stash: &Chunks }),
+            streaming: how.query_tile_len.map(|tile_len| Streaming { tile_len, store: &Chunks }),
             attention: Implementation::Automatic,
-            pre_tile_len: tile_len,
-            post_tile_len: tile_len,
+            qkv_tile_len: tile_len,
+            mlp_tile_len: tile_len,
         };
         let num_valid_tokens = batch.shift_labels.iter().filter(|label| **label != -100).count();
 

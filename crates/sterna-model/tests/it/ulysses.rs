@@ -49,7 +49,7 @@ fn there_and_back(world_size: usize, num_rows: i64, n: usize, k: usize) {
             outgoing.put(part_idx, 0, &x.narrow(0, 0, 3));
             outgoing.put(part_idx, 3, &x.narrow(0, 3, num_rows * SHARD_LEN - 3));
         }
-        let arrived = outgoing.trade().unwrap();
+        let arrived = outgoing.all_to_all().unwrap();
         let own = [&heads[rank].q, &heads[rank].kv, &heads[rank].kv];
         for ((x, whole), own) in arrived.iter().zip(&whole).zip(own) {
             let expected = whole.narrow(1, own.start as i64, own.len() as i64);
@@ -57,7 +57,7 @@ fn there_and_back(world_size: usize, num_rows: i64, n: usize, k: usize) {
         }
 
         let travellers = parts.into_iter().zip(arrived.iter().map(Tensor::contiguous)).collect();
-        let back = HeadToSeq::trade(exchange, travellers).unwrap();
+        let back = HeadToSeq::all_to_all(exchange, travellers).unwrap();
         for (part_idx, x) in local.iter().enumerate() {
             // A kv head comes back once from each rank that had it, and the copies add up.
             let copies: Vec<f32> = (0..x.size()[1] as usize)

@@ -73,7 +73,7 @@ pub(super) fn plan(plan: &Plan) -> Value {
             "micro_batches_per_step": batch.micro_batches_per_step,
             "max_tokens_per_step": batch.max_tokens_per_step,
         },
-        "tiles": { "pre": tiles.pre, "post": tiles.post, "head": tiles.head },
+        "tiles": { "qkv": tiles.qkv, "mlp": tiles.mlp, "head": tiles.head },
         "keep": {
             "graph": keep.graph,
             "inputs_every": keep.inputs_every,

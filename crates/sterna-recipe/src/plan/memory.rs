@@ -337,16 +337,16 @@ impl Activations<'_> {
     /// The largest of the three segments: its tile, and the weight gradient that a tile adds.
     fn tile_values(&self, tiles: TileLengths) -> usize {
         let (d, v) = (self.arch.hidden_size, self.arch.vocab_size);
-        let pre = |layer: &Layer| {
-            tiles.pre * layer.peak_before_attention() + layer.attention.q_width() * d
+        let qkv = |layer: &Layer| {
+            tiles.qkv * layer.peak_before_attention() + layer.attention.q_width() * d
         };
-        let post = |layer: &Layer| {
+        let mlp = |layer: &Layer| {
             let weight = layer.ffn.largest_weight().max(d * layer.attention.q_width());
-            tiles.post * layer.peak_after_attention() + weight
+            tiles.mlp * layer.peak_after_attention() + weight
         };
         // A softcap keeps the logits beside their gradient.
         let logits = if self.arch.head.softcap.is_some() { 2 * v } else { v };
         let head = tiles.head * (logits + 2 * d) + v * d;
-        self.arch.largest(pre).max(self.arch.largest(post)).max(head)
+        self.arch.largest(qkv).max(self.arch.largest(mlp)).max(head)
     }
 }

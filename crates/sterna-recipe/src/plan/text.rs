@@ -151,8 +151,8 @@ impl Plan {
             }
         };
         [
-            tile("projections", self.tiles.pre),
-            tile("MLP", self.tiles.post),
+            tile("projections", self.tiles.qkv),
+            tile("MLP", self.tiles.mlp),
             tile("loss", self.tiles.head),
         ]
         .join(", ")

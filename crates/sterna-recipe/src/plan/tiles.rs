@@ -23,9 +23,9 @@ const fn default_bytes_and_step(device: DeviceType) -> (usize, usize) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TileLengths {
     /// Norm, projections and rotary.
-    pub pre: usize,
+    pub qkv: usize,
     /// Output projection and MLP.
-    pub post: usize,
+    pub mlp: usize,
     /// Final norm, head and loss; always tiled.
     pub head: usize,
 }
@@ -45,12 +45,12 @@ impl TileLengths {
             |bytes_per_token| tile_len(budget, bytes_per_token, step).min(local_tokens.max(1));
         let is_tiled = recipe.tiled_mlp_compute;
         Self {
-            pre: if is_tiled {
+            qkv: if is_tiled {
                 tile(model.arch.largest(Layer::peak_before_attention) * size)
             } else {
                 local_tokens
             },
-            post: if is_tiled {
+            mlp: if is_tiled {
                 tile(model.arch.largest(Layer::peak_after_attention) * size)
             } else {
                 local_tokens

@@ -5,7 +5,7 @@ use std::ops::Range;
 use sterna_arch::units::FlatLayout;
 use sterna_ops::tile::tiles;
 use sterna_torch_sys::{
-    copies::{Arriving, Copies, OnHost},
+    copies::{Copies, InFlight, OnHost},
     memory::{self, MemoryKind},
 };
 use tch::{Device, Kind, Tensor};
@@ -23,16 +23,16 @@ pub(super) struct Flat {
     /// The weights in the model's dtype: `[shard_len]` if sharded, else `[len]`.
     pub(super) param: Tensor,
     /// The same memory, if it is the host's and a GPU computes.
-    pub(super) param_away: Option<OnHost>,
+    pub(super) param_on_host: Option<OnHost>,
     /// Accumulated gradients of the step: `[shard_len]` if sharded, else `[len]`. Beside a GPU the host may read what it holds of
     /// them after [`Copies::synchronize`].
     pub(super) grad: Tensor,
     /// The same memory, if it is the host's and a GPU computes. It is never zeroed: the first sum of a step is written over it.
-    pub(super) grad_away: Option<OnHost>,
-    /// Whether `grad_away` holds gradients of this step.
-    pub(super) has_grad_away: bool,
+    pub(super) grad_on_host: Option<OnHost>,
+    /// Whether `grad_on_host` holds gradients of this step.
+    pub(super) has_grad_on_host: bool,
     /// Their sum of squares, computed on the device on their way.
-    pub(super) squares_away: Option<Tensor>,
+    pub(super) squares_of_sent: Option<Tensor>,
     /// Masters and moments of what this rank steps.
     pub(super) state: OptimizerState,
 }
@@ -86,18 +86,20 @@ impl Flat {
             Ok::<_, TrainError>((away.tensor().shallow_clone().zero_(), Some(away)))
         };
         let (len, format) = (options.optimizer_len(&layout), options.state_format());
-        let (param, param_away) = zeros(sharding.params, options.param_kind, options.param_device)?;
+        let (param, param_on_host) =
+            zeros(sharding.params, options.param_kind, options.param_device)?;
         memory::retag(&param, MemoryKind::Weights);
-        let (grad, grad_away) = zeros(sharding.gradients, options.grad_kind, options.grad_device)?;
+        let (grad, grad_on_host) =
+            zeros(sharding.gradients, options.grad_kind, options.grad_device)?;
         memory::retag(&grad, MemoryKind::Gradients);
         let _memory = memory::scope(MemoryKind::Optimizer);
         Ok(Self {
             param,
-            param_away,
+            param_on_host,
             grad,
-            grad_away,
-            has_grad_away: false,
-            squares_away: None,
+            grad_on_host,
+            has_grad_on_host: false,
+            squares_of_sent: None,
             state: match disk {
                 Some(disk) => OptimizerState::on_disk(len, format, disk)?,
                 None => OptimizerState::in_memory(len, format, options.optimizer_device),
@@ -148,9 +150,9 @@ impl Flat {
         copies: Option<&Copies>,
         start: i64,
         len: i64,
-    ) -> Result<Option<Arriving>, TrainError> {
-        match (copies, &self.grad_away) {
-            (Some(copies), Some(away)) if self.has_grad_away => {
+    ) -> Result<Option<InFlight>, TrainError> {
+        match (copies, &self.grad_on_host) {
+            (Some(copies), Some(away)) if self.has_grad_on_host => {
                 Ok(Some(copies.to_device(&away.narrow(start, len))?))
             }
             _ => Ok(None),
@@ -163,15 +165,15 @@ impl Flat {
         &mut self,
         copies: Option<&Copies>,
         start: i64,
-        before: Option<Arriving>,
+        before: Option<InFlight>,
         sum: &Tensor,
     ) -> Result<(), TrainError> {
-        let (Some(copies), true) = (copies, self.grad_away.is_some()) else {
+        let (Some(copies), true) = (copies, self.grad_on_host.is_some()) else {
             let _ = self.grad.narrow(0, start, sum.size()[0]).g_add_(sum);
             return Ok(());
         };
         let total = match before {
-            Some(before) => before.arrive()?.g_add_(sum),
+            Some(before) => before.wait()?.g_add_(sum),
             None => sum.to_kind(self.grad.kind()),
         };
         self.put_grad(copies, start, total)
@@ -185,29 +187,29 @@ impl Flat {
         total: Tensor,
     ) -> Result<(), TrainError> {
         let squares = sum_of_squares(&total);
-        self.squares_away = match self.squares_away.take() {
+        self.squares_of_sent = match self.squares_of_sent.take() {
             Some(before) if start > 0 => Some(before + squares),
             _ => Some(squares),
         };
-        let away = self.grad_away.as_mut().expect("gradients beside a GPU");
+        let away = self.grad_on_host.as_mut().expect("gradients beside a GPU");
         Ok(copies.to_host_at(total, away, start)?)
     }
 
     /// Forgets the gradients of this step.
     pub(super) fn clear_grad(&mut self) {
-        self.has_grad_away = false;
-        self.squares_away = None;
-        if self.grad_away.is_none() {
+        self.has_grad_on_host = false;
+        self.squares_of_sent = None;
+        if self.grad_on_host.is_none() {
             let _ = self.grad.zero_();
         }
     }
 
     /// The sum of squares of the gradients that this rank's optimizer uses: a double where they were computed.
     pub(super) fn sum_of_squares(&self, options: &FlatOptions) -> Tensor {
-        match &self.squares_away {
+        match &self.squares_of_sent {
             Some(squares) => squares.shallow_clone(),
             // Nothing has been added in this step, and the host has what was there before.
-            None if self.grad_away.is_some() && !self.has_grad_away => {
+            None if self.grad_on_host.is_some() && !self.has_grad_on_host => {
                 Tensor::zeros([], (Kind::Double, options.compute_device))
             }
             None => sum_of_squares(&self.own_grad(options)),
@@ -228,14 +230,14 @@ impl Flat {
         let stepped = Stepped {
             param: of(&self.own_param(options)),
             grad: of(&self.own_grad(options)),
-            zeroes_grad: self.grad_away.is_none(),
+            zeroes_grad: self.grad_on_host.is_none(),
             weight_decay: if self.layout.is_decayed { update.adamw.weight_decay } else { 0.0 },
             buffer_id,
             first: self.first_own(options) as u64 + range.start as u64,
         };
         self.state.step(range, loading, &stepped, update)?;
         if range.end == options.optimizer_len(&self.layout)
-            && (self.grad_away.is_some() || stepped.grad.numel() < self.grad.numel())
+            && (self.grad_on_host.is_some() || stepped.grad.numel() < self.grad.numel())
         {
             // What other ranks stepped goes too.
             self.clear_grad();

@@ -420,7 +420,7 @@ impl<'a> GradSlices<'a> {
             && let Some(slice) = self.slices.next()
         {
             self.coming.push_back(copies.to_host(view(slice))?);
-            copies.settle()?;
+            copies.release_sent()?;
         }
         let first = self.coming.pop_front().expect("as many slices as of the states");
         first.wait()?;

@@ -7,7 +7,7 @@ use sterna_comm::{Group, ReduceOp, Work};
 use sterna_model::stage::{Stage, num_bytes};
 use sterna_torch_sys::{
     AdamW,
-    copies::{Arriving, Copies},
+    copies::{Copies, InFlight},
     memory::{self, MemoryKind},
 };
 use tch::{Device, Kind, Tensor, no_grad_guard};
@@ -66,7 +66,7 @@ pub struct Zero {
     usual_len: usize,
     gathering: HashMap<usize, Vec<Gathering>>,
     /// Gradients of earlier micro-batches on their way to the device.
-    returning: HashMap<usize, Vec<Arriving>>,
+    returning: HashMap<usize, Vec<InFlight>>,
     reducing: Vec<Reducing>,
 }
 
@@ -80,7 +80,7 @@ pub(super) struct Unit {
 struct Gathering {
     whole: Tensor,
     /// What comes from the host: all of it, or this rank's part.
-    arriving: Option<Arriving>,
+    in_flight: Option<InFlight>,
     work: Option<Work>,
 }
 
@@ -90,7 +90,7 @@ struct Reducing {
     flat_idx: usize,
     shard: Tensor,
     /// What the host had of it, on its way to the device.
-    before: Option<Arriving>,
+    before: Option<InFlight>,
     /// Kept alive until the transfer ends.
     _whole: Tensor,
     work: Work,
@@ -270,25 +270,25 @@ impl Zero {
                 let options = (self.placement.param_kind, self.placement.compute_device);
                 Tensor::empty(flat.layout.len as i64, options)
             };
-            gathering.push(match (&self.copies, &flat.param_away) {
+            gathering.push(match (&self.copies, &flat.param_on_host) {
                 (Some(copies), Some(away)) if is_sharded => {
                     let whole = empty();
                     let local = copies.to_device(away)?;
                     let work = copies
                         .after_copies(|| world.all_gather_into_tensor(&whole, local.tensor()))??;
-                    Gathering { whole, arriving: Some(local), work: Some(work) }
+                    Gathering { whole, in_flight: Some(local), work: Some(work) }
                 }
                 (Some(copies), Some(away)) => {
                     let whole = copies.to_device(away)?;
                     let tensor = whole.tensor().shallow_clone();
-                    Gathering { whole: tensor, arriving: Some(whole), work: None }
+                    Gathering { whole: tensor, in_flight: Some(whole), work: None }
                 }
                 _ if is_sharded => {
                     let whole = empty();
                     let work = world.all_gather_into_tensor(&whole, &flat.param)?;
-                    Gathering { whole, arriving: None, work: Some(work) }
+                    Gathering { whole, in_flight: None, work: Some(work) }
                 }
-                _ => Gathering { whole: flat.param.shallow_clone(), arriving: None, work: None },
+                _ => Gathering { whole: flat.param.shallow_clone(), in_flight: None, work: None },
             });
         }
         Ok(gathering)
@@ -306,13 +306,13 @@ impl Zero {
             None => self.start_gathering(world, unit_idx)?,
         };
         let mut wholes = Vec::new();
-        for Gathering { whole, arriving, work } in gathering {
+        for Gathering { whole, in_flight, work } in gathering {
             if let Some(work) = work {
                 work.wait()?;
             }
-            if let Some(arriving) = arriving {
+            if let Some(in_flight) = in_flight {
                 // `whole`, or what was gathered to it.
-                let _ = arriving.arrive()?;
+                let _ = in_flight.wait()?;
             }
             wholes.push(whole);
         }
@@ -330,8 +330,8 @@ impl Zero {
         let (Some(copies), false) = (&self.copies, self.options.sharding.gradients) else {
             return Ok(());
         };
-        let away = flats.iter().filter(|flat| flat.has_grad_away);
-        let away: Vec<_> = away.filter_map(|flat| flat.grad_away.as_ref()).collect();
+        let away = flats.iter().filter(|flat| flat.has_grad_on_host);
+        let away: Vec<_> = away.filter_map(|flat| flat.grad_on_host.as_ref()).collect();
         if !away.is_empty() && !self.returning.contains_key(&unit_idx) {
             let num_bytes = away.iter().map(|away| num_bytes(away.tensor())).sum();
             let _stage = Stage::Copy.enter_with(Some(unit_idx), num_bytes);
@@ -359,8 +359,8 @@ impl Zero {
         let mut flats = Vec::with_capacity(unit.flats.len());
         for flat in &unit.flats {
             flats.push(if let Some(returned) = returned.next() {
-                returned.arrive()?
-            } else if self.options.sharding.gradients || flat.grad_away.is_some() {
+                returned.wait()?
+            } else if self.options.sharding.gradients || flat.grad_on_host.is_some() {
                 let options = (self.placement.grad_kind, self.placement.compute_device);
                 Tensor::zeros(flat.layout.len as i64, options)
             } else {
@@ -403,10 +403,10 @@ impl Zero {
                             let before = flat.fetch_grad(copies, start, sum.size()[0])?;
                             flat.add_grad(copies, start, before, sum)?;
                             // Two pieces cost the device their memory, and not all of them.
-                            Ok(copies.map_or(Ok(()), Copies::settle)?)
+                            Ok(copies.map_or(Ok(()), Copies::release_sent)?)
                         },
                     )?;
-                    flat.has_grad_away = flat.grad_away.is_some();
+                    flat.has_grad_on_host = flat.grad_on_host.is_some();
                     continue;
                 }
                 let whole = whole.to_kind(reduce_kind);
@@ -423,14 +423,14 @@ impl Zero {
                     _whole: whole,
                     work,
                 });
-            } else if let (Some(copies), true) = (&self.copies, flat.grad_away.is_some()) {
+            } else if let (Some(copies), true) = (&self.copies, flat.grad_on_host.is_some()) {
                 // What the host had of this step is in it.
                 flat.put_grad(copies, 0, whole)?;
-                flat.has_grad_away = true;
+                flat.has_grad_on_host = true;
             }
         }
         if let Some(copies) = &self.copies {
-            copies.settle()?;
+            copies.release_sent()?;
         }
         Ok(())
     }
@@ -442,7 +442,7 @@ impl Zero {
             let flat = &mut self.units[unit_idx].flats[flat_idx];
             // A shard's gradient is a sum over ranks (above) and over micro-batches (here).
             flat.add_grad(self.copies.as_deref(), 0, before, &shard)?;
-            flat.has_grad_away = flat.grad_away.is_some();
+            flat.has_grad_on_host = flat.grad_on_host.is_some();
         }
         Ok(())
     }
@@ -466,7 +466,7 @@ impl Zero {
         self.wait_for_copies()?;
         for flat in self.units.iter_mut().flat_map(|unit| &mut unit.flats) {
             // Of this rank's own gradients.
-            flat.squares_away = None;
+            flat.squares_of_sent = None;
             let reduce_kind = self.placement.reduce_kind;
             if self.options.sharding.optimizer {
                 let own = flat.own_grad(&self.options);
@@ -563,7 +563,7 @@ impl Zero {
             let is_last = range.end == self.options.optimizer_len(&flat.layout);
             if is_last && self.options.sharding.optimizer && !self.options.sharding.params {
                 if let Some(copies) = &copies {
-                    copies.arrive_all()?;
+                    copies.wait_all()?;
                 }
                 // The input is this rank's own slice of the output.
                 let own = flat.own_param(&self.options);
@@ -571,7 +571,7 @@ impl Zero {
             }
         }
         if let Some(copies) = &copies {
-            copies.arrive_all()?;
+            copies.wait_all()?;
         }
         Ok(())
     }

@@ -119,7 +119,7 @@ fn check_timeline(path: &Path) {
     let count = |category: &str, name: &str| {
         events.iter().filter(|event| event["cat"] == category && event["name"] == name).count()
     };
-    for name in ["iteration", "forward", "backward", "step", "block", "attention", "post"] {
+    for name in ["iteration", "forward", "backward", "step", "block", "attention", "mlp"] {
         assert!(count("device", name) > 0, "{name}");
         assert_eq!(count("device", name), count("stage", name), "{name}");
     }

@@ -20,9 +20,9 @@ fn tiles_change_neither_loss_nor_gradient() {
     let all = of.config.num_hidden_layers();
     let whole = run(of.plan.tiles, all);
     for (tiles, num_attention) in [
-        (TileLengths { pre: 7, post: 5, head: 3 }, all),
-        (TileLengths { pre: 7, post: 96, head: 96 }, 0),
-        (TileLengths { pre: 96, post: 1, head: 1 }, 1),
+        (TileLengths { qkv: 7, mlp: 5, head: 3 }, all),
+        (TileLengths { qkv: 7, mlp: 96, head: 96 }, 0),
+        (TileLengths { qkv: 96, mlp: 1, head: 1 }, 1),
     ] {
         let tiled = run(tiles, num_attention);
         assert!(

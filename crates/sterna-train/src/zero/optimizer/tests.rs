@@ -266,7 +266,7 @@ fn ranks_step_slices_of_a_device_as_those_of_the_host_bit_for_bit() {
                     buffer.grad.copy_(&grad);
                     buffer.step_in_slices(step, 0.5, 64, copies);
                 }
-                copies.arrive_all().unwrap();
+                copies.wait_all().unwrap();
                 assert_eq!(on_device.param.to_device(Device::Cpu), on_host.param, "step {step}");
             }
             for name in [StateName::Master, StateName::ExpAvg, StateName::ExpAvgSq] {

@@ -8,7 +8,7 @@ use crate::error::TrainError;
 
 /// The steps of a run, counted from the very first one of training, and their place in the data.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Course {
+pub(super) struct StepRange {
     /// Steps done before this run.
     pub(super) first_step: u64,
     /// Steps done when it ends.
@@ -19,7 +19,7 @@ pub(super) struct Course {
     start: u64,
     /// Micro-batches of a step.
     gas: u64,
-    turns: Turns,
+    order: BatchOrder,
     /// Micro-batches of an epoch.
     per_epoch: u64,
     /// Passes over the data.
@@ -31,13 +31,13 @@ pub(super) struct Course {
 /// Which samples of an epoch's order make up which micro-batch. In the order, sample `i` is the one at place `i / world_size` of rank
 /// `i % world_size`; the ranks of a sequence-parallel group take turns, each with a micro-batch of its own samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Turns {
+struct BatchOrder {
     world_size: u64,
     sp_size: u64,
     rows: u64,
 }
 
-impl Turns {
+impl BatchOrder {
     /// The micro-batch of its group that sample `index` of the order is in.
     fn micro_batch_of(self, index: u64) -> u64 {
         let (place, rank) = (index / self.world_size, index % self.world_size);
@@ -59,8 +59,8 @@ impl Turns {
     }
 }
 
-impl Course {
-    /// The course of `recipe` over epochs of `per_epoch` micro-batches, from the beginning or on from a checkpoint.
+impl StepRange {
+    /// The steps of `recipe` over epochs of `per_epoch` micro-batches, from the beginning or on from a checkpoint.
     ///
     /// # Errors
     ///
@@ -72,19 +72,19 @@ impl Course {
         resumed: Option<&Manifest>,
     ) -> Result<Self, TrainError> {
         let gas = recipe.gradient_accumulation_steps as u64;
-        let turns = Turns {
+        let order = BatchOrder {
             world_size: mesh.world_size() as u64,
             sp_size: mesh.size(Axis::Sp) as u64,
             rows: recipe.micro_batch_size as u64,
         };
         let first_step = resumed.map_or(0, |manifest| manifest.step);
         let start = resumed.map_or(0, |manifest| {
-            let before = Turns {
+            let before = BatchOrder {
                 world_size: manifest.world_size as u64,
                 sp_size: manifest.sequence_parallel_size as u64,
                 rows: manifest.position.rows.max(1),
             };
-            goes_on_at(manifest.position, before, turns, per_epoch as u64)
+            goes_on_at(manifest.position, before, order, per_epoch as u64)
         });
         let total = (per_epoch * recipe.epochs) as u64;
         let horizon = match recipe.train_iters as u64 {
@@ -112,14 +112,14 @@ impl Course {
             horizon,
             start,
             gas,
-            turns,
+            order,
             per_epoch: per_epoch as u64,
             epochs: recipe.epochs as u64,
             is_by_epochs: recipe.train_iters == 0,
         })
     }
 
-    /// Micro-batches seen after step `step`, which is not before [`Course::first_step`].
+    /// Micro-batches seen after step `step`, which is not before [`StepRange::first_step`].
     pub(super) fn micro_batches(&self, step: u64) -> u64 {
         self.start + (step - self.first_step) * self.gas
     }
@@ -131,7 +131,7 @@ impl Course {
             micro_batches,
             epoch: micro_batches / self.per_epoch,
             of_epoch: micro_batches % self.per_epoch,
-            rows: self.turns.rows,
+            rows: self.order.rows,
         }
     }
 
@@ -155,21 +155,21 @@ impl Course {
     }
 }
 
-/// Micro-batches seen, counted in this run's: the same where the ranks take turns as they did before, and else as many as hold only
+/// Micro-batches seen, counted in this run's: the same where the order is what it was before, and else as many as hold only
 /// samples that were seen. So no sample is left out; some may be seen again.
-fn goes_on_at(saved: Position, before: Turns, turns: Turns, per_epoch: u64) -> u64 {
-    if turns == before {
+fn goes_on_at(saved: Position, before: BatchOrder, order: BatchOrder, per_epoch: u64) -> u64 {
+    if order == before {
         return saved.micro_batches;
     }
     let is_seen = |sample: u64| before.micro_batch_of(sample) < saved.of_epoch;
-    // An epoch of other turns may be shorter: what does not fill its last one is dropped.
+    // An epoch in another order may be shorter: what does not fill its last one is dropped.
     let first_new = (0..per_epoch)
-        .find(|&micro_batch| !turns.samples_of(micro_batch).all(is_seen))
+        .find(|&micro_batch| !order.samples_of(micro_batch).all(is_seen))
         .unwrap_or(per_epoch);
-    let repeated = before.num_samples(saved.of_epoch).saturating_sub(turns.num_samples(first_new));
+    let repeated = before.num_samples(saved.of_epoch).saturating_sub(order.num_samples(first_new));
     if repeated > 0 {
         tracing::warn!(
-            "`{repeated}` samples are seen again: the ranks take them in other turns than before"
+            "`{repeated}` samples are seen again: the ranks take them in another order than before"
         );
     }
     saved.epoch * per_epoch + first_new
@@ -183,44 +183,44 @@ mod tests {
 
     #[test]
     fn data_goes_on_where_all_that_counts_as_seen_was_seen() {
-        let turns = |world_size, sp_size, rows| Turns { world_size, sp_size, rows };
+        let order = |world_size, sp_size, rows| BatchOrder { world_size, sp_size, rows };
         // Two groups of two ranks, one row each, 9 micro-batches in epochs of 6: 0 and 2, 1 and 3, 4 and 6 of the second epoch.
-        let before = turns(4, 2, 1);
+        let before = order(4, 2, 1);
         let saved = Position { micro_batches: 9, epoch: 1, of_epoch: 3, rows: 1 };
-        let at = |turns, per_epoch| goes_on_at(saved, before, turns, per_epoch);
+        let at = |order, per_epoch| goes_on_at(saved, before, order, per_epoch);
         // The same ranks go on in the middle of a round.
         assert_eq!(at(before, 6), 9);
         // One by one: 0 to 4 were seen, 5 was not.
-        assert_eq!(at(turns(1, 1, 1), 13), 13 + 5);
+        assert_eq!(at(order(1, 1, 1), 13), 13 + 5);
         // Two ranks: 0 and 1, 2 and 3, then 4 and 5.
-        assert_eq!(at(turns(2, 1, 1), 6), 6 + 2);
+        assert_eq!(at(order(2, 1, 1), 6), 6 + 2);
         // A group of two ranks sees them one by one.
-        assert_eq!(at(turns(2, 2, 1), 12), 12 + 5);
+        assert_eq!(at(order(2, 2, 1), 12), 12 + 5);
         // A group of four as well; with two rows, 0 and 4 are first, then 1 and 5.
-        assert_eq!(at(turns(4, 4, 1), 12), 12 + 5);
-        assert_eq!(at(turns(4, 4, 2), 4), 4 + 1);
+        assert_eq!(at(order(4, 4, 1), 12), 12 + 5);
+        assert_eq!(at(order(4, 4, 2), 4), 4 + 1);
     }
 
     proptest! {
-        /// Whatever the turns before and after, nothing that counts as seen is new, and the next micro-batch has something new.
+        /// Whatever the order before and after, nothing that counts as seen is new, and the next micro-batch has something new.
         #[test]
         fn no_sample_is_left_out(
             (sp, groups, rows) in (1_u64..4, 1_u64..4, 1_u64..4),
             (new_sp, new_groups, new_rows) in (1_u64..4, 1_u64..4, 1_u64..4),
             of_epoch in 0_u64..20,
         ) {
-            let before = Turns { world_size: sp * groups, sp_size: sp, rows };
-            let turns = Turns { world_size: new_sp * new_groups, sp_size: new_sp, rows: new_rows };
+            let before = BatchOrder { world_size: sp * groups, sp_size: sp, rows };
+            let order = BatchOrder { world_size: new_sp * new_groups, sp_size: new_sp, rows: new_rows };
             let saved = Position { micro_batches: of_epoch, epoch: 0, of_epoch, rows };
             // Long enough that it does not end first.
-            let at = goes_on_at(saved, before, turns, 1000);
+            let at = goes_on_at(saved, before, order, 1000);
             let seen: std::collections::BTreeSet<u64> =
                 (0..of_epoch).flat_map(|micro_batch| before.samples_of(micro_batch)).collect();
             prop_assert_eq!(seen.len() as u64, before.num_samples(of_epoch));
             for micro_batch in 0..at {
-                prop_assert!(turns.samples_of(micro_batch).all(|sample| seen.contains(&sample)));
+                prop_assert!(order.samples_of(micro_batch).all(|sample| seen.contains(&sample)));
             }
-            prop_assert!(turns.samples_of(at).any(|sample| !seen.contains(&sample)));
+            prop_assert!(order.samples_of(at).any(|sample| !seen.contains(&sample)));
         }
     }
 }

@@ -1,21 +1,21 @@
-//! Keys and values that wait on a shelf while tiles of queries attend to them.
+//! Keys and values that wait on a offload while tiles of queries attend to them.
 
 use std::{ops::Range, rc::Rc};
 
-use sterna_model::{KeysValues, ModelError, Stash, stage::Stage};
+use sterna_model::{KeysValues, KeysValuesStore, ModelError, stage::Stage};
 use sterna_torch_sys::{
-    copies::{Arriving, Copies, OnHost},
+    copies::{Copies, InFlight, OnHost},
     memory::pinned,
 };
 use tch::{Device, Kind, Tensor};
 
-use super::Shelf;
+use super::Offload;
 use crate::{
     disk::{Region, SliceRead},
     error::TrainError,
 };
 
-impl Stash for Shelf {
+impl KeysValuesStore for Offload {
     fn put(
         &self,
         k: Tensor,
@@ -29,8 +29,13 @@ impl Stash for Shelf {
                 let put = |x: Tensor| copies.to_host(x.contiguous());
                 let kv = [put(k).map_err(torch_error)?, put(v).map_err(torch_error)?];
                 // The device has the memory of the group before for this one.
-                copies.settle().map_err(torch_error)?;
-                Ok(Box::new(Away { kv, ahead: None, token_bytes, copies: Rc::clone(copies) }))
+                copies.release_sent().map_err(torch_error)?;
+                Ok(Box::new(OnHostTensor {
+                    kv,
+                    ahead: None,
+                    token_bytes,
+                    copies: Rc::clone(copies),
+                }))
             }
             Self::Disk { disk, copies } => {
                 let bytes = size[0] as u64 * token_bytes;
@@ -43,9 +48,9 @@ impl Stash for Shelf {
                     region.write_at(0, x)?;
                     Ok(region)
                 };
-                let kv = [write(k).map_err(stash_error)?, write(v).map_err(stash_error)?];
+                let kv = [write(k).map_err(store_error)?, write(v).map_err(store_error)?];
                 if let Some(copies) = copies {
-                    copies.settle().map_err(torch_error)?;
+                    copies.release_sent().map_err(torch_error)?;
                 }
                 Ok(Box::new(OnDisk {
                     kv,
@@ -60,12 +65,12 @@ impl Stash for Shelf {
     }
 }
 
-fn stash_error(error: TrainError) -> ModelError {
-    ModelError::Stash(Box::new(error))
+fn store_error(error: TrainError) -> ModelError {
+    ModelError::KeysValues(Box::new(error))
 }
 
 fn torch_error(error: sterna_torch_sys::Error) -> ModelError {
-    stash_error(error.into())
+    store_error(error.into())
 }
 
 /// What was fetched ahead, if it is these tokens.
@@ -93,16 +98,16 @@ impl KeysValues for InMemory {
 }
 
 /// In the memory of the host, beside a GPU.
-struct Away {
+struct OnHostTensor {
     kv: [OnHost; 2],
     /// What is on its way.
-    ahead: Option<(Range<i64>, [Arriving; 2])>,
+    ahead: Option<(Range<i64>, [InFlight; 2])>,
     token_bytes: u64,
     copies: Rc<Copies>,
 }
 
-impl Away {
-    fn start(&self, tokens: &Range<i64>) -> Result<[Arriving; 2], ModelError> {
+impl OnHostTensor {
+    fn start(&self, tokens: &Range<i64>) -> Result<[InFlight; 2], ModelError> {
         let fetch = |x: &OnHost| {
             let rows = x.narrow(tokens.start, tokens.end - tokens.start);
             self.copies.to_device(&rows).map_err(torch_error)
@@ -112,17 +117,17 @@ impl Away {
     }
 }
 
-impl KeysValues for Away {
+impl KeysValues for OnHostTensor {
     type Error = ModelError;
 
     fn fetch(&mut self, tokens: &Range<i64>) -> Result<(Tensor, Tensor), ModelError> {
         let num_bytes = 2 * (tokens.end - tokens.start) as u64 * self.token_bytes;
         let _stage = Stage::Copy.enter_with(None, num_bytes);
-        let arriving = match taken(&mut self.ahead, tokens) {
-            Some(arriving) => arriving,
+        let in_flight = match taken(&mut self.ahead, tokens) {
+            Some(in_flight) => in_flight,
             None => self.start(tokens)?,
         };
-        let [k, v] = arriving.map(|x| x.arrive().map_err(torch_error));
+        let [k, v] = in_flight.map(|x| x.wait().map_err(torch_error));
         Ok((k?, v?))
     }
 
@@ -168,14 +173,14 @@ impl KeysValues for OnDisk {
         let _stage = Stage::Copy.enter_with(None, num_bytes);
         let reads = match taken(&mut self.ahead, tokens) {
             Some(reads) => reads,
-            None => self.start(tokens).map_err(stash_error)?,
+            None => self.start(tokens).map_err(store_error)?,
         };
         let [k, v] = reads.map(SliceRead::wait);
         let to_device = |x: Result<Tensor, TrainError>| {
-            let x = x.map_err(stash_error)?;
+            let x = x.map_err(store_error)?;
             match &self.copies {
                 Some(copies) => {
-                    copies.to_device(&x.into()).and_then(Arriving::arrive).map_err(torch_error)
+                    copies.to_device(&x.into()).and_then(InFlight::wait).map_err(torch_error)
                 }
                 None => Ok(x),
             }
@@ -184,7 +189,7 @@ impl KeysValues for OnDisk {
     }
 
     fn prefetch(&mut self, tokens: &Range<i64>) -> Result<(), ModelError> {
-        self.ahead = Some((tokens.clone(), self.start(tokens).map_err(stash_error)?));
+        self.ahead = Some((tokens.clone(), self.start(tokens).map_err(store_error)?));
         Ok(())
     }
 }

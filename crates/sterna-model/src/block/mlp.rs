@@ -13,7 +13,7 @@ use crate::params::{BlockGrads, BlockParams};
 
 /// What the backward of a tile reads, and all that is missing from the result but one matrix product.
 #[derive(Debug)]
-pub(super) struct PostSaved {
+pub(super) struct MlpSaved {
     before: BeforeFfn,
     dense: DenseSaved,
     /// `[tile, d]`, what the norm on the output of the MLP reads, in a layer that has one.
@@ -31,9 +31,9 @@ pub(super) struct BeforeFfn {
     pub(super) h: Tensor,
 }
 
-impl PostSaved {
+impl MlpSaved {
     pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        let PostSaved { before, dense, mlp } = self;
+        let MlpSaved { before, dense, mlp } = self;
         before.tensors().chain(dense.tensors()).chain(mlp)
     }
 }
@@ -51,7 +51,7 @@ pub(super) fn recompute(
     params: &BlockParams,
     x: &Tensor,
     o: &Tensor,
-) -> PostSaved {
+) -> MlpSaved {
     let before = before_ffn(ctx, params, x, o);
     let dense = dense::recompute(ffn, params, &before.h);
     let mlp = ctx.layer.post_ffn_norm.is_some().then(|| {
@@ -59,7 +59,7 @@ pub(super) fn recompute(
         dense::finish(ffn, params, &dense, &mut mlp);
         mlp
     });
-    PostSaved { before, dense, mlp }
+    MlpSaved { before, dense, mlp }
 }
 
 /// Writes the result to `y` `[tile, d]`.
@@ -67,7 +67,7 @@ pub(super) fn finish(
     ctx: &BlockContext<'_>,
     ffn: &Dense,
     params: &BlockParams,
-    saved: &PostSaved,
+    saved: &MlpSaved,
     y: &mut Tensor,
 ) {
     if saved.mlp.is_none() {
@@ -86,13 +86,13 @@ pub(super) fn backward(
     ffn: &Dense,
     params: &BlockParams,
     grads: &mut BlockGrads,
-    saved: PostSaved,
+    saved: MlpSaved,
     x: &Tensor,
     o: &Tensor,
     d_y: &Tensor,
     d_x: &Tensor,
 ) -> Tensor {
-    let PostSaved { before, dense, mlp } = saved;
+    let MlpSaved { before, dense, mlp } = saved;
     let d_mlp = after_ffn_backward(ctx, params, grads, mlp.as_ref(), d_y);
     drop(mlp);
     let d_h = dense::backward(ffn, params, grads, dense, &before.h, d_mlp);

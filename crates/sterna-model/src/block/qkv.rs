@@ -14,7 +14,7 @@ use crate::params::{BlockGrads, BlockParams};
 
 /// What the backward of a tile reads.
 #[derive(Debug)]
-pub(super) struct PreSaved {
+pub(super) struct QkvSaved {
     /// `[tile, d]`, what the projections read.
     h: Tensor,
     /// What they gave, where something reads it.
@@ -29,7 +29,7 @@ struct Projected {
     v: Option<Tensor>,
 }
 
-impl PreSaved {
+impl QkvSaved {
     pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let Projected { q, k, v } = &self.projected;
         [&self.h].into_iter().chain(q).chain(k).chain(v)
@@ -45,7 +45,7 @@ pub(super) fn recompute(
     group: &HeadGroup,
     params: &BlockParams,
     x: &Tensor,
-) -> PreSaved {
+) -> QkvSaved {
     let attention = &ctx.layer.attention;
     let h = match &ctx.layer.pre_attention_norm {
         Some(norm) => params.norm(norm).forward(x),
@@ -61,7 +61,7 @@ pub(super) fn recompute(
         Some(v) if attention.backward_reads_v() => Some(project(ctx, params, v, group.kv(), &h)),
         _ => None,
     };
-    PreSaved { h, projected: Projected { q, k, v } }
+    QkvSaved { h, projected: Projected { q, k, v } }
 }
 
 /// `q` `[tile, n, h]`, `k` and `v` `[tile, k, h]` of a tile, with the heads of the group.
@@ -69,11 +69,11 @@ pub(super) fn finish(
     ctx: &BlockContext<'_>,
     group: &HeadGroup,
     params: &BlockParams,
-    saved: &PreSaved,
+    saved: &QkvSaved,
     tile: &Range<i64>,
 ) -> [Tensor; 3] {
     let attention = &ctx.layer.attention;
-    let PreSaved { h, projected } = saved;
+    let QkvSaved { h, projected } = saved;
     let rope = ctx.rope_of(tile);
     let projection = |saved: &Option<Tensor>, map: &Linear, runs: &[Run]| match saved {
         Some(projected) => clipped(attention.clip_qkv, projected),
@@ -122,12 +122,12 @@ pub(super) fn backward(
     params: &BlockParams,
     grads: &mut BlockGrads,
     x: &Tensor,
-    saved: &PreSaved,
+    saved: &QkvSaved,
     tile: &Range<i64>,
     [d_q, d_k, d_v]: [Tensor; 3],
 ) -> Tensor {
     let attention = &ctx.layer.attention;
-    let PreSaved { h, projected } = saved;
+    let QkvSaved { h, projected } = saved;
     let rope = ctx.rope_of(tile);
     let d_q = match rope.as_ref().and_then(RopeTable::query_scale) {
         Some(scale) => d_q * scale,
