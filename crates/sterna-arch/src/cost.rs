@@ -48,14 +48,21 @@ impl Layer {
     /// Values of a token at the peak of the backward of output projection and MLP: the residual stream, the input of the MLP, what
     /// norms on outputs read, and of the MLP's width its projections and the gradients of those and of the activation.
     pub fn peak_after_attention(&self) -> usize {
+        let (d, f) = (self.hidden_size(), self.ffn.width());
         let widths = if self.ffn.is_gated() { 5 } else { 3 };
-        (2 + self.num_output_norms()) * self.hidden_size()
-            + widths * self.ffn.width()
-            + self.saved_of_routes()
+        let of_ffn = match &self.ffn {
+            Ffn::Dense(_) => widths * f,
+            // Rows that experts read and give: with the MLP's tensors, or with the gradient of their weights.
+            Ffn::Moe(moe) => {
+                let rows = moe.num_experts_per_tok * d;
+                (2 * rows + widths * f).max(4 * rows + (widths - 2) * f) + 2 * moe.experts.len()
+            }
+        };
+        (2 + self.num_output_norms()) * d + of_ffn
     }
 
-    /// Values of a token that wait while the experts of all tokens compute: the residual stream, their input and output, and the gradient
-    /// of each of the two.
+    /// Values of a token that exist while the experts of all tokens compute: the residual stream, what the experts read, the gradients of
+    /// that and of what they give, and what norms on outputs read.
     pub fn peak_beside_experts(&self) -> usize {
         match &self.ffn {
             Ffn::Dense(_) => 0,

@@ -10,6 +10,7 @@
 //!
 //! A part that has weights names them by their index in [`Layer::params`], in one place, so that no two lists have to agree.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::error::Result;
@@ -371,7 +372,9 @@ impl Moe {
     /// The indices in [`Layer::params`] of what a group of experts has.
     pub fn params_of(&self, group: &Range<usize>) -> Vec<usize> {
         let linears = self.experts[group.clone()].iter().flat_map(Dense::linears);
-        linears.flat_map(|linear| [linear.weight].into_iter().chain(linear.bias)).collect()
+        let params = linears.flat_map(|linear| [linear.weight].into_iter().chain(linear.bias));
+        // Two maps may be rows of one tensor.
+        params.collect::<BTreeSet<_>>().into_iter().collect()
     }
 }
 

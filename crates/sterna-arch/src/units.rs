@@ -76,7 +76,8 @@ impl Unit {
         Self { kind, param_idxs, specs }
     }
 
-    fn whole(kind: UnitKind, params: &[ParamSpec]) -> Self {
+    /// All of `params` in one unit.
+    pub fn whole(kind: UnitKind, params: &[ParamSpec]) -> Self {
         Self::new(kind, params, (0..params.len()).collect())
     }
 }
@@ -197,6 +198,8 @@ pub struct Overlap {
 /// The flat buffers of one unit.
 #[derive(Debug, Clone)]
 pub struct UnitLayout {
+    /// What the unit is of.
+    pub kind: UnitKind,
     /// The unit's parameters, in the model's order.
     pub specs: Vec<ParamSpec>,
     /// One or two buffers: decayed parameters first.
@@ -204,13 +207,14 @@ pub struct UnitLayout {
 }
 
 impl UnitLayout {
-    /// Lays out `specs` for a world of `world_size` ranks.
-    pub fn new(specs: Vec<ParamSpec>, world_size: usize) -> Self {
+    /// Lays out `unit` for a world of `world_size` ranks.
+    pub fn new(unit: &Unit, world_size: usize) -> Self {
+        let specs = unit.specs.clone();
         let flats = [true, false]
             .iter()
             .filter_map(|&decayed| FlatLayout::new(decayed, &specs, world_size))
             .collect();
-        Self { specs, flats }
+        Self { kind: unit.kind, specs, flats }
     }
 
     /// Parameters in all.
@@ -300,7 +304,7 @@ mod tests {
                 .enumerate()
                 .map(|(i, shape)| spec(if i % 2 == 0 { "q_proj.weight" } else { "norm.weight" }, shape))
                 .collect();
-            let layout = UnitLayout::new(specs.clone(), world_size);
+            let layout = UnitLayout::new(&Unit::whole(UnitKind::Layer, &specs), world_size);
             let mut next = vec![0; specs.len()];
             for flat in &layout.flats {
                 prop_assert_eq!(flat.len % world_size, 0);

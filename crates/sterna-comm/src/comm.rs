@@ -71,7 +71,7 @@ impl Comm {
         let world = builder.group("world", 0, env.rank, env.world_size, None)?;
         let of_axis = |axis: Axis| {
             let (local_rank, size) = (mesh.local_rank(axis), mesh.size(axis));
-            builder.group(axis.name(), mesh.group(axis), local_rank, size, Some(&world))
+            builder.group(axis.name(), mesh.group_index(axis), local_rank, size, Some(&world))
         };
         let (sp, dp) = (of_axis(Axis::Sp)?, of_axis(Axis::Dp)?);
         tracing::debug!(?mesh, "joined");
@@ -94,7 +94,7 @@ impl Comm {
         if of_ranks.iter().any(|has_own| has_own != &[1]) {
             return Ok(GpuTransport::Host);
         }
-        let numbers = [0, self.mesh.group(Axis::Sp), self.mesh.group(Axis::Dp)];
+        let numbers = [0, self.mesh.group_index(Axis::Sp), self.mesh.group_index(Axis::Dp)];
         for (group, number) in [&self.world, &self.sp, &self.dp].into_iter().zip(numbers) {
             // A group of the same ranks as the world shares its connections.
             let Some(engine) = group.engine.as_ref().filter(|engine| !engine.connects_gpus())

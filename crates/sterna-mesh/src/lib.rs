@@ -90,7 +90,7 @@ impl Mesh {
     }
 
     /// Which of the groups of an axis this rank is in: its rank on the mesh without the axis.
-    pub fn group(&self, axis: Axis) -> usize {
+    pub fn group_index(&self, axis: Axis) -> usize {
         let stride = self.stride(axis);
         self.rank / (stride * self.size(axis)) * stride + self.rank % stride
     }
@@ -128,10 +128,10 @@ mod tests {
                     for peer in mesh.ranks(axis) {
                         let peer = Mesh::new(peer, world_size, sp_size).expect("it divides");
                         prop_assert!(peer.ranks(axis).eq(mesh.ranks(axis)));
-                        prop_assert_eq!(peer.group(axis), mesh.group(axis));
+                        prop_assert_eq!(peer.group_index(axis), mesh.group_index(axis));
                     }
                     let groups: BTreeSet<usize> = (0..world_size)
-                        .map(|rank| Mesh::new(rank, world_size, sp_size).expect("it divides").group(axis))
+                        .map(|rank| Mesh::new(rank, world_size, sp_size).expect("it divides").group_index(axis))
                         .collect();
                     prop_assert!(groups.into_iter().eq(0..world_size / mesh.size(axis)));
                 }
@@ -145,7 +145,7 @@ mod tests {
         assert_eq!((mesh.local_rank(Axis::Sp), mesh.local_rank(Axis::Dp)), (1, 1));
         assert!(mesh.ranks(Axis::Sp).eq(4..8));
         assert!(mesh.ranks(Axis::Dp).eq([1, 5]));
-        assert_eq!((mesh.group(Axis::Sp), mesh.group(Axis::Dp)), (1, 1));
+        assert_eq!((mesh.group_index(Axis::Sp), mesh.group_index(Axis::Dp)), (1, 1));
     }
 
     #[test]

@@ -85,7 +85,8 @@ pub struct BlockContext<'a> {
 pub struct Keep {
     /// Keep the attention output and log-sum-exp, so that the backward runs no attention forward.
     pub attention: bool,
-    /// Keep every intermediate value, so that the backward recomputes nothing. Implies `attention`. The weights are not kept.
+    /// Keep every intermediate value, so that the backward recomputes nothing but a router's probabilities and the outputs of experts.
+    /// Implies `attention`. The weights are not kept.
     pub graph: bool,
 }
 
@@ -214,7 +215,7 @@ pub fn forward(
 ///
 /// # Memory
 ///
-/// Beside the output, one tile of intermediate values.
+/// Beside the output, one tile of intermediate values. With experts, the residual stream and their input, and a group of their weights.
 ///
 /// # Errors
 ///

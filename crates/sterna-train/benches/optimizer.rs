@@ -13,7 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sterna_arch::{Init, ParamSpec, UnitLayout};
+use sterna_arch::{
+    Init, ParamSpec, UnitLayout,
+    units::{Unit, UnitKind},
+};
 use sterna_comm::{Comm, RankEnv};
 use sterna_recipe::ZeroStage;
 use sterna_torch_sys::{AdamW, fused_adamw_};
@@ -136,7 +139,7 @@ fn zero(
         moments_kind,
         seed: 42,
     };
-    let layouts = vec![UnitLayout::new(vec![spec], 1)];
+    let layouts = vec![UnitLayout::new(&Unit::whole(UnitKind::Layer, &[spec]), 1)];
     let sharding = Sharding::new(ZeroStage::Zero, 1);
     let mut zero = Zero::new(comm.world(), layouts, sharding, None, placement).unwrap();
     zero.load(&WeightSource::Random { seed: 1 }).unwrap();

@@ -24,7 +24,7 @@ use crate::{
     error::TrainError,
     kept::{KeepPolicy, KeptBlock, Offload},
     load::kind_of,
-    objective::{Labels, Objective, Weighed},
+    objective::{Labels, Objective, TokenWeights},
     phases::{Phase, Phases},
     zero::{Gradients, Sharding, StatePlacement, Zero},
 };
@@ -148,8 +148,7 @@ impl<'a> Engine<'a> {
         let deepspeed = &recipe.deepspeed;
         let host_if = |is_offloaded: bool| if is_offloaded { Device::Cpu } else { options.device };
         let units = arch.units();
-        let layouts =
-            units.all().iter().map(|unit| UnitLayout::new(unit.specs.clone(), world_size));
+        let layouts = units.all().iter().map(|unit| UnitLayout::new(unit, world_size));
         let zero = Zero::new(
             comm.world(),
             layouts.collect(),
@@ -196,8 +195,8 @@ impl<'a> Engine<'a> {
     ///
     /// # Memory
     ///
-    /// What each block keeps, one segment's restored inputs and attention outputs, one block's working set, two gathered units, one
-    /// unit's gradient.
+    /// What each block keeps, one segment's restored inputs and attention outputs, one block's working set, two gathered units and one
+    /// unit's gradient. Beside a group of experts, the weights of its layer and their gradient too.
     ///
     /// # Errors
     ///
@@ -218,7 +217,7 @@ impl<'a> Engine<'a> {
         let mut kept = Vec::with_capacity(num_layers);
         for layer_idx in 0..num_layers {
             let of_block = Keep { attention: keep.keeps_attention(layer_idx), graph: keep.graph };
-            let (y, of_block) = self.block_forward(&shard, layer_idx, &x, of_block, true)?;
+            let (y, of_block) = self.block_forward(&shard, layer_idx, &x, of_block, true, None)?;
             x = y;
             kept.push(keep.put(layer_idx, layer_idx + 1 == num_layers, of_block)?);
         }
@@ -241,9 +240,7 @@ impl<'a> Engine<'a> {
                 } else {
                     segments.get(segment_idx + 1).map(|segment| segment.start)
                 };
-                if let Some(next) = next {
-                    keep.prefetch(&mut kept[next])?;
-                }
+                let next = next.map(|layer_idx| (layer_idx, &mut kept[layer_idx]));
                 dx = self.block_backward(&shard, layer_idx, next, of_block, &dx)?;
             }
         }
@@ -262,7 +259,7 @@ impl<'a> Engine<'a> {
         Ok(loss + aux_loss)
     }
 
-    /// Forward of a block; `counts_routes` is [`BlockContext::counts_routes`].
+    /// Forward of a block; `counts_routes` is [`BlockContext::counts_routes`], `next_kept` what starts to come back beside it.
     fn block_forward(
         &mut self,
         shard: &Shard,
@@ -270,40 +267,42 @@ impl<'a> Engine<'a> {
         x: &Tensor,
         keep: Keep,
         counts_routes: bool,
+        next_kept: Option<&mut KeptBlock>,
     ) -> Result<(Tensor, Kept), TrainError> {
         let next = self.model.unit_after(layer_idx);
-        let params = self.block_params(layer_idx, Some(next))?;
+        let params = self.block_params(layer_idx, Some(next), next_kept)?;
         let context = BlockContext { counts_routes, ..self.model.context(shard, layer_idx) };
-        let mut experts = ExpertUnits::new(&self.model, &mut self.zero, layer_idx, Some(next));
+        let mut experts =
+            ExpertUnits::new(&self.model, &mut self.zero, layer_idx, Some(next), None);
         Ok(block::forward(&context, &params, Some(&mut experts), x, keep)?)
     }
 
-    /// Backward of a block, whose gradients are reduced; `next` is the layer that is gathered after it.
+    /// Backward of a block, whose gradients are reduced; `next` is the layer whose weights and kept tensors come next.
     fn block_backward(
         &mut self,
         shard: &Shard,
         layer_idx: usize,
-        next: Option<usize>,
+        next: Option<(usize, &mut KeptBlock)>,
         kept: Kept,
         d_y: &Tensor,
     ) -> Result<Tensor, TrainError> {
         let (world, units) = (self.model.comm.world(), &self.model.units);
         let (unit_idx, experts) = (units.layer(layer_idx), units.experts(layer_idx));
+        let (next, next_kept) = next.unzip();
         let next = next.map(|layer_idx| units.layer(layer_idx));
-        // Its first experts, or the layer before it, or the embedding.
-        let next_gradients = match layer_idx.checked_sub(1) {
-            _ if !experts.is_empty() => experts.start,
-            Some(layer_idx) => units.layer(layer_idx),
-            None => Units::EMBEDDING,
-        };
+        let layer_before = layer_idx.checked_sub(1);
+        let unit_before = layer_before.map_or(Units::EMBEDDING, |layer_idx| units.layer(layer_idx));
+        let next_gradients = if experts.is_empty() { unit_before } else { experts.start };
         let layer = &self.model.arch.layers[layer_idx];
-        let params = self.block_params(layer_idx, next)?;
+        let params = self.block_params(layer_idx, next, next_kept)?;
         self.zero.prefetch_gradients(next_gradients)?;
         let gradients = self.zero.gradients(unit_idx)?;
         let unit = &self.model.units.all()[unit_idx];
         let mut grads = BlockGrads::new(layer, &unit.param_idxs, optional(&gradients))?;
         let context = self.model.context(shard, layer_idx);
-        let mut experts = ExpertUnits::new(&self.model, &mut self.zero, layer_idx, next);
+        let unit_before = Some(unit_before);
+        let mut experts =
+            ExpertUnits::new(&self.model, &mut self.zero, layer_idx, next, unit_before);
         let d_x = block::backward(&context, &params, &mut grads, Some(&mut experts), kept, d_y)?;
         drop((params, grads));
         self.zero.reduce(world, gradients)?;
@@ -322,19 +321,20 @@ impl<'a> Engine<'a> {
         let mut restored = Vec::with_capacity(blocks.len());
         let mut x = keep.take_input(&mut kept[blocks.start])?;
         for layer_idx in blocks.start..blocks.end - 1 {
-            keep.prefetch(&mut kept[layer_idx + 1])?;
             let of_block = keep.take(&mut kept[layer_idx], x)?;
+            let next_kept = Some(&mut kept[layer_idx + 1]);
             let (y, of_block) = if let Some(mixer) = &of_block.mixer {
                 let next = Some(self.model.unit_after(layer_idx));
-                let params = self.block_params(layer_idx, next)?;
+                let params = self.block_params(layer_idx, next, next_kept)?;
                 let context = self.model.context(shard, layer_idx);
-                let mut experts = ExpertUnits::new(&self.model, &mut self.zero, layer_idx, next);
+                let mut experts =
+                    ExpertUnits::new(&self.model, &mut self.zero, layer_idx, next, None);
                 let y =
                     block::recompute(&context, &params, Some(&mut experts), &of_block.x, mixer)?;
                 (y, of_block)
             } else {
                 let keep = Keep { attention: true, graph: false };
-                self.block_forward(shard, layer_idx, &of_block.x, keep, false)?
+                self.block_forward(shard, layer_idx, &of_block.x, keep, false, next_kept)?
             };
             x = y;
             restored.push(of_block);
@@ -358,7 +358,7 @@ impl<'a> Engine<'a> {
         let keep = Keep { attention: false, graph: false };
         let mut x = self.embed(&shard)?;
         for layer_idx in 0..self.model.arch.layers.len() {
-            (x, _) = self.block_forward(&shard, layer_idx, &x, keep, false)?;
+            (x, _) = self.block_forward(&shard, layer_idx, &x, keep, false, None)?;
         }
         let params = self.head_params()?;
         let tile_len = self.model.options.tiles.head as i64;
@@ -374,18 +374,23 @@ impl<'a> Engine<'a> {
         Ok(embed::forward(self.model.arch, &params[0], &shard.input_ids)?)
     }
 
-    /// The weights of a layer without its experts. Starts gathering its first experts, or `next` if it has none.
+    /// The weights of a layer without its experts. Starts gathering its first experts, or `next` if it has none, and then bringing back
+    /// `next_kept`.
     fn block_params(
         &mut self,
         layer_idx: usize,
         next: Option<usize>,
+        next_kept: Option<&mut KeptBlock>,
     ) -> Result<BlockParams, TrainError> {
-        let Model { comm, arch, units, .. } = &self.model;
+        let Model { comm, arch, units, options, .. } = &self.model;
         let (unit_idx, experts) = (units.layer(layer_idx), units.experts(layer_idx));
         let params = self.zero.gather(comm.world(), unit_idx)?;
         let next = if experts.is_empty() { next } else { Some(experts.start) };
         if let Some(next) = next {
             self.zero.prefetch(comm.world(), next)?;
+        }
+        if let Some(next_kept) = next_kept {
+            options.keep.prefetch(next_kept)?;
         }
         let (layer, unit) = (&arch.layers[layer_idx], &units.all()[unit_idx]);
         Ok(BlockParams::new(layer, &unit.param_idxs, params)?.widened_for_products(layer))
@@ -420,8 +425,8 @@ impl<'a> Engine<'a> {
         let labels = &shard.shift_labels;
         let num_labels = labels.iter().filter(|label| **label != IGNORE_INDEX).count();
         let mut log_probs = || Ok(head::log_probs(arch, &params, &x, labels, tile_len)?);
-        let mut labelled = Labels::new(num_labels, options.device, &mut log_probs);
-        let Weighed { weights, loss } = objective.weigh(&mut labelled)?;
+        let mut labelled = Labels::new(num_labels, options.device, comm.sp(), &mut log_probs);
+        let TokenWeights { weights, loss } = objective.token_weights(&mut labelled)?;
         let of_head = self.zero.gradients(units.head())?;
         let is_tied = arch.is_tied();
         let of_embed = is_tied.then(|| self.zero.gradients(Units::EMBEDDING)).transpose()?;

@@ -1,11 +1,12 @@
 //! What a training minimises.
 //!
 //! The engine knows one form of loss: a sum over labels of a weight times `-ln p`. Its gradient needs the weights alone, and they are
-//! known before the head's backward, because an objective that goes by what the model says of the whole micro-batch can ask for that
-//! first. So a loss that is not such a sum, `L(ln p_1, .., ln p_n)`, has the weights `-dL/d(ln p_t)`.
+//! known before the head's backward, because an objective whose weights depend on the log-probabilities can ask for them first. So a
+//! loss that is not such a sum, `L(ln p_1, .., ln p_n)`, has the weights `-dL/d(ln p_t)`.
 
 mod sft;
 
+use sterna_comm::Group;
 use sterna_data::MicroBatch;
 use tch::{Device, Kind, Tensor};
 
@@ -19,12 +20,12 @@ pub trait Objective {
     ///
     /// # Communication
     ///
-    /// An objective that asks for log-probabilities does so on every rank.
+    /// What the objective needs of the labels of other ranks, over [`Labels::sp`]. It asks for log-probabilities on all ranks or on none.
     ///
     /// # Errors
     ///
-    /// Those of `labels`.
-    fn weigh(&self, labels: &mut Labels<'_>) -> Result<Weighed, TrainError>;
+    /// Those of `labels`; [`TrainError::Comm`] if a peer failed.
+    fn token_weights(&self, labels: &mut Labels<'_>) -> Result<TokenWeights, TrainError>;
 
     /// What an average over the tokens of `batch` counts in the loss of the step: the auxiliary loss of routers has no label.
     fn share(&self, batch: &MicroBatch) -> f64;
@@ -36,12 +37,14 @@ pub struct Labels<'a> {
     pub number: usize,
     /// Where the model computes.
     pub device: Device,
+    /// The ranks that have the other labels of the micro-batch.
+    pub sp: &'a Group,
     log_probs: &'a mut dyn FnMut() -> Result<Tensor, TrainError>,
 }
 
 /// How much each label counts, and what the loss is.
 #[derive(Debug)]
-pub struct Weighed {
+pub struct TokenWeights {
     /// `[labels]`, double precision: what the gradient of each label's `-ln p` is multiplied by.
     pub weights: Tensor,
     /// This rank's part of the loss.
@@ -52,18 +55,19 @@ pub struct Weighed {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Loss {
     /// This times the sum of `-ln p` over the rank's labels.
-    TimesSum(f64),
+    ScaledSum(f64),
     /// This.
-    Is(f64),
+    Value(f64),
 }
 
 impl<'a> Labels<'a> {
     pub(crate) fn new(
         number: usize,
         device: Device,
+        sp: &'a Group,
         log_probs: &'a mut dyn FnMut() -> Result<Tensor, TrainError>,
     ) -> Self {
-        Self { number, device, log_probs }
+        Self { number, device, sp, log_probs }
     }
 
     /// `ln p` of each label, `[labels]`, double precision, by one more forward of the head.
@@ -76,7 +80,7 @@ impl<'a> Labels<'a> {
     }
 
     /// The same weight for all.
-    pub fn alike(&self, weight: f64) -> Tensor {
+    pub fn uniform(&self, weight: f64) -> Tensor {
         Tensor::full([self.number as i64], weight, (Kind::Double, self.device))
     }
 }
@@ -85,8 +89,8 @@ impl Loss {
     /// Its value, where the sum of `-ln p` is this.
     pub(crate) fn value(self, sum: f64) -> f64 {
         match self {
-            Self::TimesSum(scale) => sum * scale,
-            Self::Is(value) => value,
+            Self::ScaledSum(scale) => sum * scale,
+            Self::Value(value) => value,
         }
     }
 }

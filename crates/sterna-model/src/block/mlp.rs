@@ -162,7 +162,8 @@ pub(super) fn after_ffn_backward(
     let d_branch = product(&before_scale(ctx, params, d_y), layer.residual_multiplier);
     match (&layer.post_ffn_norm, mlp) {
         (Some(norm), Some(mlp)) => grads.norm_backward(params, norm, mlp, &d_branch),
-        _ => d_branch,
+        (Some(_), None) => unreachable!("what a norm reads is computed again"),
+        (None, _) => d_branch,
     }
 }
 

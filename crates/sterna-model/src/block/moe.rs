@@ -32,7 +32,8 @@ use crate::stage::Stage;
 
 /// Where the experts of a layer come from and their gradients go, a group ([`Moe::groups`]) at a time: no more of them has to exist.
 ///
-/// Groups are asked for in order, each once a visit of the block, with or without tokens.
+/// Groups are asked for in order, each once a visit of the block, with or without tokens; twice in the backward of a layer whose output
+/// goes through a norm, which reads what the experts gave.
 pub trait Experts {
     /// The weights of a group.
     ///
@@ -163,7 +164,7 @@ pub(super) fn backward(
     let d_mlp = d_mlp(ctx, params, grads, saved.mlp.as_ref(), d_y);
     let MoeSaved { mut before, h, routes, rows, .. } = saved;
     let (d_h, d_weights) = experts_backward(ctx, moe, experts, &routes, rows, &h, &d_mlp)?;
-    drop((h, d_mlp));
+    drop(d_mlp);
     for tile in tiles(x.size()[0], ctx.mlp_tile_len) {
         let _stage = Stage::Mlp.enter();
         let before = before.pop_front().expect("one for each tile");
@@ -252,6 +253,9 @@ fn d_mlp(
     mlp: Option<&Tensor>,
     d_y: &Tensor,
 ) -> Tensor {
+    if ctx.layer.post_ffn_norm.is_none() {
+        return mlp::after_ffn_backward(ctx, params, grads, None, d_y);
+    }
     let d_mlp = d_y.empty_like();
     for tile in tiles(d_y.size()[0], ctx.mlp_tile_len) {
         let _stage = Stage::Mlp.enter();

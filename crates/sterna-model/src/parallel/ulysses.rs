@@ -1,6 +1,6 @@
 //! The exchange around attention: from all heads of a shard of the tokens to some heads of all tokens, and back.
 //!
-//! Outside attention a rank holds `s/p` tokens with all their heads. Attention needs every token of a head, so the ranks all_to_all:
+//! Outside attention a rank holds `s/p` tokens with all their heads. Attention needs every token of a head, so the ranks exchange them:
 //! each sends, for every other rank, that rank's heads of its own tokens. All tensors that travel at the same time travel in one
 //! all-to-all. Heads are split as evenly as they go ([`HeadSplit`]); a kv head that two ranks need is sent to both, and its
 //! gradient comes back from both and is summed.

@@ -10,7 +10,7 @@ use sterna_model::{
 };
 use tch::{Device, Kind, Tensor};
 
-use crate::tiny::{AtHand, alone};
+use crate::tiny::{Resident, alone};
 
 const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 /// Central differences with a step of 1e-5: 1e-10 from the third derivative, 1e-11 from rounding.
@@ -71,7 +71,7 @@ fn check_keeping(config: &ModelConfig, keep: Keep) {
     let grads: Vec<Tensor> = tensors.iter().map(Tensor::zeros_like).collect();
     let wanted = unit.iter().map(|&idx| Some(grads[idx].shallow_clone())).collect();
     let mut block_grads = BlockGrads::new(layer, unit, wanted).unwrap();
-    let experts = || AtHand { layer, weights: &tensors, grads: &grads, num_reduced: 0 };
+    let experts = || Resident { layer, weights: &tensors, grads: &grads, num_reduced: 0 };
     let (_, kept) = block::forward(&ctx, &params, Some(&mut experts()), &x, keep).unwrap();
     let d_x =
         block::backward(&ctx, &params, &mut block_grads, Some(&mut experts()), kept, &d_y).unwrap();

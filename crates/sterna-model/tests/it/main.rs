@@ -4,6 +4,7 @@
 mod equivalence;
 mod golden;
 mod gradient;
+mod head;
 mod initial;
 mod large;
 mod leak;

@@ -69,7 +69,7 @@ impl KeysValues for Waiting {
 }
 
 /// Hands out the experts of a layer whose tensors are all at hand.
-pub(crate) struct AtHand<'a> {
+pub(crate) struct Resident<'a> {
     pub(crate) layer: &'a Layer,
     /// As [`Layer::params`], and their gradients, which a forward does not need.
     pub(crate) weights: &'a [Tensor],
@@ -77,7 +77,7 @@ pub(crate) struct AtHand<'a> {
     pub(crate) num_reduced: usize,
 }
 
-impl AtHand<'_> {
+impl Resident<'_> {
     fn group(&self, group_idx: usize) -> Vec<usize> {
         match &self.layer.ffn {
             Ffn::Dense(_) => unreachable!("a layer without experts asks for none"),
@@ -86,7 +86,7 @@ impl AtHand<'_> {
     }
 }
 
-impl Experts for AtHand<'_> {
+impl Experts for Resident<'_> {
     fn gather(&mut self, group_idx: usize) -> Result<BlockParams, ModelError> {
         let group = self.group(group_idx);
         let weights = group.iter().map(|&idx| self.weights[idx].shallow_clone()).collect();
@@ -297,7 +297,7 @@ impl Tiny {
                 counts_routes: true,
                 ..context(layer_idx)
             };
-            let mut experts = AtHand {
+            let mut experts = Resident {
                 layer: &arch.layers[layer_idx],
                 weights: of_layer,
                 grads: &[],
@@ -357,7 +357,7 @@ impl Tiny {
             let of_unit = unit.iter().map(|&idx| Some(of_layer[idx].shallow_clone())).collect();
             let mut block_grads = BlockGrads::new(layer, unit, of_unit).unwrap();
             let mut experts =
-                AtHand { layer, weights: &weights[layer_idx], grads: &of_layer, num_reduced: 0 };
+                Resident { layer, weights: &weights[layer_idx], grads: &of_layer, num_reduced: 0 };
             let context = BlockContext { routing: routing.as_ref(), ..context(layer_idx) };
             d_x = block::backward(
                 &context,

@@ -347,7 +347,7 @@ section! {
         "attention_head_groups" => attention_head_groups: Int<1> => Ranks,
         "attention_query_tile" => attention_query_tile: HumanInt<0> => Ranks,
         "tile_bytes" => tile_bytes: HumanInt<1> => Ranks,
-        "expert_group_bytes" => expert_group_bytes: HumanInt<1> => Ranks,
+        "expert_group_bytes" => expert_group_bytes: HumanInt<1> => Numbers,
         "optimizer_on" => optimizer_on: Place => Ranks,
         "gradients_on" => gradients_on: Place => Ranks,
         "moments_dtype" => moments_dtype: DtypeWord => Numbers,

@@ -27,7 +27,7 @@ pub(super) fn units(arch: &Architecture, world_size: usize) -> Vec<UnitPlan> {
     let mut units: Vec<UnitPlan> = Vec::new();
     for unit in arch.units().all() {
         let kind = unit.kind;
-        let layout = UnitLayout::new(unit.specs.clone(), world_size);
+        let layout = UnitLayout::new(unit, world_size);
         let unit = UnitPlan {
             kind,
             name: match kind {
@@ -53,7 +53,7 @@ pub(super) fn units(arch: &Architecture, world_size: usize) -> Vec<UnitPlan> {
 /// The most elements that are whole at once: a unit and the one that follows it, and beside experts the rest of their layer.
 pub(super) fn gathered_len(arch: &Architecture, world_size: usize) -> usize {
     let units = arch.units();
-    let len = |unit: &Unit| UnitLayout::new(unit.specs.clone(), world_size).len();
+    let len = |unit: &Unit| UnitLayout::new(unit, world_size).len();
     let lens: Vec<(UnitKind, usize)> =
         units.all().iter().map(|unit| (unit.kind, len(unit))).collect();
     let (mut of_layer, mut most) = (0, 0);

@@ -20,6 +20,8 @@ pub(super) struct ExpertUnits<'e> {
     first_unit_idx: usize,
     /// The unit that is gathered after the last group.
     next: Option<usize>,
+    /// The unit whose gradients come after those of the last group.
+    next_gradients: Option<usize>,
     gradients: Option<Gradients>,
 }
 
@@ -29,6 +31,7 @@ impl<'e> ExpertUnits<'e> {
         zero: &'e mut Zero,
         layer_idx: usize,
         next: Option<usize>,
+        next_gradients: Option<usize>,
     ) -> Self {
         let units = model.units.experts(layer_idx);
         Self {
@@ -38,6 +41,7 @@ impl<'e> ExpertUnits<'e> {
             units: &model.units.all()[units.clone()],
             first_unit_idx: units.start,
             next,
+            next_gradients,
             gradients: None,
         }
     }
@@ -51,18 +55,18 @@ impl<'e> ExpertUnits<'e> {
 impl Experts for ExpertUnits<'_> {
     fn gather(&mut self, group_idx: usize) -> Result<BlockParams, ModelError> {
         let unit_idx = self.first_unit_idx + group_idx;
-        let weights = self.zero.gather(self.world, unit_idx).map_err(moved)?;
+        let weights = self.zero.gather(self.world, unit_idx).map_err(wrapped)?;
         if let Some(next) = self.next_group(group_idx).or(self.next) {
-            self.zero.prefetch(self.world, next).map_err(moved)?;
+            self.zero.prefetch(self.world, next).map_err(wrapped)?;
         }
         let params = BlockParams::new(self.layer, &self.units[group_idx].param_idxs, weights)?;
         Ok(params.widened_for_products(self.layer))
     }
 
     fn gradients(&mut self, group_idx: usize) -> Result<BlockGrads, ModelError> {
-        let gradients = self.zero.gradients(self.first_unit_idx + group_idx).map_err(moved)?;
-        if let Some(next) = self.next_group(group_idx) {
-            self.zero.prefetch_gradients(next).map_err(moved)?;
+        let gradients = self.zero.gradients(self.first_unit_idx + group_idx).map_err(wrapped)?;
+        if let Some(next) = self.next_group(group_idx).or(self.next_gradients) {
+            self.zero.prefetch_gradients(next).map_err(wrapped)?;
         }
         let param_idxs = &self.units[group_idx].param_idxs;
         let grads = BlockGrads::new(self.layer, param_idxs, optional(&gradients))?;
@@ -72,12 +76,12 @@ impl Experts for ExpertUnits<'_> {
 
     fn reduce(&mut self) -> Result<(), ModelError> {
         match self.gradients.take() {
-            Some(gradients) => self.zero.reduce(self.world, gradients).map_err(moved),
+            Some(gradients) => self.zero.reduce(self.world, gradients).map_err(wrapped),
             None => Ok(()),
         }
     }
 }
 
-fn moved(error: TrainError) -> ModelError {
+fn wrapped(error: TrainError) -> ModelError {
     ModelError::Experts(Box::new(error))
 }

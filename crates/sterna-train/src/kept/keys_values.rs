@@ -1,4 +1,4 @@
-//! Keys and values that wait on a offload while tiles of queries attend to them.
+//! Keys and values that wait elsewhere while tiles of queries attend to them.
 
 use std::{ops::Range, rc::Rc};
 

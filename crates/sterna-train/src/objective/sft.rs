@@ -5,7 +5,7 @@ use sterna_data::MicroBatch;
 use sterna_mesh::Axis;
 use sterna_recipe::LossAverage;
 
-use super::{Labels, Loss, Objective, Weighed};
+use super::{Labels, Loss, Objective, TokenWeights};
 use crate::{error::TrainError, scalars::sum};
 
 /// Every label of a micro-batch counts the same.
@@ -53,8 +53,11 @@ impl Sft {
 }
 
 impl Objective for Sft {
-    fn weigh(&self, labels: &mut Labels<'_>) -> Result<Weighed, TrainError> {
-        Ok(Weighed { weights: labels.alike(self.weight), loss: Loss::TimesSum(self.weight) })
+    fn token_weights(&self, labels: &mut Labels<'_>) -> Result<TokenWeights, TrainError> {
+        Ok(TokenWeights {
+            weights: labels.uniform(self.weight),
+            loss: Loss::ScaledSum(self.weight),
+        })
     }
 
     fn share(&self, batch: &MicroBatch) -> f64 {

@@ -73,7 +73,7 @@ impl Zero {
         let mut places = Vec::new();
         let mut first_flat = 0;
         for unit_idx in 0..self.num_units() {
-            let UnitLayout { specs, flats } = self.layout(unit_idx);
+            let UnitLayout { specs, flats, .. } = self.layout(unit_idx);
             let first_place = places.len();
             for (flat_idx, flat) in flats.iter().enumerate() {
                 for slot in &flat.slots {
@@ -181,6 +181,8 @@ impl Zero {
             let UnitLayout { specs, .. } = &unit.layout;
             for flat in &mut unit.flats {
                 let first = flat.first_own(&options);
+                // Between parameters and after them nothing is read.
+                flat.reset_optimizer(&options)?;
                 for slice in slices(&(0..options.optimizer_len(&flat.layout))) {
                     let region = first + slice.start as usize..first + slice.end as usize;
                     let overlaps: Vec<_> = flat.layout.overlaps(&region).collect();

@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, ops::Range, path::PathBuf, rc::Rc};
 
-use sterna_arch::{UnitLayout, units::FlatLayout};
+use sterna_arch::{
+    UnitLayout,
+    units::{FlatLayout, UnitKind},
+};
 use sterna_comm::{Group, ReduceOp, Work};
 use sterna_model::stage::{Stage, num_bytes};
 use sterna_torch_sys::{
@@ -52,7 +55,8 @@ pub struct StatePlacement {
 /// For a model of `P` parameters on `w` ranks, with a 2-byte dtype: weights `2 P`, gradients `4 P`, masters and moments
 /// `12 P` bytes (`8 P` with bf16 moments), each divided by `w` where [`Sharding`] says so. With an fp32 model the masters are
 /// the weights. On disk, masters and moments cost two slices of a million elements while they are stepped.
-/// A gathered unit costs its size in the model's dtype while in use, and once more while the next one is prefetched.
+/// A gathered unit costs its size in the model's dtype while in use, and once more while the next one is prefetched; a layer's own unit
+/// stays while its experts are used.
 /// Sharded gradients cost one unit being filled and, while it travels, the one before it twice, sent and received, in the dtype
 /// that travels; units larger than a block only once.
 pub struct Zero {
@@ -62,7 +66,7 @@ pub struct Zero {
     /// There if the model computes on a GPU.
     copies: Option<Rc<Copies>>,
     world_size: usize,
-    /// Elements of the largest flat buffer of the usual unit, a block: the median over units.
+    /// Elements of the largest flat buffer of a block or a group of experts.
     usual_len: usize,
     gathering: HashMap<usize, Vec<Gathering>>,
     /// Gradients of earlier micro-batches on their way to the device.
@@ -145,10 +149,10 @@ impl Zero {
             .as_ref()
             .map(|dir| DiskScratch::create(dir, needed_bytes))
             .transpose()?;
-        let largest = |layout: &UnitLayout| layout.flats.iter().map(|flat| flat.len).max();
-        let mut lens: Vec<_> = units.iter().filter_map(largest).collect();
-        lens.sort_unstable();
-        let usual_len = lens.get(lens.len() / 2).copied().unwrap_or(0);
+        let is_usual =
+            |layout: &&UnitLayout| matches!(layout.kind, UnitKind::Layer | UnitKind::Experts);
+        let usual = units.iter().filter(is_usual).flat_map(|layout| &layout.flats);
+        let usual_len = usual.map(|flat| flat.len).max().unwrap_or(0);
         let unit = |layout: UnitLayout| {
             let flats = layout.flats.iter();
             let flats = flats.map(|flat| Flat::new(flat.clone(), &options, disk.as_ref()));
@@ -538,6 +542,8 @@ impl Zero {
         grad_scale: f64,
     ) -> Result<(), TrainError> {
         let _no_grad = no_grad_guard();
+        // What was gathered before would be used after.
+        debug_assert!(self.gathering.is_empty(), "a unit was gathered and not used");
         self.wait_for_copies()?;
         let copies = self.copies.clone();
         let update = Update {

@@ -1,22 +1,27 @@
 //! An objective whose weights depend on what the model says of all labels, against the slope of its loss.
 
+use sterna_comm::{RankEnv, ReduceOp};
 use sterna_data::MicroBatch;
+use sterna_testkit::{TestRank, spawn_ranks};
 use sterna_train::{
     TrainError,
     engine::Engine,
-    objective::{Labels, Loss, Objective, Sft, Weighed},
+    objective::{Labels, Loss, Objective, Sft, TokenWeights},
 };
-use tch::Kind;
+use tch::{Kind, Tensor};
 
 use crate::one_batch::OneBatch;
 
-/// `(sum over labels of -ln p)^2 / 2`: the weight of each is the sum over all.
+/// `(sum over labels of -ln p)^2 / 2`: the weight of each is the sum over all, those of other ranks too.
 struct Squared;
 
 impl Objective for Squared {
-    fn weigh(&self, labels: &mut Labels<'_>) -> Result<Weighed, TrainError> {
-        let sum = -labels.log_probs()?.sum(Kind::Double).double_value(&[]);
-        Ok(Weighed { weights: labels.alike(sum), loss: Loss::Is(sum * sum / 2.0) })
+    fn token_weights(&self, labels: &mut Labels<'_>) -> Result<TokenWeights, TrainError> {
+        let sum = -labels.log_probs()?.sum(Kind::Double);
+        labels.sp.all_reduce_(&sum, ReduceOp::Sum)?;
+        let sum = sum.double_value(&[]);
+        let part = 1.0 / labels.sp.size() as f64;
+        Ok(TokenWeights { weights: labels.uniform(sum), loss: Loss::Value(part * sum * sum / 2.0) })
     }
 
     fn share(&self, _: &MicroBatch) -> f64 {
@@ -72,4 +77,28 @@ fn a_weight_that_was_computed_counts_as_one_that_was_known() {
     let sum = of.engine(of.options()).forward(&of.batch).expect("computed");
     let (computed, known) = (norm_of(&Squared), norm_of(&Sft::new(sum)));
     assert!((computed / known - 1.0).abs() < 1e-6, "{computed} and {known}");
+}
+
+/// Loss and gradient norm of ranks that share the sequence, all of them together.
+fn squared(of: &OneBatch) -> (f64, f64) {
+    let mut engine = of.engine(of.options());
+    let loss = engine.forward_backward(&of.batch, &Squared).expect("computed");
+    engine.zero.finish_gradients(of.comm.world()).expect("reduced");
+    let loss = Tensor::from(loss);
+    of.comm.sp().all_reduce_(&loss, ReduceOp::Sum).expect("reduced");
+    let norm = engine.zero.gradient_norm(of.comm.world()).expect("reduced");
+    (loss.double_value(&[]), norm)
+}
+
+#[test]
+fn weights_that_depend_on_the_labels_of_two_ranks_are_those_of_one() {
+    spawn_ranks(2, |rank: &TestRank| {
+        let own = rank.folder.join(rank.rank.to_string());
+        std::fs::create_dir(&own).expect("made");
+        let alone = squared(&OneBatch::new(&own));
+        let env = RankEnv::from_env().expect("the environment of a rank");
+        let together = squared(&OneBatch::of_rank(&own, &env));
+        assert!((together.0 / alone.0 - 1.0).abs() < 1e-5, "{together:?} and {alone:?}");
+        assert!((together.1 / alone.1 - 1.0).abs() < 1e-5, "{together:?} and {alone:?}");
+    });
 }

@@ -26,13 +26,18 @@ pub(crate) struct OneBatch {
 
 impl OneBatch {
     pub(crate) fn new(folder: &Path) -> Self {
-        let recipe = tiny::load(folder, "one-batch", &tiny::recipe(folder));
+        Self::of_rank(folder, &RankEnv::single())
+    }
+
+    /// On a rank of one sequence-parallel group.
+    pub(crate) fn of_rank(folder: &Path, env: &RankEnv) -> Self {
+        let recipe = tiny::load(folder, &format!("one-batch-{}", env.rank), &tiny::recipe(folder));
         let model = folder.join("model");
         let config = ModelConfig::from_dir(&model).expect("a config");
         let tokenizer = Tokenizer::from_dir(&model).expect("a tokenizer");
         let data = prepare(&recipe, 96, &tokenizer, 1).expect("data");
-        let comm =
-            Comm::init(&RankEnv::single(), 1, std::time::Duration::from_secs(1)).expect("one rank");
+        let timeout = std::time::Duration::from_secs(30);
+        let comm = Comm::init(env, env.world_size, timeout).expect("joined");
         let batches =
             MicroBatches::new(&data.train, &recipe, comm.mesh, 96, tokenizer.pad_token_id());
         Self {

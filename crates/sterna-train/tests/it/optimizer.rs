@@ -24,8 +24,7 @@ fn stepped(comm: &Comm, stage: ZeroStage, kind: Kind, moments: Kind, disk: Optio
     let config = ModelConfig::from_json(&config, Path::new("tiny")).expect("a config");
     let world = comm.world();
     // Without the head, and the embedding last, so that it is reduced in pieces after the layers.
-    let mut units: Vec<_> =
-        config.arch.units().all().iter().map(|unit| unit.specs.clone()).collect();
+    let mut units = config.arch.units().all().to_vec();
     units.pop();
     units.rotate_left(1);
     let placement = StatePlacement {
@@ -40,7 +39,7 @@ fn stepped(comm: &Comm, stage: ZeroStage, kind: Kind, moments: Kind, disk: Optio
         moments_kind: moments,
         seed: 42,
     };
-    let layouts = units.into_iter().map(|specs| UnitLayout::new(specs, world.size())).collect();
+    let layouts = units.iter().map(|unit| UnitLayout::new(unit, world.size())).collect();
     let mut zero = Zero::new(world, layouts, Sharding::new(stage, world.size()), None, placement)
         .expect("states");
     zero.load(&WeightSource::Random { seed: 1 }).expect("weights");

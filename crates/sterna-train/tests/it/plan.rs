@@ -37,7 +37,7 @@ fn units_are_laid_out_as_planned() {
             };
             let units = config.arch.units();
             let layouts = units.all().iter();
-            let layouts = layouts.map(|unit| UnitLayout::new(unit.specs.clone(), world_size));
+            let layouts = layouts.map(|unit| UnitLayout::new(unit, world_size));
             let mut lens: Vec<(usize, usize)> = layouts.map(|layout| of_flats(&layout)).collect();
             let planned = plan.zero.units.iter();
             let mut planned: Vec<_> = planned
