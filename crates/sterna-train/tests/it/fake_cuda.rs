@@ -98,6 +98,38 @@ fn ranks_with_states_on_the_host_step_as_those_on_the_device_bit_for_bit() {
     });
 }
 
+/// Experts gathered one by one, from the host and to it, with accumulation and blocks that are computed again.
+#[test]
+fn ranks_with_experts_on_a_device_compute_what_they_compute_on_the_host() {
+    alone(|folder| {
+        let model = folder.join("experts");
+        tiny::write_experts(&model, 4);
+        let run = |device, changes: &[(&str, Value)]| {
+            let of_model = [
+                ("model.name_or_path", json!(model)),
+                ("model.random_weights", json!(true)),
+                ("gradient_accumulation_steps", json!(2)),
+            ];
+            run(folder, device, &[&of_model, changes].concat())
+        };
+        let on_device = run(DeviceChoice::Cuda, &[]);
+        assert_same("experts", &on_device.figures, &run(DeviceChoice::Cpu, &[]).figures);
+        let memory = json!({
+            "keep_inputs_every": 2, "keep_attention": 1, "inputs_on": "host", "attention_on": "host", "optimizer_on": "host",
+        });
+        assert_eq!(run(DeviceChoice::Cuda, &[("memory", memory.clone())]), on_device);
+        // Other buffers, whose squares add up in another order: only the norm's last bits may differ.
+        let mut one_by_one = memory;
+        one_by_one["expert_group_bytes"] = json!(1);
+        let offload =
+            json!({"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}});
+        let changes = [("memory", one_by_one), ("deepspeed", offload)];
+        let one_by_one = run(DeviceChoice::Cuda, &changes);
+        assert_same("one by one", &one_by_one.figures, &on_device.figures);
+        assert_eq!(one_by_one.figures[0].to_bits(), on_device.figures[0].to_bits(), "the loss");
+    });
+}
+
 #[test]
 fn ranks_with_streamed_keys_on_the_host_are_those_with_keys_on_the_device_bit_for_bit() {
     alone(|folder| {

@@ -10,13 +10,7 @@ use crate::tiny;
 fn units_are_laid_out_as_planned() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let moe = folder.path().join("moe");
-    std::fs::create_dir(&moe).expect("made");
-    let config = json!({
-        "model_type": "mixtral", "hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "vocab_size": 128, "num_local_experts": 5, "num_experts_per_tok": 2,
-        "max_position_embeddings": 512,
-    });
-    std::fs::write(moe.join("config.json"), config.to_string()).expect("written");
+    tiny::write_experts(&moe, 5);
     // Two experts of a weight of 128 elements thrice, in fp32: of five, one, two and two are gathered at once.
     let of_two = 2 * 3 * 128 * 4;
     for world_size in [1, 2, 3] {

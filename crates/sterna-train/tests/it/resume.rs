@@ -266,13 +266,7 @@ fn a_checkpoint_loads_on_other_ranks_stages_and_axes() {
 #[test]
 fn a_checkpoint_loads_with_experts_in_other_groups() {
     let model = tempfile::tempdir().expect("a temporary folder");
-    tiny::write_tokenizer(model.path(), (' '..='~').chain(['\n']));
-    let config = json!({
-        "model_type": "mixtral", "hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "vocab_size": 128, "num_local_experts": 4, "num_experts_per_tok": 2,
-        "max_position_embeddings": 512,
-    });
-    fs::write(model.path().join("config.json"), config.to_string()).expect("written");
+    tiny::write_experts(model.path(), 4);
     let alone = [
         ("model.name_or_path", json!(model.path())),
         ("model.random_weights", json!(true)),

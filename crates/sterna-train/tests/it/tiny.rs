@@ -50,6 +50,19 @@ pub(crate) fn recipe(folder: &Path) -> Value {
     })
 }
 
+/// Writes a config with experts, balanced routers and a tokenizer into `folder`, for random weights: 128 elements in each of the three
+/// weights of an expert.
+pub(crate) fn write_experts(folder: &Path, num_experts: usize) {
+    fs::create_dir_all(folder).expect("made");
+    write_tokenizer(folder, (' '..='~').chain(['\n']));
+    let config = json!({
+        "model_type": "mixtral", "hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "vocab_size": 128, "num_local_experts": num_experts, "num_experts_per_tok": 2,
+        "max_position_embeddings": 512, "output_router_logits": true,
+    });
+    fs::write(folder.join("config.json"), config.to_string()).expect("written");
+}
+
 /// Saves `recipe` and loads it as a user would.
 pub(crate) fn load(folder: &Path, name: &str, recipe: &Value) -> sterna_recipe::Recipe {
     let path: PathBuf = folder.join(format!("{name}.yaml"));
