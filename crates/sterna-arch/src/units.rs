@@ -1,8 +1,8 @@
 //! What is gathered and reduced at once, and where each parameter lies in its flat buffers.
 //!
 //! A unit is the embedding, one layer without its experts, a group of a layer's experts, or the final norm with the head. Its
-//! parameters are laid out in at most two flat buffers, one with and one without weight decay, so that the optimizer steps a whole
-//! buffer with one set of hyperparameters. Each buffer is padded to a multiple of the world size, and rank `r` owns the `r`-th
+//! parameters are laid out in at most three flat buffers: those that are trained with and without weight decay, so that the optimizer
+//! steps a whole buffer with one set of hyperparameters, and those that are not trained. Each buffer is padded to a multiple of the world size, and rank `r` owns the `r`-th
 //! contiguous shard of it. The alternative, one shard per parameter, costs one collective per parameter and pads each of them.
 
 use std::ops::Range;
@@ -149,15 +149,19 @@ pub struct FlatLayout {
 }
 
 impl FlatLayout {
-    fn new(is_decayed: bool, specs: &[ParamSpec], world_size: usize) -> Option<Self> {
+    /// Of those `specs` that belong in it; `None` if there are none.
+    fn new(
+        is_decayed: bool,
+        specs: &[ParamSpec],
+        belongs: impl Fn(&ParamSpec) -> bool,
+        world_size: usize,
+    ) -> Option<Self> {
         let mut end = 0;
         let mut slots = Vec::new();
-        for (spec_idx, spec) in specs.iter().enumerate() {
-            if spec.is_decayed == is_decayed {
-                let numel = spec.numel();
-                slots.push(Slot { spec_idx, offset: end, numel });
-                end = (end + numel).next_multiple_of(ALIGNMENT);
-            }
+        for (spec_idx, spec) in specs.iter().enumerate().filter(|(_, spec)| belongs(spec)) {
+            let numel = spec.numel();
+            slots.push(Slot { spec_idx, offset: end, numel });
+            end = (end + numel).next_multiple_of(ALIGNMENT);
         }
         let len = end.next_multiple_of(world_size);
         (!slots.is_empty()).then(|| Self { is_decayed, slots, len, shard_len: len / world_size })
@@ -202,19 +206,23 @@ pub struct UnitLayout {
     pub kind: UnitKind,
     /// The unit's parameters, in the model's order.
     pub specs: Vec<ParamSpec>,
-    /// One or two buffers: decayed parameters first.
+    /// What is trained, in one or two buffers: decayed parameters first.
     pub flats: Vec<FlatLayout>,
+    /// What is not trained: it is gathered with the rest, and has neither gradients nor optimizer state.
+    pub frozen: Option<FlatLayout>,
 }
 
 impl UnitLayout {
     /// Lays out `unit` for a world of `world_size` ranks.
     pub fn new(unit: &Unit, world_size: usize) -> Self {
         let specs = unit.specs.clone();
-        let flats = [true, false]
-            .iter()
-            .filter_map(|&decayed| FlatLayout::new(decayed, &specs, world_size))
-            .collect();
-        Self { kind: unit.kind, specs, flats }
+        let trained = |is_decayed: bool| {
+            let belongs = |spec: &ParamSpec| spec.is_trained && spec.is_decayed == is_decayed;
+            FlatLayout::new(is_decayed, &specs, belongs, world_size)
+        };
+        let flats = [true, false].into_iter().filter_map(trained).collect();
+        let frozen = FlatLayout::new(false, &specs, |spec| !spec.is_trained, world_size);
+        Self { kind: unit.kind, flats, frozen, specs }
     }
 
     /// Parameters in all.
@@ -222,14 +230,19 @@ impl UnitLayout {
         self.specs.iter().map(ParamSpec::numel).sum()
     }
 
-    /// Elements of the flat buffers together, padding included.
-    pub fn len(&self) -> usize {
-        self.flats.iter().map(|flat| flat.len).sum()
+    /// Every flat buffer: what is trained, then what is not.
+    pub fn all_flats(&self) -> impl Iterator<Item = &FlatLayout> {
+        self.flats.iter().chain(&self.frozen)
     }
 
-    /// Whether there is nothing in it.
-    pub fn is_empty(&self) -> bool {
-        self.flats.is_empty()
+    /// Elements of all flat buffers together, padding included.
+    pub fn padded_len(&self) -> usize {
+        self.all_flats().map(|flat| flat.len).sum()
+    }
+
+    /// Of those, what is trained.
+    pub fn trained_len(&self) -> usize {
+        self.flats.iter().map(|flat| flat.len).sum()
     }
 }
 
@@ -302,11 +315,18 @@ mod tests {
             let specs: Vec<_> = shapes
                 .iter()
                 .enumerate()
-                .map(|(i, shape)| spec(if i % 2 == 0 { "q_proj.weight" } else { "norm.weight" }, shape))
+                .map(|(i, shape)| match i % 3 {
+                    0 => spec("q_proj.weight", shape),
+                    1 => spec("norm.weight", shape),
+                    _ => ParamSpec::buffer("layer_scalar", shape.as_slice(), Init::Constant(0.0)),
+                })
                 .collect();
             let layout = UnitLayout::new(&Unit::whole(UnitKind::Layer, &specs), world_size);
             let mut next = vec![0; specs.len()];
             for flat in &layout.flats {
+                prop_assert!(flat.slots.iter().all(|slot| specs[slot.spec_idx].is_trained));
+            }
+            for flat in layout.all_flats() {
                 prop_assert_eq!(flat.len % world_size, 0);
                 for rank in 0..world_size {
                     let shard = flat.shard(rank);

@@ -252,8 +252,9 @@ impl<'a> Engine<'a> {
             None => None,
         };
         let mut gradients = self.zero.gradients(Units::EMBEDDING)?;
-        let d_weight = &mut gradients.views[0];
-        embed::backward(arch, weight.as_ref(), d_weight, &shard.input_ids, &dx)?;
+        if let Some(d_weight) = &mut gradients.views[0] {
+            embed::backward(arch, weight.as_ref(), d_weight, &shard.input_ids, &dx)?;
+        }
         drop(weight);
         self.zero.reduce(world, gradients)?;
         Ok(loss + aux_loss)
@@ -298,7 +299,7 @@ impl<'a> Engine<'a> {
         self.zero.prefetch_gradients(next_gradients)?;
         let gradients = self.zero.gradients(unit_idx)?;
         let unit = &self.model.units.all()[unit_idx];
-        let mut grads = BlockGrads::new(layer, &unit.param_idxs, optional(&gradients))?;
+        let mut grads = BlockGrads::new(layer, &unit.param_idxs, views_of(&gradients))?;
         let context = self.model.context(shard, layer_idx);
         let unit_before = Some(unit_before);
         let mut experts =
@@ -430,8 +431,8 @@ impl<'a> Engine<'a> {
         let of_head = self.zero.gradients(units.head())?;
         let is_tied = arch.is_tied();
         let of_embed = is_tied.then(|| self.zero.gradients(Units::EMBEDDING)).transpose()?;
-        let embedding = of_embed.as_ref().map(|of_embed| of_embed.views[0].shallow_clone());
-        let mut grads = HeadGrads { own: optional(&of_head), embedding };
+        let embedding = of_embed.as_ref().and_then(|of_embed| views_of(of_embed).remove(0));
+        let mut grads = HeadGrads { own: views_of(&of_head), embedding };
         let (sum, dx) =
             head::loss_and_backward(arch, &params, &mut grads, &x, labels, &weights, tile_len)?;
         drop((params, grads, x));
@@ -488,7 +489,7 @@ impl Model<'_> {
     }
 }
 
-/// The views of a unit's gradients, all of them wanted.
-fn optional(gradients: &Gradients) -> Vec<Option<Tensor>> {
-    gradients.views.iter().map(|view| Some(view.shallow_clone())).collect()
+/// The views of a unit's gradients.
+fn views_of(gradients: &Gradients) -> Vec<Option<Tensor>> {
+    gradients.views.iter().map(|view| view.as_ref().map(Tensor::shallow_clone)).collect()
 }

@@ -7,7 +7,7 @@ use sterna_arch::{Architecture, Attention, DType, HeadSplit, Layer, ModelConfig}
 
 use crate::recipe::{KeepAttention, Place, Recipe};
 
-use super::{AttentionPlan, BatchPlan, KeepPlan, TileLengths, ZeroPlan};
+use super::{AttentionPlan, BatchPlan, KeepPlan, TileLengths, UnitPlan, ZeroPlan};
 
 /// What bytes are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,11 +166,14 @@ impl Memory {
 
     /// Weights, gradients and optimizer state.
     fn states(&mut self, zero: &ZeroPlan, dtype: DType, num_micro_batches: usize) {
-        let len = |is_sharded: bool| -> usize {
-            zero.units
-                .iter()
-                .map(|unit| unit.count * if is_sharded { unit.shard_len } else { unit.padded_len })
-                .sum()
+        let sum = |of_unit: &dyn Fn(&UnitPlan) -> usize| -> usize {
+            zero.units.iter().map(|unit| unit.count * of_unit(unit)).sum()
+        };
+        let len = |is_sharded: bool| {
+            sum(&|unit| if is_sharded { unit.shard_len } else { unit.padded_len })
+        };
+        let trained_len = |is_sharded: bool| {
+            sum(&|unit| if is_sharded { unit.trained_shard_len } else { unit.trained_len })
         };
         let whole = zero.gathered_len;
         let grad = zero.grad_accum_dtype.size();
@@ -181,7 +184,7 @@ impl Memory {
             self.push(MemoryKind::GatheredWeights, whole, dtype.size(), Place::Device);
         }
         let grads_on = zero.gradients_on;
-        self.push(MemoryKind::Gradients, len(zero.shards_gradients), grad, grads_on);
+        self.push(MemoryKind::Gradients, trained_len(zero.shards_gradients), grad, grads_on);
         if zero.shards_gradients || grads_on == Place::Host {
             // A second micro-batch adds to what comes back from the host: one leaves, one is added to, one comes.
             let is_fetched = !zero.shards_gradients && num_micro_batches > 1;
@@ -194,7 +197,12 @@ impl Memory {
         let master =
             if dtype == DType::F32 && params_on == stepped_on { 0 } else { DType::F32.size() };
         let bytes = master + 2 * zero.moments_dtype.size();
-        self.push(MemoryKind::Optimizer, len(zero.shards_optimizer), bytes, zero.optimizer_on);
+        self.push(
+            MemoryKind::Optimizer,
+            trained_len(zero.shards_optimizer),
+            bytes,
+            zero.optimizer_on,
+        );
     }
 
     /// What grows with the length of the sequence.

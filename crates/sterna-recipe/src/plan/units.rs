@@ -20,6 +20,10 @@ pub struct UnitPlan {
     pub padded_len: usize,
     /// Elements that each rank owns of one.
     pub shard_len: usize,
+    /// Those of the `padded_len` that are trained: gradients and optimizer state are of these.
+    pub trained_len: usize,
+    /// Elements of those that each rank owns.
+    pub trained_shard_len: usize,
 }
 
 /// The units of a model, in the order in which the first of each kind comes.
@@ -39,8 +43,10 @@ pub(super) fn units(arch: &Architecture, world_size: usize) -> Vec<UnitPlan> {
             },
             count: 1,
             num_parameters: layout.num_parameters(),
-            padded_len: layout.len(),
-            shard_len: layout.len() / world_size,
+            padded_len: layout.padded_len(),
+            shard_len: layout.padded_len() / world_size,
+            trained_len: layout.trained_len(),
+            trained_shard_len: layout.trained_len() / world_size,
         };
         match units.iter_mut().find(|same| UnitPlan { count: 1, ..(*same).clone() } == unit) {
             Some(same) => same.count += 1,
@@ -53,7 +59,7 @@ pub(super) fn units(arch: &Architecture, world_size: usize) -> Vec<UnitPlan> {
 /// The most elements that are whole at once: a unit and the one that follows it, and beside experts the rest of their layer.
 pub(super) fn gathered_len(arch: &Architecture, world_size: usize) -> usize {
     let units = arch.units();
-    let len = |unit: &Unit| UnitLayout::new(unit, world_size).len();
+    let len = |unit: &Unit| UnitLayout::new(unit, world_size).padded_len();
     let lens: Vec<(UnitKind, usize)> =
         units.all().iter().map(|unit| (unit.kind, len(unit))).collect();
     let (mut of_layer, mut most) = (0, 0);

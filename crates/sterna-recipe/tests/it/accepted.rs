@@ -158,7 +158,7 @@ fn defaults_are_the_references() {
         "attention_head_groups": 1,
         "attention_query_tile": 0,
         "tile_bytes": null,
-        "expert_group_bytes": 268_435_456,
+        "expert_group_bytes": 268435456,
         "optimizer_on": "device",
         "gradients_on": "device",
         "moments_dtype": "float32",

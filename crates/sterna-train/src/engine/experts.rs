@@ -4,7 +4,7 @@ use sterna_arch::{Layer, units::Unit};
 use sterna_comm::Group;
 use sterna_model::{BlockGrads, BlockParams, Experts, ModelError};
 
-use super::{Model, optional};
+use super::{Model, views_of};
 use crate::{
     error::TrainError,
     zero::{Gradients, Zero},
@@ -69,7 +69,7 @@ impl Experts for ExpertUnits<'_> {
             self.zero.prefetch_gradients(next).map_err(wrapped)?;
         }
         let param_idxs = &self.units[group_idx].param_idxs;
-        let grads = BlockGrads::new(self.layer, param_idxs, optional(&gradients))?;
+        let grads = BlockGrads::new(self.layer, param_idxs, views_of(&gradients))?;
         self.gradients = Some(gradients);
         Ok(grads)
     }

@@ -9,7 +9,7 @@ use std::{
     ops::Range,
 };
 
-use sterna_arch::{UnitLayout, units::Overlap};
+use sterna_arch::{ParamSpec, units::Overlap};
 use sterna_checkpoint::{
     Checkpoint, Error as CheckpointError, FlatBuffer, ParameterPlace, StateDtype, StateKind,
     StateName, StateTensor,
@@ -17,7 +17,11 @@ use sterna_checkpoint::{
 use sterna_comm::Group;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
-use super::{flat::Flat, units::Zero};
+use super::{
+    flat::{FlatOptions, Weights},
+    optimizer::OptimizerState,
+    units::Zero,
+};
 use crate::error::TrainError;
 
 /// Elements read or written at once: 4 MB.
@@ -63,8 +67,8 @@ impl Zero {
 
     /// The flat buffers, in order.
     pub fn flat_buffers(&self) -> Vec<FlatBuffer> {
-        self.named_flats()
-            .map(|(name, flat)| FlatBuffer { name, shard_len: flat.layout.shard_len })
+        self.named_buffers()
+            .map(|(name, weights, _)| FlatBuffer { name, shard_len: weights.layout.shard_len })
             .collect()
     }
 
@@ -73,9 +77,9 @@ impl Zero {
         let mut places = Vec::new();
         let mut first_flat = 0;
         for unit_idx in 0..self.num_units() {
-            let UnitLayout { specs, flats, .. } = self.layout(unit_idx);
-            let first_place = places.len();
-            for (flat_idx, flat) in flats.iter().enumerate() {
+            let layout = self.layout(unit_idx);
+            let (specs, first_place) = (&layout.specs, places.len());
+            for (flat_idx, flat) in layout.all_flats().enumerate() {
                 for slot in &flat.slots {
                     let spec = &specs[slot.spec_idx];
                     let place = ParameterPlace {
@@ -88,22 +92,30 @@ impl Zero {
                 }
             }
             places[first_place..].sort_by_key(|(spec_idx, _)| *spec_idx);
-            first_flat += flats.len();
+            first_flat += layout.all_flats().count();
         }
         places.into_iter().map(|(_, place)| place).collect()
     }
 
     /// The tensors of this rank's file, in the order in which [`Zero::write_states`] writes them.
     pub fn state_tensors(&self) -> Vec<StateTensor> {
-        let flats = self.flat_buffers();
-        let tensor = |flat: &FlatBuffer, kind: StateKind| StateTensor {
-            flat: flat.name.clone(),
-            state: kind.name,
-            dtype: kind.dtype,
-            len: flat.shard_len,
-        };
-        let of_kind = |kind| flats.iter().map(move |flat| tensor(flat, kind));
-        self.states().into_iter().flat_map(of_kind).collect()
+        let mut tensors = Vec::new();
+        for kind in self.states() {
+            for (flat, weights, _) in self.buffers_with(kind.name) {
+                let len = weights.layout.shard_len;
+                tensors.push(StateTensor { flat, state: kind.name, dtype: kind.dtype, len });
+            }
+        }
+        tensors
+    }
+
+    /// The flat buffers that have this state: what is not trained has its weights alone.
+    fn buffers_with(
+        &self,
+        name: StateName,
+    ) -> impl Iterator<Item = (String, &Weights, Option<&OptimizerState>)> {
+        let has_it = move |state: Option<_>| state.is_some() || name == StateName::Master;
+        self.named_buffers().filter(move |(_, _, state)| has_it(*state))
     }
 
     /// Hands out the bytes of the shard that this rank owns of every state, slice by slice.
@@ -121,9 +133,10 @@ impl Zero {
     ) -> Result<(), TrainError> {
         let mut bytes = Vec::new();
         for name in STATES {
-            for (_, flat) in self.named_flats() {
-                for slice in slices(&(0..flat.layout.shard_len as i64)) {
-                    write(bytes_of(&self.own_state(flat, name, &slice)?, &mut bytes))?;
+            for (_, weights, state) in self.buffers_with(name) {
+                for slice in slices(&(0..weights.layout.shard_len as i64)) {
+                    let values = self.own_state(weights, state, name, &slice)?;
+                    write(bytes_of(&values, &mut bytes))?;
                 }
             }
         }
@@ -142,9 +155,9 @@ impl Zero {
     pub fn snapshot(&self) -> Result<Snapshot, TrainError> {
         let mut states = Vec::new();
         for name in STATES {
-            for (_, flat) in self.named_flats() {
-                let all = 0..flat.layout.shard_len as i64;
-                let state = self.own_state(flat, name, &all)?;
+            for (_, weights, state) in self.buffers_with(name) {
+                let all = 0..weights.layout.shard_len as i64;
+                let state = self.own_state(weights, state, name, &all)?;
                 states.push(match state.device() {
                     Device::Cpu => state.copy(),
                     _ => state.to_device(Device::Cpu),
@@ -177,38 +190,38 @@ impl Zero {
         let _no_grad = no_grad_guard();
         let options = *self.options();
         let places = places_of(checkpoint, &self.parameter_places())?;
+        // What other ranks own comes from them.
+        let spread = |weights: &Weights| -> Result<(), TrainError> {
+            if options.sharding.optimizer && !options.sharding.params {
+                // The input is this rank's own slice of the output.
+                let own = weights.own(&options);
+                world.all_gather_into_tensor(&weights.param, &own)?.wait()?;
+            }
+            Ok(())
+        };
         for unit in &mut self.units {
-            let UnitLayout { specs, .. } = &unit.layout;
+            let specs = &unit.layout.specs;
             for flat in &mut unit.flats {
-                let first = flat.first_own(&options);
                 // Between parameters and after them nothing is read.
                 flat.reset_optimizer(&options)?;
-                for slice in slices(&(0..options.optimizer_len(&flat.layout))) {
-                    let region = first + slice.start as usize..first + slice.end as usize;
-                    let overlaps: Vec<_> = flat.layout.overlaps(&region).collect();
-                    for Overlap { spec_idx, param_range, region_offset } in overlaps {
-                        let place = places[specs[spec_idx].name.as_str()];
-                        let name = &checkpoint.manifest.flats[place.flat].name;
-                        let from = place.offset + param_range.start;
-                        let start = slice.start + region_offset as i64;
-                        let own = start..start + param_range.len() as i64;
-                        for state in STATES {
-                            let values =
-                                read(checkpoint, name, state, from..from + param_range.len())?;
-                            if state == StateName::Master {
-                                let own_param = flat.own_param(&options);
-                                own_param.narrow(0, own.start, values.size()[0]).copy_(&values);
-                            }
-                            flat.state.write(state, &own, &values)?;
+                for piece in own_pieces(&flat.weights, &options, specs, &places) {
+                    for name in STATES {
+                        let values = piece.read(checkpoint, name)?;
+                        if name == StateName::Master {
+                            piece.of(&flat.weights.own(&options)).copy_(&values);
                         }
+                        flat.state.write(name, &piece.own, &values)?;
                     }
                 }
                 flat.clear_grad();
-                if options.sharding.optimizer && !options.sharding.params {
-                    // The input is this rank's own slice of the output.
-                    let own = flat.own_param(&options);
-                    world.all_gather_into_tensor(&flat.param, &own)?.wait()?;
+                spread(&flat.weights)?;
+            }
+            if let Some(weights) = &unit.frozen {
+                for piece in own_pieces(weights, &options, specs, &places) {
+                    let values = piece.read(checkpoint, StateName::Master)?;
+                    piece.of(&weights.own(&options)).copy_(&values);
                 }
+                spread(weights)?;
             }
         }
         Ok(())
@@ -217,7 +230,8 @@ impl Zero {
     /// Elements `range` of the shard that this rank owns.
     fn own_state(
         &self,
-        flat: &Flat,
+        weights: &Weights,
+        state: Option<&OptimizerState>,
         name: StateName,
         range: &Range<i64>,
     ) -> Result<Tensor, TrainError> {
@@ -226,13 +240,14 @@ impl Zero {
         let first = if options.sharding.optimizer {
             0
         } else {
-            flat.layout.shard(options.rank).start as i64
+            weights.layout.shard(options.rank).start as i64
         };
         let local = first + range.start..first + range.end;
-        match flat.state.read(name, &local)? {
-            Some(state) => Ok(state),
-            None => Ok(flat.own_param(options).narrow(0, local.start, local.end - local.start)),
-        }
+        let state = state.map(|state| state.read(name, &local)).transpose()?.flatten();
+        Ok(state.unwrap_or_else(|| {
+            let own = weights.own(options).narrow(0, local.start, local.end - local.start);
+            own.to_kind(Kind::Float)
+        }))
     }
 }
 
@@ -266,20 +281,55 @@ fn places_of<'c>(
     Ok(there)
 }
 
-/// Elements `range` of a state in `checkpoint`.
-fn read(
-    checkpoint: &Checkpoint,
-    flat: &str,
-    name: StateName,
-    range: Range<usize>,
-) -> Result<Tensor, TrainError> {
-    let len = range.len() as i64;
-    let bytes = checkpoint.read_state(flat, name, range)?;
-    let kind = match checkpoint.manifest.state(name).map(|state| state.dtype) {
-        Some(StateDtype::BF16) => Kind::BFloat16,
-        Some(StateDtype::F32) | None => Kind::Float,
-    };
-    Ok(Tensor::from_data_size(&bytes, &[len], kind))
+/// A part of a parameter that this rank owns, no longer than a slice.
+struct Piece<'c> {
+    place: &'c ParameterPlace,
+    /// Elements of the buffer that the checkpoint has of the parameter.
+    there: Range<usize>,
+    /// Where they are in what this rank owns.
+    own: Range<i64>,
+}
+
+impl Piece<'_> {
+    /// One of its states in `checkpoint`.
+    fn read(&self, checkpoint: &Checkpoint, name: StateName) -> Result<Tensor, TrainError> {
+        let flat = &checkpoint.manifest.flats[self.place.flat].name;
+        let bytes = checkpoint.read_state(flat, name, self.there.clone())?;
+        let kind = match checkpoint.manifest.state(name).map(|state| state.dtype) {
+            Some(StateDtype::BF16) => Kind::BFloat16,
+            Some(StateDtype::F32) | None => Kind::Float,
+        };
+        Ok(Tensor::from_data_size(&bytes, &[self.there.len() as i64], kind))
+    }
+
+    /// Its part of what this rank owns of the weights.
+    fn of(&self, own: &Tensor) -> Tensor {
+        own.narrow(0, self.own.start, self.own.end - self.own.start)
+    }
+}
+
+/// All that this rank owns of a buffer.
+fn own_pieces<'c>(
+    weights: &Weights,
+    options: &FlatOptions,
+    specs: &[ParamSpec],
+    places: &HashMap<&str, &'c ParameterPlace>,
+) -> Vec<Piece<'c>> {
+    let first = weights.first_own(options);
+    let mut pieces = Vec::new();
+    for slice in slices(&(0..options.optimizer_len(&weights.layout))) {
+        let region = first + slice.start as usize..first + slice.end as usize;
+        for Overlap { spec_idx, param_range, region_offset } in weights.layout.overlaps(&region) {
+            let place = places[specs[spec_idx].name.as_str()];
+            let start = slice.start + region_offset as i64;
+            pieces.push(Piece {
+                place,
+                there: place.offset + param_range.start..place.offset + param_range.end,
+                own: start..start + param_range.len() as i64,
+            });
+        }
+    }
+    pieces
 }
 
 fn slices(range: &Range<i64>) -> impl Iterator<Item = Range<i64>> {

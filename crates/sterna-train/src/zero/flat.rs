@@ -16,14 +16,20 @@ use super::{
 };
 use crate::{disk::DiskScratch, error::TrainError};
 
-/// One flat buffer of one unit, as far as this rank holds it.
+/// The weights of one flat buffer of one unit, as far as this rank holds them.
 #[derive(Debug)]
-pub(super) struct Flat {
+pub(super) struct Weights {
     pub(super) layout: FlatLayout,
-    /// The weights in the model's dtype: `[shard_len]` if sharded, else `[len]`.
+    /// In the model's dtype: `[shard_len]` if sharded, else `[len]`.
     pub(super) param: Tensor,
     /// The same memory, if it is the host's and a GPU computes.
     pub(super) param_on_host: Option<OnHost>,
+}
+
+/// One flat buffer that is trained, as far as this rank holds it.
+#[derive(Debug)]
+pub(super) struct Flat {
+    pub(super) weights: Weights,
     /// Accumulated gradients of the step: `[shard_len]` if sharded, else `[len]`. Beside a GPU the host may read what it holds of
     /// them after [`Copies::synchronize`].
     pub(super) grad: Tensor,
@@ -67,54 +73,39 @@ impl FlatOptions {
     }
 }
 
-impl Flat {
-    /// Zeroed state for `layout`. Weights are written with [`Flat::param_region`], then [`Flat::reset_optimizer`].
-    pub(super) fn new(
-        layout: FlatLayout,
-        options: &FlatOptions,
-        disk: Option<&DiskScratch>,
-    ) -> Result<Self, TrainError> {
-        let local_len =
-            |is_sharded: bool| if is_sharded { layout.shard_len } else { layout.len } as i64;
-        let sharding = options.sharding;
-        // With the same memory as copies see it, where they do.
-        let zeros = |is_sharded, kind, device| {
-            if device == options.compute_device {
-                return Ok((Tensor::zeros(local_len(is_sharded), (kind, device)), None));
-            }
-            let away = OnHost::empty(&[local_len(is_sharded)], kind)?;
-            Ok::<_, TrainError>((away.tensor().shallow_clone().zero_(), Some(away)))
-        };
-        let (len, format) = (options.optimizer_len(&layout), options.state_format());
+/// Zeros, `[shard_len]` if sharded and `[len]` if not, and the same memory as copies see it, where they do.
+fn zeros(
+    layout: &FlatLayout,
+    options: &FlatOptions,
+    is_sharded: bool,
+    kind: Kind,
+    device: Device,
+) -> Result<(Tensor, Option<OnHost>), TrainError> {
+    let len = if is_sharded { layout.shard_len } else { layout.len } as i64;
+    if device == options.compute_device {
+        return Ok((Tensor::zeros(len, (kind, device)), None));
+    }
+    let on_host = OnHost::empty(&[len], kind)?;
+    Ok((on_host.tensor().shallow_clone().zero_(), Some(on_host)))
+}
+
+impl Weights {
+    /// Zeros for `layout`, to be written with [`Weights::region`].
+    pub(super) fn new(layout: FlatLayout, options: &FlatOptions) -> Result<Self, TrainError> {
+        let (kind, device) = (options.param_kind, options.param_device);
         let (param, param_on_host) =
-            zeros(sharding.params, options.param_kind, options.param_device)?;
+            zeros(&layout, options, options.sharding.params, kind, device)?;
         memory::retag(&param, MemoryKind::Weights);
-        let (grad, grad_on_host) =
-            zeros(sharding.gradients, options.grad_kind, options.grad_device)?;
-        memory::retag(&grad, MemoryKind::Gradients);
-        let _memory = memory::scope(MemoryKind::Optimizer);
-        Ok(Self {
-            param,
-            param_on_host,
-            grad,
-            grad_on_host,
-            has_grad_on_host: false,
-            squares_of_sent: None,
-            state: match disk {
-                Some(disk) => OptimizerState::on_disk(len, format, disk)?,
-                None => OptimizerState::in_memory(len, format, options.optimizer_device),
-            },
-            layout,
-        })
+        Ok(Self { layout, param, param_on_host })
     }
 
     /// The elements of the whole buffer that `param` holds.
-    pub(super) fn param_region(&self, options: &FlatOptions) -> Range<usize> {
+    pub(super) fn region(&self, options: &FlatOptions) -> Range<usize> {
         if options.sharding.params { self.layout.shard(options.rank) } else { 0..self.layout.len }
     }
 
-    /// The part of `param` that this rank's optimizer steps, a view.
-    pub(super) fn own_param(&self, options: &FlatOptions) -> Tensor {
+    /// The part of `param` that this rank's optimizer steps, and that its checkpoint file has; a view.
+    pub(super) fn own(&self, options: &FlatOptions) -> Tensor {
         if options.sharding.optimizer && !options.sharding.params {
             let shard = self.layout.shard(options.rank);
             self.param.narrow(0, shard.start as i64, shard.len() as i64)
@@ -123,21 +114,48 @@ impl Flat {
         }
     }
 
-    /// The element of the whole buffer that this rank's optimizer steps first.
+    /// The element of the whole buffer that [`Weights::own`] begins with.
     pub(super) fn first_own(&self, options: &FlatOptions) -> usize {
         if options.sharding.optimizer { self.layout.shard(options.rank).start } else { 0 }
+    }
+}
+
+impl Flat {
+    /// Zeroed state for `layout`. Weights are written with [`Weights::region`], then [`Flat::reset_optimizer`].
+    pub(super) fn new(
+        layout: FlatLayout,
+        options: &FlatOptions,
+        disk: Option<&DiskScratch>,
+    ) -> Result<Self, TrainError> {
+        let (len, format) = (options.optimizer_len(&layout), options.state_format());
+        let (is_sharded, kind, device) =
+            (options.sharding.gradients, options.grad_kind, options.grad_device);
+        let (grad, grad_on_host) = zeros(&layout, options, is_sharded, kind, device)?;
+        memory::retag(&grad, MemoryKind::Gradients);
+        let weights = Weights::new(layout, options)?;
+        let _memory = memory::scope(MemoryKind::Optimizer);
+        Ok(Self {
+            weights,
+            grad,
+            grad_on_host,
+            has_grad_on_host: false,
+            squares_of_sent: None,
+            state: match disk {
+                Some(disk) => OptimizerState::on_disk(len, format, disk)?,
+                None => OptimizerState::in_memory(len, format, options.optimizer_device),
+            },
+        })
     }
 
     /// Sets the fp32 masters from the weights, and the moments to zero.
     pub(super) fn reset_optimizer(&mut self, options: &FlatOptions) -> Result<(), TrainError> {
-        let own_param = self.own_param(options);
-        self.state.reset(&own_param)
+        self.state.reset(&self.weights.own(options))
     }
 
     /// The part of `grad` that this rank's optimizer uses, a view.
     pub(super) fn own_grad(&self, options: &FlatOptions) -> Tensor {
         if options.sharding.optimizer && !options.sharding.gradients {
-            let shard = self.layout.shard(options.rank);
+            let shard = self.weights.layout.shard(options.rank);
             self.grad.narrow(0, shard.start as i64, shard.len() as i64)
         } else {
             self.grad.shallow_clone()
@@ -228,15 +246,19 @@ impl Flat {
     ) -> Result<(), TrainError> {
         let of = |x: &Tensor| x.narrow(0, range.start, range.end - range.start);
         let stepped = Stepped {
-            param: of(&self.own_param(options)),
+            param: of(&self.weights.own(options)),
             grad: of(&self.own_grad(options)),
             zeroes_grad: self.grad_on_host.is_none(),
-            weight_decay: if self.layout.is_decayed { update.adamw.weight_decay } else { 0.0 },
+            weight_decay: if self.weights.layout.is_decayed {
+                update.adamw.weight_decay
+            } else {
+                0.0
+            },
             buffer_id,
-            first: self.first_own(options) as u64 + range.start as u64,
+            first: self.weights.first_own(options) as u64 + range.start as u64,
         };
         self.state.step(range, loading, &stepped, update)?;
-        if range.end == options.optimizer_len(&self.layout)
+        if range.end == options.optimizer_len(&self.weights.layout)
             && (self.grad_on_host.is_some() || stepped.grad.numel() < self.grad.numel())
         {
             // What other ranks stepped goes too.

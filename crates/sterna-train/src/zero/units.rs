@@ -17,7 +17,7 @@ use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use super::{
     Sharding,
-    flat::{Flat, FlatOptions},
+    flat::{Flat, FlatOptions, Weights},
     optimizer::{Loading, OptimizerState, RunBuffers, Update, slice_len},
     reduce::{PIECE_LEN, all_reduce_in_pieces, reduce_scatter_in_pieces},
 };
@@ -78,6 +78,15 @@ pub struct Zero {
 pub(super) struct Unit {
     pub(super) layout: UnitLayout,
     pub(super) flats: Vec<Flat>,
+    /// What is not trained.
+    pub(super) frozen: Option<Weights>,
+}
+
+impl Unit {
+    /// The weights of every buffer, in the order of [`UnitLayout::all_flats`].
+    fn weights(&self) -> impl Iterator<Item = &Weights> {
+        self.flats.iter().map(|flat| &flat.weights).chain(&self.frozen)
+    }
 }
 
 /// A flat buffer on its way to being whole on the device.
@@ -112,8 +121,8 @@ struct RunId {
 pub struct Gradients {
     unit_idx: usize,
     flats: Vec<Tensor>,
-    /// One view for each parameter of the unit, in the order of its specs.
-    pub views: Vec<Tensor>,
+    /// One view for each parameter of the unit, in the order of its specs; `None` for one that is not trained.
+    pub views: Vec<Option<Tensor>>,
 }
 
 impl Zero {
@@ -156,7 +165,12 @@ impl Zero {
         let unit = |layout: UnitLayout| {
             let flats = layout.flats.iter();
             let flats = flats.map(|flat| Flat::new(flat.clone(), &options, disk.as_ref()));
-            Ok(Unit { flats: flats.collect::<Result<_, TrainError>>()?, layout })
+            let frozen = layout.frozen.clone().map(|frozen| Weights::new(frozen, &options));
+            Ok(Unit {
+                flats: flats.collect::<Result<_, TrainError>>()?,
+                frozen: frozen.transpose()?,
+                layout,
+            })
         };
         Ok(Self {
             units: units.into_iter().map(unit).collect::<Result<_, TrainError>>()?,
@@ -189,15 +203,15 @@ impl Zero {
     pub fn load(&mut self, source: &WeightSource<'_>) -> Result<(), TrainError> {
         let _no_grad = no_grad_guard();
         for unit in &mut self.units {
-            for flat in &mut unit.flats {
-                for overlap in flat.layout.overlaps(&flat.param_region(&self.options)) {
+            for weights in unit.weights() {
+                for overlap in weights.layout.overlaps(&weights.region(&self.options)) {
                     let len = overlap.param_range.len() as i64;
-                    let mut target = flat.param.narrow(0, overlap.region_offset as i64, len);
+                    let mut target = weights.param.narrow(0, overlap.region_offset as i64, len);
                     let spec = &unit.layout.specs[overlap.spec_idx];
                     source.fill(&mut target, spec, &overlap.param_range)?;
                 }
-                flat.reset_optimizer(&self.options)?;
             }
+            unit.flats.iter_mut().try_for_each(|flat| flat.reset_optimizer(&self.options))?;
         }
         Ok(())
     }
@@ -210,13 +224,17 @@ impl Zero {
         &self.placement
     }
 
-    /// Every flat buffer with the name that it has in checkpoints.
-    pub(super) fn named_flats(&self) -> impl Iterator<Item = (String, &Flat)> {
+    /// Every flat buffer with the name that it has in checkpoints, and what the optimizer keeps of it if it is trained.
+    pub(super) fn named_buffers(
+        &self,
+    ) -> impl Iterator<Item = (String, &Weights, Option<&OptimizerState>)> {
         self.units.iter().enumerate().flat_map(|(unit_idx, unit)| {
-            unit.flats.iter().map(move |flat| {
-                let group = if flat.layout.is_decayed { "decayed" } else { "undecayed" };
-                (format!("{unit_idx}.{group}"), flat)
-            })
+            let trained = unit.flats.iter().map(move |flat| {
+                let group = if flat.weights.layout.is_decayed { "decayed" } else { "undecayed" };
+                (format!("{unit_idx}.{group}"), &flat.weights, Some(&flat.state))
+            });
+            let frozen = unit.frozen.iter();
+            trained.chain(frozen.map(move |weights| (format!("{unit_idx}.frozen"), weights, None)))
         })
     }
 
@@ -257,8 +275,7 @@ impl Zero {
 
     /// Bytes of a unit's weights when they are whole.
     fn num_bytes(&self, unit_idx: usize) -> u64 {
-        let flats = self.units[unit_idx].flats.iter();
-        let len: usize = flats.map(|flat| flat.layout.len).sum();
+        let len = self.units[unit_idx].layout.padded_len();
         (len * self.placement.param_kind.elt_size_in_bytes()) as u64
     }
 
@@ -269,12 +286,12 @@ impl Zero {
     ) -> Result<Vec<Gathering>, TrainError> {
         let is_sharded = self.options.sharding.params;
         let mut gathering = Vec::new();
-        for flat in &self.units[unit_idx].flats {
+        for Weights { layout, param, param_on_host } in self.units[unit_idx].weights() {
             let empty = || {
                 let options = (self.placement.param_kind, self.placement.compute_device);
-                Tensor::empty(flat.layout.len as i64, options)
+                Tensor::empty(layout.len as i64, options)
             };
-            gathering.push(match (&self.copies, &flat.param_on_host) {
+            gathering.push(match (&self.copies, param_on_host) {
                 (Some(copies), Some(away)) if is_sharded => {
                     let whole = empty();
                     let local = copies.to_device(away)?;
@@ -289,10 +306,10 @@ impl Zero {
                 }
                 _ if is_sharded => {
                     let whole = empty();
-                    let work = world.all_gather_into_tensor(&whole, &flat.param)?;
+                    let work = world.all_gather_into_tensor(&whole, param)?;
                     Gathering { whole, in_flight: None, work: Some(work) }
                 }
-                _ => Gathering { whole: flat.param.shallow_clone(), in_flight: None, work: None },
+                _ => Gathering { whole: param.shallow_clone(), in_flight: None, work: None },
             });
         }
         Ok(gathering)
@@ -320,7 +337,9 @@ impl Zero {
             }
             wholes.push(whole);
         }
-        Ok(views(&self.units[unit_idx].layout, &wholes))
+        let layout = &self.units[unit_idx].layout;
+        let views = views(layout, layout.all_flats().zip(&wholes));
+        Ok(views.into_iter().flatten().collect())
     }
 
     /// Starts bringing back what earlier micro-batches have added up for unit `unit_idx`, where the host holds it whole, so that
@@ -366,12 +385,13 @@ impl Zero {
                 returned.wait()?
             } else if self.options.sharding.gradients || flat.grad_on_host.is_some() {
                 let options = (self.placement.grad_kind, self.placement.compute_device);
-                Tensor::zeros(flat.layout.len as i64, options)
+                Tensor::zeros(flat.weights.layout.len as i64, options)
             } else {
                 flat.grad.shallow_clone()
             });
         }
-        Ok(Gradients { unit_idx, views: views(&unit.layout, &flats), flats })
+        let views = views(&unit.layout, unit.layout.flats.iter().zip(&flats));
+        Ok(Gradients { unit_idx, views, flats })
     }
 
     /// Takes the gradients of one backward of a unit. A unit may be reduced several times in a step: gradients add up.
@@ -396,7 +416,7 @@ impl Zero {
             let flat = &mut self.units[unit_idx].flats[flat_idx];
             if self.options.sharding.gradients {
                 let reduce_kind = self.placement.reduce_kind;
-                if flat.layout.len > self.usual_len {
+                if flat.weights.layout.len > self.usual_len {
                     reduce_scatter_in_pieces(
                         world,
                         &whole,
@@ -414,10 +434,12 @@ impl Zero {
                     continue;
                 }
                 let whole = whole.to_kind(reduce_kind);
-                let shard =
-                    Tensor::empty(flat.layout.shard_len as i64, (whole.kind(), whole.device()));
+                let shard = Tensor::empty(
+                    flat.weights.layout.shard_len as i64,
+                    (whole.kind(), whole.device()),
+                );
                 let work = world.reduce_scatter_tensor(&shard, &whole, ReduceOp::Sum)?;
-                let shard_len = flat.layout.shard_len as i64;
+                let shard_len = flat.weights.layout.shard_len as i64;
                 let before = flat.fetch_grad(self.copies.as_deref(), 0, shard_len)?;
                 self.reducing.push(Reducing {
                     unit_idx,
@@ -566,14 +588,14 @@ impl Zero {
             let flat = &mut self.units[*unit_idx].flats[*flat_idx];
             let buffer_id = 2 * *unit_idx as u64 + *flat_idx as u64;
             flat.step(&self.options, range, loading, buffer_id, &update)?;
-            let is_last = range.end == self.options.optimizer_len(&flat.layout);
+            let is_last = range.end == self.options.optimizer_len(&flat.weights.layout);
             if is_last && self.options.sharding.optimizer && !self.options.sharding.params {
                 if let Some(copies) = &copies {
                     copies.wait_all()?;
                 }
                 // The input is this rank's own slice of the output.
-                let own = flat.own_param(&self.options);
-                world.all_gather_into_tensor(&flat.param, &own)?.wait()?;
+                let own = flat.weights.own(&self.options);
+                world.all_gather_into_tensor(&flat.weights.param, &own)?.wait()?;
             }
         }
         if let Some(copies) = &copies {
@@ -610,19 +632,21 @@ impl Zero {
     }
 }
 
-/// A view of each parameter of `layout` in its whole flat buffers, in the order of the specs.
-fn views(layout: &UnitLayout, wholes: &[Tensor]) -> Vec<Tensor> {
-    let mut placed: Vec<(usize, Tensor)> = Vec::with_capacity(layout.specs.len());
-    for (flat, whole) in layout.flats.iter().zip(wholes) {
+/// A view of each parameter of `layout` in those of its flat buffers that are given whole, in the order of the specs; `None` for one that
+/// is in none of them.
+fn views<'a>(
+    layout: &UnitLayout,
+    wholes: impl Iterator<Item = (&'a FlatLayout, &'a Tensor)>,
+) -> Vec<Option<Tensor>> {
+    let mut views: Vec<Option<Tensor>> = Vec::new();
+    views.resize_with(layout.specs.len(), || None);
+    for (flat, whole) in wholes {
         for slot in &flat.slots {
-            let shape: Vec<i64> =
-                layout.specs[slot.spec_idx].shape.iter().map(|&size| size as i64).collect();
-            placed.push((
-                slot.spec_idx,
-                whole.narrow(0, slot.offset as i64, slot.numel as i64).view(&shape[..]),
-            ));
+            let shape = layout.specs[slot.spec_idx].shape.iter();
+            let shape: Vec<i64> = shape.map(|&size| size as i64).collect();
+            let view = whole.narrow(0, slot.offset as i64, slot.numel as i64).view(&shape[..]);
+            views[slot.spec_idx] = Some(view);
         }
     }
-    placed.sort_by_key(|(spec_idx, _)| *spec_idx);
-    placed.into_iter().map(|(_, view)| view).collect()
+    views
 }

@@ -36,6 +36,7 @@ fn descend(of: &OneBatch, engine: &mut Engine<'_>, by: f64) {
         let gradients = engine.zero.gradients(unit_idx).expect("one rank");
         for (param, gradient) in params.iter().zip(&gradients.views) {
             // One rank keeps weights whole: these are views of them.
+            let gradient = gradient.as_ref().expect("all is trained");
             let _ = param.shallow_clone().g_sub_(&(gradient * by));
         }
     }

@@ -46,7 +46,7 @@ fn stepped(comm: &Comm, stage: ZeroStage, kind: Kind, moments: Kind, disk: Optio
     for step in 1..=3 {
         for unit_idx in 0..zero.num_units() {
             let mut gradients = zero.gradients(unit_idx).expect("gradients");
-            for (i, view) in gradients.views.iter_mut().enumerate() {
+            for (i, view) in gradients.views.iter_mut().flatten().enumerate() {
                 tch::manual_seed((100 * step + 10 * unit_idx + world.rank()) as i64);
                 let _ = view.g_add_(&(Tensor::randn_like(view) * (i as f64 + 1.0)));
             }

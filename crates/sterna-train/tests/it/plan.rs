@@ -27,7 +27,7 @@ fn units_are_laid_out_as_planned() {
             let plan = Plan::new(&recipe, &config, world_size, DeviceType::Cpu).expect("a plan");
             let of_flats = |unit: &UnitLayout| {
                 let sum = |sum: (usize, usize), (len, shard_len)| (sum.0 + len, sum.1 + shard_len);
-                unit.flats.iter().map(|flat| (flat.len, flat.shard_len)).fold((0, 0), sum)
+                unit.all_flats().map(|flat| (flat.len, flat.shard_len)).fold((0, 0), sum)
             };
             let units = config.arch.units();
             let layouts = units.all().iter();

@@ -282,6 +282,23 @@ fn a_checkpoint_loads_with_experts_in_other_groups() {
     check_other_world(2, &alone, &together);
 }
 
+/// What is not trained is in a checkpoint, and comes back on other ranks.
+#[test]
+fn a_checkpoint_loads_with_buffers_on_other_ranks() {
+    let model = tempfile::tempdir().expect("a temporary folder");
+    tiny::write_buffers(model.path());
+    let alone =
+        [("model.name_or_path", json!(model.path())), ("model.random_weights", json!(true))];
+    for stage in [1, 3] {
+        let stage = ("deepspeed.zero_optimization.stage", json!(stage));
+        let sp = ("sequence_parallel_size", json!(2));
+        let bf16 = ("model.dtype", json!("bf16"));
+        let together = [alone[0].clone(), alone[1].clone(), stage, sp];
+        check_other_world(2, &alone, &together);
+        check_bit_equal_on_two(&[&together[..], &[bf16]].concat());
+    }
+}
+
 /// Two checkpoints of a run in one process, `checkpoint-2` and `checkpoint-4`.
 fn two_checkpoints(folder: &Path) -> PathBuf {
     let checkpoints = folder.join("checkpoints");

@@ -53,13 +53,26 @@ pub(crate) fn recipe(folder: &Path) -> Value {
 /// Writes a config with experts, balanced routers and a tokenizer into `folder`, for random weights: 128 elements in each of the three
 /// weights of an expert.
 pub(crate) fn write_experts(folder: &Path, num_experts: usize) {
-    fs::create_dir_all(folder).expect("made");
-    write_tokenizer(folder, (' '..='~').chain(['\n']));
     let config = json!({
         "model_type": "mixtral", "hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2,
         "num_key_value_heads": 1, "vocab_size": 128, "num_local_experts": num_experts, "num_experts_per_tok": 2,
         "max_position_embeddings": 512, "output_router_logits": true,
     });
+    write_config(folder, &config);
+}
+
+/// Writes a config whose layers have two buffers each, and a tokenizer, into `folder`, for random weights.
+pub(crate) fn write_buffers(folder: &Path) {
+    let config = json!({
+        "model_type": "apertus", "hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "vocab_size": 128, "max_position_embeddings": 512, "hidden_act": "xielu",
+    });
+    write_config(folder, &config);
+}
+
+fn write_config(folder: &Path, config: &Value) {
+    fs::create_dir_all(folder).expect("made");
+    write_tokenizer(folder, (' '..='~').chain(['\n']));
     fs::write(folder.join("config.json"), config.to_string()).expect("written");
 }
 
