@@ -14,7 +14,8 @@ use sterna_model::{
     Routing, Streaming, block, embed,
     head::{self, HeadGrads, HeadParams},
 };
-use sterna_recipe::{AttnImplementation, Place, Plan, Recipe, TileLengths};
+use sterna_plan::{Plan, TileLengths};
+use sterna_recipe::{AttnImplementation, Place, Recipe};
 use sterna_torch_sys::copies::Copies;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 

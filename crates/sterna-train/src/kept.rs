@@ -10,7 +10,8 @@ use sterna_model::{
     Graph, Kept,
     stage::{Stage, num_bytes},
 };
-use sterna_recipe::{Place, Plan};
+use sterna_plan::Plan;
+use sterna_recipe::Place;
 use sterna_torch_sys::{
     copies::{Copies, InFlight, OnHost},
     file::is_dense,

@@ -18,7 +18,8 @@ use sterna_data::{Collator, Dataset, Datasets, MicroBatch, MicroBatches, Prepare
 use sterna_hf::{WeightFiles, export::check_destination};
 use sterna_mesh::Axis;
 use sterna_model::stage::Stage;
-use sterna_recipe::{CheckpointKind, CheckpointOptions, NonFinitePolicy, Plan, Recipe};
+use sterna_plan::Plan;
+use sterna_recipe::{CheckpointKind, CheckpointOptions, NonFinitePolicy, Recipe};
 use sterna_torch_sys::{
     AdamW,
     cuda::{self, DeviceMemory},

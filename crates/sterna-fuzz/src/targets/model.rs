@@ -45,7 +45,7 @@ pub(super) const CONFIG: Target = Target {
     ],
     memory: 3,
     seeds: || {
-        let mut seeds = files("sterna-recipe/tests/fixtures/models", ".json");
+        let mut seeds = files("sterna-plan/tests/fixtures/models", ".json");
         for family in files("sterna-arch/tests/fixtures/configs", ".json") {
             let family: Value = serde_json::from_slice(&family).unwrap_or_default();
             let cases = family["cases"].as_array().into_iter().flatten();

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use sterna_arch::ModelConfig;
-use sterna_recipe::{DeviceType, Override, Plan};
+use sterna_plan::{DeviceType, Plan};
+use sterna_recipe::Override;
 
 use super::{Target, crates, files, read, text};
 
@@ -102,7 +103,7 @@ fn run_recipe(input: &[u8], _: &Path) -> String {
 
 fn parse(text: &str, overrides: &[Override]) -> String {
     static MODEL: LazyLock<ModelConfig> = LazyLock::new(|| {
-        let path = crates().join("sterna-recipe/tests/fixtures/models/llama-3.1-8b.json");
+        let path = crates().join("sterna-plan/tests/fixtures/models/llama-3.1-8b.json");
         let text = read(&path);
         ModelConfig::from_json(&super::text(&text), &path).expect("it is a test's own config")
     });

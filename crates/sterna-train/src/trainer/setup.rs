@@ -11,7 +11,8 @@ use sterna_comm::{Comm, GpuTransport, RankEnv};
 use sterna_data::{Dataset, Datasets};
 use sterna_hf::{Tokenizer, WeightFiles, hub};
 use sterna_ops::widens;
-use sterna_recipe::{DeviceType, KeepAttention, MemoryKind, PadTo, Place, Plan, Recipe};
+use sterna_plan::{DeviceType, MemoryKind, Plan};
+use sterna_recipe::{KeepAttention, PadTo, Place, Recipe};
 use sterna_torch_sys::{cuda, kernels};
 use tch::{Device, Kind, Tensor};
 

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use serde_json::{Value, json};
 use sterna_comm::RankEnv;
 use sterna_data::PrepareReport;
-use sterna_recipe::Plan;
+use sterna_plan::Plan;
 use sterna_torch_sys::memory::{ByKind, MemoryKind};
 use sterna_train::{
     DeviceChoice, EvalMetrics, IterationMetrics, Observer, Phase, Processor, TimelineLayer,

@@ -1,6 +1,6 @@
 //! One micro-batch through the engine in many small tiles and in one.
 
-use sterna_recipe::TileLengths;
+use sterna_plan::TileLengths;
 use sterna_train::{engine::EngineOptions, kept::KeepPolicy, objective::Sft};
 
 use crate::one_batch::OneBatch;

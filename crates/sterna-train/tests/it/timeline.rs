@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Value, json};
 use sterna_comm::RankEnv;
-use sterna_recipe::Plan;
+use sterna_plan::Plan;
 use sterna_testkit::{TestRank, spawn_ranks};
 use sterna_torch_sys::memory::{self, ByKind, MemoryKind};
 use sterna_train::{

@@ -2,7 +2,7 @@
 
 use sterna_data::PrepareReport;
 use sterna_mesh::Axis;
-use sterna_recipe::Plan;
+use sterna_plan::Plan;
 use sterna_train::{Bf16Products, Gpu, Processor};
 
 use super::{GIB, base10};

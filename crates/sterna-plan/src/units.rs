@@ -23,7 +23,7 @@ pub struct UnitPlan {
 }
 
 /// The units of a model, in the order in which the first of each kind comes.
-pub(super) fn units(arch: &Architecture, world_size: usize) -> Vec<UnitPlan> {
+pub(crate) fn units(arch: &Architecture, world_size: usize) -> Vec<UnitPlan> {
     let mut units: Vec<UnitPlan> = Vec::new();
     for unit in arch.units().all() {
         let kind = unit.kind;
@@ -51,7 +51,7 @@ pub(super) fn units(arch: &Architecture, world_size: usize) -> Vec<UnitPlan> {
 }
 
 /// The most elements that are whole at once: a unit and the one that follows it, and beside experts the rest of their layer.
-pub(super) fn gathered_len(arch: &Architecture, world_size: usize) -> usize {
+pub(crate) fn gathered_len(arch: &Architecture, world_size: usize) -> usize {
     let units = arch.units();
     let len = |unit: &Unit| UnitLayout::new(unit, world_size).len();
     let lens: Vec<(UnitKind, usize)> =

@@ -4,10 +4,9 @@ use std::fmt;
 
 use sterna_arch::HeadSplit;
 use sterna_mesh::Axis;
+use sterna_recipe::{KeepAttention, Place};
 
-use crate::recipe::{KeepAttention, Place};
-
-use super::{AttentionPlan, DeviceType, Plan, check::grouped};
+use crate::{AttentionPlan, DeviceType, Plan, check::grouped};
 
 /// Columns that notes are wrapped at.
 const WIDTH: usize = 100;

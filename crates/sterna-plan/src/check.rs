@@ -1,13 +1,9 @@
 //! Rules between recipe, model and ranks; and what is worth knowing about a combination that works.
 
 use sterna_arch::ModelConfig;
+use sterna_recipe::{Diagnostic, Kind, Note, Packing, PadTo, Place, Recipe};
 
-use crate::{
-    diagnostic::{Diagnostic, Kind, Note},
-    recipe::{Packing, PadTo, Place, Recipe},
-};
-
-use super::BatchPlan;
+use crate::BatchPlan;
 
 /// Samples that one pack of the reference can hold.
 const REFERENCE_PACK_SAMPLES: usize = 1000;
@@ -19,7 +15,7 @@ const MAX_TOKENS: usize = 1 << 36;
 const LONG_SAMPLE: usize = 32_768;
 
 /// Every rule that is broken.
-pub(super) fn errors(recipe: &Recipe, model: &ModelConfig, world_size: usize) -> Vec<Diagnostic> {
+pub(crate) fn errors(recipe: &Recipe, model: &ModelConfig, world_size: usize) -> Vec<Diagnostic> {
     let mut errors = Vec::new();
     let sp_size = recipe.sequence_parallel_size;
     let sp_key = "sequence_parallel_size";
@@ -113,7 +109,7 @@ pub(super) fn errors(recipe: &Recipe, model: &ModelConfig, world_size: usize) ->
 }
 
 /// A length after padding, without the padding to a multiple of the sequence-parallel size.
-pub(super) fn padded_length(recipe: &Recipe, length: usize) -> usize {
+pub(crate) fn padded_length(recipe: &Recipe, length: usize) -> usize {
     match recipe.data.pad_to {
         PadTo::DivLength => length.next_multiple_of(recipe.data.div_length),
         PadTo::MaxLength => length,
@@ -121,7 +117,7 @@ pub(super) fn padded_length(recipe: &Recipe, length: usize) -> usize {
 }
 
 /// What is worth knowing.
-pub(super) fn notes(recipe: &Recipe, model: &ModelConfig, batch: BatchPlan) -> Vec<Note> {
+pub(crate) fn notes(recipe: &Recipe, model: &ModelConfig, batch: BatchPlan) -> Vec<Note> {
     let mut notes = Vec::new();
     let mut note = |key: &str, text: String| notes.push(Note { key_path: key.to_owned(), text });
     let data = &recipe.data;
@@ -187,7 +183,7 @@ pub(super) fn notes(recipe: &Recipe, model: &ModelConfig, batch: BatchPlan) -> V
 }
 
 /// `1200000` as `1_200_000`, which a recipe can hold too.
-pub(super) fn grouped(number: usize) -> String {
+pub(crate) fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let mut out = String::new();
     for (idx, digit) in digits.chars().enumerate() {

@@ -3,10 +3,16 @@
 use std::{fmt::Write as _, fs, path::Path};
 
 use sterna_arch::ModelConfig;
-use sterna_recipe::{DeviceType, MemoryKind, Override, Plan, Recipe, load, parse};
+use sterna_plan::{DeviceType, MemoryKind, Plan};
+use sterna_recipe::{Override, Recipe, load, parse};
 
 fn fixtures() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// The recipes that were published with the reference.
+fn recipes() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../sterna-recipe/tests/fixtures/recipes")
 }
 
 fn model(name: &str) -> ModelConfig {
@@ -25,8 +31,7 @@ fn model_of(recipe: &Recipe) -> ModelConfig {
 }
 
 fn published(name: &str) -> (Recipe, Plan) {
-    let recipe = load(&fixtures().join("recipes").join(name), &[])
-        .unwrap_or_else(|errors| panic!("{errors}"));
+    let recipe = load(&recipes().join(name), &[]).unwrap_or_else(|errors| panic!("{errors}"));
     let plan =
         Plan::new(&recipe, &model_of(&recipe), recipe.sequence_parallel_size, DeviceType::Cuda);
     (recipe, plan.unwrap_or_else(|errors| panic!("{errors}")))
@@ -46,7 +51,7 @@ data: {sources: [chats], max_length: 2048, pack_samples: true}
 fn all_published_recipes_are_accepted() {
     // Recipe, tokens on each rank, GiB of a rank on the device and on the host.
     let mut table = String::new();
-    let mut names: Vec<_> = fs::read_dir(fixtures().join("recipes"))
+    let mut names: Vec<_> = fs::read_dir(recipes())
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .collect();

@@ -12,15 +12,12 @@ mod tiles;
 mod units;
 
 use sterna_arch::{DType, Family, HeadSplit, ModelConfig, units::UnitKind};
-
 use sterna_mesh::{Axis, Mesh};
-
-use crate::{
-    diagnostic::{Diagnostics, Note},
-    recipe::{AttnImplementation, KeepAttention, Place, Recipe, ZeroStage},
+use sterna_recipe::{
+    AttnImplementation, Diagnostics, KeepAttention, Note, Place, Recipe, ZeroStage,
 };
 
-pub use self::{
+pub use crate::{
     memory::{Memory, MemoryKind, MemoryRow},
     tiles::TileLengths,
     units::UnitPlan,

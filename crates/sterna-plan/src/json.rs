@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 use sterna_mesh::Axis;
 
-use super::Plan;
+use crate::Plan;
 
-pub(super) fn plan(plan: &Plan) -> Value {
+pub(crate) fn plan(plan: &Plan) -> Value {
     let Plan {
         model,
         mesh,

@@ -1,9 +1,9 @@
 //! How many tokens go through a segment at once.
 
 use sterna_arch::{Layer, ModelConfig};
+use sterna_recipe::Recipe;
 
-use super::DeviceType;
-use crate::recipe::Recipe;
+use crate::DeviceType;
 
 /// What tiles take where the recipe does not say it, and what their lengths are multiples of.
 ///
@@ -32,7 +32,7 @@ pub struct TileLengths {
 
 impl TileLengths {
     /// The tile lengths of a recipe; a segment that is not tiled has one tile of `local_tokens`.
-    pub(super) fn new(
+    pub(crate) fn new(
         recipe: &Recipe,
         model: &ModelConfig,
         device: DeviceType,

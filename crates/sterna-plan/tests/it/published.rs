@@ -5,7 +5,8 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use serde_json::{Map, Value, json};
 use sterna_arch::ModelConfig;
-use sterna_recipe::{DeviceType, Plan, parse};
+use sterna_plan::{DeviceType, Plan};
+use sterna_recipe::parse;
 
 /// 32K tokens on four GPUs that share a sequence.
 const RECIPE: &str = "\

@@ -4,10 +4,9 @@
 //! rounding, libraries and the data cache come on top.
 
 use sterna_arch::{Architecture, Attention, DType, HeadSplit, Layer, ModelConfig};
+use sterna_recipe::{KeepAttention, Place, Recipe};
 
-use crate::recipe::{KeepAttention, Place, Recipe};
-
-use super::{AttentionPlan, BatchPlan, KeepPlan, TileLengths, ZeroPlan};
+use crate::{AttentionPlan, BatchPlan, KeepPlan, TileLengths, ZeroPlan};
 
 /// What bytes are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +99,7 @@ impl Memory {
         self.rows.iter().map(|row| row.disk_bytes).sum()
     }
 
-    pub(super) fn new(
+    pub(crate) fn new(
         recipe: &Recipe,
         model: &ModelConfig,
         zero: &ZeroPlan,
@@ -140,7 +139,7 @@ impl Memory {
     }
 
     /// What the rank with the most heads widens of `num_tokens` tokens, beside `weights` of a layer.
-    pub(super) fn push_widened(
+    pub(crate) fn push_widened(
         &mut self,
         weights: usize,
         model: &ModelConfig,
