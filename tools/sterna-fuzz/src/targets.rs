@@ -86,7 +86,7 @@ fn descend(depth: u64) -> u64 {
 
 /// The crates' folder, where their test files are seeds.
 fn crates() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../crates"))
 }
 
 /// The files of a folder of the crates, sorted by name, that end with `end`.

@@ -4,9 +4,9 @@
 
 use std::path::PathBuf;
 
-#[path = "../sterna-torch-sys/libtorch/build.rs"]
+#[path = "../../crates/sterna-torch-sys/libtorch/build.rs"]
 mod libtorch;
-#[path = "../sterna-torch-sys/rpath/build.rs"]
+#[path = "../../crates/sterna-torch-sys/rpath/build.rs"]
 mod rpath;
 
 /// What is loaded in place of the driver.
@@ -36,7 +36,7 @@ fn main() {
     let mut kernels = build.clone();
     kernels
         .opt_level(2)
-        .include("../sterna-torch-sys/kernels")
+        .include("../../crates/sterna-torch-sys/kernels")
         // As the real NVRTC is told: products and sums are rounded one by one.
         .flag("-ffp-contract=off")
         // `#pragma unroll` is nvcc's.
@@ -59,7 +59,7 @@ fn main() {
         libtorch::link_shared(build.file(file), &lib, &["torch_cpu", "c10"], &library);
         println!("cargo::rustc-env={variable}={}", library.display());
     }
-    for file in ["cpp", "build.rs", "../sterna-torch-sys/kernels"] {
+    for file in ["cpp", "build.rs", "../../crates/sterna-torch-sys/kernels"] {
         println!("cargo::rerun-if-changed={file}");
     }
     rpath::main();
