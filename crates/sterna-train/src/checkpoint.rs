@@ -22,7 +22,7 @@ use sterna_plan::Plan;
 use sterna_recipe::{CheckpointKind, CheckpointOptions, Recipe};
 
 use crate::error::TrainError;
-use crate::memory::{HostMemory, has_room};
+use crate::observe::memory::{HostMemory, has_room};
 use crate::scalars::max;
 use crate::zero::Zero;
 

@@ -21,12 +21,12 @@ use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use self::{experts::ExpertUnits, shard::Shard};
 use crate::{
-    disk::DiskScratch,
+    activations::kept::{KeepPolicy, KeptBlock, Offload},
     error::TrainError,
-    kept::{KeepPolicy, KeptBlock, Offload},
     load::kind_of,
     objective::{Labels, Objective, TokenWeights},
-    phases::{Phase, Phases},
+    observe::phases::{Phase, Phases},
+    storage::disk::DiskScratch,
     zero::{Gradients, Sharding, StatePlacement, Zero},
 };
 

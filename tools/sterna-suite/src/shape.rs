@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use sterna_arch::ModelConfig;
 use sterna_bench::figures::{shortest_and_median, thousands};
 use sterna_bench::process::End;
-use sterna_train::flops::model_tflos;
+use sterna_train::observe::flops::model_tflos;
 
 use self::profile::Profile;
 use crate::context::Context;
@@ -337,7 +337,7 @@ pub fn datasheet_rate(context: &Context) -> Option<f64> {
         Some(card) => card.name,
         None => sterna_torch_sys::cuda::properties(index).ok()?.name,
     };
-    sterna_train::flops::datasheet_rate(&name)
+    sterna_train::observe::flops::datasheet_rate(&name)
 }
 
 /// The table of some runs, and what failed in them.

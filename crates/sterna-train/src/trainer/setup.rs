@@ -18,12 +18,14 @@ use tch::{Device, Kind, Tensor};
 
 use super::DeviceChoice;
 use crate::{
-    disk::DiskScratch,
     error::TrainError,
-    flops,
     load::kind_of,
-    memory::{HostMemory, reserve},
+    observe::{
+        flops,
+        memory::{HostMemory, reserve},
+    },
     scalars::{max, sum},
+    storage::disk::DiskScratch,
 };
 
 /// The device that this rank computes on, made its current one if it is a GPU. The GPU's kernels are compiled once for all processes

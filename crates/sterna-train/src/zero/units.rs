@@ -21,7 +21,7 @@ use super::{
     optimizer::{Loading, OptimizerState, RunBuffers, Update, slice_len},
     reduce::{PIECE_LEN, all_reduce_in_pieces, reduce_scatter_in_pieces},
 };
-use crate::{disk::DiskScratch, error::TrainError, load::WeightSource, scalars::sum};
+use crate::{error::TrainError, load::WeightSource, scalars::sum, storage::disk::DiskScratch};
 
 /// Where the states of all units live and in which dtypes.
 #[derive(Debug, Clone)]

@@ -9,7 +9,9 @@ use sterna_plan::Plan;
 use sterna_torch_sys::memory::{ByKind, MemoryKind};
 use sterna_train::{
     DeviceChoice, EvalMetrics, IterationMetrics, Observer, Phase, Processor, TimelineLayer,
-    TrainError, TrainOptions, gpus::BoardMemory, timeline::TIMELINE, train,
+    TrainError, TrainOptions,
+    observe::{gpus::BoardMemory, timeline::TIMELINE},
+    train,
 };
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{filter::Targets, layer::Layer as _, layer::SubscriberExt as _};

@@ -14,7 +14,7 @@ use sterna_launch::{
 };
 use sterna_plan::DeviceType;
 use sterna_recipe::Recipe;
-use sterna_train::gpus;
+use sterna_train::observe::gpus;
 
 use super::{Launch, Place};
 use crate::cli::{Arctic, DeviceChoice, Train};

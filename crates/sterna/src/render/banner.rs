@@ -106,7 +106,7 @@ fn plural(count: usize) -> &'static str {
 #[cfg(test)]
 mod tests {
     use insta::assert_snapshot;
-    use sterna_train::gpus::Properties;
+    use sterna_train::observe::gpus::Properties;
 
     use super::*;
 

@@ -20,8 +20,8 @@ use sterna_torch_sys::{
 use tch::Tensor;
 
 use crate::{
-    disk::{DiskScratch, DiskTensor},
     error::TrainError,
+    storage::disk::{DiskScratch, DiskTensor},
 };
 
 /// What all blocks keep.

@@ -11,8 +11,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::Offload;
 use crate::{
-    disk::{Region, SliceRead},
     error::TrainError,
+    storage::disk::{Region, SliceRead},
 };
 
 impl KeysValuesStore for Offload {

@@ -9,7 +9,7 @@ use sterna_torch_sys::{
     memory::{self as tensors, ByKind},
 };
 
-use crate::memory::{Resident, reset_peak};
+use crate::observe::memory::{Resident, reset_peak};
 
 /// The phases of an optimizer step, in order. The first two follow each other for every micro-batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

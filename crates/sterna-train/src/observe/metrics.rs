@@ -11,9 +11,11 @@ use sterna_torch_sys::cuda::DeviceMemory;
 
 use crate::{
     error::TrainError,
-    gpus::BoardMemory,
-    memory::HostMemory,
-    phases::{StepMemory, StepTime},
+    observe::{
+        gpus::BoardMemory,
+        memory::HostMemory,
+        phases::{StepMemory, StepTime},
+    },
 };
 
 /// The figures of one optimizer step, the same on every rank but for those of its own memory and phases.
@@ -44,14 +46,14 @@ pub struct IterationMetrics {
     pub iter_time: f64,
     /// Seconds of the step itself.
     pub step_time: f64,
-    /// TFLOPS per rank over `iter_time`, by the reference's formula ([`crate::flops::reference_tflos`]).
+    /// TFLOPS per rank over `iter_time`, by the reference's formula ([`crate::observe::flops::reference_tflos`]).
     pub iter_tflops: f64,
     /// The same over `step_time`.
     pub step_tflops: f64,
     /// `num_tokens` per second of `iter_time`, all ranks together.
     pub tokens_per_second: f64,
-    /// Model FLOPs ([`crate::flops::model_tflos`]) over what the ranks could do in `step_time`: the datasheets' rate
-    /// of known GPUs ([`crate::flops::datasheet_rate`]), else that of matrix products, measured.
+    /// Model FLOPs ([`crate::observe::flops::model_tflos`]) over what the ranks could do in `step_time`: the datasheets' rate
+    /// of known GPUs ([`crate::observe::flops::datasheet_rate`]), else that of matrix products, measured.
     pub mfu: f64,
     /// The largest peak resident memory of any rank, bytes.
     pub peak_memory: u64,

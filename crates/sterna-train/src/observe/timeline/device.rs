@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use sterna_torch_sys::cuda::{Mark, current_device};
 
-use crate::gpus::Monitor;
+use crate::observe::gpus::Monitor;
 
 /// The number of the GPU's track, beyond those of threads.
 pub(super) const GPU_TRACK: usize = 1000;
