@@ -15,7 +15,7 @@ use crate::{demo, libtorch, portable, stage};
 const BUNDLE: &str = ".sterna/gpu-bundle";
 
 /// The crate of the suite, from the workspace root.
-const SUITE: &str = "crates/sterna-suite";
+const SUITE: &str = "tools/sterna-suite";
 
 /// What a bundle must stay under, bytes: machines are reached over slow lines.
 const MOST_BYTES: u64 = 45_000_000;

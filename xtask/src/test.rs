@@ -112,7 +112,7 @@ fn lease(root: &Path, features: &[&str]) -> Result<()> {
     if out.exists() {
         std::fs::remove_dir_all(&out)?;
     }
-    let suite = root.join("crates/sterna-suite");
+    let suite = root.join("tools/sterna-suite");
     for call in ["lease", "lease-2"] {
         let mut command = Command::new(target.join("debug/sterna-suite"));
         command.args(["run", call, "--tiny", "--out"]).arg(&out);

@@ -1,13 +1,14 @@
-//! YAML to `RecipeFile` to [`Recipe`] to [`Plan`]. Pure: no torch, environment, clock or network.
+//! YAML to `RecipeFile` to [`Recipe`]. Pure: no torch, environment, clock or network.
 //!
-//! A recipe goes through four forms, each made from the one before by a pure function:
+//! A recipe goes through three forms, each made from the one before by a pure function:
 //!
 //! 1. *YAML*: a tree that remembers lines, columns and quotes, read as `PyYAML` reads it. Overrides change this tree, so that
 //!    `--set` can do whatever the file can.
 //! 2. `RecipeFile`: every key that exists, typed, as the person gave it. Unknown keys and wrong values end here.
 //! 3. [`Recipe`]: defaults filled in and rules checked. A value of this type is one that the engine can carry out; what the
 //!    reference can do and we cannot was refused by name, and what changes nothing here became a [`Note`].
-//! 4. [`Plan`]: with a model and a number of ranks, what each rank holds and computes, down to bytes.
+//!
+//! With a model and a number of ranks it becomes a plan (`sterna-plan`): what each rank holds and computes, down to bytes.
 //!
 //! Errors are collected, never thrown at the first: [`Diagnostics`] has all of them, each with its line.
 //!
@@ -28,7 +29,6 @@ mod human;
 mod json;
 mod keys;
 mod load;
-pub mod plan;
 pub mod recipe;
 mod resolve;
 pub mod source;
@@ -38,10 +38,6 @@ pub use diagnostic::{Diagnostic, Diagnostics, Kind, Note};
 pub use edit::{Override, OverrideError};
 pub use keys::{Affects, Key, affects, keys};
 pub use load::{load, parse};
-pub use plan::{
-    AttentionPlan, DeviceType, KeepPlan, Memory, MemoryKind, MemoryRow, Plan, TileLengths,
-    UnitPlan, ZeroPlan,
-};
 pub use recipe::{
     AttnImplementation, CheckpointKind, CheckpointOptions, DataOptions, DeepSpeedOptions,
     KeepAttention, LabelMask, LogLevel, LoggerOptions, LossAverage, MemoryOptions, ModelOptions,

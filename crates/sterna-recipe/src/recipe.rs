@@ -160,7 +160,7 @@ impl ModelOptions {
     }
 
     /// Whether `hf_config_kwargs` asks for a number of layers, be it that of `config.json` or another.
-    pub(crate) fn names_depth(&self) -> bool {
+    pub fn names_depth(&self) -> bool {
         self.hf_config_kwargs.contains_key("num_hidden_layers")
     }
 }

@@ -1,6 +1,6 @@
 //! Defaults filled in and rules checked: from the recipe as typed to the recipe as meant.
 //!
-//! Every rule here needs the recipe alone. Those that need the model or the number of ranks are in [`crate::plan`].
+//! Every rule here needs the recipe alone. Those that need the model or the number of ranks are in `sterna-plan`.
 
 mod checkpoint;
 mod data;

@@ -1,7 +1,7 @@
 // What all kernels share: dtypes, rounding, and sums over a block.
 //
 // These files include nothing but each other, so NVRTC needs no headers. The same files compile with g++ for the tests
-// (crates/sterna-fake-cuda/cpp/emulate.h). Products and sums are never contracted (--fmad=false): the values are rounded
+// (tools/sterna-fake-cuda/cpp/emulate.h). Products and sums are never contracted (--fmad=false): the values are rounded
 // where the operations of crates/sterna-ops round, and no kernel here is limited by arithmetic.
 #pragma once
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// The folder of libtorch's shared libraries, as torch-sys found it. Needs torch-sys among the crate's own dependencies.
 pub(crate) fn lib() -> PathBuf {
-    println!("cargo::rerun-if-changed=../sterna-torch-sys/libtorch/build.rs");
+    println!("cargo::rerun-if-changed=../../crates/sterna-torch-sys/libtorch/build.rs");
     PathBuf::from(
         std::env::var_os("DEP_TCH_LIBTORCH_LIB")
             .expect("torch-sys exports the folder of libtorch's libraries"),

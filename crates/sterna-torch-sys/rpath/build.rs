@@ -1,7 +1,8 @@
 //! The build script of every crate that links libtorch: it writes libtorch's folder into the crate's binaries.
 //!
 //! Link arguments do not travel from a library to the binaries that use it, so each package that produces an executable
-//! (a test counts) names this file as its build script: `build = "../sterna-torch-sys/rpath/build.rs"`.
+//! (a test counts) names this file as its build script: `build = "../sterna-torch-sys/rpath/build.rs"`,
+//! from `tools/` `build = "../../crates/sterna-torch-sys/rpath/build.rs"`.
 //! The run path has two entries, in this order:
 //!
 //! 1. `$ORIGIN/../libtorch/torch/lib`, the place in an installed tree: `libtorch`, unpacked from its wheels, beside `bin`;
@@ -13,7 +14,7 @@
 use std::path::Path;
 
 pub(crate) fn main() {
-    println!("cargo::rerun-if-changed=../sterna-torch-sys/rpath/build.rs");
+    println!("cargo::rerun-if-changed=../../crates/sterna-torch-sys/rpath/build.rs");
     println!("cargo::rerun-if-env-changed=LIBTORCH");
     println!("cargo::rustc-link-arg=-Wl,-rpath,$ORIGIN/../libtorch/torch/lib");
     // Without LIBTORCH, torch-sys has found a libtorch in the system's own library path, which needs no run path.

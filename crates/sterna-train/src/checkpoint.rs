@@ -18,10 +18,11 @@ use serde_json::{Map, Value};
 use sterna_checkpoint::{CheckpointFolder, FileEntry, Manifest, Position, ShardWriter, list};
 use sterna_comm::Group;
 use sterna_hf::assets::{MODEL_FILES, TOKENIZER_FILES};
-use sterna_recipe::{CheckpointKind, CheckpointOptions, Plan, Recipe};
+use sterna_plan::Plan;
+use sterna_recipe::{CheckpointKind, CheckpointOptions, Recipe};
 
 use crate::error::TrainError;
-use crate::memory::{HostMemory, has_room};
+use crate::observe::memory::{HostMemory, has_room};
 use crate::scalars::max;
 use crate::zero::Zero;
 

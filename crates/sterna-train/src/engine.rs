@@ -14,18 +14,19 @@ use sterna_model::{
     Routing, Streaming, block, embed,
     head::{self, HeadGrads, HeadParams},
 };
-use sterna_recipe::{AttnImplementation, Place, Plan, Recipe, TileLengths};
+use sterna_plan::{Plan, TileLengths};
+use sterna_recipe::{AttnImplementation, Place, Recipe};
 use sterna_torch_sys::copies::Copies;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use self::{experts::ExpertUnits, shard::Shard};
 use crate::{
-    disk::DiskScratch,
+    activations::kept::{KeepPolicy, KeptBlock, Offload},
     error::TrainError,
-    kept::{KeepPolicy, KeptBlock, Offload},
     load::kind_of,
     objective::{Labels, Objective, TokenWeights},
-    phases::{Phase, Phases},
+    observe::phases::{Phase, Phases},
+    storage::disk::DiskScratch,
     zero::{Gradients, Sharding, StatePlacement, Zero},
 };
 

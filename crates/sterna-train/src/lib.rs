@@ -1,23 +1,18 @@
 //! Everything that has state across steps: ZeRO, offload, optimizer, schedule, step, metrics, export.
 //!
 //! [`train`] is the whole run of one rank. In reading order: [`trainer`] (the loop), [`engine`] (one micro-batch),
-//! [`zero`] (who holds which part of the model), [`disk`] (what does not fit in memory), [`optim`] (schedule and clipping), [`export`].
+//! [`zero`] (who holds which part of the model), [`storage`] (what does not fit in memory), [`optim`] (schedule and clipping), [`export`].
 
 pub mod trainer;
 
-pub mod disk;
+pub mod activations;
 pub mod engine;
 pub mod export;
-pub mod flops;
-pub mod gpus;
-pub mod kept;
 pub mod load;
-pub mod memory;
-pub mod metrics;
 pub mod objective;
+pub mod observe;
 pub mod optim;
-pub mod phases;
-pub mod timeline;
+pub mod storage;
 pub mod zero;
 
 mod checkpoint;
@@ -27,11 +22,13 @@ mod scalars;
 mod stop;
 
 pub use error::TrainError;
-pub use gpus::{Bf16Products, Gpu, Processor};
-pub use memory::HostMemory;
-pub use metrics::{EvalMetrics, IterationMetrics};
+pub use observe::{
+    gpus::{Bf16Products, Gpu, Processor},
+    memory::HostMemory,
+    metrics::{EvalMetrics, IterationMetrics},
+    phases::{Phase, PhaseMemory, PhaseTime, StepMemory, StepTime},
+    timeline::TimelineLayer,
+};
 pub use oom::OutOfMemory;
-pub use phases::{Phase, PhaseMemory, PhaseTime, StepMemory, StepTime};
 pub use stop::Stop;
-pub use timeline::TimelineLayer;
 pub use trainer::{DeviceChoice, EarlyExit, Observer, TrainOptions, TrainSummary, train};

@@ -15,8 +15,10 @@ use tch::Device;
 use self::remedies::{Remedy, remedies};
 use crate::{
     error::TrainError,
-    gpus::{BoardMemory, GpuProcess, Monitor},
-    memory::HostMemory,
+    observe::{
+        gpus::{BoardMemory, GpuProcess, Monitor},
+        memory::HostMemory,
+    },
     trainer::device_type,
 };
 

@@ -18,7 +18,8 @@ use sterna_data::{Collator, Dataset, Datasets, MicroBatch, MicroBatches, Prepare
 use sterna_hf::{WeightFiles, export::check_destination};
 use sterna_mesh::Axis;
 use sterna_model::stage::Stage;
-use sterna_recipe::{CheckpointKind, CheckpointOptions, NonFinitePolicy, Plan, Recipe};
+use sterna_plan::Plan;
+use sterna_recipe::{CheckpointKind, CheckpointOptions, NonFinitePolicy, Recipe};
 use sterna_torch_sys::{
     AdamW,
     cuda::{self, DeviceMemory},
@@ -39,15 +40,17 @@ use crate::{
     engine::{Engine, EngineOptions},
     error::TrainError,
     export::export,
-    flops,
-    gpus::{Bf16Products, Gpu, Monitor, Processor},
     load::WeightSource,
-    memory::HostMemory,
-    metrics::{EvalMetrics, IterationMetrics, MetricsFile},
     objective::Sft,
+    observe::{
+        flops,
+        gpus::{Bf16Products, Gpu, Monitor, Processor},
+        memory::HostMemory,
+        metrics::{EvalMetrics, IterationMetrics, MetricsFile},
+        phases::Phase,
+    },
     oom,
     optim::{LrSchedule, clip_scale},
-    phases::Phase,
     scalars::{max, maxima, sum},
     stop::Stop,
 };

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use sterna_recipe::{LogLevel, LoggerOptions};
-use sterna_train::timeline::{TIMELINE, TimelineLayer};
+use sterna_train::observe::timeline::{TIMELINE, TimelineLayer};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 /// Each crate of ours with those it may depend on; a new edge is a reviewed change of this table (ARCHITECTURE.md).
-const ALLOWED: [(&str, &[&str]); 19] = [
+const ALLOWED: [(&str, &[&str]); 20] = [
     (
         "sterna",
         &[
@@ -13,6 +13,7 @@ const ALLOWED: [(&str, &[&str]); 19] = [
             "sterna-checkpoint",
             "sterna-data",
             "sterna-launch",
+            "sterna-plan",
             "sterna-recipe",
             "sterna-hf",
             "sterna-arch",
@@ -26,6 +27,7 @@ const ALLOWED: [(&str, &[&str]); 19] = [
             "sterna-model",
             "sterna-checkpoint",
             "sterna-data",
+            "sterna-plan",
             "sterna-recipe",
             "sterna-hf",
             "sterna-arch",
@@ -41,7 +43,8 @@ const ALLOWED: [(&str, &[&str]); 19] = [
     ("sterna-torch-sys", &[]),
     ("sterna-data", &["sterna-hf", "sterna-mesh", "sterna-recipe"]),
     ("sterna-checkpoint", &["sterna-arch", "sterna-hf"]),
-    ("sterna-recipe", &["sterna-arch", "sterna-mesh"]),
+    ("sterna-plan", &["sterna-arch", "sterna-mesh", "sterna-recipe"]),
+    ("sterna-recipe", &["sterna-arch"]),
     ("sterna-hf", &["sterna-arch"]),
     ("sterna-arch", &[]),
     ("sterna-mesh", &[]),
@@ -54,6 +57,7 @@ const ALLOWED: [(&str, &[&str]); 19] = [
             "sterna-data",
             "sterna-hf",
             "sterna-launch",
+            "sterna-plan",
             "sterna-recipe",
         ],
     ),
@@ -72,10 +76,11 @@ const ALLOWED: [(&str, &[&str]); 19] = [
 const FOR_TESTS: [&str; 2] = ["sterna-testkit", "sterna-fake-cuda"];
 
 /// Compile and test in seconds, because they never link libtorch.
-const WITHOUT_TORCH: [&str; 9] = [
+const WITHOUT_TORCH: [&str; 10] = [
     "sterna-arch",
     "sterna-mesh",
     "sterna-recipe",
+    "sterna-plan",
     "sterna-hf",
     "sterna-data",
     "sterna-checkpoint",

@@ -4,7 +4,7 @@
 const FOLDER: &str = "crates/sterna-arch/src/families/";
 
 /// Crates that make or measure models, and say of what family.
-const MAKERS: [&str; 3] = ["crates/sterna-fuzz/", "crates/sterna-suite/", "crates/sterna-testkit/"];
+const MAKERS: [&str; 3] = ["tools/sterna-fuzz/", "tools/sterna-suite/", "tools/sterna-testkit/"];
 
 /// The `model_type`s.
 pub(super) fn names(files: &[String]) -> Vec<&str> {
@@ -20,7 +20,7 @@ pub(super) fn names(files: &[String]) -> Vec<&str> {
 
 /// The lines of a program's source, before its tests, that name a family.
 pub(super) fn named_elsewhere(path: &str, bytes: &[u8], families: &[&str]) -> Vec<String> {
-    let is_program = path.starts_with("crates/")
+    let is_program = ["crates/", "tools/"].iter().any(|folder| path.starts_with(folder))
         && path.contains("/src/")
         && std::path::Path::new(path).extension().is_some_and(|extension| extension == "rs")
         && !path.starts_with(FOLDER)
@@ -58,6 +58,6 @@ mod tests {
         assert!(found("crates/sterna-arch/src/config.rs")[0].contains("config.rs:2: names"));
         assert!(found(&files[0]).is_empty());
         assert!(found("crates/sterna-arch/tests/it/config.rs").is_empty());
-        assert!(found("crates/sterna-testkit/src/tiny_model.rs").is_empty());
+        assert!(found("tools/sterna-testkit/src/tiny_model.rs").is_empty());
     }
 }

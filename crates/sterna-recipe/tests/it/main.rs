@@ -1,4 +1,4 @@
-//! Recipes from text to plan.
+//! Recipes from text to checked values.
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
@@ -6,6 +6,4 @@ mod accepted;
 mod bad;
 mod fuzz;
 mod keys;
-mod plan;
-mod published;
 mod reference_page;

@@ -1,9 +1,8 @@
 //! Changes to a recipe, each with the memory that it would free.
 
 use sterna_arch::ModelConfig;
-use sterna_recipe::{
-    DType, DeviceType, KeepAttention, Place, Plan, Recipe, TileLengths, ZeroStage,
-};
+use sterna_plan::{DeviceType, Plan, TileLengths};
+use sterna_recipe::{DType, KeepAttention, Place, Recipe, ZeroStage};
 use sterna_torch_sys::memory::{MemoryKind, Refusal};
 
 /// At most so many are named.
@@ -62,7 +61,7 @@ pub(super) fn remedies(
 
 /// Kept activations beyond those that are planned.
 fn kept_by_choice(plan: &Plan, refusal: &Refusal) -> u64 {
-    let is_kept = |kind| kind == sterna_recipe::MemoryKind::KeptActivations;
+    let is_kept = |kind| kind == sterna_plan::MemoryKind::KeptActivations;
     let rows = plan.memory.rows.iter().filter(|row| is_kept(row.kind));
     let planned: u64 = rows.map(|row| row.device_bytes).sum();
     refusal.live[MemoryKind::KeptActivations].saturating_sub(planned)

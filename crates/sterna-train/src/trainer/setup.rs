@@ -11,18 +11,21 @@ use sterna_comm::{Comm, GpuTransport, RankEnv};
 use sterna_data::{Dataset, Datasets};
 use sterna_hf::{Tokenizer, WeightFiles, hub};
 use sterna_ops::widens;
-use sterna_recipe::{DeviceType, KeepAttention, MemoryKind, PadTo, Place, Plan, Recipe};
+use sterna_plan::{DeviceType, MemoryKind, Plan};
+use sterna_recipe::{KeepAttention, PadTo, Place, Recipe};
 use sterna_torch_sys::{cuda, kernels};
 use tch::{Device, Kind, Tensor};
 
 use super::DeviceChoice;
 use crate::{
-    disk::DiskScratch,
     error::TrainError,
-    flops,
     load::kind_of,
-    memory::{HostMemory, reserve},
+    observe::{
+        flops,
+        memory::{HostMemory, reserve},
+    },
     scalars::{max, sum},
+    storage::disk::DiskScratch,
 };
 
 /// The device that this rank computes on, made its current one if it is a GPU. The GPU's kernels are compiled once for all processes

@@ -14,7 +14,7 @@ use super::{
     Sharding,
     optimizer::{Loading, OptimizerState, StateFormat, Stepped, Update},
 };
-use crate::{disk::DiskScratch, error::TrainError};
+use crate::{error::TrainError, storage::disk::DiskScratch};
 
 /// The weights of one flat buffer of one unit, as far as this rank holds them.
 #[derive(Debug)]

@@ -23,8 +23,8 @@ use sterna_torch_sys::{
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    disk::{DiskScratch, Region, SliceRead},
     error::TrainError,
+    storage::disk::{DiskScratch, Region, SliceRead},
 };
 
 /// Elements stepped at once, and read from disk at once: 18 MB of states, weights and gradients, which a last-level cache

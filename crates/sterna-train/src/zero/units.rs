@@ -21,7 +21,7 @@ use super::{
     optimizer::{Loading, OptimizerState, RunBuffers, Update, slice_len},
     reduce::{PIECE_LEN, all_reduce_in_pieces, reduce_scatter_in_pieces},
 };
-use crate::{disk::DiskScratch, error::TrainError, load::WeightSource, scalars::sum};
+use crate::{error::TrainError, load::WeightSource, scalars::sum, storage::disk::DiskScratch};
 
 /// Where the states of all units live and in which dtypes.
 #[derive(Debug, Clone)]
@@ -391,7 +391,7 @@ impl Zero {
             });
         }
         let views = views(&unit.layout, unit.layout.flats.iter().zip(&flats));
-        Ok(Gradients { unit_idx, views, flats })
+        Ok(Gradients { unit_idx, flats, views })
     }
 
     /// Takes the gradients of one backward of a unit. A unit may be reduced several times in a step: gradients add up.

@@ -24,7 +24,7 @@ pub(crate) struct Recorder {
 impl Observer for Recorder {
     fn on_start(
         &mut self,
-        _: &sterna_recipe::Plan,
+        _: &sterna_plan::Plan,
         _: &sterna_data::PrepareReport,
         _: u64,
         _: &sterna_train::Processor,

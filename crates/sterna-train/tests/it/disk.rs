@@ -7,7 +7,7 @@ use nix::{
     unistd::Pid,
 };
 use sterna_testkit::{TestRank, spawn_ranks_losing};
-use sterna_train::{TrainError, disk::DiskScratch};
+use sterna_train::{TrainError, storage::disk::DiskScratch};
 use tch::{Kind, Tensor};
 
 fn bytes_of(tensor: &Tensor) -> Vec<u8> {

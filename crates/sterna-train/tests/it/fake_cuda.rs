@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sterna_comm::RankEnv;
 use sterna_data::PrepareReport;
 use sterna_hf::WeightFiles;
-use sterna_recipe::Plan;
+use sterna_plan::Plan;
 use sterna_testkit::{TestRank, spawn_ranks};
 use sterna_train::{DeviceChoice, EvalMetrics, IterationMetrics, Observer, TrainOptions, train};
 

@@ -5,11 +5,13 @@ use std::{fs, path::Path};
 use serde_json::{Value, json};
 use sterna_comm::RankEnv;
 use sterna_data::PrepareReport;
-use sterna_recipe::Plan;
+use sterna_plan::Plan;
 use sterna_torch_sys::memory::{ByKind, MemoryKind};
 use sterna_train::{
     DeviceChoice, EvalMetrics, IterationMetrics, Observer, Phase, Processor, TimelineLayer,
-    TrainError, TrainOptions, gpus::BoardMemory, timeline::TIMELINE, train,
+    TrainError, TrainOptions,
+    observe::{gpus::BoardMemory, timeline::TIMELINE},
+    train,
 };
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{filter::Targets, layer::Layer as _, layer::SubscriberExt as _};

@@ -6,7 +6,8 @@ use sterna_arch::ModelConfig;
 use sterna_comm::{Comm, RankEnv};
 use sterna_data::{MicroBatch, MicroBatches, prepare};
 use sterna_hf::{Tokenizer, WeightFiles};
-use sterna_recipe::{DeviceType, Plan, Recipe};
+use sterna_plan::{DeviceType, Plan};
+use sterna_recipe::Recipe;
 use sterna_train::{
     engine::{Engine, EngineOptions},
     load::WeightSource,

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use sterna_arch::{UnitLayout, units::UnitKind};
-use sterna_recipe::{DeviceType, Plan};
+use sterna_plan::{DeviceType, Plan};
 
 use crate::tiny;
 

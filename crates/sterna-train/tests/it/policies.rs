@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sterna_comm::RankEnv;
 use sterna_torch_sys::memory::MemoryKind;
-use sterna_train::{TrainOptions, phases::Phase, train};
+use sterna_train::{TrainOptions, observe::phases::Phase, train};
 
 use crate::conformance::Recorder;
 use crate::equivalence::{assert_same, check, figures};

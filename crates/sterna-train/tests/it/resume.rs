@@ -414,7 +414,7 @@ struct Stopper {
 impl Observer for Stopper {
     fn on_start(
         &mut self,
-        _: &sterna_recipe::Plan,
+        _: &sterna_plan::Plan,
         _: &sterna_data::PrepareReport,
         _: u64,
         _: &sterna_train::Processor,

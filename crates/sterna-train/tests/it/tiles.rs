@@ -1,7 +1,7 @@
 //! One micro-batch through the engine in many small tiles and in one.
 
-use sterna_recipe::TileLengths;
-use sterna_train::{engine::EngineOptions, kept::KeepPolicy, objective::Sft};
+use sterna_plan::TileLengths;
+use sterna_train::{activations::kept::KeepPolicy, engine::EngineOptions, objective::Sft};
 
 use crate::one_batch::OneBatch;
 

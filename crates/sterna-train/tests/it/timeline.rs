@@ -9,11 +9,12 @@ use std::{
 
 use serde_json::{Value, json};
 use sterna_comm::RankEnv;
-use sterna_recipe::Plan;
+use sterna_plan::Plan;
 use sterna_testkit::{TestRank, spawn_ranks};
 use sterna_torch_sys::memory::{self, ByKind, MemoryKind};
 use sterna_train::{
-    EvalMetrics, IterationMetrics, Observer, TimelineLayer, TrainOptions, timeline::TIMELINE, train,
+    EvalMetrics, IterationMetrics, Observer, TimelineLayer, TrainOptions,
+    observe::timeline::TIMELINE, train,
 };
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{filter::Targets, layer::Layer as _, layer::SubscriberExt as _};

@@ -1,7 +1,8 @@
 //! `sterna check`: the plan of a recipe, or everything that is wrong with it.
 
 use serde_json::json;
-use sterna_recipe::{Diagnostics, Plan};
+use sterna_plan::Plan;
+use sterna_recipe::Diagnostics;
 
 use super::{load, model_config, print, wrong_recipe};
 use crate::cli::{Check, Format};

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use sterna_comm::RankEnv;
-use sterna_recipe::{CheckpointKind, Plan, Recipe};
+use sterna_plan::Plan;
+use sterna_recipe::{CheckpointKind, Recipe};
 use sterna_train::{EarlyExit, Stop, TimelineLayer, TrainError, TrainOptions, TrainSummary};
 
 use super::{data, load, model_config, wrong_recipe};

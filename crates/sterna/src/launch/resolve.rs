@@ -12,8 +12,9 @@ use sterna_launch::{
     ENV_FILE_NAME, Host, Job, LaunchError, Selection, SshOptions, chosen_here, exported,
     parse_env_file, parse_hostfile,
 };
-use sterna_recipe::{DeviceType, Recipe};
-use sterna_train::gpus;
+use sterna_plan::DeviceType;
+use sterna_recipe::Recipe;
+use sterna_train::observe::gpus;
 
 use super::{Launch, Place};
 use crate::cli::{Arctic, DeviceChoice, Train};

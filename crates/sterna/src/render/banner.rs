@@ -2,7 +2,7 @@
 
 use sterna_data::PrepareReport;
 use sterna_mesh::Axis;
-use sterna_recipe::Plan;
+use sterna_plan::Plan;
 use sterna_train::{Bf16Products, Gpu, Processor};
 
 use super::{GIB, base10};
@@ -106,7 +106,7 @@ fn plural(count: usize) -> &'static str {
 #[cfg(test)]
 mod tests {
     use insta::assert_snapshot;
-    use sterna_train::gpus::Properties;
+    use sterna_train::observe::gpus::Properties;
 
     use super::*;
 

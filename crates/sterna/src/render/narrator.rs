@@ -4,7 +4,8 @@ use std::path::Path;
 
 use sterna_comm::RankEnv;
 use sterna_data::PrepareReport;
-use sterna_recipe::{Plan, Recipe};
+use sterna_plan::Plan;
+use sterna_recipe::Recipe;
 use sterna_train::{EarlyExit, EvalMetrics, IterationMetrics, Observer, Processor, TrainSummary};
 
 use super::{Screen, banner, eval_line, iteration_line};

@@ -1,0 +1,3 @@
+//! What does not fit in memory, and where it waits.
+
+pub mod disk;
