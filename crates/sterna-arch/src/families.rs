@@ -87,6 +87,8 @@ pub struct Family {
     pub(crate) has_gate: bool,
     /// Whether layers without a window have heads of another size and number, by keys of their own.
     pub(crate) has_global_heads: bool,
+    /// Whether all query heads together have to be as wide as the hidden size.
+    pub(crate) heads_fill_hidden: bool,
     pub(crate) windows: Windows,
     pub(crate) rotated: Rotated,
     pub(crate) rope: RopeFacts,
@@ -466,6 +468,7 @@ impl Family {
         has_v_norm: false,
         has_gate: false,
         has_global_heads: false,
+        heads_fill_hidden: false,
         windows: Windows::None,
         rotated: Rotated::All,
         rope: RopeFacts::USUAL,

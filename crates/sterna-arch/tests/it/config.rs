@@ -520,7 +520,7 @@ fn what_other_versions_would_do_is_refused_by_name() {
             "as in the first layer",
         ),
         ("gemma4_text", json!({"hidden_size_per_layer_input": 256}), "no embeddings of each layer"),
-        ("stablelm", json!({"head_dim": 12}), "a part of head_dim `12` that is even"),
+        ("stablelm", json!({"partial_rotary_factor": 0.2}), "a part of head_dim `16` that is even"),
         (
             "phi3",
             json!({"original_max_position_embeddings": 1, "rope_scaling": {"type": "longrope"}}),
@@ -540,6 +540,24 @@ fn what_other_versions_would_do_is_refused_by_name() {
     without_pad.as_object_mut().unwrap().remove("pad_token_id");
     let error = parse(&without_pad).unwrap_err().to_string();
     assert!(error.contains("missing, which is `32000` in this family"), "{error}");
+}
+
+#[test]
+fn heads_of_stablelm_fill_the_hidden_size() {
+    // Transformers' attention has heads of 16 whatever `head_dim` says, and its rotary embedding has the angles of `head_dim`.
+    for value in [json!(16), Value::Null] {
+        let arch = small_arch("stablelm", &json!({"head_dim": value}));
+        assert_eq!(arch.layers[0].attention.head_dim, 16);
+    }
+    let refused = |keys: Value| parse(&small("stablelm", &keys)).unwrap_err().to_string();
+    let found = refused(json!({"head_dim": 32}));
+    let said = "key `head_dim` is `32`, required: `16`, hidden_size `64` over num_attention_heads `4`: heads of this family fill it";
+    assert!(found.contains(said), "{found}");
+    let found = refused(json!({"num_attention_heads": 3, "num_key_value_heads": 3}));
+    assert!(
+        found.contains("`hidden_size` is `64`, required: a multiple of num_attention_heads `3`"),
+        "{found}"
+    );
 }
 
 #[test]
