@@ -561,6 +561,23 @@ fn heads_of_stablelm_fill_the_hidden_size() {
 }
 
 #[test]
+fn heads_of_helium_fill_the_hidden_size() {
+    let refused = |config: &Value| parse(config).unwrap_err().to_string();
+    let required = "required: `16`, hidden_size `64` over num_attention_heads `4`";
+    let found = refused(&small("helium", &json!({"head_dim": 8})));
+    assert!(found.contains(&format!("key `head_dim` is `8`, {required}")), "{found}");
+    let mut without = small("helium", &json!({}));
+    without.as_object_mut().unwrap().remove("head_dim");
+    let said = format!("key `head_dim` is missing, which is `128` in this family, {required}");
+    let found = refused(&without);
+    assert!(found.contains(&said), "{found}");
+    without["hidden_size"] = json!(512);
+    assert_eq!(parse(&without).unwrap().arch.layers[0].attention.head_dim, 128);
+    // Other families have an output projection of any width.
+    assert_eq!(small_arch("llama", &json!({"head_dim": 8})).layers[0].attention.head_dim, 8);
+}
+
+#[test]
 fn an_override_of_rope_is_never_hidden() {
     let nested = json!({
         "full_attention": {"rope_type": "default", "rope_theta": 1e6},
