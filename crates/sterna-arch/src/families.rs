@@ -309,6 +309,8 @@ pub(crate) struct RopeFacts {
     pub(crate) rounds_once: bool,
     /// `rope_scaling` where a config does not say it, as JSON.
     pub(crate) default_scaling: Option<&'static str>,
+    /// Whether `longrope` is the only scaling, which old files call `su` or `yarn`.
+    pub(crate) is_longrope: bool,
     /// `original_max_position_embeddings` where a config of `longrope` does not say it.
     pub(crate) original_len: Option<usize>,
     /// Whether turned queries are scaled by their position, with a `llama_4_scaling_beta`.
@@ -325,6 +327,7 @@ impl RopeFacts {
         is_scalable: true,
         rounds_once: false,
         default_scaling: None,
+        is_longrope: false,
         original_len: None,
         scales_queries: false,
         has_alpha: false,
