@@ -643,7 +643,9 @@ fn router_aux_loss_coef(reader: &Reader<'_>, facts: &Facts) -> Result<Option<f64
     if !has_experts || !reader.flag("output_router_logits", false)? {
         return Ok(None);
     }
-    let coef = reader.or("router_aux_loss_coef", 0.001, Reader::non_negative)?;
+    // Transformers fails at `null`, which is no default there.
+    let key = "router_aux_loss_coef";
+    let coef = reader.entry(key).map_or(Ok(0.001), |value| reader.non_negative(key, value))?;
     Ok(Some(coef).filter(|coef| *coef > 0.0))
 }
 

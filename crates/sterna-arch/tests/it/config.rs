@@ -663,6 +663,44 @@ fn heads_of_helium_fill_the_hidden_size() {
 }
 
 #[test]
+fn routers_are_balanced_where_a_config_says_so() {
+    let of = |model_type: &str, keys: &Value| {
+        let mut config = small(model_type, keys);
+        for key in ["num_experts", "num_local_experts"] {
+            config[key] = json!(4);
+        }
+        config["num_experts_per_tok"] = json!(2);
+        parse(&config).map(|config| config.arch.router_aux_loss_coef)
+    };
+    for model_type in ["mixtral", "qwen3_moe"] {
+        for (keys, coef) in [
+            (json!({}), None),
+            (json!({"router_aux_loss_coef": 0.5}), None),
+            (json!({"output_router_logits": false, "router_aux_loss_coef": 0.5}), None),
+            (json!({"output_router_logits": true}), Some(0.001)),
+            (json!({"output_router_logits": true, "router_aux_loss_coef": 0.5}), Some(0.5)),
+            (json!({"output_router_logits": true, "router_aux_loss_coef": 0.0}), None),
+            (json!({"output_router_logits": true, "router_aux_loss_coef": 0}), None),
+        ] {
+            assert_eq!(of(model_type, &keys).unwrap(), coef, "{model_type} {keys}");
+        }
+        let null = json!({"output_router_logits": true, "router_aux_loss_coef": null});
+        let error = of(model_type, &null).unwrap_err().to_string();
+        assert!(error.contains("key `router_aux_loss_coef` is `null`"), "{error}");
+    }
+    let dense = |keys: &Value| {
+        let mut keys = keys.clone();
+        keys["output_router_logits"] = json!(true);
+        of("qwen3_moe", &keys).unwrap()
+    };
+    assert_eq!(dense(&json!({"mlp_only_layers": [0, 1, 2, 3]})), None);
+    assert_eq!(dense(&json!({"decoder_sparse_step": 5})), None);
+    assert_eq!(dense(&json!({"mlp_only_layers": [0, 1, 2]})), Some(0.001));
+    // A class without experts has no router.
+    assert_eq!(of("llama", &json!({"output_router_logits": true})).unwrap(), None);
+}
+
+#[test]
 fn an_override_of_rope_is_never_hidden() {
     let nested = json!({
         "full_attention": {"rope_type": "default", "rope_theta": 1e6},
