@@ -597,6 +597,12 @@ fn what_other_versions_would_do_is_refused_by_name() {
             json!({"use_bidirectional_attention": true}),
             "attention to tokens that come later",
         ),
+        ("llama", json!({"is_causal": false}), "attention to tokens that come later"),
+        (
+            "qwen3",
+            json!({"is_causal": null}),
+            "key `is_causal` is `null`, required: absent or `true`",
+        ),
         ("llama", json!({"per_layer_config": of_layers}), "no layers of different sizes"),
         ("gemma4_text", json!({"per_layer_config": of_layers}), "only layers without a window"),
         (
