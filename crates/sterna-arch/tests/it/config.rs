@@ -597,6 +597,11 @@ fn what_other_versions_would_do_is_refused_by_name() {
             json!({"use_bidirectional_attention": true}),
             "attention to tokens that come later",
         ),
+        (
+            "smollm3",
+            json!({"layer_types": types, "sliding_window": 8}),
+            "key `layer_types.0` is `\"sliding_attention\"`, required: `full_attention` without use_sliding_window",
+        ),
         ("llama", json!({"is_causal": false}), "attention to tokens that come later"),
         (
             "qwen3",
