@@ -213,12 +213,15 @@ MORE_CASES = [
     ("qwen3_moe, no experts", {**QWEN3_MOE, "num_experts": 0}),
     ("qwen3_moe, biases, head_dim, tied", {**QWEN3_MOE, "attention_bias": True, "head_dim": 24, "tie_word_embeddings": True}),
     ("qwen3_moe, balanced and normed", {**QWEN3_MOE, "output_router_logits": True, "router_aux_loss_coef": 0.02, "norm_topk_prob": True}),
+    ("qwen3_moe, balanced by default", {**QWEN3_MOE, "output_router_logits": True}),
     ("qwen3_moe, window off", {**QWEN3_MOE, "sliding_window": 6}),
     ("qwen3_moe, window on", {**QWEN3_MOE, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
     ("mixtral", {"model_type": "mixtral"}),
     ("mixtral, window", {**MIXTRAL, "sliding_window": 6}),
     ("mixtral, head_dim, tied", {**MIXTRAL, "head_dim": 24, "tie_word_embeddings": True, "num_experts_per_tok": 1}),
     ("mixtral, balanced, null heads", {**MIXTRAL, "output_router_logits": True, "router_aux_loss_coef": 0.02, "num_key_value_heads": None}),
+    ("mixtral, balanced by default", {**MIXTRAL, "output_router_logits": True}),
+    ("mixtral, a coefficient that is not used", {**MIXTRAL, "router_aux_loss_coef": 0.02}),
     # Yarn fails at the head_dim of its class, which is null.
     ("mixtral, yarn, biases that it ignores", {**MIXTRAL, "attention_bias": True, "mlp_bias": True, "head_dim": 16, "rope_scaling": YARN}),
 ]

@@ -207,6 +207,12 @@ fn refuse_what_we_lack(reader: &Reader<'_>, family: &Family) -> Result<()> {
             "absent: training needs weights in float",
         ));
     }
+    // Of every class in transformers 5; `null` switches it off, too.
+    if !reader.flag("is_causal", true)? {
+        let value = reader.entry("is_causal").unwrap_or(&Value::Null);
+        let required = "absent or `true`: training here has no attention to tokens that come later";
+        return Err(reader.wrong("is_causal", value, required));
+    }
     let is_idle = |value: &&Value| value.as_object().is_none_or(|layers| !layers.is_empty());
     if let Some(value) = reader.get("per_layer_config").filter(is_idle)
         && !family.has_global_heads

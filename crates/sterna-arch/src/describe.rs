@@ -643,7 +643,9 @@ fn router_aux_loss_coef(reader: &Reader<'_>, facts: &Facts) -> Result<Option<f64
     if !has_experts || !reader.flag("output_router_logits", false)? {
         return Ok(None);
     }
-    let coef = reader.or("router_aux_loss_coef", 0.001, Reader::non_negative)?;
+    // Transformers fails at `null`, which is no default there.
+    let key = "router_aux_loss_coef";
+    let coef = reader.entry(key).map_or(Ok(0.001), |value| reader.non_negative(key, value))?;
     Ok(Some(coef).filter(|coef| *coef > 0.0))
 }
 
@@ -666,6 +668,12 @@ fn head_dim(
     hidden_size: usize,
     num_heads: usize,
 ) -> Result<usize> {
+    if family.heads_fill_hidden && !hidden_size.is_multiple_of(num_heads) {
+        let required = format!(
+            "a multiple of num_attention_heads `{num_heads}`: heads of this family fill it"
+        );
+        return Err(reader.wrong("hidden_size", &Value::from(hidden_size), required));
+    }
     let default = family.defaults.head_dim.filter(|_| reader.entry("head_dim").is_none());
     let head_dim = match (reader.get("head_dim"), default) {
         (Some(value), _) => reader.size("head_dim", value)?,
@@ -678,6 +686,17 @@ fn head_dim(
             return Err(reader.wrong("hidden_size", &Value::from(hidden_size), required));
         }
     };
+    if family.heads_fill_hidden && head_dim != hidden_size / num_heads {
+        let found = match reader.get("head_dim") {
+            Some(value) => format!("`{value}`"),
+            None => format!("missing, which is `{head_dim}` in this family"),
+        };
+        let required = format!(
+            "`{}`, hidden_size `{hidden_size}` over num_attention_heads `{num_heads}`: heads of this family fill it",
+            hidden_size / num_heads
+        );
+        return Err(reader.refuse("head_dim", found, required));
+    }
     // Rotary embeddings turn pairs; dynamic scaling divides by `head_dim - 2`.
     if !head_dim.is_multiple_of(2) || !(4..=MAX_HEAD_DIM).contains(&head_dim) {
         let required = format!("an even number from `4` to `{MAX_HEAD_DIM}`");

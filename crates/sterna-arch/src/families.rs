@@ -87,6 +87,8 @@ pub struct Family {
     pub(crate) has_gate: bool,
     /// Whether layers without a window have heads of another size and number, by keys of their own.
     pub(crate) has_global_heads: bool,
+    /// Whether all query heads together have to be as wide as the hidden size.
+    pub(crate) heads_fill_hidden: bool,
     pub(crate) windows: Windows,
     pub(crate) rotated: Rotated,
     pub(crate) rope: RopeFacts,
@@ -307,6 +309,8 @@ pub(crate) struct RopeFacts {
     pub(crate) rounds_once: bool,
     /// `rope_scaling` where a config does not say it, as JSON.
     pub(crate) default_scaling: Option<&'static str>,
+    /// Whether `longrope` is the only scaling, which old files call `su` or `yarn`.
+    pub(crate) is_longrope: bool,
     /// `original_max_position_embeddings` where a config of `longrope` does not say it.
     pub(crate) original_len: Option<usize>,
     /// Whether turned queries are scaled by their position, with a `llama_4_scaling_beta`.
@@ -323,6 +327,7 @@ impl RopeFacts {
         is_scalable: true,
         rounds_once: false,
         default_scaling: None,
+        is_longrope: false,
         original_len: None,
         scales_queries: false,
         has_alpha: false,
@@ -466,6 +471,7 @@ impl Family {
         has_v_norm: false,
         has_gate: false,
         has_global_heads: false,
+        heads_fill_hidden: false,
         windows: Windows::None,
         rotated: Rotated::All,
         rope: RopeFacts::USUAL,

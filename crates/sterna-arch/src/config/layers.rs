@@ -125,6 +125,13 @@ fn windows(
             Some("full_attention") => Some(false),
             _ => None,
         })?;
+    if let (Windows::NotRotated, None, Some(listed)) = (windows, window, &is_sliding)
+        && let Some(layer_idx) = listed.iter().position(|is_sliding| *is_sliding)
+    {
+        let required = "`full_attention` without use_sliding_window and a sliding_window: transformers has a window there with one attention kernel, and none with another";
+        let key = format!("layer_types.{layer_idx}");
+        return Err(reader.wrong(&key, &Value::from("sliding_attention"), required));
+    }
     let mut is_sliding = is_sliding.map_or_else(without_types, Ok)?;
     if matches!(windows, Windows::AllBut { last: Last::Full, .. }) {
         is_sliding[num_layers - 1] = false;

@@ -69,6 +69,9 @@ impl Ropes {
                     let required = "a section for each layer type";
                     return Err(root.refuse(key, "one rotary embedding for all layers", required));
                 }
+                if facts.sliding != SlidingRope::Same {
+                    expect_rope_type(&root.section(key, map))?;
+                }
                 of_map(key, map, head_dims.full)?
             }
             (None, Some(json)) => {
@@ -97,6 +100,17 @@ impl Ropes {
 
     pub(crate) fn into_list(self) -> Vec<Rope> {
         std::iter::once(self.full).chain(self.sliding).collect()
+    }
+}
+
+/// Refuses a scaling that has only its old key, `type`, in a class whose kinds of layers turn by different angles.
+fn expect_rope_type(section: &Reader<'_>) -> Result<()> {
+    match (section.get("type"), section.get("rope_type")) {
+        (Some(value), None) if value != "default" => {
+            let required = "given as `rope_type`: in this family transformers 4 rejects `type`, and transformers 5 ignores it";
+            Err(section.wrong("type", value, required))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -229,11 +243,38 @@ impl Section<'_> {
         Ok(is_stretched.then(|| theta * alpha.powf(dim / (dim - 2.0))))
     }
 
-    /// The key that says it, and its value.
+    /// The key that says it, and its value by today's name.
     fn rope_type(&self) -> Result<(&'static str, String)> {
-        // The key was `type` before it was `rope_type`; transformers lets the old one win when a file has both.
-        let key = if self.of_rope.get("type").is_some() { "type" } else { "rope_type" };
-        Ok((key, self.of_rope.or(key, "default".to_owned(), Reader::string)?))
+        let section = &self.of_rope;
+        let said = |key: &str| section.get(key).map(|x| section.string(key, x)).transpose();
+        let renamed = |name: String| match name.as_str() {
+            "su" | "yarn" if self.facts.is_longrope => "longrope".to_owned(),
+            _ => name,
+        };
+        // The key was `type` before it was `rope_type`.
+        match (said("type")?.map(renamed), said("rope_type")?.map(renamed)) {
+            (Some(old), Some(new)) if old != new => {
+                let found = format!("`{new}`, beside a `type` of `{old}`");
+                let required = "one of the two, or both alike: some versions of transformers read the one, some the other";
+                Err(section.refuse("rope_type", found, required))
+            }
+            (_, Some(new)) => Ok(("rope_type", new)),
+            (Some(old), None) => Ok(("type", old)),
+            // Transformers 4 rejects it, and transformers 5 ignores the factor.
+            (None, None) if section.get("factor").is_some() => {
+                Err(section.refuse("rope_type", "missing beside a `factor`", self.rope_types()))
+            }
+            (None, None) => Ok(("rope_type", "default".to_owned())),
+        }
+    }
+
+    /// The `rope_type`s that the class has, as a phrase for messages.
+    fn rope_types(&self) -> &'static str {
+        if self.facts.is_longrope {
+            "`default` or `longrope`: this family has no other"
+        } else {
+            ROPE_TYPES
+        }
     }
 
     fn scaling(&self, dim: usize) -> Result<RopeScaling> {
@@ -243,11 +284,12 @@ impl Section<'_> {
         let max_position_embeddings = self.max_position_embeddings;
         match rope_type.as_str() {
             "default" => Ok(RopeScaling::Default),
+            "longrope" => self.longrope(dim),
+            _ if self.facts.is_longrope => {
+                Err(section.wrong(key, &Value::from(rope_type), self.rope_types()))
+            }
             "linear" => Ok(RopeScaling::Linear { factor: factor()? }),
             "dynamic" => Ok(RopeScaling::Dynamic { factor: factor()?, max_position_embeddings }),
-            // Earlier names of the same, which old checkpoints have.
-            "longrope" | "su" => self.longrope(dim),
-            "yarn" if section.get("short_factor").is_some() => self.longrope(dim),
             "yarn" => {
                 let original_len = self.original_len()?.unwrap_or(max_position_embeddings);
                 yarn(section, factor()?, original_len)
@@ -259,7 +301,7 @@ impl Section<'_> {
                 let factor = section.or("factor", 1.0, Reader::positive)?;
                 Ok(RopeScaling::Proportional { num_pairs, factor })
             }
-            _ => Err(section.wrong(key, &Value::from(rope_type), ROPE_TYPES)),
+            _ => Err(section.wrong(key, &Value::from(rope_type), self.rope_types())),
         }
     }
 

@@ -20,6 +20,8 @@ pub(super) const HELIUM: Family = Family {
     norm: NormKind::RmsRoundedOnce,
     norm_eps: NormEps::Key("rms_norm_eps", 1e-8),
     qkv_bias: Setting::Key("attention_bias", false),
+    // `o_proj` of its class is square.
+    heads_fill_hidden: true,
     rope: RopeFacts { layout: RopeLayout::Pairs, ..RopeFacts::USUAL },
     mlp_bias: Setting::Key("mlp_bias", false),
     ..Family::USUAL

@@ -16,6 +16,11 @@ pub(super) const PHI3: Family = Family {
     norm_eps: NormEps::Key("rms_norm_eps", 1e-5),
     fused: Fused::QkvAndGateUp,
     windows: Windows::All(None),
-    rope: RopeFacts { partial: Some(1.0), original_len: Some(4096), ..RopeFacts::USUAL },
+    rope: RopeFacts {
+        partial: Some(1.0),
+        is_longrope: true,
+        original_len: Some(4096),
+        ..RopeFacts::USUAL
+    },
     ..Family::USUAL
 };

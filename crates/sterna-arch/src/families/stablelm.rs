@@ -19,6 +19,8 @@ pub(super) const STABLELM: Family = Family {
     norm_params: NormParams::WeightAndBias,
     parallel: Setting::Key("use_parallel_residual", false),
     qkv_bias: Setting::Key("use_qkv_bias", false),
+    // Its attention computes the head size from the hidden size; its rotary embedding alone reads `head_dim`.
+    heads_fill_hidden: true,
     rope: RopeFacts { partial: Some(0.25), ..RopeFacts::USUAL },
     qk_norm: Some(QkNorms {
         when: Setting::Key("qk_layernorm", false),

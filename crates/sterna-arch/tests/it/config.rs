@@ -461,6 +461,91 @@ fn the_old_spelling_of_rope_wins_over_the_new_one() {
 }
 
 #[test]
+fn the_type_of_a_rope_has_an_old_key_and_a_new_one() {
+    // Whichever of transformers 4.57 and 5.24 can read one of these at all, reads this.
+    let linear = RopeScaling::Linear { factor: 4.0 };
+    for (model_type, keys) in [
+        ("llama", json!({"type": "linear", "rope_type": "linear"})),
+        ("llama", json!({"rope_type": "linear"})),
+        ("llama", json!({"type": "linear"})),
+        ("granite", json!({"type": "linear"})),
+        ("olmo2", json!({"rope_type": "linear"})),
+        ("llama", json!({"type": "linear", "rope_type": null})),
+        ("llama", json!({"type": null, "rope_type": "linear"})),
+    ] {
+        for key in ["rope_scaling", "rope_parameters"] {
+            let mut scaling = keys.clone();
+            scaling["factor"] = json!(4.0);
+            let found = small_arch(model_type, &json!({key: scaling})).ropes[0].scaling.clone();
+            assert_eq!(found, linear, "{model_type} {keys}");
+        }
+    }
+    let refused = |model_type: &str, scaling: Value| {
+        let keys = json!({"rope_scaling": scaling});
+        parse(&small(model_type, &keys)).expect_err(model_type).to_string()
+    };
+    // Transformers 4.57 takes `type` in llama and `rope_type` in mistral; 5.24 takes `rope_type` in both.
+    for model_type in ["llama", "mistral"] {
+        for (old, new) in [("linear", "default"), ("default", "linear"), ("su", "longrope")] {
+            let found = refused(model_type, json!({"type": old, "rope_type": new, "factor": 4.0}));
+            let said = format!(
+                "key `rope_scaling.rope_type` is `{new}`, beside a `type` of `{old}`, required: one of the two"
+            );
+            assert!(found.contains(&said), "{found}");
+        }
+    }
+    let found = refused("llama", json!({"factor": 4.0}));
+    assert!(found.contains("key `rope_scaling.rope_type` is missing beside a `factor`"), "{found}");
+    for model_type in ["gemma3_text", "olmo3"] {
+        let found = refused(model_type, json!({"type": "linear", "factor": 4.0}));
+        let said = "key `rope_scaling.type` is `\"linear\"`, required: given as `rope_type`";
+        assert!(found.contains(said), "{found}");
+        let scaling = json!({"rope_scaling": {"rope_type": "linear", "factor": 4.0}});
+        assert_eq!(small_arch(model_type, &scaling).ropes[0].scaling, linear);
+    }
+    for rope_type in ["su", "mrope"] {
+        let found = refused("llama", json!({"type": rope_type, "factor": 4.0}));
+        let said = format!("key `rope_scaling.type` is `\"{rope_type}\"`, required: `default`");
+        assert!(found.contains(&said), "{found}");
+    }
+    let alpha = json!({"rope_scaling": {"type": "dynamic", "factor": 4.0, "alpha": 1000.0}});
+    let scaling = &small_arch("llama", &alpha).ropes[0].scaling;
+    let dynamic = RopeScaling::Dynamic { factor: 4.0, max_position_embeddings: 128 };
+    assert_eq!(*scaling, dynamic);
+}
+
+#[test]
+fn longrope_has_old_names_where_it_is_the_only_scaling() {
+    let scaling = |model_type: &str, names: &Value| {
+        let mut scaling =
+            json!({"factor": 2.0, "short_factor": vec![1.0; 8], "long_factor": vec![2.0; 8]});
+        for (key, value) in names.as_object().unwrap() {
+            scaling[key] = value.clone();
+        }
+        let keys = json!({"rope_scaling": scaling, "original_max_position_embeddings": 64});
+        parse(&small(model_type, &keys)).map(|config| config.arch.ropes[0].scaling.clone())
+    };
+    let longrope = scaling("phi3", &json!({"rope_type": "longrope"})).unwrap();
+    assert!(matches!(longrope, RopeScaling::LongRope { .. }), "{longrope:?}");
+    // The last is what transformers 5 writes of an old file.
+    for names in [
+        json!({"type": "longrope"}),
+        json!({"type": "su"}),
+        json!({"type": "yarn"}),
+        json!({"rope_type": "su"}),
+        json!({"type": "yarn", "rope_type": "longrope"}),
+    ] {
+        assert_eq!(scaling("phi3", &names).unwrap(), longrope, "{names}");
+    }
+    let found = scaling("phi3", &json!({"rope_type": "linear"})).unwrap_err().to_string();
+    let said = "`\"linear\"`, required: `default` or `longrope`: this family has no other";
+    assert!(found.contains(said), "{found}");
+    // Elsewhere a list that yarn does not read changes nothing.
+    let yarn = scaling("llama", &json!({"type": "yarn"})).unwrap();
+    assert!(matches!(yarn, RopeScaling::Yarn { .. }), "{yarn:?}");
+}
+
+#[test]
 fn the_length_of_pretraining_at_the_top_counts() {
     let llama3 = json!({
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -512,6 +597,17 @@ fn what_other_versions_would_do_is_refused_by_name() {
             json!({"use_bidirectional_attention": true}),
             "attention to tokens that come later",
         ),
+        (
+            "smollm3",
+            json!({"layer_types": types, "sliding_window": 8}),
+            "key `layer_types.0` is `\"sliding_attention\"`, required: `full_attention` without use_sliding_window",
+        ),
+        ("llama", json!({"is_causal": false}), "attention to tokens that come later"),
+        (
+            "qwen3",
+            json!({"is_causal": null}),
+            "key `is_causal` is `null`, required: absent or `true`",
+        ),
         ("llama", json!({"per_layer_config": of_layers}), "no layers of different sizes"),
         ("gemma4_text", json!({"per_layer_config": of_layers}), "only layers without a window"),
         (
@@ -520,7 +616,7 @@ fn what_other_versions_would_do_is_refused_by_name() {
             "as in the first layer",
         ),
         ("gemma4_text", json!({"hidden_size_per_layer_input": 256}), "no embeddings of each layer"),
-        ("stablelm", json!({"head_dim": 12}), "a part of head_dim `12` that is even"),
+        ("stablelm", json!({"partial_rotary_factor": 0.2}), "a part of head_dim `16` that is even"),
         (
             "phi3",
             json!({"original_max_position_embeddings": 1, "rope_scaling": {"type": "longrope"}}),
@@ -543,6 +639,79 @@ fn what_other_versions_would_do_is_refused_by_name() {
 }
 
 #[test]
+fn heads_of_stablelm_fill_the_hidden_size() {
+    // Transformers' attention has heads of 16 whatever `head_dim` says, and its rotary embedding has the angles of `head_dim`.
+    for value in [json!(16), Value::Null] {
+        let arch = small_arch("stablelm", &json!({"head_dim": value}));
+        assert_eq!(arch.layers[0].attention.head_dim, 16);
+    }
+    let refused = |keys: Value| parse(&small("stablelm", &keys)).unwrap_err().to_string();
+    let found = refused(json!({"head_dim": 32}));
+    let said = "key `head_dim` is `32`, required: `16`, hidden_size `64` over num_attention_heads `4`: heads of this family fill it";
+    assert!(found.contains(said), "{found}");
+    let found = refused(json!({"num_attention_heads": 3, "num_key_value_heads": 3}));
+    assert!(
+        found.contains("`hidden_size` is `64`, required: a multiple of num_attention_heads `3`"),
+        "{found}"
+    );
+}
+
+#[test]
+fn heads_of_helium_fill_the_hidden_size() {
+    let refused = |config: &Value| parse(config).unwrap_err().to_string();
+    let required = "required: `16`, hidden_size `64` over num_attention_heads `4`";
+    let found = refused(&small("helium", &json!({"head_dim": 8})));
+    assert!(found.contains(&format!("key `head_dim` is `8`, {required}")), "{found}");
+    let mut without = small("helium", &json!({}));
+    without.as_object_mut().unwrap().remove("head_dim");
+    let said = format!("key `head_dim` is missing, which is `128` in this family, {required}");
+    let found = refused(&without);
+    assert!(found.contains(&said), "{found}");
+    without["hidden_size"] = json!(512);
+    assert_eq!(parse(&without).unwrap().arch.layers[0].attention.head_dim, 128);
+    // Other families have an output projection of any width.
+    assert_eq!(small_arch("llama", &json!({"head_dim": 8})).layers[0].attention.head_dim, 8);
+}
+
+#[test]
+fn routers_are_balanced_where_a_config_says_so() {
+    let of = |model_type: &str, keys: &Value| {
+        let mut config = small(model_type, keys);
+        for key in ["num_experts", "num_local_experts"] {
+            config[key] = json!(4);
+        }
+        config["num_experts_per_tok"] = json!(2);
+        parse(&config).map(|config| config.arch.router_aux_loss_coef)
+    };
+    for model_type in ["mixtral", "qwen3_moe"] {
+        for (keys, coef) in [
+            (json!({}), None),
+            (json!({"router_aux_loss_coef": 0.5}), None),
+            (json!({"output_router_logits": false, "router_aux_loss_coef": 0.5}), None),
+            (json!({"output_router_logits": true}), Some(0.001)),
+            (json!({"output_router_logits": true, "router_aux_loss_coef": 0.5}), Some(0.5)),
+            (json!({"output_router_logits": true, "router_aux_loss_coef": 0.0}), None),
+            (json!({"output_router_logits": true, "router_aux_loss_coef": 0}), None),
+        ] {
+            assert_eq!(of(model_type, &keys).unwrap(), coef, "{model_type} {keys}");
+        }
+        let null = json!({"output_router_logits": true, "router_aux_loss_coef": null});
+        let error = of(model_type, &null).unwrap_err().to_string();
+        assert!(error.contains("key `router_aux_loss_coef` is `null`"), "{error}");
+    }
+    let dense = |keys: &Value| {
+        let mut keys = keys.clone();
+        keys["output_router_logits"] = json!(true);
+        of("qwen3_moe", &keys).unwrap()
+    };
+    assert_eq!(dense(&json!({"mlp_only_layers": [0, 1, 2, 3]})), None);
+    assert_eq!(dense(&json!({"decoder_sparse_step": 5})), None);
+    assert_eq!(dense(&json!({"mlp_only_layers": [0, 1, 2]})), Some(0.001));
+    // A class without experts has no router.
+    assert_eq!(of("llama", &json!({"output_router_logits": true})).unwrap(), None);
+}
+
+#[test]
 fn an_override_of_rope_is_never_hidden() {
     let nested = json!({
         "full_attention": {"rope_type": "default", "rope_theta": 1e6},
@@ -552,8 +721,8 @@ fn an_override_of_rope_is_never_hidden() {
     let error = gemma3.with_overrides(&overrides(&json!({"rope_theta": 5.0}))).unwrap_err();
     assert!(error.to_string().contains("`hf_config_kwargs.rope_theta`"), "{error}");
     let partial = json!({"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 1e4});
-    let phi3 = parse(&small("phi3", &json!({"rope_parameters": partial}))).unwrap();
-    let dim = |keys: Value| phi3.with_overrides(&overrides(&keys)).unwrap().arch.ropes[0].dim;
+    let glm = parse(&small("glm", &json!({"rope_parameters": partial}))).unwrap();
+    let dim = |keys: Value| glm.with_overrides(&overrides(&keys)).unwrap().arch.ropes[0].dim;
     assert_eq!(dim(json!({})), 8);
     assert_eq!(dim(json!({"partial_rotary_factor": 1.0})), 16);
     assert_eq!(dim(json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}})), 8);
