@@ -56,7 +56,7 @@ if [[ ${words[0]:-} == list ]]; then
     exec "$here/bin/sterna-suite" list
 fi
 
-# Python packages that the peers need and a machine may lack. A wheel is an archive.
+# Python packages that the baselines need and a machine may lack. A wheel is an archive.
 site=$out/site
 if [[ ! -d $site ]]; then
     mkdir -p "$site"
@@ -64,12 +64,12 @@ if [[ ! -d $site ]]; then
         [[ -e $wheel ]] && "$python" -m zipfile -e "$wheel" "$site"
     done
 fi
-# In front of the machine's own, of which it has nothing that the peers share: neither torch nor transformers.
+# In front of the machine's own, of which it has nothing that the baselines share: neither torch nor transformers.
 export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$(cd "$site" && pwd)"
 
 # The sections have limits of their own; this one is for a suite that hangs itself.
 timeout --kill-after=3 $((580 - SECONDS)) "$here/bin/sterna-suite" run "${words[@]}" "${options[@]}" --out "$out" \
-    --inputs "$here/inputs" --peers "$here/peers" --contracts "$here/contracts" --sterna "$here/bin/sterna" \
+    --inputs "$here/inputs" --baselines "$here/baselines" --contracts "$here/contracts" --sterna "$here/bin/sterna" \
     --python "$python" 2> "$out/errors.txt"
 status=$?
 [[ $status -ne 2 || -e $out/report.md ]] || give_up "$(cat "$out/errors.txt")"

@@ -20,7 +20,7 @@ const SUITE: &str = "tools/sterna-suite";
 /// What a bundle must stay under, bytes: machines are reached over slow lines.
 const MOST_BYTES: u64 = 45_000_000;
 
-/// Python packages that the peers need and the machine may lack, as wheels for its Python 3.12. pydantic's two halves fit each other
+/// Python packages that the baselines need and the machine may lack, as wheels for its Python 3.12. pydantic's two halves fit each other
 /// only in these versions.
 const WHEELS: [&str; 6] = [
     "liger-kernel==0.8.5",
@@ -38,7 +38,7 @@ const DEEPSPEED: &str = "deepspeed==0.19.8";
 ///
 /// # Errors
 ///
-/// A build or a copy that fails, or a bundle of 45 MB or more. A wheel that cannot be had is a warning: the report will say that the peer
+/// A build or a copy that fails, or a bundle of 45 MB or more. A wheel that cannot be had is a warning: the report will say that the baseline
 /// was not run.
 pub(crate) fn run(root: &Path) -> Result<()> {
     stage::stage("libtorch", || libtorch::install(root, Flavor::Cuda).map(drop))?;
@@ -53,7 +53,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
             .with_context(|| format!("cannot remove `{}`", bundle.display()))?;
     }
     stage::stage("programs, inputs and scripts", || copy(root, &binaries, &bundle))?;
-    stage::stage("Python packages of the peers", || {
+    stage::stage("Python packages of the baselines", || {
         wheels(&bundle.join("wheels"));
         Ok(())
     })?;
@@ -95,7 +95,7 @@ fn copy(root: &Path, binaries: &[PathBuf], bundle: &Path) -> Result<()> {
         stage::run(Command::new("strip").arg("-o").arg(bin.join(name)).arg(binary))?;
     }
     let suite = root.join(SUITE);
-    for name in ["run.sh", "inputs", "peers", "contracts"] {
+    for name in ["run.sh", "inputs", "baselines", "contracts"] {
         copy_all(&suite.join(name), &bundle.join(name))?;
     }
     let facts = machine::facts(root);
@@ -123,7 +123,7 @@ fn copy_all(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Fetches the wheels, each on its own, so that one that is not to be had costs only its peer.
+/// Fetches the wheels, each on its own, so that one that is not to be had costs only its baseline.
 fn wheels(folder: &Path) {
     for package in WHEELS {
         let mut pip = pip("download", folder);
@@ -171,11 +171,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let from = folder.path().join("from");
         fs::create_dir_all(from.join("a/__pycache__")).unwrap();
-        fs::write(from.join("a/peer.py"), "12345").unwrap();
-        fs::write(from.join("a/__pycache__/peer.pyc"), "1").unwrap();
+        fs::write(from.join("a/baseline.py"), "12345").unwrap();
+        fs::write(from.join("a/__pycache__/baseline.pyc"), "1").unwrap();
         let to = folder.path().join("to");
         copy_all(&from, &to).unwrap();
-        assert_eq!(fs::read_to_string(to.join("a/peer.py")).unwrap(), "12345");
+        assert_eq!(fs::read_to_string(to.join("a/baseline.py")).unwrap(), "12345");
         assert_eq!(size(&to).unwrap(), 5);
     }
 }

@@ -116,7 +116,7 @@ fn lease(root: &Path, features: &[&str]) -> Result<()> {
     for call in ["lease", "lease-2"] {
         let mut command = Command::new(target.join("debug/sterna-suite"));
         command.args(["run", call, "--tiny", "--out"]).arg(&out);
-        for folder in ["inputs", "peers", "contracts"] {
+        for folder in ["inputs", "baselines", "contracts"] {
             command.arg(format!("--{folder}")).arg(suite.join(folder));
         }
         stage::run(command.arg("--sterna").arg(target.join("debug/sterna")))?;

@@ -19,7 +19,7 @@ pub struct Context {
     /// The program that is measured.
     pub sterna: PathBuf,
     /// The folder with the Python scripts.
-    pub peers: PathBuf,
+    pub baselines: PathBuf,
     /// The folder with contracts.py.
     pub contracts: PathBuf,
     /// A python3 that has torch.

@@ -5,6 +5,7 @@
 //! `attention`) or drive the `sterna` program as a user would (`equal`, `shape`, `longest`); `shape` runs other programs beside it on the same card.
 
 pub mod attention;
+pub mod baseline;
 pub mod ceilings;
 pub mod context;
 pub mod contracts;
@@ -15,7 +16,6 @@ pub mod longest;
 pub mod machine;
 pub mod nccl;
 pub mod ops;
-pub mod peer;
 pub mod recipe;
 pub mod record;
 pub mod report;

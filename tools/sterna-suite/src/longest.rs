@@ -1,7 +1,7 @@
 //! The longest sequence that fits, by short probing steps.
 //!
 //! All are probed with packs of documents of 4,096 tokens: what a pack keeps and moves is that of one document of its length, and its
-//! attention takes seconds instead of the better part of an hour. A peer has no packs, so `peers/peer.py` cuts its attention.
+//! attention takes seconds instead of the better part of an hour. A baseline has no packs, so `baselines/baseline.py` cuts its attention.
 
 use std::fs;
 
@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use sterna_bench::figures::thousands;
 use sterna_bench::process::End;
 
+use crate::baseline::{Baseline, SYSTEMS};
 use crate::context::Context;
-use crate::peer::{Peer, SYSTEMS};
 use crate::recipe::{DONE, OUT_OF_MEMORY, write_documents};
 use crate::record::{Findings, Table, read_json, write_json};
 use crate::shape::profile::Profile;
@@ -41,20 +41,20 @@ const FAR: &str = "as far as the time went";
 /// Tokens of a document of a probing pack.
 const DOCUMENT: usize = 4096;
 
-/// What lengths are told apart by, and how far they go, in tokens: ours, and the peers' first, which they double.
+/// What lengths are told apart by, and how far they go, in tokens: ours, and the baselines' first, which they double.
 struct Ladder {
     unit: usize,
     end: usize,
-    peers: Vec<usize>,
+    baselines: Vec<usize>,
 }
 
 impl Ladder {
     fn of(context: &Context) -> Self {
         if context.is_tiny {
-            Self { unit: 2 * DOCUMENT, end: 4 * DOCUMENT, peers: vec![64, 128] }
+            Self { unit: 2 * DOCUMENT, end: 4 * DOCUMENT, baselines: vec![64, 128] }
         } else {
-            let peers = [1, 2, 4, 8, 16, 32].map(|times| times * 32_768).to_vec();
-            Self { unit: 131_072, end: 4_194_304, peers }
+            let baselines = [1, 2, 4, 8, 16, 32].map(|times| times * 32_768).to_vec();
+            Self { unit: 131_072, end: 4_194_304, baselines }
         }
     }
 }
@@ -181,9 +181,9 @@ fn probe(context: &Context, length: usize) -> Result<(Value, Option<bool>)> {
 }
 
 fn theirs(context: &Context, system: &str) -> Result<Longest> {
-    let lengths = Ladder::of(context).peers;
+    let lengths = Ladder::of(context).baselines;
     let folder = folder(context, system);
-    let peer = Peer {
+    let baseline = Baseline {
         system,
         config: &model_folder(context).join("config.json"),
         layers: all_layers(context)?,
@@ -193,7 +193,7 @@ fn theirs(context: &Context, system: &str) -> Result<Longest> {
         folder: &folder,
         limit: context.time_left(),
     };
-    let result = peer.run(context)?;
+    let result = baseline.run(context)?;
     let tried = result["tried"].clone();
     // One that was ended in a step has said what fitted before.
     let of = |fitted: bool| -> Vec<usize> {
@@ -256,9 +256,9 @@ pub fn findings(results: &[Longest]) -> Findings {
         }
     }
     findings.notes.push(
-        "One step of a pack of documents of 4,096 tokens, which keeps and moves what one document of that length does, for ours and for peers, \
-         whose attention is cut into such documents. Ours are told apart by 131,072 tokens, peers by 32,768. Each stays within the card and \
-         the host of this machine: a peer that leaves less than 3 GiB of the host does not fit."
+        "One step of a pack of documents of 4,096 tokens, which keeps and moves what one document of that length does, for ours and for baselines, \
+         whose attention is cut into such documents. Ours are told apart by 131,072 tokens, baselines by 32,768. Each stays within the card and \
+         the host of this machine: a baseline that leaves less than 3 GiB of the host does not fit."
             .to_owned(),
     );
     findings.data = json!(results);

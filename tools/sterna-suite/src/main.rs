@@ -79,9 +79,9 @@ struct Places {
     /// The program that is measured
     #[arg(long)]
     sterna: PathBuf,
-    /// Folder with peer.py
+    /// Folder with baseline.py
     #[arg(long)]
-    peers: PathBuf,
+    baselines: PathBuf,
     /// Folder with contracts.py
     #[arg(long)]
     contracts: PathBuf,
@@ -105,7 +105,7 @@ impl Places {
             out,
             inputs: std::path::absolute(self.inputs)?,
             sterna: std::path::absolute(self.sterna)?,
-            peers: std::path::absolute(self.peers)?,
+            baselines: std::path::absolute(self.baselines)?,
             contracts: std::path::absolute(self.contracts)?,
             host_bytes: self.host_bytes,
             python: self.python,

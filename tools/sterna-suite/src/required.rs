@@ -1,6 +1,6 @@
 //! What an H200 has to reach, and what was reached.
 //!
-//! MFU and memory are ours alone. Beside a peer stands what both do at their own precision of the optimizer: ours keeps fp32 masters (14 bytes a
+//! MFU and memory are ours alone. Beside a baseline stands what both do at their own precision of the optimizer: ours keeps fp32 masters (14 bytes a
 //! parameter with gradients in fp32), theirs bf16 weights and moments (8), because 18 bytes a parameter of 8B do not fit their card. Their
 //! attention may be the same kernel as ours: the report has the one that libtorch's sdpa took.
 
@@ -8,14 +8,14 @@ use anyhow::Result;
 use serde::Serialize;
 use sterna_bench::figures::thousands;
 
+use crate::baseline::SYSTEMS;
 use crate::context::Context;
 use crate::longest::{self, Longest};
-use crate::peer::SYSTEMS;
 use crate::recipe::OUT_OF_MEMORY;
 use crate::record::Table;
 use crate::shape::{self, RunResult, STERNA};
 
-/// Lengths at which peers are compared, tokens.
+/// Lengths at which baselines are compared, tokens.
 const LONG: [usize; 2] = [131_072, 262_144];
 
 /// Tokens, and the percents of MFU that are required and aimed at.
@@ -118,42 +118,44 @@ impl Measured {
 
     fn speed(&self, length: usize) -> Requirement {
         let ours = self.run(STERNA, length, LAYERS.0).and_then(RunResult::seconds);
-        let peers = || {
+        let baselines = || {
             self.runs.iter().filter(|run| {
                 run.system != STERNA && run.length == length && run.layers == LAYERS.0
             })
         };
-        let best = peers()
+        let best = baselines()
             .filter_map(|run| Some((run.seconds()?.1, run.system.as_str())))
             .min_by(|a, b| a.0.total_cmp(&b.0));
         let what = format!(
-            "times as fast as the best peer at {} tokens, each at its own precision of the optimizer",
+            "times as fast as the best baseline at {} tokens, each at its own precision of the optimizer",
             thousands(length)
         );
         let without: Vec<String> = SYSTEMS
             .iter()
-            .filter(|system| peers().all(|run| run.system != **system || !run.is_done()))
+            .filter(|system| baselines().all(|run| run.system != **system || !run.is_done()))
             .map(|system| {
                 let status =
-                    peers().find(|run| run.system == *system).map(|run| run.status.as_str());
+                    baselines().find(|run| run.system == *system).map(|run| run.status.as_str());
                 format!("{system}: {}", status.unwrap_or("not run"))
             })
             .collect();
         let others = without.join("; ");
         let (reached, shown) = match (ours, best) {
-            (Some((_, ours)), Some((peer, name))) => {
+            (Some((_, ours)), Some((baseline, name))) => {
                 let others = if others.is_empty() { others } else { format!("; {others}") };
-                let shown =
-                    format!("{:.2}x ({name}: {peer:.1} s, ours {ours:.1} s{others})", peer / ours);
-                (Some(peer / ours), shown)
+                let shown = format!(
+                    "{:.2}x ({name}: {baseline:.1} s, ours {ours:.1} s{others})",
+                    baseline / ours
+                );
+                (Some(baseline / ours), shown)
             }
             // Nobody to be slower than, if each was tried.
-            (Some(_), None) => (None, format!("no peer has a figure ({others})")),
+            (Some(_), None) => (None, format!("no baseline has a figure ({others})")),
             _ => (None, command(length)),
         };
         // One that did not run, or only for a warm-up step, might have been faster.
         let has_answered = |system: &&str| {
-            peers().any(|run| {
+            baselines().any(|run| {
                 run.system == **system
                     && (run.is_done() && !run.has_warmup_only || run.status == OUT_OF_MEMORY)
             })
@@ -174,17 +176,17 @@ impl Measured {
             .iter()
             .filter(|found| found.system != STERNA && found.longest > 0)
             .max_by_key(|found| found.longest);
-        let what = "times the best peer's longest length in the same memory".to_owned();
+        let what = "times the best baseline's longest length in the same memory".to_owned();
         let (reached, shown) = match (ours, best) {
-            (Some(ours), Some(peer)) => {
-                let ratio = ours.longest as f64 / peer.longest as f64;
+            (Some(ours), Some(baseline)) => {
+                let ratio = ours.longest as f64 / baseline.longest as f64;
                 let shown = format!(
                     "{ratio:.1}x ({} tokens; {}: {})",
                     thousands(ours.longest),
-                    peer.system,
-                    thousands(peer.longest)
+                    baseline.system,
+                    thousands(baseline.longest)
                 );
-                if peer.shortest_that_does_not_fit.is_none() {
+                if baseline.shortest_that_does_not_fit.is_none() {
                     // It might go on.
                     let shown = format!("{shown}, whose search ended while steps still fitted");
                     return Requirement { what, required: 4.0, reached: Some(ratio), is_met: None, shown };
@@ -285,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn each_requirement_is_met_or_not_by_the_best_peer() {
+    fn each_requirement_is_met_or_not_by_the_best_baseline() {
         let mut measured = Measured {
             runs: vec![
                 run(STERNA, 131_072, 32, 60.0, 0),
@@ -309,7 +311,7 @@ mod tests {
         assert!(speed.shown.contains("liger"), "{}", speed.shown);
         let length = measured.length();
         assert_eq!((length.reached, length.is_met), (Some(3.0), Some(false)));
-        // A peer whose search was not ended might go further.
+        // A baseline whose search was not ended might go further.
         measured.longest[2].shortest_that_does_not_fit = None;
         assert_eq!(measured.length().is_met, None);
         let slope = measured.slope(262_144, 524_288);
@@ -318,7 +320,7 @@ mod tests {
         let open = measured.speed(262_144);
         assert_eq!(open.is_met, None);
         assert!(open.shown.contains("long-256k"), "{}", open.shown);
-        // Where no peer fits, there is nobody to be slower than.
+        // Where no baseline fits, there is nobody to be slower than.
         measured.runs.push(run(STERNA, 262_144, 32, 190.0, 0));
         assert_eq!(measured.speed(262_144).is_met, None);
         for system in SYSTEMS {

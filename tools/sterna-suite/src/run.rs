@@ -134,7 +134,7 @@ fn one(
     command.args(["--seconds", &format!("{seconds:.0}")]);
     command.arg("--out").arg(&context.out).arg("--inputs").arg(&context.inputs);
     command.arg("--sterna").arg(&context.sterna).arg("--python").arg(&context.python);
-    command.arg("--peers").arg(&context.peers).arg("--contracts").arg(&context.contracts);
+    command.arg("--baselines").arg(&context.baselines).arg("--contracts").arg(&context.contracts);
     if let Some(bytes) = context.host_bytes {
         command.args(["--host-bytes", &bytes.to_string()]);
     }

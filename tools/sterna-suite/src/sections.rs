@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Result, anyhow, bail};
 use serde_json::json;
 
+use crate::baseline::SYSTEMS;
 use crate::context::Context;
-use crate::peer::SYSTEMS;
 use crate::record::Findings;
 use crate::shape::profile::FLAT;
 use crate::shape::{Case, STERNA};

@@ -17,8 +17,8 @@ use sterna_bench::process::End;
 use sterna_train::observe::flops::model_tflos;
 
 use self::profile::Profile;
+use crate::baseline::{Baseline, SYSTEMS};
 use crate::context::Context;
-use crate::peer::{Peer, SYSTEMS};
 use crate::recipe::{DONE, Training, write_documents};
 use crate::record::{Findings, Section, Table, read_json, write_json};
 
@@ -255,7 +255,7 @@ fn theirs(
     system: &str,
     folder: &Path,
 ) -> Result<RunResult> {
-    let peer = Peer {
+    let baseline = Baseline {
         system,
         config: &model.join("config.json"),
         layers: case.layers,
@@ -265,7 +265,7 @@ fn theirs(
         folder,
         limit: context.time_left(),
     };
-    let result = peer.run(context)?;
+    let result = baseline.run(context)?;
     let numbers = |value: &Value| -> Vec<f64> {
         value
             .as_array()
@@ -380,7 +380,7 @@ pub fn findings(context: &Context, results: &[RunResult]) -> Result<Findings> {
             "run": result, "model_flop": flop, "mfu_of_measured": of_measured, "mfu_of_datasheet": of_datasheet,
             "times_slower_than_sterna": ratio,
         }));
-        // A peer that is not there or does not fit is a result; ours has to run.
+        // A baseline that is not there or does not fit is a result; ours has to run.
         let is_wrong =
             result.status.starts_with("failed") || (result.system == STERNA && !result.is_done());
         if is_wrong {
@@ -400,7 +400,7 @@ pub fn findings(context: &Context, results: &[RunResult]) -> Result<Findings> {
     );
     findings.notes.push(
         "Ours: fp32 masters and gradients, bf16 moments: 14 bytes a parameter with the weights; attention outputs are kept as far as memory \
-         goes. Peers: torch.optim.AdamW(fused=True) on bf16 weights and bf16 moments without fp32 masters, 8 bytes a parameter, gradients \
+         goes. Baselines: torch.optim.AdamW(fused=True) on bf16 weights and bf16 moments without fp32 masters, 8 bytes a parameter, gradients \
          freed between steps. A system builds on the one above it: gradient checkpointing of every layer; liger-kernel; DeepSpeed's tiled \
          MLP and tiled loss in place of liger; the same with the inputs of layers on the host."
             .to_owned(),

@@ -15,7 +15,7 @@ fn context() -> Context {
         archive: PathBuf::new(),
         inputs: PathBuf::new(),
         sterna: PathBuf::new(),
-        peers: PathBuf::new(),
+        baselines: PathBuf::new(),
         contracts: PathBuf::new(),
         python: PathBuf::new(),
         device: Device::Cuda(0),

@@ -15,7 +15,7 @@ fn suite(out: &Path, sterna: &str, sections: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sterna-suite"));
     command.arg("run").args(sections).args(["--tiny", "--sterna", sterna]).arg("--out").arg(out);
     command.arg("--inputs").arg(crate_folder.join("inputs"));
-    command.arg("--peers").arg(crate_folder.join("peers"));
+    command.arg("--baselines").arg(crate_folder.join("baselines"));
     command.arg("--contracts").arg(crate_folder.join("contracts"));
     command.output().expect("the suite starts")
 }

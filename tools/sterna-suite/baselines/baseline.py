@@ -130,7 +130,7 @@ def cut_attention_into_documents():
     torch.nn.functional.scaled_dot_product_attention = attend
 
 
-class Peer:
+class Baseline:
     def __init__(self, args):
         import torch
 
@@ -238,21 +238,21 @@ def is_out_of_memory(error):
     return type(error).__name__ == "OutOfMemoryError" or "out of memory" in text or "can't allocate memory" in text
 
 
-def measure(peer, args, result):
+def measure(baseline, args, result):
     """Warm-up and measured steps at one length."""
     length = args.lengths[0]
-    result["attention_kernel"] = peer.attention_kernel(length)
+    result["attention_kernel"] = baseline.attention_kernel(length)
     losses, seconds = [], []
     for i in range(args.warmup + args.steps):
-        loss, elapsed = peer.step(length)
+        loss, elapsed = baseline.step(length)
         losses.append(loss)
         seconds.append(elapsed)
-        result.update(peer.peaks(), losses=losses, step_seconds=seconds[args.warmup:], warmup_seconds=seconds[:args.warmup])
+        result.update(baseline.peaks(), losses=losses, step_seconds=seconds[args.warmup:], warmup_seconds=seconds[:args.warmup])
         write(args.result, result)
     result["status"] = "done"
 
 
-def search(peer, args, result):
+def search(baseline, args, result):
     """The longest length that fits: up the ladder, then between the last that did and the first that did not."""
     cut_attention_into_documents()
     tried = result["tried"]
@@ -265,8 +265,8 @@ def search(peer, args, result):
         result["trying"] = length
         write(args.result, result)
         try:
-            loss, elapsed = peer.step(length)
-            tried.append({"length": length, "fits": True, "loss": loss, "seconds": elapsed, **peer.peaks()})
+            loss, elapsed = baseline.step(length)
+            tried.append({"length": length, "fits": True, "loss": loss, "seconds": elapsed, **baseline.peaks()})
             fitted = True
         except Exception as error:
             if not is_out_of_memory(error):
@@ -274,12 +274,12 @@ def search(peer, args, result):
             tried.append({"length": length, "fits": False})
             fitted = False
         del result["trying"]
-        peer.free()
+        baseline.free()
         write(args.result, result)
         return fitted
 
     # The optimizer's moments exist from its first step on.
-    peer.step(min(args.lengths[0], 4096))
+    baseline.step(min(args.lengths[0], 4096))
     # The unit of the search, the least that is told apart.
     unit = args.lengths[0]
     best, worst = 0, None
@@ -326,8 +326,8 @@ def main():
         result["tried"] = tried_before(args.result)
     write(args.result, result)
     try:
-        peer = Peer(args)
-        (search if is_search else measure)(peer, args, result)
+        baseline = Baseline(args)
+        (search if is_search else measure)(baseline, args, result)
     except Missing as error:
         result["status"] = f"not run: {error}"
     except Exception as error:

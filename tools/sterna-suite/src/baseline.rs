@@ -1,4 +1,4 @@
-//! Programs that a user would pick instead, run by `peers/peer.py` on the same card.
+//! Programs that a user would pick instead, run by `baselines/baseline.py` on the same card.
 
 use std::path::Path;
 use std::process::Command;
@@ -17,7 +17,7 @@ pub const SYSTEMS: [&str; 5] = ["hf", "liger", "liger-offload", "deepspeed", "de
 
 /// What the script is asked for.
 #[derive(Debug, Clone, Copy)]
-pub struct Peer<'a> {
+pub struct Baseline<'a> {
     /// One of [`SYSTEMS`].
     pub system: &'a str,
     /// `config.json` of the shape.
@@ -39,7 +39,7 @@ pub struct Peer<'a> {
 /// Of the limit of a search, what the last step may still take.
 const LAST_STEP: f64 = 0.4;
 
-impl Peer<'_> {
+impl Baseline<'_> {
     /// Runs the script and returns its result, which has a `status` in any case.
     ///
     /// A search that was ended for lack of the host's memory is started again, and goes on below the length at which that was.
@@ -49,7 +49,7 @@ impl Peer<'_> {
     /// When python cannot be started or a file not be written.
     pub fn run(&self, context: &Context) -> Result<Value> {
         std::fs::create_dir_all(self.folder)?;
-        let file = self.folder.join("peer.json");
+        let file = self.folder.join("baseline.json");
         if file.exists() {
             std::fs::remove_file(&file)?;
         }
@@ -74,7 +74,7 @@ impl Peer<'_> {
     /// Runs the script once, for at most `limit`.
     fn start(&self, context: &Context, file: &Path, limit: Duration) -> Result<Watched> {
         let mut command = Command::new(&context.python);
-        command.arg(context.peers.join("peer.py")).args(["--system", self.system]);
+        command.arg(context.baselines.join("baseline.py")).args(["--system", self.system]);
         command.arg("--config").arg(self.config).arg("--result").arg(file);
         command.args(["--device", context.device_name(), "--layers", &self.layers.to_string()]);
         command.args(["--warmup", &self.warmup.to_string(), "--steps", &self.steps.to_string()]);
@@ -112,17 +112,17 @@ mod tests {
 
     use super::*;
 
-    /// What `peer.py` of `script`, for `sh`, leaves of a search over 64 and 128 tokens.
+    /// What `baseline.py` of `script`, for `sh`, leaves of a search over 64 and 128 tokens.
     fn search(script: &str) -> Value {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().to_owned();
-        fs::write(path.join("peer.py"), script).unwrap();
+        fs::write(path.join("baseline.py"), script).unwrap();
         let context = Context {
             out: path.clone(),
             archive: path.clone(),
             inputs: path.clone(),
             sterna: path.clone(),
-            peers: path.clone(),
+            baselines: path.clone(),
             contracts: path.clone(),
             python: "sh".into(),
             device: Device::Cpu,
@@ -130,7 +130,7 @@ mod tests {
             is_tiny: true,
             deadline: Instant::now() + Duration::from_mins(1),
         };
-        let peer = Peer {
+        let baseline = Baseline {
             system: "liger-offload",
             config: &path,
             layers: 1,
@@ -140,7 +140,7 @@ mod tests {
             folder: &path.join("run"),
             limit: Duration::from_secs(30),
         };
-        peer.run(&context).unwrap()
+        baseline.run(&context).unwrap()
     }
 
     #[test]
