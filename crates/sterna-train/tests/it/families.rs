@@ -326,6 +326,32 @@ fn routers_are_balanced_over_the_tokens_of_all_rows() {
     );
 }
 
+/// An evaluation's loss is that of the labels alone.
+#[test]
+fn routers_are_not_balanced_in_an_evaluation() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let loss = |changes: Changes| {
+        let still: Changes = vec![
+            ("data.train_eval_split", json!([0.5, 0.5])),
+            ("eval_interval", json!(1)),
+            ("train_iters", json!(1)),
+            ("optimizer.lr", json!(0.0)),
+        ];
+        let mut recipe = recipe("qwen3_moe", folder.path());
+        for (path, value) in with(still, &changes) {
+            set(&mut recipe, path, value);
+        }
+        let recipe = tiny::load(folder.path(), "evaluated", &recipe);
+        let mut recorder = Recorder::default();
+        train(&recipe, &RankEnv::single(), &TrainOptions::default(), &mut recorder)
+            .expect("trained");
+        (recorder.iterations[0].loss, recorder.evals[0].loss)
+    };
+    let (plain, balanced) = (loss(Changes::new()), loss(balanced()));
+    assert!(balanced.0 > plain.0, "the step's loss has it: {balanced:?} and {plain:?}");
+    assert_eq!(balanced.1.to_bits(), plain.1.to_bits(), "{balanced:?} and {plain:?}");
+}
+
 /// The same chat four times, for which the order does not matter; `rows` of them in a micro-batch.
 fn same_chats(folder: &Path, rows: usize) -> Changes {
     let chats = std::fs::read_to_string(fixtures().join("data/chats.jsonl")).expect("chats");
