@@ -64,6 +64,11 @@ impl Units {
         self.layers[layer_idx].start + 1..self.layers[layer_idx].end
     }
 
+    /// The unit that the forward gathers after a layer: the next layer's, or the head's.
+    pub fn after(&self, layer_idx: usize) -> usize {
+        self.layers[layer_idx].end
+    }
+
     /// The unit of the final norm and the head.
     pub fn head(&self) -> usize {
         self.all.len() - 1
@@ -290,6 +295,8 @@ mod tests {
             for (layer_idx, layer) in arch.layers.iter().enumerate() {
                 let of_layer = &units.all()[units.layer(layer_idx)];
                 assert_eq!(of_layer.kind, UnitKind::Layer);
+                let next = if layer_idx == 0 { units.layer(1) } else { units.head() };
+                assert_eq!(units.after(layer_idx), next);
                 assert!(of_layer.specs.iter().all(|spec| !spec.name.contains("experts")));
                 let experts = &units.all()[units.experts(layer_idx)];
                 assert!(experts.iter().all(|unit| unit.kind == UnitKind::Experts));

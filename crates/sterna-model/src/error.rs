@@ -50,12 +50,9 @@ pub enum ModelError {
         /// The number of tokens.
         required: usize,
     },
-    /// Keys and values could not be put away or brought back.
-    #[error("the keys and values of a block could not be moved")]
-    KeysValues(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The experts of a block could not be gathered, or their gradients not reduced.
-    #[error("the experts of a block could not be moved")]
-    Experts(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The caller could not store, gather or reduce what a block asked it to.
+    #[error("what a block asked for could not be moved")]
+    Caller(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A token id or label is not in the vocabulary.
     #[error(
         "`{name}` at position `{position}` of the shard is `{found}`, and must be at least 0 and below vocab_size `{vocab_size}`"
@@ -87,8 +84,7 @@ impl ModelError {
             Self::ParamCount { .. }
             | Self::Shape { .. }
             | Self::Length { .. }
-            | Self::KeysValues(_)
-            | Self::Experts(_) => None,
+            | Self::Caller(_) => None,
         }
     }
 }

@@ -11,7 +11,7 @@ mod text;
 mod tiles;
 mod units;
 
-use sterna_arch::{DType, Family, HeadSplit, ModelConfig, units::UnitKind};
+use sterna_arch::{DType, Family, HeadSplit, ModelConfig, UnitLayout, units::UnitKind};
 use sterna_mesh::{Axis, Mesh};
 use sterna_recipe::{
     AttnImplementation, Diagnostics, KeepAttention, Note, Place, Recipe, ZeroStage,
@@ -297,6 +297,9 @@ impl ZeroPlan {
     fn new(recipe: &Recipe, model: &ModelConfig, world_size: usize) -> Self {
         let deepspeed = &recipe.deepspeed;
         let stage = deepspeed.zero_stage;
+        let units = model.arch.units();
+        let layouts: Vec<UnitLayout> =
+            units.all().iter().map(|unit| UnitLayout::new(unit, world_size)).collect();
         // A world of one has nothing to shard.
         let is_shared = world_size > 1;
         Self {
@@ -310,8 +313,8 @@ impl ZeroPlan {
             moments_dtype: recipe.memory.moments_dtype,
             reduce_dtype: deepspeed.reduce_dtype,
             grad_accum_dtype: deepspeed.grad_accum_dtype,
-            units: units::units(&model.arch, world_size),
-            gathered_len: units::gathered_len(&model.arch, world_size),
+            units: units::units(&layouts, model.arch.is_tied(), world_size),
+            gathered_len: units::gathered_len(&layouts),
         }
     }
 }

@@ -1,9 +1,6 @@
 //! What is gathered and reduced at once, as a plan shows it.
 
-use sterna_arch::{
-    Architecture, UnitLayout,
-    units::{Unit, UnitKind},
-};
+use sterna_arch::{UnitLayout, units::UnitKind};
 
 /// One unit, or all that are alike.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,18 +24,16 @@ pub struct UnitPlan {
 }
 
 /// The units of a model, in the order in which the first of each kind comes.
-pub(crate) fn units(arch: &Architecture, world_size: usize) -> Vec<UnitPlan> {
+pub(crate) fn units(layouts: &[UnitLayout], is_tied: bool, world_size: usize) -> Vec<UnitPlan> {
     let mut units: Vec<UnitPlan> = Vec::new();
-    for unit in arch.units().all() {
-        let kind = unit.kind;
-        let layout = UnitLayout::new(unit, world_size);
+    for layout in layouts {
         let unit = UnitPlan {
-            kind,
-            name: match kind {
+            kind: layout.kind,
+            name: match layout.kind {
                 UnitKind::Embedding => "embedding",
                 UnitKind::Layer => "block",
                 UnitKind::Experts => "experts",
-                UnitKind::Head if arch.is_tied() => "norm",
+                UnitKind::Head if is_tied => "norm",
                 UnitKind::Head => "norm and head",
             },
             count: 1,
@@ -57,14 +52,10 @@ pub(crate) fn units(arch: &Architecture, world_size: usize) -> Vec<UnitPlan> {
 }
 
 /// The most elements that are whole at once: a unit and the one that follows it, and beside experts the rest of their layer.
-pub(crate) fn gathered_len(arch: &Architecture, world_size: usize) -> usize {
-    let units = arch.units();
-    let len = |unit: &Unit| UnitLayout::new(unit, world_size).padded_len();
-    let lens: Vec<(UnitKind, usize)> =
-        units.all().iter().map(|unit| (unit.kind, len(unit))).collect();
+pub(crate) fn gathered_len(layouts: &[UnitLayout]) -> usize {
     let (mut of_layer, mut most) = (0, 0);
-    for pair in lens.windows(2) {
-        let [(kind, len), (_, next)] = [pair[0], pair[1]];
+    for pair in layouts.windows(2) {
+        let (kind, len, next) = (pair[0].kind, pair[0].padded_len(), pair[1].padded_len());
         if kind != UnitKind::Experts {
             of_layer = 0;
         }

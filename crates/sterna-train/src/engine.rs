@@ -271,7 +271,7 @@ impl<'a> Engine<'a> {
         counts_routes: bool,
         next_kept: Option<&mut KeptBlock>,
     ) -> Result<(Tensor, Kept), TrainError> {
-        let next = self.model.unit_after(layer_idx);
+        let next = self.model.units.after(layer_idx);
         let params = self.block_params(layer_idx, Some(next), next_kept)?;
         let context = BlockContext { counts_routes, ..self.model.context(shard, layer_idx) };
         let mut experts =
@@ -326,7 +326,7 @@ impl<'a> Engine<'a> {
             let of_block = keep.take(&mut kept[layer_idx], x)?;
             let next_kept = Some(&mut kept[layer_idx + 1]);
             let (y, of_block) = if let Some(mixer) = &of_block.mixer {
-                let next = Some(self.model.unit_after(layer_idx));
+                let next = Some(self.model.units.after(layer_idx));
                 let params = self.block_params(layer_idx, next, next_kept)?;
                 let context = self.model.context(shard, layer_idx);
                 let mut experts =
@@ -446,14 +446,6 @@ impl<'a> Engine<'a> {
 }
 
 impl Model<'_> {
-    /// The unit that the forward gathers after a layer: the next layer, or the head.
-    fn unit_after(&self, layer_idx: usize) -> usize {
-        match layer_idx + 1 {
-            next if next < self.arch.layers.len() => self.units.layer(next),
-            _ => self.units.head(),
-        }
-    }
-
     fn context<'s>(&'s self, shard: &'s Shard, layer_idx: usize) -> BlockContext<'s> {
         let layer = &self.arch.layers[layer_idx];
         BlockContext {

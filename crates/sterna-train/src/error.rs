@@ -194,15 +194,21 @@ impl From<ModelError> for TrainError {
     /// What a block asked this crate for and did not get is an error of this crate.
     fn from(error: ModelError) -> Self {
         match error {
-            ModelError::KeysValues(source) => match source.downcast::<TrainError>() {
+            ModelError::Caller(source) => match source.downcast::<TrainError>() {
                 Ok(error) => *error,
-                Err(source) => Self::Model(ModelError::KeysValues(source)),
-            },
-            ModelError::Experts(source) => match source.downcast::<TrainError>() {
-                Ok(error) => *error,
-                Err(source) => Self::Model(ModelError::Experts(source)),
+                Err(source) => Self::Model(ModelError::Caller(source)),
             },
             other => Self::Model(other),
+        }
+    }
+}
+
+impl From<TrainError> for ModelError {
+    /// The way of such an error through a block.
+    fn from(error: TrainError) -> Self {
+        match error {
+            TrainError::Model(error) => error,
+            other => Self::Caller(Box::new(other)),
         }
     }
 }

@@ -19,7 +19,7 @@ pub trait KeysValuesStore {
     ///
     /// # Errors
     ///
-    /// [`ModelError::KeysValues`] if there is no room or an earlier transfer failed.
+    /// [`ModelError::Caller`] if there is no room or an earlier transfer failed.
     fn put(
         &self,
         k: Tensor,

@@ -39,7 +39,7 @@ pub trait Experts {
     ///
     /// # Errors
     ///
-    /// [`ModelError::Experts`] if they cannot be had.
+    /// [`ModelError::Caller`] if they cannot be had.
     fn gather(&mut self, group_idx: usize) -> Result<BlockParams, ModelError>;
 
     /// The buffers that gradients of a group are added to.

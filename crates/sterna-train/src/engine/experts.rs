@@ -5,10 +5,7 @@ use sterna_comm::Group;
 use sterna_model::{BlockGrads, BlockParams, Experts, ModelError};
 
 use super::{Model, views_of};
-use crate::{
-    error::TrainError,
-    zero::{Gradients, Zero},
-};
+use crate::zero::{Gradients, Zero};
 
 /// One visit of a layer's experts.
 pub(super) struct ExpertUnits<'e> {
@@ -55,18 +52,18 @@ impl<'e> ExpertUnits<'e> {
 impl Experts for ExpertUnits<'_> {
     fn gather(&mut self, group_idx: usize) -> Result<BlockParams, ModelError> {
         let unit_idx = self.first_unit_idx + group_idx;
-        let weights = self.zero.gather(self.world, unit_idx).map_err(wrapped)?;
+        let weights = self.zero.gather(self.world, unit_idx)?;
         if let Some(next) = self.next_group(group_idx).or(self.next) {
-            self.zero.prefetch(self.world, next).map_err(wrapped)?;
+            self.zero.prefetch(self.world, next)?;
         }
         let params = BlockParams::new(self.layer, &self.units[group_idx].param_idxs, weights)?;
         Ok(params.widened_for_products(self.layer))
     }
 
     fn gradients(&mut self, group_idx: usize) -> Result<BlockGrads, ModelError> {
-        let gradients = self.zero.gradients(self.first_unit_idx + group_idx).map_err(wrapped)?;
+        let gradients = self.zero.gradients(self.first_unit_idx + group_idx)?;
         if let Some(next) = self.next_group(group_idx).or(self.next_gradients) {
-            self.zero.prefetch_gradients(next).map_err(wrapped)?;
+            self.zero.prefetch_gradients(next)?;
         }
         let param_idxs = &self.units[group_idx].param_idxs;
         let grads = BlockGrads::new(self.layer, param_idxs, views_of(&gradients))?;
@@ -76,12 +73,8 @@ impl Experts for ExpertUnits<'_> {
 
     fn reduce(&mut self) -> Result<(), ModelError> {
         match self.gradients.take() {
-            Some(gradients) => self.zero.reduce(self.world, gradients).map_err(wrapped),
+            Some(gradients) => Ok(self.zero.reduce(self.world, gradients)?),
             None => Ok(()),
         }
     }
-}
-
-fn wrapped(error: TrainError) -> ModelError {
-    ModelError::Experts(Box::new(error))
 }

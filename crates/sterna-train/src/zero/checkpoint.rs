@@ -190,15 +190,6 @@ impl Zero {
         let _no_grad = no_grad_guard();
         let options = *self.options();
         let places = places_of(checkpoint, &self.parameter_places())?;
-        // What other ranks own comes from them.
-        let spread = |weights: &Weights| -> Result<(), TrainError> {
-            if options.sharding.optimizer && !options.sharding.params {
-                // The input is this rank's own slice of the output.
-                let own = weights.own(&options);
-                world.all_gather_into_tensor(&weights.param, &own)?.wait()?;
-            }
-            Ok(())
-        };
         for unit in &mut self.units {
             let specs = &unit.layout.specs;
             for flat in &mut unit.flats {
@@ -214,14 +205,14 @@ impl Zero {
                     }
                 }
                 flat.clear_grad();
-                spread(&flat.weights)?;
+                flat.weights.gather_parts(world, &options)?;
             }
             if let Some(weights) = &unit.frozen {
                 for piece in own_pieces(weights, &options, specs, &places) {
                     let values = piece.read(checkpoint, StateName::Master)?;
                     piece.of(&weights.own(&options)).copy_(&values);
                 }
-                spread(weights)?;
+                weights.gather_parts(world, &options)?;
             }
         }
         Ok(())

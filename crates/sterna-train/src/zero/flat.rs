@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use sterna_arch::units::FlatLayout;
+use sterna_comm::Group;
 use sterna_ops::tile::tiles;
 use sterna_torch_sys::{
     copies::{Copies, InFlight, OnHost},
@@ -67,6 +68,11 @@ impl FlatOptions {
         StateFormat { has_master: !can_alias, moments_kind: self.moments_kind }
     }
 
+    /// Whether each rank steps a part of weights that all keep whole.
+    pub(super) fn steps_parts_of_whole(&self) -> bool {
+        self.sharding.optimizer && !self.sharding.params
+    }
+
     /// Elements of `layout` that this rank steps.
     pub(super) fn optimizer_len(&self, layout: &FlatLayout) -> i64 {
         if self.sharding.optimizer { layout.shard_len as i64 } else { layout.len as i64 }
@@ -106,12 +112,29 @@ impl Weights {
 
     /// The part of `param` that this rank's optimizer steps, and that its checkpoint file has; a view.
     pub(super) fn own(&self, options: &FlatOptions) -> Tensor {
-        if options.sharding.optimizer && !options.sharding.params {
+        if options.steps_parts_of_whole() {
             let shard = self.layout.shard(options.rank);
             self.param.narrow(0, shard.start as i64, shard.len() as i64)
         } else {
             self.param.shallow_clone()
         }
+    }
+
+    /// Where each rank steps its part of weights that all keep whole, brings those of the others.
+    ///
+    /// # Communication
+    ///
+    /// One all-gather over the world, if there are such parts. Collective.
+    pub(super) fn gather_parts(
+        &self,
+        world: &Group,
+        options: &FlatOptions,
+    ) -> Result<(), TrainError> {
+        if options.steps_parts_of_whole() {
+            // The input is this rank's own slice of the output.
+            world.all_gather_into_tensor(&self.param, &self.own(options))?.wait()?;
+        }
+        Ok(())
     }
 
     /// The element of the whole buffer that [`Weights::own`] begins with.

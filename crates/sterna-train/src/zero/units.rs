@@ -589,13 +589,11 @@ impl Zero {
             let buffer_id = 2 * *unit_idx as u64 + *flat_idx as u64;
             flat.step(&self.options, range, loading, buffer_id, &update)?;
             let is_last = range.end == self.options.optimizer_len(&flat.weights.layout);
-            if is_last && self.options.sharding.optimizer && !self.options.sharding.params {
+            if is_last && self.options.steps_parts_of_whole() {
                 if let Some(copies) = &copies {
                     copies.wait_all()?;
                 }
-                // The input is this rank's own slice of the output.
-                let own = flat.weights.own(&self.options);
-                world.all_gather_into_tensor(&flat.weights.param, &own)?.wait()?;
+                flat.weights.gather_parts(world, &self.options)?;
             }
         }
         if let Some(copies) = &copies {

@@ -27,9 +27,9 @@ impl KeysValuesStore for Offload {
             Self::Here => Ok(Box::new(InMemory { kv: [k, v].map(|x| x.contiguous()) })),
             Self::Host(copies) => {
                 let put = |x: Tensor| copies.to_host(x.contiguous());
-                let kv = [put(k).map_err(torch_error)?, put(v).map_err(torch_error)?];
+                let kv = [put(k).map_err(TrainError::from)?, put(v).map_err(TrainError::from)?];
                 // The device has the memory of the group before for this one.
-                copies.release_sent().map_err(torch_error)?;
+                copies.release_sent().map_err(TrainError::from)?;
                 Ok(Box::new(OnHostTensor {
                     kv,
                     ahead: None,
@@ -48,9 +48,9 @@ impl KeysValuesStore for Offload {
                     region.write_at(0, x)?;
                     Ok(region)
                 };
-                let kv = [write(k).map_err(store_error)?, write(v).map_err(store_error)?];
+                let kv = [write(k)?, write(v)?];
                 if let Some(copies) = copies {
-                    copies.release_sent().map_err(torch_error)?;
+                    copies.release_sent().map_err(TrainError::from)?;
                 }
                 Ok(Box::new(OnDisk {
                     kv,
@@ -63,14 +63,6 @@ impl KeysValuesStore for Offload {
             }
         }
     }
-}
-
-fn store_error(error: TrainError) -> ModelError {
-    ModelError::KeysValues(Box::new(error))
-}
-
-fn torch_error(error: sterna_torch_sys::Error) -> ModelError {
-    store_error(error.into())
 }
 
 /// What was fetched ahead, if it is these tokens.
@@ -110,7 +102,7 @@ impl OnHostTensor {
     fn start(&self, tokens: &Range<i64>) -> Result<[InFlight; 2], ModelError> {
         let fetch = |x: &OnHost| {
             let rows = x.narrow(tokens.start, tokens.end - tokens.start);
-            self.copies.to_device(&rows).map_err(torch_error)
+            self.copies.to_device(&rows).map_err(TrainError::from)
         };
         let [k, v] = &self.kv;
         Ok([fetch(k)?, fetch(v)?])
@@ -127,7 +119,7 @@ impl KeysValues for OnHostTensor {
             Some(in_flight) => in_flight,
             None => self.start(tokens)?,
         };
-        let [k, v] = in_flight.map(|x| x.wait().map_err(torch_error));
+        let [k, v] = in_flight.map(|x| x.wait().map_err(TrainError::from));
         Ok((k?, v?))
     }
 
@@ -173,14 +165,14 @@ impl KeysValues for OnDisk {
         let _stage = Stage::Copy.enter_with(None, num_bytes);
         let reads = match taken(&mut self.ahead, tokens) {
             Some(reads) => reads,
-            None => self.start(tokens).map_err(store_error)?,
+            None => self.start(tokens)?,
         };
         let [k, v] = reads.map(SliceRead::wait);
         let to_device = |x: Result<Tensor, TrainError>| {
-            let x = x.map_err(store_error)?;
+            let x = x?;
             match &self.copies {
                 Some(copies) => {
-                    copies.to_device(&x.into()).and_then(InFlight::wait).map_err(torch_error)
+                    copies.to_device(&x.into()).and_then(InFlight::wait).map_err(TrainError::from)
                 }
                 None => Ok(x),
             }
@@ -189,7 +181,7 @@ impl KeysValues for OnDisk {
     }
 
     fn prefetch(&mut self, tokens: &Range<i64>) -> Result<(), ModelError> {
-        self.ahead = Some((tokens.clone(), self.start(tokens).map_err(store_error)?));
+        self.ahead = Some((tokens.clone(), self.start(tokens)?));
         Ok(())
     }
 }
