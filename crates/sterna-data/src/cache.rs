@@ -25,7 +25,7 @@ pub use self::{
 use crate::error::{Error, Result};
 
 /// Raised whenever the same key would give other tokens or other files than before.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Everything that the tokens of a source depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]

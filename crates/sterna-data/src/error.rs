@@ -1,6 +1,7 @@
 //! What can be wrong with data, and what to do about it.
 
 use std::{
+    collections::BTreeMap,
     fmt::{self, Write as _},
     path::PathBuf,
 };
@@ -285,7 +286,85 @@ pub enum Error {
         /// Where in the row.
         path: String,
         /// What kind of value it is.
-        found: &'static str,
+        found: String,
+    },
+    /// A message, or a part of one, is not what messages are.
+    #[error("{row}: `{path}` is {found}, required: {required}")]
+    BadMessage {
+        /// The row.
+        row: Box<RowId>,
+        /// Where in the row.
+        path: String,
+        /// What is there.
+        found: String,
+        /// What has to be there.
+        required: &'static str,
+    },
+    /// A row has columns that do not fit each other, or a value that its format does not have.
+    #[error("{row}: {found}, required: {required}")]
+    BadRow {
+        /// The row.
+        row: Box<RowId>,
+        /// What is there.
+        found: String,
+        /// What has to be there.
+        required: &'static str,
+    },
+    /// A message that the role mapping does not name calls a tool or is its result.
+    #[error(
+        "{row}: role_mapping leaves out the message of role `{role}`, which calls a tool or is its result"
+    )]
+    LosesTools {
+        /// The row.
+        row: Box<RowId>,
+        /// The role.
+        role: String,
+        /// The column of the messages.
+        array: String,
+    },
+    /// The columns of a source are those of no format.
+    #[error("source `{source_name}` has columns of no known format: {}", list(available))]
+    UnknownColumns {
+        /// The source.
+        source_name: String,
+        /// The columns that there are.
+        available: Vec<String>,
+    },
+    /// A source holds what another trainer is for.
+    #[error(
+        "source `{source_name}` has preferences (`chosen` and `rejected`), required: chats, texts or tokens for `type: sft`"
+    )]
+    Preferences {
+        /// The source.
+        source_name: String,
+    },
+    /// Samples are longer than `max_length` and `data.excess_length` is `raise`.
+    #[error(
+        "`{samples}` samples are longer than max_length `{max_length}` (longest `{longest}` tokens) and data.excess_length is `raise`"
+    )]
+    TooLong {
+        /// How many.
+        samples: usize,
+        /// Their limit in tokens.
+        max_length: usize,
+        /// The longest of them in tokens.
+        longest: usize,
+    },
+    /// `sample_count` or `sample_ratio` chooses no row.
+    #[error("source `{source_name}`: sample_count or sample_ratio chooses none of `{rows}` rows")]
+    NothingSampled {
+        /// The source.
+        source_name: String,
+        /// Its rows.
+        rows: usize,
+    },
+    /// Every row was dropped.
+    #[error("no row of source `{source_name}` can be trained on: {}", reasons(dropped))]
+    NothingLeft {
+        /// The source.
+        source_name: String,
+        /// Why rows were dropped, and how many.
+        dropped: BTreeMap<String, usize>,
     },
     /// Roles kept in separate lists do not have the same number of messages.
     #[error(
@@ -457,8 +536,31 @@ impl Error {
             Self::UnequalTurns { .. } => {
                 "keep the turns in one list of messages, or set data.label_mask to reference to cut to the shortest role"
             }
+            Self::NotText { found, .. } if found.starts_with("a part") => {
+                "leave out rows with images, audio or video: models are trained on text"
+            }
             Self::NotText { .. } => {
                 "set content_key of the source to the field that holds the text"
+            }
+            Self::LosesTools { role, array, .. } => {
+                return Some(format!(
+                    "add `{role}: {array}.role.{role}` to role_mapping, or remove role_mapping to take messages as they are, or set unmapped_roles to drop"
+                ));
+            }
+            Self::UnknownColumns { .. } => {
+                "set format of the source, or messages_key or text_key to the column that holds messages or text, or role_mapping"
+            }
+            Self::TooLong { .. } => {
+                "raise data.max_length, or set data.excess_length to drop, truncate or split"
+            }
+            Self::NothingSampled { .. } => {
+                "raise sample_count or sample_ratio, or remove the source"
+            }
+            Self::NothingLeft { .. } => {
+                "`sterna data RECIPE --show 3` shows rows as the model sees them"
+            }
+            Self::BadMessage { required, .. } if required.starts_with("a role") => {
+                "set role_mapping of the source, such as `{user: messages.role.customer, assistant: messages.role.agent}`"
             }
             Self::ReplyUnaligned { .. } => {
                 "use a chat template that prints each reply once, or data.label_mask: reference, or data.mask_inputs: false"
@@ -506,6 +608,12 @@ fn list(names: &[String]) -> String {
         let _ = write!(text, "{}`{name}`", if i == 0 { "" } else { ", " });
     }
     text
+}
+
+/// `3` reason, `1` other reason.
+pub(crate) fn reasons(counts: &BTreeMap<String, usize>) -> String {
+    let parts: Vec<String> = counts.iter().map(|(why, count)| format!("`{count}` {why}")).collect();
+    parts.join(", ")
 }
 
 fn counts_text(counts: &[(String, usize)]) -> String {

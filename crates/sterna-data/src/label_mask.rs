@@ -1,21 +1,23 @@
 //! Which tokens of a chat are trained on.
 //!
 //! The module `reference` labels what the reference labels, text search and all, so that loss curves can be laid over each other. `exact`
-//! labels what the assistant wrote and the special tokens that end its turn, in every turn, whatever else the text contains.
+//! labels what the assistant wrote and what ends its turn, in every turn, whatever else the text contains.
 
 mod exact;
 mod reference;
 
-use sterna_hf::{Message, Tokenizer};
-use sterna_recipe::{DataOptions, LabelMask};
+use serde_json::{Map, Value};
+use sterna_hf::{Conversation, Encoded, Tokenizer};
+use sterna_recipe::{ControlTokens, DataOptions, LabelMask};
 
+use self::exact::Openers;
 use crate::error::{Error, Result, RowId};
 
 /// The role whose messages are trained on.
-const ASSISTANT: &str = "assistant";
+pub(crate) const ASSISTANT: &str = "assistant";
 
 /// The recipe's masking keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct MaskRule {
     /// Label only what the assistant said; otherwise every token.
     pub mask_inputs: bool,
@@ -23,6 +25,10 @@ pub struct MaskRule {
     pub label_mask: LabelMask,
     /// Leave `<think></think>` without content at the start of a reply out.
     pub ignore_empty_think: bool,
+    /// Variables of the template.
+    pub chat_template_kwargs: Map<String, Value>,
+    /// What the names of special tokens in a row's texts become.
+    pub control_tokens: ControlTokens,
 }
 
 impl MaskRule {
@@ -32,12 +38,14 @@ impl MaskRule {
             mask_inputs: data.mask_inputs,
             label_mask: data.label_mask,
             ignore_empty_think: data.ignore_empty_think,
+            chat_template_kwargs: data.chat_template_kwargs.clone(),
+            control_tokens: data.control_tokens,
         }
     }
 }
 
-/// A chat as tokens.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A sample as tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tokens {
     /// Token ids, `[s]`.
     pub ids: Vec<u32>,
@@ -45,47 +53,261 @@ pub struct Tokens {
     pub is_label: Vec<bool>,
 }
 
-/// Renders, tokenizes and masks a chat. Nothing is truncated.
-///
-/// # Errors
-///
-/// [`Error::Template`], [`Error::Tokenize`], [`Error::ReplyUnaligned`]. `row_id` names the row.
-pub fn tokenize_chat(
-    tokenizer: &Tokenizer,
-    messages: &[Message],
+/// What is worth a warning about the tokens of a chat.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Remarks {
+    /// Replies with labels.
+    pub num_replies: usize,
+    /// Those of which no end of turn is a label.
+    pub num_unclosed: usize,
+    /// Whether a text that the assistant did not write spells a special token.
+    pub has_control_tokens: bool,
+}
+
+/// What turns the chats of a source into tokens.
+pub struct ChatTokenizer<'a> {
+    tokenizer: &'a Tokenizer,
     rule: MaskRule,
-    row_id: impl Fn() -> RowId,
-) -> Result<Tokens> {
-    let render = |messages: &[Message]| {
-        tokenizer
-            .render_chat(messages, false)
-            .map_err(|source| Error::Template { row: Box::new(row_id()), source: Box::new(source) })
-    };
-    let text = render(messages)?;
-    let encoded = tokenizer
-        .encode(&text)
-        .map_err(|source| Error::Tokenize { row: Box::new(row_id()), source: Box::new(source) })?;
-    let mut is_label = match (rule.mask_inputs, rule.label_mask) {
-        (false, _) => vec![true; encoded.ids.len()],
-        (true, LabelMask::Reference) => {
-            reference::labels(&text, &encoded.offsets, messages, rule.ignore_empty_think)
-        }
-        (true, LabelMask::Exact) => {
-            let unaligned =
-                |turn, why| Error::ReplyUnaligned { row: Box::new(row_id()), turn, why };
-            let replies = exact::locate_replies(&text, messages, &render, &unaligned)?;
-            let is_special = |id: u32| {
-                Some(id) == tokenizer.eos_token_id() || tokenizer.special_token_ids().contains(&id)
-            };
-            exact::labels(&text, &encoded, &replies, rule.ignore_empty_think, is_special)
-        }
-    };
-    // In a pack, the token before a chat's first one belongs to another chat and has no business predicting it. (The
-    // reference trains on that; with masked inputs the first token is the template's and never a label.)
-    if let (LabelMask::Exact, Some(first)) = (rule.label_mask, is_label.first_mut()) {
-        *first = false;
+    openers: Openers,
+}
+
+impl<'a> ChatTokenizer<'a> {
+    /// Asks the chat template how it opens turns.
+    pub fn new(tokenizer: &'a Tokenizer, rule: MaskRule) -> Self {
+        let openers = Openers::of(&|conversation, prompt| {
+            let mut conversation = conversation.clone();
+            conversation.template_kwargs = rule.chat_template_kwargs.clone();
+            tokenizer.render_chat(&conversation, prompt).ok()
+        });
+        Self { tokenizer, rule, openers }
     }
-    Ok(Tokens { ids: encoded.ids, is_label })
+
+    /// Renders, tokenizes and masks a chat; `is_trained` says which messages may have labels, `[messages]`. Nothing is truncated.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Template`], [`Error::Tokenize`], [`Error::ReplyUnaligned`]. `row_id` names the row.
+    pub fn tokenize(
+        &self,
+        conversation: &Conversation,
+        is_trained: &[bool],
+        row_id: impl Fn() -> RowId,
+    ) -> Result<(Tokens, Remarks)> {
+        let (tokenizer, rule) = (self.tokenizer, &self.rule);
+        let mut conversation = self.as_the_template_reads_it(conversation);
+        let mut remarks = Remarks::default();
+        let mut stand_ins = Vec::new();
+        if rule.label_mask == LabelMask::Exact {
+            remarks.has_control_tokens = self.spells_special_tokens(&conversation);
+            if remarks.has_control_tokens && rule.control_tokens == ControlTokens::PlainText {
+                stand_ins = self.stand_in_for_special_tokens(&mut conversation);
+            }
+        }
+        let conversation = &conversation;
+        let failed = |source| Error::Template { row: Box::new(row_id()), source: Box::new(source) };
+        let text = tokenizer.render_chat(conversation, false).map_err(failed)?;
+        let encoded = self.encode(&text, &stand_ins).map_err(|source| Error::Tokenize {
+            row: Box::new(row_id()),
+            source: Box::new(source),
+        })?;
+        let mut is_label = match (rule.mask_inputs, rule.label_mask) {
+            (false, _) => vec![true; encoded.ids.len()],
+            (true, LabelMask::Reference) => reference::labels(
+                &text,
+                &encoded.offsets,
+                &conversation.messages,
+                rule.ignore_empty_think,
+            ),
+            (true, LabelMask::Exact) => {
+                let render = |chat: &Conversation| tokenizer.render_chat(chat, false).ok();
+                let replies = exact::locate_replies(&text, conversation, &self.openers, &render);
+                let mut replies = replies.map_err(|(turn, why)| Error::ReplyUnaligned {
+                    row: Box::new(row_id()),
+                    turn,
+                    why,
+                })?;
+                replies.retain(|reply| is_trained[reply.message]);
+                let is_special = |id: u32| {
+                    Some(id) == tokenizer.eos_token_id()
+                        || tokenizer.special_token_ids().binary_search(&id).is_ok()
+                };
+                let (is_label, num_unclosed) =
+                    exact::labels(&text, &encoded, &replies, rule.ignore_empty_think, is_special);
+                remarks.num_replies = replies.len();
+                remarks.num_unclosed = num_unclosed;
+                is_label
+            }
+        };
+        // In a pack, the token before a chat's first one belongs to another chat and has no business predicting it. (The
+        // reference trains on that; with masked inputs the first token is the template's and never a label.)
+        if let (LabelMask::Exact, Some(first)) = (rule.label_mask, is_label.first_mut()) {
+            *first = false;
+        }
+        Ok((Tokens { ids: encoded.ids, is_label }, remarks))
+    }
+
+    /// Tokenizes text as transformers does, special tokens around it included, and puts the end-of-text token behind it. What is not of
+    /// `prompt` has labels; a token of both is one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tokenize`].
+    pub fn tokenize_text(
+        &self,
+        prompt: &str,
+        completion: &str,
+        row_id: impl Fn() -> RowId,
+    ) -> Result<Tokens> {
+        let text = format!("{prompt}{completion}");
+        let encoded = self.tokenizer.encode_with_special_tokens(&text);
+        let Encoded { mut ids, offsets } = encoded.map_err(|source| Error::Tokenize {
+            row: Box::new(row_id()),
+            source: Box::new(source),
+        })?;
+        let num_prompt = prompt.chars().count();
+        let mut is_label: Vec<bool> =
+            offsets.iter().map(|&(_, to)| !self.rule.mask_inputs || to > num_prompt).collect();
+        match self.tokenizer.eos_token_id() {
+            Some(eos) if ids.last() == Some(&eos) => {
+                is_label[ids.len() - 1] = true;
+            }
+            Some(eos) => {
+                ids.push(eos);
+                is_label.push(true);
+            }
+            None => {}
+        }
+        // Nothing in its own sample predicts it.
+        if let Some(first) = is_label.first_mut() {
+            *first = false;
+        }
+        Ok(Tokens { ids, is_label })
+    }
+
+    fn spells_special_tokens(&self, conversation: &Conversation) -> bool {
+        let mut texts = Vec::new();
+        for message in conversation.messages.iter().filter(|message| message.role() != ASSISTANT) {
+            if let Some(content) = message.get("content") {
+                texts_in(content, &mut texts);
+            }
+        }
+        texts.into_iter().any(|text| self.tokenizer.special_tokens_in(text).next().is_some())
+    }
+
+    /// Replaces special tokens that texts spell by names that no text has; returns the names and what they stand for.
+    fn stand_in_for_special_tokens(
+        &self,
+        conversation: &mut Conversation,
+    ) -> Vec<(String, String)> {
+        let stem = {
+            let mut texts = Vec::new();
+            for message in &conversation.messages {
+                message
+                    .get("content")
+                    .into_iter()
+                    .for_each(|content| texts_in(content, &mut texts));
+            }
+            let mut stems = (0..).map(|i| format!("sternaControl{i}x"));
+            stems
+                .find(|stem| !texts.iter().any(|text| text.contains(stem)))
+                .expect("texts are finite")
+        };
+        let mut stand_ins: Vec<(String, String)> = Vec::new();
+        let others = conversation.messages.iter_mut().filter(|message| message.role() != ASSISTANT);
+        for message in others {
+            let Some(mut content) = message.get("content").cloned() else { continue };
+            for_each_text(&mut content, &mut |text| {
+                let mut replaced = String::with_capacity(text.len());
+                let mut copied = 0;
+                for found in self.tokenizer.special_tokens_in(text) {
+                    let token = &text[found.clone()];
+                    let known = stand_ins.iter().position(|(_, known)| known == token);
+                    let index = known.unwrap_or_else(|| {
+                        stand_ins.push((format!("{stem}{}y", stand_ins.len()), token.to_owned()));
+                        stand_ins.len() - 1
+                    });
+                    replaced += &text[copied..found.start];
+                    replaced += &stand_ins[index].0;
+                    copied = found.end;
+                }
+                replaced += &text[copied..];
+                *text = replaced;
+            });
+            message.set("content", content);
+        }
+        stand_ins
+    }
+
+    /// The tokens of `text`, in which each stand-in is the letters of what it stands for; offsets are those of `text`.
+    fn encode(
+        &self,
+        text: &str,
+        stand_ins: &[(String, String)],
+    ) -> Result<Encoded, sterna_hf::Error> {
+        if stand_ins.is_empty() {
+            return self.tokenizer.encode(text);
+        }
+        let mut encoded = Encoded { ids: Vec::new(), offsets: Vec::new() };
+        let (mut at, mut at_char) = (0, 0);
+        loop {
+            let next = stand_ins
+                .iter()
+                .filter_map(|(name, token)| Some((at + text[at..].find(name)?, name, token)))
+                .min();
+            let end = next.map_or(text.len(), |(start, ..)| start);
+            let piece = self.tokenizer.encode(&text[at..end])?;
+            encoded.ids.extend(piece.ids);
+            encoded
+                .offsets
+                .extend(piece.offsets.into_iter().map(|(from, to)| (from + at_char, to + at_char)));
+            at_char += text[at..end].chars().count();
+            let Some((_, name, token)) = next else { return Ok(encoded) };
+            let letters = self.tokenizer.encode_as_plain_text(token)?;
+            let offsets = (at_char, at_char + name.len());
+            encoded.offsets.extend(letters.ids.iter().map(|_| offsets));
+            encoded.ids.extend(letters.ids);
+            (at, at_char) = (end + name.len(), offsets.1);
+        }
+    }
+
+    /// With the recipe's variables, and lists of texts as one text if the template prints only text.
+    fn as_the_template_reads_it(&self, conversation: &Conversation) -> Conversation {
+        let mut conversation = conversation.clone();
+        for (name, value) in &self.rule.chat_template_kwargs {
+            conversation.template_kwargs.entry(name).or_insert_with(|| value.clone());
+        }
+        for message in &mut conversation.messages {
+            if let Some(Value::Array(parts)) = message.get("content")
+                && !self.tokenizer.reads_content_parts()
+            {
+                let texts = parts.iter().filter_map(|part| part.get("text")?.as_str());
+                let text: String = texts.collect();
+                message.set("content", text);
+            }
+        }
+        conversation
+    }
+}
+
+/// Every text in `value`.
+fn texts_in<'a>(value: &'a Value, out: &mut Vec<&'a str>) {
+    match value {
+        Value::String(text) => out.push(text),
+        Value::Array(items) => items.iter().for_each(|item| texts_in(item, out)),
+        Value::Object(fields) => fields.values().for_each(|field| texts_in(field, out)),
+        _ => {}
+    }
+}
+
+fn for_each_text(value: &mut Value, change: &mut impl FnMut(&mut String)) {
+    match value {
+        Value::String(text) => change(text),
+        Value::Array(items) => items.iter_mut().for_each(|item| for_each_text(item, change)),
+        Value::Object(fields) => {
+            fields.values_mut().for_each(|field| for_each_text(field, change));
+        }
+        _ => {}
+    }
 }
 
 /// How many bytes at the start of `text` are `<think></think>` with nothing but whitespace in and after it.

@@ -3,7 +3,7 @@
 //! The modules stand in the order in which data flows through them:
 //!
 //! 1. [`source`] reads rows: JSON, Parquet, Arrow; splits and slices.
-//! 2. [`messages`] turns a row into a chat; [`label_mask`] decides which of its tokens are trained on.
+//! 2. [`mod@format`] says what a row is, and [`messages`] turns it into a chat; [`label_mask`] decides which of its tokens are trained on.
 //! 3. [`cache`] keeps the tokens of a source on disk, so that a second run starts at once.
 //! 4. [`pack`] puts samples together; [`mod@prepare`] runs all of this and shuffles, filters, replicates and splits.
 //! 5. [`sampler`] says which rank reads which sample; [`collate`] pads samples to a micro-batch; [`shard`] cuts it along the sequence.
@@ -15,6 +15,7 @@ pub mod cache;
 pub mod collate;
 pub mod dataset;
 pub mod error;
+pub mod format;
 pub mod label_mask;
 pub mod messages;
 pub mod pack;

@@ -1,32 +1,109 @@
-//! One row to one chat, by the recipe's `role_mapping`.
+//! One row to one chat: its messages as they are, or by the recipe's `role_mapping`.
 //!
 //! The reference collects the messages of each role by themselves and zips the lists: a lone system message cuts the chat to one
 //! turn, a question without an answer is lost, and one empty message shifts the pairing of every later turn. With
-//! `data.label_mask: reference` the same happens here. Otherwise (`exact`) messages keep the order that they have in the row, and
-//! roles that live in separate lists must have equally many messages.
+//! `data.label_mask: reference` the same happens here. Otherwise (`exact`) messages keep the order and all the keys that they have in
+//! the row, and roles that live in separate lists must have equally many messages.
+
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
-use sterna_hf::Message;
-use sterna_recipe::{LabelMask, RolePath, Source};
+use sterna_hf::{Conversation, Message};
+use sterna_recipe::{LabelMask, RolePath, Source, TrainOn, UnmappedRoles};
 
 use crate::{
     error::{Error, Result, RowId},
+    label_mask::ASSISTANT,
     source::kind,
 };
 
 /// Fields that hold a message's text when the recipe does not say, in order of preference.
 const CONTENT_KEYS: [&str; 4] = ["content", "text", "message", "value"];
 
+/// Fields that hold what a message's tools or the assistant's thoughts say beside its text.
+const OTHER_TEXTS: [&str; 5] =
+    ["tool_calls", "function_call", "reasoning_content", "thinking", "reasoning"];
+
+/// Roles of messages that templates know, by the names that data sets have for them.
+const ROLES: [(&str, &str); 21] = [
+    ("system", "system"),
+    ("developer", "developer"),
+    ("user", "user"),
+    ("human", "user"),
+    ("prompter", "user"),
+    ("assistant", "assistant"),
+    ("gpt", "assistant"),
+    ("chatgpt", "assistant"),
+    ("bing", "assistant"),
+    ("bard", "assistant"),
+    ("model", "assistant"),
+    ("bot", "assistant"),
+    ("tool", "tool"),
+    ("tool_response", "tool"),
+    ("tool_result", "tool"),
+    ("observation", "tool"),
+    ("function_response", "tool"),
+    ("function", "function"),
+    ("ipython", "ipython"),
+    ("function_call", "assistant"),
+    ("tool_call", "assistant"),
+];
+
+/// Roles whose messages are calls written as text.
+const CALLS: [&str; 2] = ["function_call", "tool_call"];
+
+/// Roles of messages that a tool wrote.
+const TOOLS: [&str; 7] = [
+    "tool",
+    "function",
+    "ipython",
+    "observation",
+    "tool_response",
+    "tool_result",
+    "function_response",
+];
+
+/// Flags of a message that say whether it is trained on.
+const FLAGS: [&str; 3] = ["train", "weight", "loss"];
+
 /// A data set whose last reply stands in a column of its own.
 const ACE_MATH: &str = "nvidia/AceMath-Instruct-Training-Data";
 
-/// The messages of a row.
-#[derive(Clone, Debug, PartialEq)]
+/// What of a row is not in its sample, and how often.
+pub type LeftOut = BTreeMap<String, usize>;
+
+/// A row as a chat.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Chat {
-    /// In the order in which they are rendered; never empty.
-    pub messages: Vec<Message>,
-    /// Messages of the row's lists that no entry of the role mapping selects, or that have no text.
-    pub num_left_out: usize,
+    /// What the template prints; without messages if a role that has a column of its own says nothing in this row.
+    pub conversation: Conversation,
+    /// Which messages may have labels, `[messages]`.
+    pub is_trained: Vec<bool>,
+    /// Messages of the row that are not in it.
+    pub left_out: LeftOut,
+}
+
+impl Chat {
+    /// Whether a message with labels says anything.
+    pub(crate) fn teaches(&self) -> bool {
+        let messages = self.conversation.messages.iter().zip(&self.is_trained);
+        messages.filter(|(_, is_trained)| **is_trained).any(|(message, _)| {
+            OTHER_TEXTS.iter().any(|key| says_something(message.get(key)))
+                || says_something(message.get("content"))
+        })
+    }
+}
+
+fn says_something(value: Option<&Value>) -> bool {
+    match value {
+        None => false,
+        Some(Value::String(text)) => !text.trim().is_empty(),
+        Some(Value::Array(items)) => items.iter().any(|item| match item.get("text") {
+            Some(text) => says_something(Some(text)),
+            None => true,
+        }),
+        Some(_) => true,
+    }
 }
 
 /// Columns that are read besides those of the role mapping.
@@ -34,11 +111,12 @@ pub(crate) fn extra_columns(source: &Source) -> &'static [&'static str] {
     if source.name_or_path == ACE_MATH { &["answer"] } else { &[] }
 }
 
-/// Reads the messages out of `row`.
+/// Reads the messages out of `row` by the role mapping.
 ///
 /// # Errors
 ///
-/// [`Error::NoMessages`], [`Error::NotText`], and [`Error::UnequalTurns`] unless `label_mask` is `reference`. `row_id` names the row.
+/// [`Error::NoMessages`], unless a role has an empty column; [`Error::NotText`], [`Error::BadMessage`]; [`Error::UnequalTurns`] and [`Error::LosesTools`] unless
+/// `label_mask` is `reference`. `row_id` names the row.
 ///
 /// # Source
 ///
@@ -47,7 +125,7 @@ pub fn extract_chat(
     source: &Source,
     label_mask: LabelMask,
     mut row: Map<String, Value>,
-    row_id: impl Fn() -> RowId,
+    row_id: &dyn Fn() -> RowId,
 ) -> Result<Chat> {
     if source.name_or_path == ACE_MATH
         && let Some(answer) = row.remove("answer")
@@ -55,20 +133,293 @@ pub fn extract_chat(
     {
         messages.push(serde_json::json!({"role": "assistant", "content": answer}));
     }
-    let reader = RowReader { source, row: &row, row_id: &row_id };
-    let chat = match label_mask {
+    let reader = RowReader { source, row: &row, row_id };
+    let (messages, left_out) = match label_mask {
         LabelMask::Reference => reader.zipped_to_shortest()?,
         LabelMask::Exact => reader.in_order()?,
     };
-    if chat.messages.is_empty() {
+    let has_columns_only =
+        source.role_mapping.iter().all(|(_, path)| matches!(path, RolePath::Column(_)));
+    let is_dropped = label_mask == LabelMask::Exact && has_columns_only && !left_out.is_empty();
+    if messages.is_empty() && !is_dropped {
         return Err(Error::NoMessages {
             row: Box::new(row_id()),
             role_mapping: mapping_text(&source.role_mapping),
             available: available_keys(&row),
         });
     }
-    Ok(chat)
+    let is_trained = messages.iter().map(|message| message.role() == ASSISTANT).collect();
+    Ok(Chat { conversation: messages.into(), is_trained, left_out })
 }
+
+/// The messages of a list as they are, `column` of a row. Roles and keys of ShareGPT become those of templates.
+///
+/// # Errors
+///
+/// [`Error::BadMessage`] with the message.
+pub(crate) fn messages_of(
+    column: &str,
+    value: &Value,
+    row_id: &dyn Fn() -> RowId,
+) -> Result<Vec<Message>> {
+    let parsed;
+    let items = match value {
+        Value::Array(items) => items,
+        // Some data sets keep their lists as text, so that every row has the same columns.
+        Value::String(text) => {
+            parsed = serde_json::from_str::<Vec<Value>>(text).ok();
+            parsed.as_ref().ok_or_else(|| Error::BadMessage {
+                row: Box::new(row_id()),
+                path: column.to_owned(),
+                found: "text that is not JSON".to_owned(),
+                required: "a list of messages",
+            })?
+        }
+        other => {
+            return Err(Error::BadMessage {
+                row: Box::new(row_id()),
+                path: column.to_owned(),
+                found: kind(other).to_owned(),
+                required: "a list of messages",
+            });
+        }
+    };
+    let message = |(i, item): (usize, &Value)| {
+        let path = format!("{column}[{i}]");
+        let bad = |key: &str, found: String, required| Error::BadMessage {
+            row: Box::new(row_id()),
+            path: if key.is_empty() { path.clone() } else { format!("{path}.{key}") },
+            found,
+            required,
+        };
+        let Value::Object(keys) = item else {
+            return Err(bad("", kind(item).to_owned(), "an object with `role` and `content`"));
+        };
+        let role_key = if keys.contains_key("role") { "role" } else { "from" };
+        let Some(role) = keys.get(role_key).and_then(Value::as_str) else {
+            let found = keys.get(role_key).map_or("nothing", kind).to_owned();
+            return Err(bad("role", found, "text"));
+        };
+        let Some((_, known)) = ROLES.iter().find(|(name, _)| *name == role) else {
+            return Err(bad(
+                role_key,
+                format!("`{role}`"),
+                "a role such as `system`, `user`, `assistant` or `tool`",
+            ));
+        };
+        let mut message = as_written(keys, role_key, None, known, &path, row_id)?;
+        if CALLS.contains(&role) {
+            call_written_as_text(&mut message).ok_or_else(|| {
+                bad(
+                    "",
+                    "a call that is not JSON".to_owned(),
+                    "an object with `name` and `arguments`",
+                )
+            })?;
+        }
+        Ok(message)
+    };
+    items.iter().enumerate().map(message).collect()
+}
+
+/// A message with all the keys that it has in the row; `role` and `content` by these names.
+fn as_written(
+    keys: &Map<String, Value>,
+    role_key: &str,
+    content_key: Option<&str>,
+    role: &str,
+    path: &str,
+    row_id: &dyn Fn() -> RowId,
+) -> Result<Message> {
+    let mut message = Message::from(Map::new());
+    let has = |key: &&str| keys.get(*key).is_some_and(|value| !value.is_null());
+    let content_key = match content_key {
+        Some(key) => key,
+        None => CONTENT_KEYS.iter().find(|key| has(key)).copied().unwrap_or("content"),
+    };
+    for (key, value) in keys {
+        let path = || format!("{path}.{key}");
+        if key == role_key {
+            message.set("role", role);
+        } else if key == content_key {
+            message.set("content", content(value, &path, row_id)?);
+        } else if key == "tool_calls" {
+            message.set(key, tool_calls(value, &path, row_id)?);
+        } else {
+            message.set(key, value.clone());
+        }
+    }
+    Ok(message)
+}
+
+/// Text as it is, numbers and booleans as Python prints them, null, or a list of texts.
+fn content(value: &Value, path: &dyn Fn() -> String, row_id: &dyn Fn() -> RowId) -> Result<Value> {
+    match value {
+        Value::Null => Ok(Value::Null),
+        Value::Array(parts) => {
+            let part = |(i, part): (usize, &Value)| match part {
+                Value::String(text) => Ok(serde_json::json!({"type": "text", "text": text})),
+                Value::Object(keys) if keys.get("text").is_some_and(Value::is_string) => {
+                    Ok(part.clone())
+                }
+                other => Err(Error::NotText {
+                    row: Box::new(row_id()),
+                    path: format!("{}[{i}]", path()),
+                    found: match other.get("type").and_then(Value::as_str) {
+                        Some(kind) => format!("a part of type `{kind}`"),
+                        None => kind(other).to_owned(),
+                    },
+                }),
+            };
+            parts.iter().enumerate().map(part).collect::<Result<Vec<_>>>().map(Value::Array)
+        }
+        other => text(other, path, row_id).map(Value::String),
+    }
+}
+
+/// A list of calls; a list or a call that is JSON as text is read.
+fn tool_calls(
+    value: &Value,
+    path: &dyn Fn() -> String,
+    row_id: &dyn Fn() -> RowId,
+) -> Result<Value> {
+    let bad = |found: &str| Error::BadMessage {
+        row: Box::new(row_id()),
+        path: path(),
+        found: found.to_owned(),
+        required: "a list of calls, or one as JSON text",
+    };
+    let read = |text: &str| -> Result<Value> {
+        serde_json::from_str(text).map_err(|_| bad("text that is not JSON"))
+    };
+    let calls = match value {
+        Value::Null => return Ok(Value::Null),
+        Value::String(text) if text.trim().is_empty() => return Ok(Value::Null),
+        Value::String(text) => read(text)?,
+        other => other.clone(),
+    };
+    let Value::Array(mut calls) = calls else { return Err(bad(kind(&calls))) };
+    for call in &mut calls {
+        if let Value::String(text) = call {
+            *call = read(text)?;
+        }
+        if !call.is_object() {
+            return Err(bad(&format!("a list with {}", kind(call))));
+        }
+    }
+    Ok(Value::Array(calls))
+}
+
+/// Makes a call out of a message whose text is one: `{"name": .., "arguments": ..}`, or a list of them.
+fn call_written_as_text(message: &mut Message) -> Option<()> {
+    let value: Value = match message.get("content")? {
+        Value::String(text) => serde_json::from_str(text).ok()?,
+        other => other.clone(),
+    };
+    let calls = match value {
+        Value::Array(calls) => calls,
+        call => vec![call],
+    };
+    let calls: Vec<Value> = calls
+        .into_iter()
+        .map(|call| {
+            call.get("name")?;
+            Some(serde_json::json!({"type": "function", "function": call}))
+        })
+        .collect::<Option<_>>()?;
+    message.set("content", Value::Null);
+    message.set("tool_calls", calls);
+    Some(())
+}
+
+/// Which of `messages` have labels.
+///
+/// # Errors
+///
+/// [`Error::BadMessage`] for a flag that is neither a boolean nor 0 or 1, and for one that asks for labels on what the assistant
+/// did not write.
+pub(crate) fn trained(
+    messages: &[Message],
+    train_on: TrainOn,
+    row_id: &dyn Fn() -> RowId,
+) -> Result<Vec<bool>> {
+    let last = messages.iter().rposition(|message| message.role() == ASSISTANT);
+    let is_trained = |(i, message): (usize, &Message)| {
+        let flag = flag(message, i, row_id)?;
+        if message.role() != ASSISTANT {
+            return match (train_on, flag) {
+                (TrainOn::Marked, Some(true)) => Err(Error::BadMessage {
+                    row: Box::new(row_id()),
+                    path: format!("message {i}"),
+                    found: format!("a flag that trains on role `{}`", message.role()),
+                    required: "flags on what the assistant wrote",
+                }),
+                _ => Ok(false),
+            };
+        }
+        Ok(match train_on {
+            TrainOn::All => flag != Some(false),
+            TrainOn::Last => Some(i) == last && flag != Some(false),
+            TrainOn::Marked => flag == Some(true),
+        })
+    };
+    messages.iter().enumerate().map(is_trained).collect()
+}
+
+fn flag(message: &Message, index: usize, row_id: &dyn Fn() -> RowId) -> Result<Option<bool>> {
+    let Some((key, value)) = FLAGS.iter().find_map(|key| Some((key, message.get(key)?))) else {
+        return Ok(None);
+    };
+    let flag = value.as_bool().or_else(|| match value.as_f64() {
+        Some(0.0) => Some(false),
+        Some(1.0) => Some(true),
+        _ => None,
+    });
+    flag.map(Some).ok_or_else(|| Error::BadMessage {
+        row: Box::new(row_id()),
+        path: format!("message {index}, `{key}`"),
+        found: format!("`{value}`"),
+        required: "true, false, 0 or 1",
+    })
+}
+
+/// Text as it is, numbers and booleans as Python prints them. The reference prints lists and objects too, which trains on
+/// Python syntax; they are refused.
+pub(crate) fn text(
+    value: &Value,
+    path: &dyn Fn() -> String,
+    row_id: &dyn Fn() -> RowId,
+) -> Result<String> {
+    match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Bool(true) => Ok("True".to_owned()),
+        Value::Bool(false) => Ok("False".to_owned()),
+        Value::Number(number) => Ok(python_number(number)),
+        other => Err(Error::NotText {
+            row: Box::new(row_id()),
+            path: path(),
+            found: kind(other).to_owned(),
+        }),
+    }
+}
+
+/// `str(number)` of Python.
+fn python_number(number: &serde_json::Number) -> String {
+    let Some(float) = number.as_f64().filter(|_| number.is_f64()) else {
+        return number.to_string();
+    };
+    // Rust changes to an exponent at the same numbers, and writes it without sign and padding.
+    let text = format!("{float:?}");
+    match text.split_once('e') {
+        None => text,
+        Some((digits, exponent)) => {
+            let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |e| ('-', e));
+            format!("{digits}e{sign}{exponent:0>2}")
+        }
+    }
+}
+
+type Read = (Vec<Message>, LeftOut);
 
 struct RowReader<'a> {
     source: &'a Source,
@@ -78,7 +429,7 @@ struct RowReader<'a> {
 
 impl RowReader<'_> {
     /// The reference's rule: the lists of all roles that have any message, zipped and flattened.
-    fn zipped_to_shortest(&self) -> Result<Chat> {
+    fn zipped_to_shortest(&self) -> Result<Read> {
         let mut by_role = self.by_role()?;
         for (_, contents) in &mut by_role {
             contents.retain(|content| !content.is_empty());
@@ -87,11 +438,15 @@ impl RowReader<'_> {
         let turns = by_role.iter().map(|(_, contents)| contents.len()).min().unwrap_or(0);
         let total: usize = by_role.iter().map(|(_, contents)| contents.len()).sum();
         let messages = zip(&by_role, turns);
-        Ok(Chat { num_left_out: total - messages.len(), messages })
+        let mut left_out = LeftOut::new();
+        if total > messages.len() {
+            left_out.insert("past the shortest role".to_owned(), total - messages.len());
+        }
+        Ok((messages, left_out))
     }
 
     /// The order of the row itself, if one list holds all turns; else the zip of lists of equal length.
-    fn in_order(&self) -> Result<Chat> {
+    fn in_order(&self) -> Result<Read> {
         let mut arrays = self.source.role_mapping.iter().filter_map(|(_, path)| match path {
             RolePath::Items { array, .. } => Some(array),
             RolePath::Column(_) => None,
@@ -103,48 +458,79 @@ impl RowReader<'_> {
     }
 
     /// The items of `array` in their order; columns stand before or after them as the mapping lists them.
-    fn in_list_order(&self, array: &str) -> Result<Chat> {
+    fn in_list_order(&self, array: &str) -> Result<Read> {
         let mapping = &self.source.role_mapping;
         let first_items =
             mapping.iter().position(|(_, path)| matches!(path, RolePath::Items { .. }));
-        let mut chat = Chat { messages: Vec::new(), num_left_out: 0 };
+        let (mut messages, mut left_out) = (Vec::new(), LeftOut::new());
         let mut after = Vec::new();
         for (i, (role, path)) in mapping.iter().enumerate() {
             if let RolePath::Column(column) = path {
-                let target = if Some(i) < first_items { &mut chat.messages } else { &mut after };
+                let target = if Some(i) < first_items { &mut messages } else { &mut after };
                 let contents =
                     self.column(column)?.into_iter().filter(|content| !content.is_empty());
                 target.extend(contents.map(|content| Message::new(role, content)));
             }
         }
-        for item in self.items(array) {
-            let role = mapping.iter().find(|(_, path)| selects(path, item)).map(|(role, _)| role);
-            let content = role.map_or(Ok(None), |_| self.content(array, item))?;
-            match (role, content) {
-                // An empty system message means that there is none; an empty reply is a reply.
-                (Some(role), Some(content)) if !(role == "system" && content.is_empty()) => {
-                    chat.messages.push(Message::new(role, content));
-                }
-                _ => chat.num_left_out += 1,
+        for (i, item) in self.items(array).iter().enumerate() {
+            let selected = mapping.iter().find(|(_, path)| selects(path, item));
+            let Some((role, RolePath::Items { field, .. })) = selected else {
+                self.check_unmapped(array, item)?;
+                let role = mapping.iter().find_map(|(_, path)| match path {
+                    RolePath::Items { field, .. } => item.get(field)?.as_str(),
+                    RolePath::Column(_) => None,
+                });
+                let why = role.map_or("without a role".to_owned(), |role| format!("role `{role}`"));
+                *left_out.entry(why).or_default() += 1;
+                continue;
+            };
+            let Value::Object(keys) = item else { continue };
+            let content_key = self.source.content_key.as_deref();
+            let path = format!("{array}[{i}]");
+            let message = as_written(keys, field, content_key, role, &path, self.row_id)?;
+            let says_nothing = message.get("content").is_none()
+                && !OTHER_TEXTS.iter().any(|key| says_something(message.get(key)));
+            // An empty system message means that there is none; an empty reply is a reply.
+            if says_nothing || (role == "system" && message.content().is_empty()) {
+                *left_out.entry("without text".to_owned()).or_default() += 1;
+                continue;
             }
+            messages.push(message);
         }
-        chat.messages.append(&mut after);
-        Ok(chat)
+        messages.append(&mut after);
+        Ok((messages, left_out))
+    }
+
+    /// A message that no role selects must not be a tool's, nor call one.
+    fn check_unmapped(&self, array: &str, item: &Value) -> Result<()> {
+        let role = ["role", "from"].iter().find_map(|key| item.get(key)?.as_str()).unwrap_or("");
+        let is_tools = TOOLS.contains(&role) || CALLS.contains(&role);
+        let calls = ["tool_calls", "function_call"].iter().any(|key| says_something(item.get(key)));
+        if (is_tools || calls) && self.source.unmapped_roles == UnmappedRoles::Refuse {
+            return Err(Error::LosesTools {
+                row: Box::new((self.row_id)()),
+                role: role.to_owned(),
+                array: array.to_owned(),
+            });
+        }
+        Ok(())
     }
 
     /// Roles in separate columns or lists: the same number of messages each. A single system message leads.
-    fn zipped_evenly(&self) -> Result<Chat> {
+    fn zipped_evenly(&self) -> Result<Read> {
         let mut by_role = self.by_role()?;
-        for (_, contents) in &mut by_role {
-            if contents.iter().all(String::is_empty) {
-                contents.clear();
-            }
-        }
-        by_role.retain(|(_, contents)| !contents.is_empty());
+        by_role.retain(|(role, contents)| {
+            !(*role == "system" && contents.iter().all(String::is_empty))
+        });
         let is_leading_system =
             |(role, contents): &(&str, Vec<String>)| *role == "system" && contents.len() == 1;
         let (system, turns): (Vec<_>, Vec<_>) = by_role.into_iter().partition(is_leading_system);
-        let num_turns = turns.first().map_or(0, |(_, contents)| contents.len());
+        let num_turns = turns.iter().map(|(_, contents)| contents.len()).max().unwrap_or(0);
+        // A question without a reply teaches nothing, and a reply without its question the wrong thing.
+        let says_nothing = |contents: &[String]| contents.iter().all(String::is_empty);
+        if let Some((role, _)) = turns.iter().find(|(_, contents)| says_nothing(contents)) {
+            return Ok((Vec::new(), LeftOut::from([(format!("no text of role `{role}`"), 1)])));
+        }
         if turns.iter().any(|(_, contents)| contents.len() != num_turns) {
             let counts =
                 turns.iter().map(|(role, contents)| ((*role).to_owned(), contents.len())).collect();
@@ -152,7 +538,7 @@ impl RowReader<'_> {
         }
         let mut messages = zip(&system, 1);
         messages.extend(zip(&turns, num_turns));
-        Ok(Chat { messages, num_left_out: 0 })
+        Ok((messages, LeftOut::new()))
     }
 
     /// The texts of each role, in mapping order.
@@ -202,20 +588,8 @@ impl RowReader<'_> {
         found.map(|(key, value)| self.text(value, || format!("{array}[].{key}"))).transpose()
     }
 
-    /// Text as it is, numbers and booleans as Python prints them. The reference prints lists and objects too, which trains on
-    /// Python syntax; they are refused.
     fn text(&self, value: &Value, path: impl Fn() -> String) -> Result<String> {
-        match value {
-            Value::String(text) => Ok(text.clone()),
-            Value::Bool(true) => Ok("True".to_owned()),
-            Value::Bool(false) => Ok("False".to_owned()),
-            Value::Number(number) => Ok(number.to_string()),
-            other => Err(Error::NotText {
-                row: Box::new((self.row_id)()),
-                path: path(),
-                found: kind(other),
-            }),
-        }
+        text(value, &path, self.row_id)
     }
 }
 
@@ -242,7 +616,7 @@ fn mapping_text(mapping: &[(String, RolePath)]) -> String {
 }
 
 /// The keys of a row; for a list of objects, also the keys of its first one.
-fn available_keys(row: &Map<String, Value>) -> Vec<String> {
+pub(crate) fn available_keys(row: &Map<String, Value>) -> Vec<String> {
     let mut keys = Vec::new();
     for (key, value) in row {
         match value.get(0).and_then(Value::as_object) {

@@ -143,7 +143,7 @@ impl Context<'_> {
         let mut reports = Vec::new();
         for source in sources {
             let (store, from_cache) = tokenize_source(source, data, self.tokenizer)?;
-            let stats = store.stats();
+            let stats = store.stats().clone();
             reports.push(SourceReport {
                 name: source.name_or_path.clone(),
                 split: source.split.clone(),

@@ -19,15 +19,23 @@ use std::{
 
 use rayon::prelude::*;
 use serde_json::{Map, Value};
-use sterna_recipe::{RolePath, Source};
+use sterna_recipe::Source;
 
 pub(crate) use self::json::kind;
 pub use self::split::{Piece, SplitSpec};
 use self::{columnar::Columns, files::Format, json::JsonFile};
-use crate::{
-    error::{Error, Result, RowId},
-    messages::extra_columns,
-};
+use crate::error::{Error, Result, RowId};
+
+/// Which columns to read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Columns that the source must have.
+    pub required: Vec<String>,
+    /// Columns that are read if they are there.
+    pub optional: Vec<String>,
+    /// The folder for rows that cannot be read where they lie.
+    pub scratch_dir: Option<PathBuf>,
+}
 
 /// A source whose files are known: cheap to make, and enough to tell whether its tokens are cached.
 #[derive(Debug)]
@@ -77,13 +85,32 @@ impl<'a> OpenSource<'a> {
         self.splits.iter().flat_map(|(_, files)| files.iter().map(PathBuf::as_path))
     }
 
+    /// The names of the columns.
+    pub fn columns(&self) -> Result<Vec<String>> {
+        let mut columns = Vec::new();
+        for path in self.files() {
+            let part = Part::open(path, &[])?;
+            match &part.content {
+                Content::Columns(found) => columns.extend(found.names.clone()),
+                Content::Json(_) => {
+                    for i in 0..part.len().min(100) {
+                        columns.extend(part.row(i)?.keys().cloned());
+                    }
+                }
+            }
+        }
+        columns.dedup();
+        Ok(columns)
+    }
+
     /// Reads the files.
     ///
     /// # Errors
     ///
     /// [`Error::MissingColumn`]; [`Error::EmptySource`]; what is wrong with a file.
-    pub fn read(&self) -> Result<Rows> {
-        let wanted = wanted_columns(self.source);
+    pub fn read(&self, columns: &Wanted) -> Result<Rows> {
+        let wanted: Vec<String> =
+            columns.required.iter().chain(&columns.optional).cloned().collect();
         let open_split = |(_, files): &(String, Vec<PathBuf>)| {
             let parts = files.par_iter().map(|path| Part::open(path, &wanted));
             parts.collect::<Result<Vec<_>>>().map(Table::new)
@@ -101,7 +128,7 @@ impl<'a> OpenSource<'a> {
                 split: self.source.split.clone(),
             });
         }
-        rows.check_columns(&wanted)?;
+        rows.check_columns(&columns.required)?;
         Ok(rows)
     }
 }
@@ -125,19 +152,6 @@ fn locate(source: &Source) -> Result<PathBuf> {
     };
     sterna_hf::hub::resolve_dataset(&with_revision)
         .map_err(|error| Error::Hub { source_name: with_revision, source: Box::new(error) })
-}
-
-/// The columns that the messages are made of.
-fn wanted_columns(source: &Source) -> Vec<String> {
-    let mut wanted: Vec<String> =
-        extra_columns(source).iter().map(|&column| column.to_owned()).collect();
-    for (_, path) in &source.role_mapping {
-        let (RolePath::Column(column) | RolePath::Items { array: column, .. }) = path;
-        if !wanted.contains(column) {
-            wanted.push(column.clone());
-        }
-    }
-    wanted
 }
 
 /// The rows that a split expression selects, in order.

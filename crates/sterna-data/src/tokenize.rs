@@ -3,17 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sterna_hf::{ChatTemplate, Tokenizer};
-use sterna_recipe::{DataOptions, Sampling, Source};
+use sterna_recipe::{ControlTokens, DataOptions, LabelMask, Sampling, Source};
 
 use crate::{
     cache::{self, CacheKey, SourceStats, TokenStore, TokenWriter},
-    error::{Error, Result},
-    label_mask::{MaskRule, tokenize_chat},
-    messages::extract_chat,
+    error::{Error, Result, RowId, reasons},
+    format::{Example, Format, RowParser},
+    label_mask::{ChatTokenizer, MaskRule, Remarks, Tokens},
+    messages::{Chat, LeftOut},
     rng::PythonRandom,
-    source::{OpenSource, Rows},
+    source::{OpenSource, Rows, Wanted},
 };
 
 /// Rows that are tokenized before their tokens are written: enough to keep all cores busy, few enough to hold in memory even if each
@@ -26,22 +27,39 @@ pub(crate) fn tokenize_source(
     data: &DataOptions,
     tokenizer: &Tokenizer,
 ) -> Result<(TokenStore, bool)> {
-    let rule = MaskRule::new(data);
     let open = OpenSource::find(source)?;
-    let key = cache_key(&open, rule, tokenizer)?;
+    let format = Format::of(source, data.label_mask, &open.columns()?)?;
+    tracing::info!("source `{}`: {format}", source.name_or_path);
+    let key = cache_key(&open, &format, data, tokenizer)?;
     let build = |writer: &mut TokenWriter| {
-        let rows = open.read()?;
+        let (required, optional) = format.columns(source);
+        let scratch_dir = Some(data.cache_dir.clone());
+        let rows = open.read(&Wanted { required, optional, scratch_dir })?;
         // The rows are in memory from here on. Between the hash of the files and their reading another process may have
         // kept us waiting for hours.
-        if cache_key(&open, rule, tokenizer)? != key {
+        if cache_key(&open, &format, data, tokenizer)? != key {
             return Err(Error::SourceChanged { source_name: source.name_or_path.clone() });
         }
         let selected = sampled_rows(source, rows.len());
-        tokenize_rows(&rows, &selected, source, rule, tokenizer, writer)
+        if selected.is_empty() {
+            return Err(Error::NothingSampled {
+                source_name: source.name_or_path.clone(),
+                rows: rows.len(),
+            });
+        }
+        let parser = RowTokenizer::new(source, format.clone(), data, tokenizer);
+        tokenize_rows(&rows, &selected, &parser, writer)?;
+        match writer.stats() {
+            SourceStats { samples: 0, dropped, .. } => Err(Error::NothingLeft {
+                source_name: source.name_or_path.clone(),
+                dropped: dropped.clone(),
+            }),
+            _ => Ok(()),
+        }
     };
     let (store, from_cache) =
         cache::load_or_build(&data.cache_dir, &key, data.fail_on_missing_cache, build)?;
-    warn_about(source, &store.stats());
+    warn_about(source, data, store.stats());
     Ok((store, from_cache))
 }
 
@@ -61,55 +79,138 @@ fn sampled_rows(source: &Source, num_rows: usize) -> Vec<usize> {
     PythonRandom::new(source.sample_seed).sample(num_rows, count.min(num_rows))
 }
 
+/// One row to one sample.
+pub(crate) struct RowTokenizer<'a> {
+    parser: RowParser<'a>,
+    chats: ChatTokenizer<'a>,
+    tokenizer: &'a Tokenizer,
+}
+
+/// A row as tokens, or why it has none.
+pub(crate) enum Tokenized {
+    Sample { tokens: Tokens, left_out: LeftOut, remarks: Remarks },
+    Dropped(String),
+}
+
+impl<'a> RowTokenizer<'a> {
+    pub(crate) fn new(
+        source: &'a Source,
+        format: Format,
+        data: &DataOptions,
+        tokenizer: &'a Tokenizer,
+    ) -> Self {
+        let (label_mask, train_on) = (data.label_mask, data.train_on);
+        Self {
+            parser: RowParser { source, format, label_mask, train_on },
+            chats: ChatTokenizer::new(tokenizer, MaskRule::new(data)),
+            tokenizer,
+        }
+    }
+
+    pub(crate) fn tokenize(
+        &self,
+        row: Map<String, Value>,
+        row_id: &dyn Fn() -> RowId,
+    ) -> Result<Tokenized> {
+        let (tokens, left_out, remarks) = match self.parser.parse(row, row_id)? {
+            Example::Chat(chat) => {
+                let Chat { conversation, is_trained, left_out } = chat;
+                let (tokens, remarks) = self.chats.tokenize(&conversation, &is_trained, row_id)?;
+                (tokens, left_out, remarks)
+            }
+            Example::Text { prompt, completion } => {
+                let tokens = self.chats.tokenize_text(&prompt, &completion, row_id)?;
+                (tokens, LeftOut::new(), Remarks::default())
+            }
+            Example::Tokens(tokens) => {
+                let vocab_size = self.tokenizer.vocab_size();
+                if let Some(id) = tokens.ids.iter().find(|&&id| id as usize >= vocab_size) {
+                    return Err(Error::BadRow {
+                        row: Box::new(row_id()),
+                        found: format!("`input_ids` has `{id}`"),
+                        required: "ids of the tokenizer",
+                    });
+                }
+                (tokens, LeftOut::new(), Remarks::default())
+            }
+            Example::Dropped(why) => return Ok(Tokenized::Dropped(why)),
+        };
+        if tokens.ids.is_empty() {
+            return Ok(Tokenized::Dropped("no token".to_owned()));
+        }
+        // The reference keeps them, and so the order of its batches.
+        let keeps_all = self.parser.label_mask == LabelMask::Reference;
+        if !keeps_all && !tokens.is_label.contains(&true) {
+            return Ok(Tokenized::Dropped("no label".to_owned()));
+        }
+        Ok(Tokenized::Sample { tokens, left_out, remarks })
+    }
+}
+
 fn tokenize_rows(
     rows: &Rows,
     selected: &[usize],
-    source: &Source,
-    rule: MaskRule,
-    tokenizer: &Tokenizer,
+    tokenizer: &RowTokenizer<'_>,
     writer: &mut TokenWriter,
 ) -> Result<()> {
     for chunk in selected.chunks(ROWS_AT_ONCE) {
         let tokenized: Vec<Result<_>> = chunk
             .par_iter()
-            .map(|&row| {
-                let row_id = || rows.id(row);
-                let chat = extract_chat(source, rule.label_mask, rows.row(row)?, row_id)?;
-                let tokens = tokenize_chat(tokenizer, &chat.messages, rule, row_id)?;
-                Ok((tokens, chat.num_left_out))
-            })
+            .map(|&row| tokenizer.tokenize(rows.row(row)?, &|| rows.id(row)))
             .collect();
         // In order, so that the first bad row is the one that is reported.
-        for sample in tokenized {
-            let (tokens, num_left_out) = sample?;
-            writer.push(&tokens)?;
-            writer.count_left_out(num_left_out);
+        for row in tokenized {
+            match row? {
+                Tokenized::Sample { tokens, left_out, remarks } => {
+                    writer.push(&tokens)?;
+                    writer.remark(left_out, remarks);
+                }
+                Tokenized::Dropped(why) => writer.drop_row(why),
+            }
         }
     }
     Ok(())
 }
 
-fn warn_about(source: &Source, stats: &SourceStats) {
+fn warn_about(source: &Source, data: &DataOptions, stats: &SourceStats) {
+    let name = &source.name_or_path;
+    if !stats.dropped.is_empty() {
+        let rows = stats.samples + stats.dropped.values().sum::<usize>();
+        tracing::warn!("source `{name}`: of `{rows}` rows, dropped: {}", reasons(&stats.dropped));
+    }
     if stats.samples_without_label > 0 {
         tracing::warn!(
-            "source `{}`: `{}` of `{}` samples have no label and teach nothing",
-            source.name_or_path,
+            "source `{name}`: `{}` of `{}` samples have no label and teach nothing",
             stats.samples_without_label,
             stats.samples
         );
     }
-    if stats.messages_left_out > 0 {
+    if !stats.left_out.is_empty() {
+        tracing::warn!("source `{name}`: messages left out: {}", reasons(&stats.left_out));
+    }
+    if stats.unclosed_replies > 0 {
         tracing::warn!(
-            "source `{}`: role_mapping leaves `{}` messages out",
-            source.name_or_path,
-            stats.messages_left_out
+            "source `{name}`: after `{}` of `{}` replies the chat template prints no end of turn, so the model does not learn to stop there",
+            stats.unclosed_replies,
+            stats.replies
+        );
+    }
+    if stats.control_token_rows > 0 && data.control_tokens == ControlTokens::Warn {
+        tracing::warn!(
+            "source `{name}`: `{}` rows spell special tokens in texts that the assistant did not write; they become these tokens, as in transformers (data.control_tokens: plain_text makes them text)",
+            stats.control_token_rows
         );
     }
 }
 
 /// Everything that the tokens of a source depend on.
-fn cache_key(open: &OpenSource<'_>, rule: MaskRule, tokenizer: &Tokenizer) -> Result<CacheKey> {
-    let source = open.source;
+fn cache_key(
+    open: &OpenSource<'_>,
+    format: &Format,
+    data: &DataOptions,
+    tokenizer: &Tokenizer,
+) -> Result<CacheKey> {
+    let (source, rule) = (open.source, MaskRule::new(data));
     let hashed = |paths: Vec<&Path>| -> Result<Vec<Value>> {
         let hashes = paths.into_par_iter().map(|path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -130,13 +231,19 @@ fn cache_key(open: &OpenSource<'_>, rule: MaskRule, tokenizer: &Tokenizer) -> Re
         "source": source.name_or_path,
         "split": source.split,
         "files": hashed(open.files().collect())?,
+        "format": format!("{format:?}"),
         "role_mapping": role_mapping,
+        "unmapped_roles": source.unmapped_roles.name(),
+        "tools_key": source.tools_key,
         "content_key": source.content_key,
         "sample": format!("{:?}", source.sample),
         "sample_seed": source.sample_seed,
         "mask_inputs": rule.mask_inputs,
         "label_mask": format!("{:?}", rule.label_mask),
         "ignore_empty_think": rule.ignore_empty_think,
+        "train_on": data.train_on.name(),
+        "chat_template_kwargs": rule.chat_template_kwargs,
+        "control_tokens": rule.control_tokens.name(),
         "tokenizer": hashed(tokenizer_files.iter().map(AsRef::as_ref).collect())?,
         "day": day,
     })))

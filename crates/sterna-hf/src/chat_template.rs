@@ -17,7 +17,7 @@ mod sandbox;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
@@ -47,19 +47,73 @@ const OUTPUT_FACTOR: usize = 16;
 /// The one template of each environment.
 const NAME: &str = "chat_template";
 
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant`, or what else the template knows.
-    pub role: String,
-    /// What is said.
-    pub content: String,
-}
+/// One message of a conversation: its keys reach the template as they are.
+///
+/// Beside `role` and `content`, templates know `tool_calls`, `tool_call_id`, `name`, `reasoning_content` and others; `content` is
+/// text, null, or a list of parts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message(Map<String, serde_json::Value>);
 
 impl Message {
-    /// A turn of `role` saying `content`.
+    /// A message of `role` saying `content`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
-        Message { role: role.into(), content: content.into() }
+        let mut message = Message(Map::new());
+        message.set("role", role.into());
+        message.set("content", content.into());
+        message
+    }
+
+    /// Who speaks: `system`, `user`, `assistant`, `tool`, or what else the template knows.
+    pub fn role(&self) -> &str {
+        self.text_of("role")
+    }
+
+    /// What is said, if it is text; else nothing.
+    pub fn content(&self) -> &str {
+        self.text_of("content")
+    }
+
+    /// The text of a key; empty if it is not there or not text.
+    pub fn text_of(&self, key: &str) -> &str {
+        self.0.get(key).and_then(serde_json::Value::as_str).unwrap_or_default()
+    }
+
+    /// The value of a key, unless it is null.
+    pub fn get(&self, key: &str) -> Option<&serde_json::Value> {
+        self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    /// Sets a key, in its place if it is there and else as the last one.
+    pub fn set(&mut self, key: &str, value: impl Into<serde_json::Value>) {
+        self.0.insert(key.to_owned(), value.into());
+    }
+
+    /// Takes a key out.
+    pub fn remove(&mut self, key: &str) -> Option<serde_json::Value> {
+        self.0.shift_remove(key)
+    }
+}
+
+impl From<Map<String, serde_json::Value>> for Message {
+    fn from(keys: Map<String, serde_json::Value>) -> Message {
+        Message(keys)
+    }
+}
+
+/// What a chat template prints.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Conversation {
+    /// In their order.
+    pub messages: Vec<Message>,
+    /// The descriptions of tools, a list of JSON schemas; null without any.
+    pub tools: serde_json::Value,
+    /// Further variables of the template, such as `enable_thinking`; they replace special tokens of the same name.
+    pub template_kwargs: Map<String, serde_json::Value>,
+}
+
+impl From<Vec<Message>> for Conversation {
+    fn from(messages: Vec<Message>) -> Conversation {
+        Conversation { messages, ..Conversation::default() }
     }
 }
 
@@ -70,6 +124,7 @@ pub struct ChatTemplate {
     path: PathBuf,
     source: String,
     uses_clock: bool,
+    reads_content_parts: Arc<OnceLock<bool>>,
 }
 
 impl ChatTemplate {
@@ -96,6 +151,7 @@ impl ChatTemplate {
             path: path.to_owned(),
             source: source.to_owned(),
             uses_clock: source.contains("strftime_now"),
+            reads_content_parts: Arc::default(),
         })
     }
 
@@ -110,7 +166,25 @@ impl ChatTemplate {
         self.uses_clock
     }
 
-    /// Renders a conversation as `apply_chat_template(messages, tokenize=False)` does.
+    /// Whether it prints the texts of a `content` that is a list of parts, instead of the list as Python writes it. Asked once.
+    pub(crate) fn reads_content_parts(
+        &self,
+        special_tokens: &Map<String, serde_json::Value>,
+    ) -> bool {
+        *self.reads_content_parts.get_or_init(|| {
+            let text = "sternaPart";
+            let mut message = Message::new("user", "");
+            message.set("content", serde_json::json!([{"type": "text", "text": text}]));
+            let printed = self.render(&vec![message].into(), false, special_tokens);
+            printed.is_ok_and(|printed| {
+                printed.contains(text)
+                    && !printed.contains(&format!("'{text}'"))
+                    && !printed.contains(&format!("\"{text}\""))
+            })
+        })
+    }
+
+    /// Renders a conversation as `apply_chat_template(messages, tools, tokenize=False, **template_kwargs)` does.
     ///
     /// `special_tokens` are the names the template sees beside the messages: `bos_token` and so on
     /// as strings, `additional_special_tokens` as a list.
@@ -122,21 +196,30 @@ impl ChatTemplate {
     /// [`Error::TemplateOverrun`] when it reaches one of time or memory: the process should end then.
     pub fn render(
         &self,
-        messages: &[Message],
+        conversation: &Conversation,
         add_generation_prompt: bool,
         special_tokens: &Map<String, serde_json::Value>,
     ) -> Result<String> {
+        let Conversation { messages, tools, template_kwargs } = conversation;
+        let values = messages.iter().map(|Message(keys)| {
+            Value::from_pairs(
+                keys.iter().map(|(key, value)| (key.clone(), python::from_json(value))),
+            )
+        });
         let context = special_tokens
             .iter()
+            .chain(template_kwargs)
             .map(|(name, value)| (name.clone(), python::from_json(value)))
             .chain([
-                ("messages".to_owned(), messages.iter().map(message_value).collect()),
-                ("tools".to_owned(), Value::from(())),
+                ("messages".to_owned(), values.collect()),
+                ("tools".to_owned(), python::from_json(tools)),
                 ("documents".to_owned(), Value::from(())),
                 ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
             ]);
         let context = Value::from_pairs(context);
-        let input_bytes: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
+        let input_bytes = messages.iter().map(|Message(keys)| object_bytes(keys)).sum::<usize>()
+            + json_bytes(tools)
+            + object_bytes(template_kwargs);
         let fuel = FUEL_BASE + FUEL_FACTOR * input_bytes as u64;
         let limit = OUTPUT_BASE + OUTPUT_FACTOR * input_bytes;
         let mut environment = Environment::clone(&self.environment);
@@ -183,11 +266,18 @@ fn environment(source: String) -> std::result::Result<Environment<'static>, mini
     Ok(environment)
 }
 
-fn message_value(message: &Message) -> Value {
-    Value::from_pairs([
-        ("role", Value::from(message.role.as_str())),
-        ("content", Value::from(message.content.as_str())),
-    ])
+/// Bytes of a value's texts and names, and some for each value.
+fn json_bytes(value: &serde_json::Value) -> usize {
+    match value {
+        serde_json::Value::String(text) => text.len(),
+        serde_json::Value::Array(items) => items.iter().map(json_bytes).sum(),
+        serde_json::Value::Object(object) => object_bytes(object),
+        _ => size_of::<u64>(),
+    }
+}
+
+fn object_bytes(object: &Map<String, serde_json::Value>) -> usize {
+    object.iter().map(|(name, value)| name.len() + json_bytes(value)).sum()
 }
 
 /// Collects what a template writes, up to a limit.

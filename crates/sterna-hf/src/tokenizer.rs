@@ -2,18 +2,21 @@
 //!
 //! The `tokenizers` crate reads `tokenizer.json`; this module adds what transformers adds in
 //! Python: special tokens by role, tokens that only `tokenizer_config.json` knows, and where the
-//! chat template comes from. Post-processing never adds special tokens: the chat template has
+//! chat template comes from. Post-processing adds no special tokens to a chat: its template has
 //! written them all.
 
 mod special_tokens;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
+use aho_corasick::{AhoCorasick, MatchKind};
 use serde_json::{Map, Value};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 
 use self::special_tokens::SpecialTokens;
-use crate::chat_template::{ChatTemplate, Message};
+use crate::chat_template::{ChatTemplate, Conversation};
 use crate::error::{Error, Result};
 use crate::panics::catch_panic;
 
@@ -29,6 +32,10 @@ pub struct Tokenizer {
     pad_token_id: u32,
     chat_template: Option<ChatTemplate>,
     model_max_length: Option<usize>,
+    /// Of which special tokens are text; made when it is needed.
+    plain: Arc<OnceLock<tokenizers::Tokenizer>>,
+    /// Finds special tokens in a text; `None` if there are too many to look for.
+    spelled: Arc<OnceLock<Option<AhoCorasick>>>,
 }
 
 /// The tokens of a text.
@@ -113,6 +120,8 @@ impl Tokenizer {
                 .and_then(|len| usize::try_from(len).ok()),
             special_tokens,
             inner,
+            plain: Arc::default(),
+            spelled: Arc::default(),
         })
     }
 
@@ -127,6 +136,48 @@ impl Tokenizer {
         Ok(Encoded { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
     }
 
+    /// The tokens of `text` with the special tokens that the tokenizer puts around texts, whose offsets are empty.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::encode`].
+    pub fn encode_with_special_tokens(&self, text: &str) -> Result<Encoded> {
+        let encoding = unless_panicked(|| self.inner.encode_char_offsets(text, true))
+            .map_err(|source| self.failed(source))?;
+        Ok(Encoded { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
+    }
+
+    /// The tokens of `text`, with the letters of special tokens where it spells them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::encode`].
+    pub fn encode_as_plain_text(&self, text: &str) -> Result<Encoded> {
+        let plain = self.plain.get_or_init(|| {
+            let mut plain = self.inner.clone();
+            plain.set_encode_special_tokens(true);
+            plain
+        });
+        let encoding = unless_panicked(|| plain.encode_char_offsets(text, false))
+            .map_err(|source| self.failed(source))?;
+        Ok(Encoded { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
+    }
+
+    /// Where `text` spells a special token, in bytes.
+    pub fn special_tokens_in<'a>(
+        &'a self,
+        text: &'a str,
+    ) -> impl Iterator<Item = Range<usize>> + 'a {
+        let spelled = self.spelled.get_or_init(|| {
+            let tokens = self.special_token_ids.iter().filter_map(|&id| self.inner.id_to_token(id));
+            AhoCorasick::builder()
+                .match_kind(MatchKind::LeftmostLongest)
+                .build(tokens.filter(|token| !token.is_empty()))
+                .ok()
+        });
+        spelled.iter().flat_map(move |spelled| spelled.find_iter(text)).map(|found| found.range())
+    }
+
     /// The text of `ids`, special tokens included.
     ///
     /// # Errors
@@ -136,17 +187,28 @@ impl Tokenizer {
         unless_panicked(|| self.inner.decode(ids, false)).map_err(|source| self.failed(source))
     }
 
-    /// The conversation as text, as `apply_chat_template(messages, tokenize=False)`.
+    /// The conversation as text, as `apply_chat_template(messages, tools, tokenize=False, **template_kwargs)`.
     ///
     /// # Errors
     ///
     /// [`Error::NoChatTemplate`], and those of [`ChatTemplate::render`].
-    pub fn render_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+    pub fn render_chat(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
         let template = self
             .chat_template
             .as_ref()
             .ok_or_else(|| Error::NoChatTemplate { dir: self.dir.clone() })?;
-        template.render(messages, add_generation_prompt, self.special_tokens.by_role())
+        template.render(conversation, add_generation_prompt, self.special_tokens.by_role())
+    }
+
+    /// Whether the chat template prints the texts of a `content` that is a list of parts, instead of the list as Python writes it.
+    pub fn reads_content_parts(&self) -> bool {
+        self.chat_template
+            .as_ref()
+            .is_some_and(|template| template.reads_content_parts(self.special_tokens.by_role()))
     }
 
     /// The chat template, if the folder has one.

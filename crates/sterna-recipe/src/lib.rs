@@ -39,10 +39,11 @@ pub use edit::{Override, OverrideError};
 pub use keys::{Affects, Key, affects, keys};
 pub use load::{load, parse};
 pub use recipe::{
-    AttnImplementation, CheckpointKind, CheckpointOptions, DataOptions, DeepSpeedOptions,
-    KeepAttention, LabelMask, LogLevel, LoggerOptions, LossAverage, MemoryOptions, ModelOptions,
-    NonFinitePolicy, OptimizerOptions, Packing, PadTo, Place, Ramp, Ranks, Recipe, RolePath,
-    Sampling, Schedule, SchedulerOptions, Source, TokenizerOptions, ZeroStage,
+    AttnImplementation, CheckpointKind, CheckpointOptions, ControlTokens, DataOptions,
+    DeepSpeedOptions, ExcessLength, KeepAttention, LabelMask, LogLevel, LoggerOptions, LossAverage,
+    MemoryOptions, ModelOptions, NonFinitePolicy, OptimizerOptions, Packing, PadTo, Place, Ramp,
+    Ranks, Recipe, RolePath, RowFormat, Sampling, Schedule, SchedulerOptions, Source,
+    TokenizerOptions, TrainOn, UnmappedRoles, ZeroStage,
 };
 pub use source::{Origin, RecipeSource, Span};
 pub use sterna_arch::DType;

@@ -228,8 +228,10 @@ pub struct DataOptions {
     pub always_max_length: bool,
     /// What a batch is padded to.
     pub pad_to: PadTo,
-    /// Drop samples longer than `max_length`.
+    /// Whether anything is done about samples longer than `max_length`; else they stay as they are.
     pub filter_samples: bool,
+    /// What is done about them.
+    pub excess_length: ExcessLength,
     /// Put several samples into one sequence.
     pub pack_samples: bool,
     /// Drop the pack that is not full at the end of a packing batch.
@@ -240,6 +242,12 @@ pub struct DataOptions {
     pub repeat_to_pack_max_length: bool,
     /// Leave an empty `<think></think>` at the start of a reply out of the loss.
     pub ignore_empty_think: bool,
+    /// Which of the assistant's messages are trained on.
+    pub train_on: TrainOn,
+    /// Variables of the chat template; those of a row's own `chat_template_kwargs` replace them.
+    pub chat_template_kwargs: Map<String, Value>,
+    /// What is done about the names of special tokens in the texts of a row.
+    pub control_tokens: ControlTokens,
 }
 
 impl DataOptions {
@@ -259,9 +267,19 @@ pub struct Source {
     pub split: String,
     /// Arguments of the reference's `load_dataset` that mean something here (`name`, `data_files`, `data_dir`, `revision`).
     pub kwargs: Map<String, Value>,
-    /// For each role, in turn order, where its messages are.
+    /// What the rows are; `None` recognises it from the columns unless there is a role mapping.
+    pub format: Option<RowFormat>,
+    /// For each role, in turn order, where its messages are; empty if the format says so.
     #[serde(serialize_with = "json::roles")]
     pub role_mapping: Vec<(String, RolePath)>,
+    /// What is done about messages of roles that the mapping does not name.
+    pub unmapped_roles: UnmappedRoles,
+    /// The column of messages; `None` tries `messages`, `conversations`, `conversation`.
+    pub messages_key: Option<String>,
+    /// The column of tool descriptions; `None` tries `tools`.
+    pub tools_key: Option<String>,
+    /// The column of raw text; `None` tries `text`.
+    pub text_key: Option<String>,
     /// The field that holds a message's text; `None` tries `content`, `text`, `message`, `value`.
     pub content_key: Option<String>,
     /// How many of the rows are used.
@@ -323,6 +341,65 @@ pub enum LabelMask {
     Exact,
     /// What the reference labels, found by text search.
     Reference,
+}
+
+/// What a row of a source is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowFormat {
+    /// A list of messages, each with `role` and `content` or `from` and `value`.
+    Messages,
+    /// `instruction`, `input`, `output`.
+    Alpaca,
+    /// `prompt` and `completion`, both text or both lists of messages.
+    PromptCompletion,
+    /// Text without turns.
+    Text,
+    /// `input_ids`, with `labels` or a mask.
+    Tokens,
+    /// `chosen` and `rejected`, with or without `prompt`.
+    Preference,
+}
+
+/// What is done about messages of roles that a source's role mapping does not name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnmappedRoles {
+    /// A row that would lose a call of a tool or its result is refused; other messages are left out and counted.
+    Refuse,
+    /// All are left out and counted.
+    Drop,
+}
+
+/// Which messages of the assistant are trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrainOn {
+    /// Every one that no flag of its own excludes.
+    All,
+    /// The last one of a chat, unless its own flag excludes it.
+    Last,
+    /// Those with a flag that includes them.
+    Marked,
+}
+
+/// What is done about a sample longer than `max_length`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExcessLength {
+    /// It is left out and counted.
+    Drop,
+    /// Its first `max_length` tokens are kept.
+    Truncate,
+    /// It becomes several samples of at most `max_length` tokens.
+    Split,
+    /// It ends the run.
+    Raise,
+}
+
+/// What is done about the names of special tokens, such as `<|im_end|>`, in the texts of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlTokens {
+    /// They become these tokens, as in transformers, and a warning counts the rows.
+    Warn,
+    /// They become the tokens of their letters.
+    PlainText,
 }
 
 /// What a batch is padded to.

@@ -1,6 +1,7 @@
 //! The files of a cache entry and the manifest that vouches for them.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
@@ -22,18 +23,26 @@ const FILES: [&str; 3] = [TOKENS, IS_LABEL, LENGTHS];
 pub(super) const MANIFEST: &str = "manifest.json";
 
 /// What was counted while a source was tokenized.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceStats {
     /// Samples.
     pub samples: usize,
+    /// Rows that are no sample, by the reason.
+    pub dropped: BTreeMap<String, usize>,
     /// Tokens of all samples.
     pub tokens: u64,
     /// Tokens that are labels.
     pub label_tokens: u64,
     /// Samples without any label.
     pub samples_without_label: usize,
-    /// Messages that the role mapping left out, or that had no text.
-    pub messages_left_out: usize,
+    /// Messages of the rows that are in no sample, by the reason.
+    pub left_out: BTreeMap<String, usize>,
+    /// Replies with labels.
+    pub replies: usize,
+    /// Those of which no end of turn is a label.
+    pub unclosed_replies: usize,
+    /// Samples with a text that the assistant did not write and that spells a special token.
+    pub control_token_rows: usize,
 }
 
 /// What stands in `manifest.json`.

@@ -15,7 +15,8 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    label_mask::Tokens,
+    label_mask::{Remarks, Tokens},
+    messages::LeftOut,
 };
 
 /// The tokens of one source, open for reading.
@@ -66,8 +67,8 @@ impl TokenStore {
     }
 
     /// What was counted while the source was tokenized.
-    pub fn stats(&self) -> SourceStats {
-        self.stats
+    pub fn stats(&self) -> &SourceStats {
+        &self.stats
     }
 
     /// SHA-256 of each of its files, which they were checked against.
@@ -140,15 +141,30 @@ impl TokenWriter {
         Ok(())
     }
 
-    /// Counts messages of the source that are in no sample.
-    pub fn count_left_out(&mut self, messages: usize) {
-        self.stats.messages_left_out += messages;
+    /// Counts what is worth a warning about the sample that was pushed last.
+    pub(crate) fn remark(&mut self, left_out: LeftOut, remarks: Remarks) {
+        for (why, count) in left_out {
+            *self.stats.left_out.entry(why).or_default() += count;
+        }
+        self.stats.replies += remarks.num_replies;
+        self.stats.unclosed_replies += remarks.num_unclosed;
+        self.stats.control_token_rows += usize::from(remarks.has_control_tokens);
+    }
+
+    /// Counts a row that is no sample.
+    pub(crate) fn drop_row(&mut self, why: String) {
+        *self.stats.dropped.entry(why).or_default() += 1;
+    }
+
+    /// What was counted so far.
+    pub(crate) fn stats(&self) -> &SourceStats {
+        &self.stats
     }
 
     /// Syncs the entry, adds its manifest and moves it to `path`.
     pub(super) fn finish(self, key: &CacheKey, path: &Path) -> Result<()> {
         let files = vec![self.tokens.finish()?, self.is_label.finish()?, self.lengths.finish()?];
-        let manifest = Manifest { inputs: key.inputs.clone(), stats: self.stats, files };
+        let manifest = Manifest { inputs: key.inputs.clone(), stats: self.stats.clone(), files };
         let text = serde_json::to_vec_pretty(&manifest).expect("a manifest is numbers and text");
         let mut file = HashedFile::create(&self.folder.path, MANIFEST)?;
         file.write(&text)?;

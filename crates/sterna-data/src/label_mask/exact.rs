@@ -1,14 +1,18 @@
-//! What the assistant wrote and the special tokens that end its turn.
+//! What the assistant wrote and what ends its turn.
 //!
-//! A reply cannot be found by looking for its text: the user may have said the same, the template may trim it, split a
-//! `<think>` part off, or print it differently in the last turn. So the template is asked instead. The chat is rendered again with
-//! a placeholder in place of the reply, and what is printed before and after the placeholder is the template's own text; the
-//! original rendering must begin and end with exactly that text, and what lies between is the reply as printed. If it does not,
-//! the sample is refused, because any answer would be a guess.
+//! A reply cannot be found by looking for its text: the user may have said the same, the template may trim it, take its thoughts
+//! out, or print it differently in the last turn. So the template is asked. The chat is rendered again with a marker in place of
+//! every text that the assistant wrote ([`Hidden`]): what stands around the markers is the template's own text, and the original
+//! rendering has to consist of exactly that text and of the texts behind the markers ([`align`]). If it does not, the sample is
+//! refused, because any answer would be a guess.
+//!
+//! Calls of tools stay as they are in that second rendering. Where they end is what follows when the chat ends with them
+//! ([`Chat::ending`]).
 
 use std::ops::Range;
 
-use sterna_hf::{Encoded, Message};
+use serde_json::Value;
+use sterna_hf::{Conversation, Encoded, Message};
 
 use super::{ASSISTANT, empty_think_len, is_space};
 use crate::error::{Result, Unaligned};
@@ -16,52 +20,535 @@ use crate::error::{Result, Unaligned};
 const THINK: &str = "<think>";
 const END_THINK: &str = "</think>";
 
-/// A reply in the rendered chat, in bytes.
+/// Keys of a message that hold what the assistant thought.
+const REASONING_KEYS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// Texts of a chat that no template rewrites.
+const SHORT: &str = "sternaQuestion";
+const SHORT_REPLY: &str = "sternaReply";
+const SHORT_AGAIN: &str = "sternaAgain";
+
+/// What the assistant wrote in one turn, in the rendered chat, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reply {
-    /// What the assistant wrote, as printed.
-    written: Range<usize>,
+    /// Which message it is.
+    pub(super) message: usize,
+    /// From the first to the last thing written, calls of tools included.
+    pub(super) written: Range<usize>,
     /// End of what the template prints to close the turn: text that would also be there if the chat ended with this turn.
-    closed: usize,
+    pub(super) closed: usize,
+    /// Whether `closed` is all that the template prints to close a turn, whitespace at its end aside.
+    pub(super) is_whole: bool,
 }
 
-/// Renders a chat.
-type Render<'a, E> = dyn Fn(&[Message]) -> Result<String, E> + 'a;
+/// Renders a chat; `None` if the template fails on it.
+type Render<'a> = dyn Fn(&Conversation) -> Option<String> + 'a;
 
-/// Finds every reply of `messages` in `text`, which is their rendering.
+/// Finds the replies `turns` (indexes of messages of the assistant) in `text`, which is the rendering of `conversation`.
 ///
-/// Costs one rendering besides the one that made `text`, one more if the chat does not end with a reply, and one or two for each
-/// reply if the template rewrites any of them.
+/// Costs one rendering besides the one that made `text`, one of a short chat for each turn that calls tools and one for all
+/// others, and a few for each turn if the template rewrites any of them in a way that one rendering does not show.
+///
+/// A turn of which the template prints nothing (thoughts of an earlier turn, say) is not in the result.
 ///
 /// # Errors
 ///
-/// Those of `render`, and `unaligned` with the index of the message that cannot be located.
-pub(super) fn locate_replies<E>(
+/// The index of the message that cannot be located, and why.
+pub(super) fn locate_replies(
     text: &str,
-    messages: &[Message],
-    render: &Render<'_, E>,
-    unaligned: &dyn Fn(usize, Unaligned) -> E,
-) -> Result<Vec<Reply>, E> {
+    conversation: &Conversation,
+    openers: &Openers,
+    render: &Render<'_>,
+) -> Result<Vec<Reply>, (usize, Unaligned)> {
+    let chat = Chat { text, conversation, openers, render };
+    let messages = &conversation.messages;
     let turns: Vec<usize> =
-        (0..messages.len()).filter(|&i| messages[i].role == ASSISTANT).collect();
-    let Some(&last_turn) = turns.last() else { return Ok(Vec::new()) };
-    let written = locate_written(text, messages, &turns, render, unaligned)?;
+        (0..messages.len()).filter(|&i| messages[i].role() == ASSISTANT).collect();
+    let spans = chat.spans(&turns)?;
+    let mut usual_ending = None;
+    let mut replies = Vec::new();
+    for (&turn, span) in turns.iter().zip(spans) {
+        let Some(span) = span else { continue };
+        let start = if span.starts_with_reasoning { chat.opening(&span) } else { span.start };
+        let ending = if calls_tools(&messages[turn]) {
+            chat.ending(turn, span.skipped)?
+        } else {
+            if usual_ending.is_none() {
+                usual_ending = Some(chat.ending(turn, 0)?);
+            }
+            usual_ending.clone().unwrap_or_default()
+        };
+        let closed = span.end + common_prefix_len(&text[span.end..], &ending);
+        let is_whole = closed - span.end >= ending.trim_end_matches(is_space).len();
+        // The end of the calls is what both have in common.
+        let end = if calls_tools(&messages[turn]) {
+            span.end + text[span.end..closed].trim_end_matches(is_space).len()
+        } else {
+            span.end
+        };
+        replies.push(Reply { message: turn, written: start..end, closed, is_whole });
+    }
+    Ok(replies)
+}
 
-    // What closes a turn is what follows the last reply when nothing comes after it; no other turn can have begun there.
-    let last_end = written.last().expect("one for each turn").end;
-    let closer = if last_turn + 1 == messages.len() {
-        text[last_end..].to_owned()
-    } else {
-        let ended = &messages[..=last_turn];
-        let ended_text = render(ended)?;
-        let written = locate_written(&ended_text, ended, &[last_turn], render, unaligned)?;
-        ended_text[written[0].end..].to_owned()
+fn calls_tools(message: &Message) -> bool {
+    message.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty())
+        || message.get("function_call").is_some()
+}
+
+/// What the assistant wrote in one turn, as printed, and what is known about its edges.
+#[derive(Clone, Debug, Default)]
+struct Span {
+    start: usize,
+    end: usize,
+    /// Where the template's text before it starts.
+    before: usize,
+    starts_with_reasoning: bool,
+    /// Bytes that the template prints after a text but not after none, before calls of tools.
+    skipped: usize,
+}
+
+/// A rendered chat and what renders it.
+struct Chat<'a> {
+    text: &'a str,
+    conversation: &'a Conversation,
+    openers: &'a Openers,
+    render: &'a Render<'a>,
+}
+
+impl Chat<'_> {
+    /// The texts of each of `turns`, all from one rendering if that works, else one by one.
+    fn spans(&self, turns: &[usize]) -> Result<Vec<Option<Span>>, (usize, Unaligned)> {
+        if turns.is_empty() {
+            return Ok(Vec::new());
+        }
+        let hidden = Hidden::new(self.conversation, turns, self.text);
+        if let Some(skeleton) = (self.render)(&hidden.conversation)
+            && let Ok(spans) = align(self.text, &skeleton, &hidden)
+        {
+            return Ok(spans);
+        }
+        turns.iter().map(|&turn| self.span(turn).map_err(|why| (turn, why))).collect()
+    }
+
+    /// The texts of one turn, all other turns as they are.
+    fn span(&self, turn: usize) -> Result<Option<Span>, Unaligned> {
+        let hidden = Hidden::new(self.conversation, &[turn], self.text);
+        let skeleton = (self.render)(&hidden.conversation).ok_or(Unaligned::ContextChanges)?;
+        match align(self.text, &skeleton, &hidden) {
+            Ok(mut spans) => Ok(spans.remove(0)),
+            // What is left between the template's texts before and after the whole reply.
+            Err(why) => {
+                let whole = Hidden::whole(self.conversation, turn, self.text);
+                let skeleton = (self.render)(&whole.conversation).ok_or(why)?;
+                let marker = whole.marker(0);
+                let (before, after) = skeleton.split_once(&marker).ok_or(Unaligned::NotPrinted)?;
+                if after.contains(&marker) {
+                    return Err(Unaligned::PrintedTwice);
+                }
+                let fits = self.text.len() >= before.len() + after.len()
+                    && self.text.starts_with(before)
+                    && self.text.ends_with(after);
+                let span = Span {
+                    start: before.len(),
+                    end: self.text.len() - after.len().min(self.text.len()),
+                    ..Span::default()
+                };
+                fits.then_some(Some(span)).ok_or(why)
+            }
+        }
+    }
+
+    /// Where a turn starts whose first text is of a key such as `reasoning_content`: at what the model has to write to begin it.
+    fn opening(&self, span: &Span) -> usize {
+        let before = &self.text[span.before..span.start];
+        let header = &*self.openers.header;
+        // A prompt that ends with `<think>` leaves only the thought to the model.
+        if header.trim_end_matches(is_space).ends_with(THINK) {
+            return span.start;
+        }
+        let after_header = (!header.is_empty())
+            .then(|| before.rfind(header).map(|at| span.before + at + header.len()))
+            .flatten();
+        after_header.unwrap_or_else(|| span.before + start_with_tags(before, &[THINK]))
+    }
+
+    /// What the template prints after the texts of `turn` when the chat ends there: calls of tools and the end of the turn, without
+    /// the first `skipped` bytes.
+    fn ending(&self, turn: usize, skipped: usize) -> Result<String, (usize, Unaligned)> {
+        let messages = &self.conversation.messages;
+        // Usually a short chat shows the same as the whole one up to here.
+        let short = vec![Message::new("user", SHORT), messages[turn].clone()];
+        self.ending_of(short)
+            .or_else(|| self.ending_of(messages[..=turn].to_vec()))
+            .map(|ending| ending.get(skipped..).unwrap_or_default().to_owned())
+            .ok_or((turn, Unaligned::ContextChanges))
+    }
+
+    fn ending_of(&self, messages: Vec<Message>) -> Option<String> {
+        let last = messages.len() - 1;
+        let Conversation { tools, template_kwargs, .. } = self.conversation;
+        let chat = Conversation {
+            messages,
+            tools: tools.clone(),
+            template_kwargs: template_kwargs.clone(),
+        };
+        let hidden = Hidden::new(&chat, &[last], "");
+        let skeleton = (self.render)(&hidden.conversation)?;
+        let (marker, leaf) = hidden.markers_in(&skeleton).last()?;
+        let ending = &skeleton[marker.end..];
+        let ending = &ending[len_of_tags(ending, &hidden.leaves.get(leaf)?.tags_behind)..];
+        Some(self.openers.strip_from(ending).to_owned())
+    }
+}
+
+/// What a template prints to open a turn of the assistant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Openers {
+    /// What it prints because of `add_generation_prompt`.
+    header: String,
+    /// What it prints before that, even if no turn follows.
+    always: String,
+}
+
+impl Openers {
+    /// Asks the template, with a chat of one-letter messages.
+    pub(super) fn of(render: &dyn Fn(&Conversation, bool) -> Option<String>) -> Openers {
+        let user = |content: &str| Message::new("user", content);
+        let reply = || Message::new(ASSISTANT, SHORT_REPLY);
+        let print = |messages: Vec<Message>, prompt| render(&messages.into(), prompt);
+        let header = || {
+            let open = print(vec![user(SHORT)], true)?;
+            Some(open.strip_prefix(&print(vec![user(SHORT)], false)?)?.to_owned())
+        };
+        let header = header().unwrap_or_default();
+        let always = || {
+            let ended = print(vec![user(SHORT), reply()], false)?;
+            let goes_on = print(vec![user(SHORT), reply(), user(SHORT_AGAIN)], false)?;
+            let (before_user, _) = ended.split_once(SHORT)?;
+            let (before_reply, ending) = ended.split_once(SHORT_REPLY)?;
+            let (_, between) = goes_on.split_once(SHORT_REPLY)?;
+            let (between, _) = between.split_once(SHORT_AGAIN)?;
+            // The end of the reply's turn and what opens the user's.
+            let opener_len = common_suffix_len(before_user, between);
+            let always = ending.strip_prefix(&between[..between.len() - opener_len])?;
+            let opens = format!("{always}{header}");
+            // A default system message may end as the reply does, and then nothing tells the two apart.
+            let is_known = opener_len < between.len();
+            (is_known && !always.trim_matches(is_space).is_empty())
+                .then(|| before_reply.ends_with(&opens).then(|| always.to_owned()))
+                .flatten()
+        };
+        Openers { always: always().unwrap_or_default(), header }
+    }
+
+    /// `ending` without what opens the next turn.
+    fn strip_from<'a>(&self, ending: &'a str) -> &'a str {
+        let all = format!("{}{}", self.always, self.header);
+        let opened = [&*all, self.header.trim_end_matches(is_space), &self.always];
+        opened
+            .into_iter()
+            .filter(|opened| !opened.is_empty())
+            .find_map(|opened| ending.strip_suffix(opened))
+            .unwrap_or(ending)
+    }
+}
+
+/// A text of the assistant behind a marker.
+#[derive(Debug)]
+struct Leaf {
+    /// Which of the hidden turns wrote it.
+    turn_idx: usize,
+    text: String,
+    kind: LeafKind,
+    /// The tags of thoughts that the content has before it.
+    tags: Vec<&'static str>,
+    /// Those that it has behind it.
+    tags_behind: Vec<&'static str>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LeafKind {
+    /// Of a key such as `reasoning_content`.
+    Reasoning,
+    /// Of the content, before `</think>`.
+    Thought,
+    /// Of the content.
+    Answer,
+}
+
+impl Leaf {
+    /// How templates print it, as it is first.
+    fn printed(&self) -> impl Iterator<Item = &str> {
+        let text = &*self.text;
+        [
+            text,
+            text.trim_matches(is_space),
+            text.trim_start_matches(is_space),
+            text.trim_end_matches(is_space),
+            text.trim_matches('\n'),
+            text.trim_start_matches('\n'),
+            text.trim_end_matches('\n'),
+        ]
+        .into_iter()
+    }
+}
+
+/// A chat with markers in place of what the assistant wrote in some turns.
+#[derive(Debug)]
+struct Hidden {
+    conversation: Conversation,
+    num_turns: usize,
+    leaves: Vec<Leaf>,
+    /// What every marker starts with: letters and digits only, so that no template rewrites it, and not in the rendered chat.
+    stem: String,
+}
+
+impl Hidden {
+    fn empty(conversation: &Conversation, num_turns: usize, text: &str) -> Hidden {
+        let mut stems = (0..).map(|i| format!("sternaPlaceholder{i}x"));
+        Hidden {
+            conversation: conversation.clone(),
+            num_turns,
+            leaves: Vec::new(),
+            stem: stems.find(|stem| !text.contains(stem)).expect("a text is finite"),
+        }
+    }
+
+    /// Hides every text of `turns`.
+    fn new(conversation: &Conversation, turns: &[usize], text: &str) -> Hidden {
+        let mut hidden = Hidden::empty(conversation, turns.len(), text);
+        for (turn_idx, &turn) in turns.iter().enumerate() {
+            let mut message = conversation.messages[turn].clone();
+            hidden.hide(turn_idx, &mut message);
+            hidden.conversation.messages[turn] = message;
+        }
+        hidden
+    }
+
+    /// Puts one marker in place of all the texts of `turn`.
+    fn whole(conversation: &Conversation, turn: usize, text: &str) -> Hidden {
+        let mut hidden = Hidden::empty(conversation, 1, text);
+        let marker = hidden.marker(0);
+        let message = &mut hidden.conversation.messages[turn];
+        for key in REASONING_KEYS {
+            message.remove(key);
+        }
+        message.set("content", marker);
+        hidden
+    }
+
+    fn marker(&self, leaf: usize) -> String {
+        format!("{}{leaf}y", self.stem)
+    }
+
+    fn hide(&mut self, turn_idx: usize, message: &mut Message) {
+        let num_before = self.leaves.len();
+        for key in REASONING_KEYS {
+            let text = message.text_of(key);
+            if !text.trim_matches(is_space).is_empty() {
+                let hidden = self.hide_text(turn_idx, text, LeafKind::Reasoning, Vec::new());
+                message.set(key, hidden);
+            }
+        }
+        match message.get("content") {
+            Some(Value::String(content)) => {
+                let hidden = self.hide_parts(turn_idx, content);
+                message.set("content", hidden);
+            }
+            Some(Value::Array(parts)) => {
+                let mut parts = parts.clone();
+                for text in parts.iter_mut().filter_map(|part| part.get_mut("text")) {
+                    if let Some(written) = text.as_str().filter(|text| !text.is_empty()) {
+                        *text = self.hide_text(turn_idx, written, LeafKind::Answer, vec![]).into();
+                    }
+                }
+                message.set("content", parts);
+            }
+            _ => {}
+        }
+        if self.leaves.len() == num_before {
+            // Nothing is written but calls, or nothing at all: a marker finds the place.
+            let hidden = self.hide_text(turn_idx, message.content(), LeafKind::Answer, Vec::new());
+            message.set("content", hidden);
+        }
+    }
+
+    /// Hides the parts between tags of thoughts; the tags stay, because templates take the text apart at them.
+    fn hide_parts(&mut self, turn_idx: usize, content: &str) -> String {
+        let num_before = self.leaves.len();
+        let mut hidden = String::with_capacity(content.len());
+        let mut tags = Vec::new();
+        let mut rest = content;
+        loop {
+            let tag = [THINK, END_THINK]
+                .into_iter()
+                .filter_map(|tag| rest.find(tag).map(|at| (at, tag)))
+                .min();
+            let (at, tag) = tag.unwrap_or((rest.len(), ""));
+            let text = &rest[..at];
+            // A marker behind the last tag finds a reply that is only a thought, also where the thought is not printed.
+            let is_last = tag.is_empty() && !tags.is_empty();
+            if text.trim_matches(is_space).is_empty() && !is_last {
+                hidden += text;
+            } else {
+                let kind = if tag == END_THINK { LeafKind::Thought } else { LeafKind::Answer };
+                hidden += &self.hide_text(turn_idx, text, kind, tags.clone());
+            }
+            rest = &rest[at + tag.len()..];
+            if tag.is_empty() {
+                return hidden;
+            }
+            hidden += tag;
+            tags.push(tag);
+            let of_turn = self.leaves[num_before..].iter_mut();
+            of_turn.for_each(|leaf| leaf.tags_behind.push(tag));
+        }
+    }
+
+    fn hide_text(
+        &mut self,
+        turn_idx: usize,
+        text: &str,
+        kind: LeafKind,
+        tags: Vec<&'static str>,
+    ) -> String {
+        let marker = self.marker(self.leaves.len());
+        let text = text.to_owned();
+        self.leaves.push(Leaf { turn_idx, text, kind, tags, tags_behind: Vec::new() });
+        marker
+    }
+
+    /// The markers in `skeleton`, in their order there, with the leaves behind them.
+    fn markers_in<'a>(
+        &self,
+        skeleton: &'a str,
+    ) -> impl Iterator<Item = (Range<usize>, usize)> + 'a {
+        let stem_len = self.stem.len();
+        let found: Vec<usize> = skeleton.match_indices(&self.stem).map(|(at, _)| at).collect();
+        found.into_iter().filter_map(move |at| {
+            let digits = skeleton[at + stem_len..].split_once('y')?.0;
+            let leaf = digits.parse().ok()?;
+            Some((at..at + stem_len + digits.len() + 1, leaf))
+        })
+    }
+}
+
+/// Lays `skeleton` over `text`: for each hidden turn, what of it was printed and where; `None` if nothing was, which only thoughts
+/// may meet.
+fn align(text: &str, skeleton: &str, hidden: &Hidden) -> Result<Vec<Option<Span>>, Unaligned> {
+    let mut spans: Vec<Option<Span>> = vec![None; hidden.num_turns];
+    let mut is_printed = vec![false; hidden.leaves.len()];
+    let markers: Vec<_> = hidden.markers_in(skeleton).collect();
+    let literal_after = |place: usize| {
+        let end = markers.get(place + 1).map_or(skeleton.len(), |(next, _)| next.start);
+        &skeleton[markers[place].0.end..end]
     };
-    let reply = |written: Range<usize>| {
-        let closed = written.end + common_prefix_len(&text[written.end..], &closer);
-        Reply { written, closed }
+    let Some((first, _)) = markers.first() else { return Err(Unaligned::NotPrinted) };
+    let mut literal = &skeleton[..first.start];
+    let mut at = 0;
+    for (place, &(_, leaf_idx)) in markers.iter().enumerate() {
+        let leaf = hidden.leaves.get(leaf_idx).ok_or(Unaligned::ContextChanges)?;
+        if std::mem::replace(&mut is_printed[leaf_idx], true) {
+            return Err(Unaligned::PrintedTwice);
+        }
+        let before = at;
+        let after = literal_after(place);
+        let next = markers.get(place + 1).map(|&(_, next)| hidden.leaves.get(next));
+        let fits = |from: usize, after: &str| {
+            let rest = text.get(from..).and_then(|rest| rest.strip_prefix(after));
+            match next {
+                Some(next) => rest.is_some_and(|rest| {
+                    let next = next.map_or("", |leaf| leaf.text.trim_matches(is_space));
+                    rest.trim_start_matches(is_space).starts_with(next)
+                }),
+                None => rest.is_some_and(str::is_empty),
+            }
+        };
+        let printed = text[at..].strip_prefix(literal).and_then(|rest| {
+            let start = at + literal.len();
+            let fits =
+                |printed: &&str| rest.starts_with(printed) && fits(start + printed.len(), after);
+            Some((start, start + leaf.printed().find(fits)?.len(), 0))
+        });
+        let (start, end, skipped) = match printed {
+            Some(found) => found,
+            None if leaf.text.trim_matches(is_space).is_empty() => {
+                place_of_nothing(text, at, literal, after, &fits)
+                    .ok_or(Unaligned::ContextChanges)?
+            }
+            None => return Err(Unaligned::ContextChanges),
+        };
+        let span = spans[leaf.turn_idx].get_or_insert_with(|| Span {
+            start: start_with_tags(&text[before..start], &leaf.tags) + before,
+            end,
+            before,
+            starts_with_reasoning: leaf.kind == LeafKind::Reasoning,
+            skipped,
+        });
+        span.end = end + len_of_tags(&text[end..], &leaf.tags_behind);
+        literal = &after[skipped..];
+        at = end;
+    }
+    if text[at..] != *literal {
+        return Err(Unaligned::ContextChanges);
+    }
+    let is_missing = |(turn_idx, span): (usize, &Option<Span>)| {
+        span.is_none()
+            && hidden
+                .leaves
+                .iter()
+                .any(|leaf| leaf.turn_idx == turn_idx && leaf.kind == LeafKind::Answer)
     };
-    Ok(written.into_iter().map(reply).collect())
+    if spans.iter().enumerate().any(is_missing) {
+        return Err(Unaligned::NotPrinted);
+    }
+    Ok(spans)
+}
+
+/// Where what `before` ends with starts, if those are the last of `tags`, with whitespace around them.
+fn start_with_tags(before: &str, tags: &[&str]) -> usize {
+    let mut start = before.len();
+    let mut rest = before;
+    for tag in tags.iter().rev() {
+        let Some(outside) = rest.trim_end_matches(is_space).strip_suffix(tag) else { break };
+        start = outside.len();
+        rest = outside;
+    }
+    start
+}
+
+/// How much of `behind` is the first of `tags`, with whitespace between them.
+fn len_of_tags(behind: &str, tags: &[&str]) -> usize {
+    let mut rest = behind;
+    for tag in tags {
+        let Some(after) = rest.trim_start_matches(is_space).strip_prefix(tag) else { break };
+        rest = after;
+    }
+    behind.len() - rest.len()
+}
+
+/// Where an empty reply stands in `text` from `at` on, between the template's texts `before` and `after`, and how much of `after` is
+/// only printed behind a text. Templates often print less around no text, or other text instead of it.
+fn place_of_nothing(
+    text: &str,
+    at: usize,
+    before: &str,
+    after: &str,
+    fits: &dyn Fn(usize, &str) -> bool,
+) -> Option<(usize, usize, usize)> {
+    let start = at + common_prefix_len(&text[at..], before);
+    if let Some(skipped) = after
+        .char_indices()
+        .map(|(skipped, _)| skipped)
+        .chain(after.is_empty().then_some(0))
+        .find(|&skipped| fits(start, &after[skipped..]))
+    {
+        return Some((start, start, skipped));
+    }
+    // Other text: the template's, so the reply is empty behind it.
+    let filler = text[start..].find(after).map(|len| start + len)?;
+    fits(filler, after).then_some((filler, filler, 0))
 }
 
 fn common_prefix_len(a: &str, b: &str) -> usize {
@@ -71,189 +558,155 @@ fn common_prefix_len(a: &str, b: &str) -> usize {
         .map_or(a.len().min(b.len()), |((i, _), _)| i)
 }
 
-fn locate_written<E>(
-    text: &str,
-    messages: &[Message],
-    turns: &[usize],
-    render: &Render<'_, E>,
-    unaligned: &dyn Fn(usize, Unaligned) -> E,
-) -> Result<Vec<Range<usize>>, E> {
-    let placeholders = Placeholders::absent_from(text);
-    let mut hidden = messages.to_vec();
-    for (i, &turn) in turns.iter().enumerate() {
-        hidden[turn].content = placeholders.of(i);
-    }
-    let skeleton = render(&hidden)?;
-    if let Some(written) = walk(text, &skeleton, messages, turns, &placeholders) {
-        return Ok(written);
-    }
-    turns
-        .iter()
-        .map(|&turn| locate_one(text, messages, turn, &placeholders, render, unaligned))
-        .collect()
+fn common_suffix_len(a: &str, b: &str) -> usize {
+    a.chars()
+        .rev()
+        .zip(b.chars().rev())
+        .take_while(|(a, b)| a == b)
+        .map(|(a, _)| a.len_utf8())
+        .sum()
 }
 
-/// Names that the rendered chat does not contain, of letters and digits only so that no template rewrites them.
-struct Placeholders {
-    stem: String,
-}
-
-impl Placeholders {
-    fn absent_from(text: &str) -> Self {
-        let stems = (0..).map(|i| format!("sternaPlaceholder{i}x"));
-        Self {
-            stem: stems.into_iter().find(|stem| !text.contains(stem)).expect("a text is finite"),
-        }
-    }
-
-    fn of(&self, index: usize) -> String {
-        format!("{}{index}y", self.stem)
-    }
-}
-
-/// The usual case, all replies at once: the template prints them as they are, or trimmed. `None` if any step does not fit.
-fn walk(
-    text: &str,
-    skeleton: &str,
-    messages: &[Message],
-    turns: &[usize],
-    placeholders: &Placeholders,
-) -> Option<Vec<Range<usize>>> {
-    let mut rest = skeleton;
-    let mut fixed = Vec::with_capacity(turns.len() + 1);
-    for i in 0..turns.len() {
-        let (before, after) = rest.split_once(&placeholders.of(i))?;
-        fixed.push(before);
-        rest = after;
-    }
-    fixed.push(rest);
-    if fixed.iter().any(|part| part.contains(&placeholders.stem)) {
-        return None;
-    }
-    let mut at = text.starts_with(fixed[0]).then_some(fixed[0].len())?;
-    let mut written = Vec::with_capacity(turns.len());
-    for (&turn, &after) in turns.iter().zip(&fixed[1..]) {
-        let content = messages[turn].content.as_str();
-        let fits = |printed: &&str| {
-            text[at..].strip_prefix(printed).is_some_and(|tail| tail.starts_with(after))
-        };
-        let printed = [content, content.trim_matches(is_space)].into_iter().find(fits)?;
-        written.push(at..at + printed.len());
-        at += printed.len() + after.len();
-    }
-    (at == text.len()).then_some(written)
-}
-
-/// One reply by itself, all others as they are.
-fn locate_one<E>(
-    text: &str,
-    messages: &[Message],
-    turn: usize,
-    placeholders: &Placeholders,
-    render: &Render<'_, E>,
-    unaligned: &dyn Fn(usize, Unaligned) -> E,
-) -> Result<Range<usize>, E> {
-    let render_with = |content: String| {
-        let mut hidden = messages.to_vec();
-        hidden[turn].content = content;
-        render(&hidden)
-    };
-    let answer = placeholders.of(0);
-    let content = messages[turn].content.as_str();
-    if let Some((thought, _)) = content.split_once(END_THINK) {
-        // Templates of reasoning models take the reply apart at `</think>` and print the parts, or only the answer.
-        let is_opened = thought.trim_start_matches(is_space).starts_with(THINK);
-        let opening = if is_opened { "<think>\n" } else { "" };
-        let reasoning = placeholders.of(1);
-        let skeleton = render_with(format!("{opening}{reasoning}\n{END_THINK}\n\n{answer}"))?;
-        if let Some(written) = align_thought(text, &skeleton, &reasoning, &answer, is_opened) {
-            return Ok(written);
-        }
-    }
-    let skeleton = render_with(answer.clone())?;
-    let (before, after) =
-        skeleton.split_once(&answer).ok_or_else(|| unaligned(turn, Unaligned::NotPrinted))?;
-    if after.contains(&answer) {
-        return Err(unaligned(turn, Unaligned::PrintedTwice));
-    }
-    between(text, before, after).ok_or_else(|| unaligned(turn, Unaligned::ContextChanges))
-}
-
-/// The reply from its `<think>` (or from the first word of its reasoning, if the template opens the thought itself) to its end.
-/// `None` if the template does not print the reasoning.
-fn align_thought(
-    text: &str,
-    skeleton: &str,
-    reasoning: &str,
-    answer: &str,
-    is_opened: bool,
-) -> Option<Range<usize>> {
-    let (before, rest) = skeleton.split_once(reasoning)?;
-    let (_, after) = rest.split_once(answer)?;
-    if !is_opened {
-        return between(text, before, after);
-    }
-    // The template may print its own whitespace after `<think>`.
-    let before = before.trim_end_matches(is_space);
-    let outside = before.strip_suffix(THINK)?;
-    between(text, before, after).map(|written| outside.len()..written.end)
-}
-
-/// What is left of `text` without the prefix `before` and the suffix `after`.
-fn between(text: &str, before: &str, after: &str) -> Option<Range<usize>> {
-    let fits = text.len() >= before.len() + after.len()
-        && text.starts_with(before)
-        && text.ends_with(after);
-    fits.then(|| before.len()..text.len() - after.len())
-}
-
-/// Marks the tokens that touch a reply, and after each reply the special tokens that close the turn, with whitespace between.
+/// Marks the tokens that touch a reply, and after each reply what closes the turn.
 ///
 /// A token that straddles the edge of a reply is labelled, as in transformers' `return_assistant_tokens_mask`: the model has to
 /// produce it in order to produce the reply.
+///
+/// What closes a turn is, in this order: the special tokens in what the template prints behind the last turn, with whitespace
+/// between; without any there, the special token that follows in the middle of the chat, unless it is the one that opens the
+/// reply; without that, the text that the template prints behind each turn. The second result counts replies that nothing closes.
 pub(super) fn labels(
     text: &str,
     encoded: &Encoded,
     replies: &[Reply],
     ignore_empty_think: bool,
     is_special: impl Fn(u32) -> bool,
-) -> Vec<bool> {
+) -> (Vec<bool>, usize) {
     let mut is_label = vec![false; encoded.ids.len()];
+    let mut num_unclosed = 0;
     let mut chars = CharIndex::new(text);
     let mut token = 0;
+    let mut opener = None;
     for reply in replies {
         let skipped =
             if ignore_empty_think { empty_think_len(&text[reply.written.clone()]) } else { 0 };
         let start = chars.at(reply.written.start + skipped);
         let end = chars.at(reply.written.end);
-        let closing: Vec<char> = text[reply.written.end..reply.closed].chars().collect();
         let closed = chars.at(reply.closed);
 
         // Offsets never decrease, and neither do replies.
         while token < encoded.offsets.len() && encoded.offsets[token].1 <= start {
+            if is_special(encoded.ids[token]) {
+                opener = Some(encoded.ids[token]);
+            }
             token += 1;
         }
         // Nothing straddles a reply of no characters.
+        let mut ends_special = false;
         while start < end && token < encoded.offsets.len() && encoded.offsets[token].0 < end {
             is_label[token] = true;
+            ends_special = is_special(encoded.ids[token]);
             token += 1;
         }
-        let mut past_special = token;
-        for i in token..encoded.ids.len() {
-            let (from, to) = encoded.offsets[i];
-            if from < end || to > closed {
-                break;
-            }
-            if is_special(encoded.ids[i]) {
-                past_special = i + 1;
-            } else if !closing[from - end..to - end].iter().copied().all(is_space) {
-                break;
-            }
+        while token < encoded.offsets.len() && encoded.offsets[token].0 < end {
+            token += 1;
         }
-        is_label[token..past_special].fill(true);
-        token = past_special;
+        let window = Window {
+            chars: text[reply.written.end..].chars().take(closed - end + WINDOW).collect(),
+            start: end,
+            closed,
+        };
+        let closing = closing_tokens(&window, encoded, token, &is_special, |id| Some(id) == opener);
+        let past = match closing {
+            Closing::Special(past) => past,
+            // Calls of tools end with what closes them.
+            _ if ends_special => token,
+            Closing::Opening(past) => past,
+            Closing::Text(past) if reply.is_whole && past > token => past,
+            Closing::Text(_) => {
+                num_unclosed += 1;
+                token
+            }
+        };
+        is_label[token..past].fill(true);
+        token = past;
     }
-    is_label
+    (is_label, num_unclosed)
+}
+
+/// What closes a turn, up to which token.
+enum Closing {
+    /// Special tokens of the template's end of a turn.
+    Special(usize),
+    /// The special token that opens the next turn.
+    Opening(usize),
+    /// Text.
+    Text(usize),
+}
+
+/// Characters behind the end of a turn in which a special token may follow.
+const WINDOW: usize = 64;
+
+/// What follows a reply.
+struct Window {
+    chars: Vec<char>,
+    /// The character of the text that is the first here.
+    start: usize,
+    /// End of what the template prints to close the turn, as a character of the text.
+    closed: usize,
+}
+
+impl Window {
+    fn is_blank(&self, (from, to): (usize, usize)) -> bool {
+        let chars = self.chars.get(from.saturating_sub(self.start)..to.saturating_sub(self.start));
+        chars.is_some_and(|chars| chars.iter().copied().all(is_space))
+    }
+}
+
+/// What closes the turn whose text ends before `token`.
+fn closing_tokens(
+    window: &Window,
+    encoded: &Encoded,
+    token: usize,
+    is_special: &impl Fn(u32) -> bool,
+    is_opener: impl Fn(u32) -> bool,
+) -> Closing {
+    let closed = window.closed;
+    let is_blank = |offsets| window.is_blank(offsets);
+    let mut past_special = token;
+    let mut past_text = token;
+    let mut has_text = false;
+    for i in token..encoded.ids.len() {
+        let (from, to) = encoded.offsets[i];
+        if from >= closed {
+            break;
+        }
+        // A special token may take the whitespace behind it.
+        if is_special(encoded.ids[i]) && (to <= closed || is_blank((closed, to))) {
+            if !has_text {
+                past_special = i + 1;
+            }
+        } else if to > closed {
+            break;
+        } else if !is_blank((from, to)) {
+            has_text = true;
+            past_text = i + 1;
+        }
+    }
+    if past_special > token {
+        return Closing::Special(past_special);
+    }
+    if has_text {
+        return Closing::Text(past_text);
+    }
+    let next = (token..encoded.ids.len())
+        .find(|&i| is_special(encoded.ids[i]) || !is_blank(encoded.offsets[i]));
+    match next {
+        Some(i) if is_special(encoded.ids[i]) && !is_opener(encoded.ids[i]) => {
+            Closing::Opening(i + 1)
+        }
+        _ => Closing::Text(token),
+    }
 }
 
 /// Byte positions to character positions, for positions that mostly rise.

@@ -21,9 +21,9 @@ pub(super) fn labels(
 ) -> Vec<bool> {
     let ranges: Vec<(isize, isize)> = messages
         .iter()
-        .filter(|message| message.role == ASSISTANT)
+        .filter(|message| message.role() == ASSISTANT)
         .map(|message| {
-            let content = message.content.as_str();
+            let content = message.content();
             let content =
                 if ignore_empty_think { &content[empty_think_len(content)..] } else { content };
             // Python's find() gives -1 for what is not there, and counts characters.

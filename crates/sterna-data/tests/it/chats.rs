@@ -6,7 +6,7 @@ use sterna_data::{
     error::RowId,
     messages::{Chat, extract_chat},
 };
-use sterna_recipe::{LabelMask, RolePath, Sampling, Source};
+use sterna_recipe::{LabelMask, RolePath, Sampling, Source, UnmappedRoles};
 
 use crate::support::fixture;
 
@@ -29,6 +29,11 @@ fn source(role_mapping: &[(&str, &str)], content_key: Option<&str>) -> Source {
             .collect(),
         content_key: content_key.map(str::to_owned),
         sample: Sampling::All,
+        format: None,
+        unmapped_roles: UnmappedRoles::Refuse,
+        messages_key: None,
+        tools_key: None,
+        text_key: None,
         sample_seed: 42,
     }
 }
@@ -40,11 +45,15 @@ fn extract(source: &Source, label_mask: LabelMask, row: &Value) -> Result<Chat, 
         path: "chats.jsonl".into(),
         line: Some(4),
     };
-    extract_chat(source, label_mask, row.as_object().unwrap().clone(), id)
+    extract_chat(source, label_mask, row.as_object().unwrap().clone(), &id)
 }
 
 fn pairs(chat: &Chat) -> Vec<(&str, &str)> {
-    chat.messages.iter().map(|message| (message.role.as_str(), message.content.as_str())).collect()
+    chat.conversation.messages.iter().map(|message| (message.role(), message.content())).collect()
+}
+
+fn num_left_out(chat: &Chat) -> usize {
+    chat.left_out.values().sum()
 }
 
 #[test]
@@ -83,7 +92,7 @@ fn exact_messages_keep_order_and_number() {
     let row = json!({"messages": [
         {"role": "system", "content": "S"},
         {"role": "user", "content": "u1"}, {"role": "assistant", "content": "a1"},
-        {"role": "user", "content": "u2"}, {"role": "tool", "content": "t"}, {"role": "assistant", "content": "a2"},
+        {"role": "user", "content": "u2"}, {"role": "critic", "content": "t"}, {"role": "assistant", "content": "a2"},
         {"role": "assistant", "content": ""}, {"role": "user", "content": "u3"},
     ]});
     let source = source(&CHAT, None);
@@ -98,7 +107,7 @@ fn exact_messages_keep_order_and_number() {
         ("user", "u3"),
     ];
     assert_eq!(pairs(&chat), expected);
-    assert_eq!(chat.num_left_out, 1, "the tool's message");
+    assert_eq!(num_left_out(&chat), 1, "the critic's message");
     // The reference cuts the same row to one turn, because there is one system message.
     let cut = extract(&source, LabelMask::Reference, &row).unwrap();
     assert_eq!(pairs(&cut), [("system", "S"), ("user", "u1"), ("assistant", "a1")]);
@@ -115,7 +124,7 @@ fn exact_columns_stand_around_the_list() {
     };
     let chat = extract(&source(&mapping, None), LabelMask::Exact, &row("Be kind.")).unwrap();
     assert_eq!(pairs(&chat), [("system", "Be kind."), ("user", "q"), ("assistant", "r")]);
-    assert_eq!(chat.num_left_out, 1, "the message without text");
+    assert_eq!(num_left_out(&chat), 1, "the message without text");
     let chat = extract(&source(&mapping, None), LabelMask::Exact, &row("")).unwrap();
     assert_eq!(pairs(&chat), [("user", "q"), ("assistant", "r")]);
 }
@@ -153,6 +162,6 @@ fn errors_say_what_the_row_has() {
     let row = json!({"messages": [{"role": "user", "content": {"text": "q"}}]});
     assert_eq!(
         extract(&source, LabelMask::Exact, &row).unwrap_err().to_string(),
-        "sample `3` of `chats` (`chats.jsonl:4`): `messages[].content` is an object, required: text"
+        "sample `3` of `chats` (`chats.jsonl:4`): `messages[0].content` is an object, required: text"
     );
 }

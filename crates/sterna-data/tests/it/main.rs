@@ -11,3 +11,4 @@ mod prepare;
 mod rng;
 mod sources;
 mod support;
+mod traces;

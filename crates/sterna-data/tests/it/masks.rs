@@ -6,15 +6,35 @@ use proptest::prelude::*;
 use sterna_data::{
     Error,
     error::RowId,
-    label_mask::{MaskRule, Tokens, tokenize_chat},
+    label_mask::{ChatTokenizer, MaskRule, Tokens},
 };
 use sterna_hf::{Message, Tokenizer};
-use sterna_recipe::LabelMask;
+use sterna_recipe::{ControlTokens, LabelMask};
 
 use crate::support::{fixture, fixture_path, real_inputs};
 
-const EXACT: MaskRule =
-    MaskRule { mask_inputs: true, label_mask: LabelMask::Exact, ignore_empty_think: false };
+fn exact() -> MaskRule {
+    MaskRule {
+        mask_inputs: true,
+        label_mask: LabelMask::Exact,
+        ignore_empty_think: false,
+        chat_template_kwargs: serde_json::Map::new(),
+        control_tokens: ControlTokens::Warn,
+    }
+}
+
+/// The tokens of a chat, with labels on all replies.
+fn tokenize_chat(
+    tokenizer: &Tokenizer,
+    messages: &[Message],
+    rule: MaskRule,
+    row_id: fn() -> RowId,
+) -> Result<Tokens, Error> {
+    let is_trained: Vec<bool> =
+        messages.iter().map(|message| message.role() == "assistant").collect();
+    let chats = ChatTokenizer::new(tokenizer, rule);
+    chats.tokenize(&messages.to_vec().into(), &is_trained, row_id).map(|(tokens, _)| tokens)
+}
 
 fn row_id() -> RowId {
     RowId { source_name: "chats".to_owned(), row: 3, path: "chats.jsonl".into(), line: Some(4) }
@@ -56,7 +76,7 @@ fn reference_masks_are_the_references() {
         let rule = MaskRule {
             label_mask: LabelMask::Reference,
             ignore_empty_think: case["ignore_empty_think"] == true,
-            ..EXACT
+            ..exact()
         };
         let tokens = tokenize_chat(&tokenizer, &messages(&pairs), rule, row_id).unwrap();
         assert_eq!(serde_json::json!(tokens.ids), case["ids"], "{pairs:?}");
@@ -74,7 +94,7 @@ fn exact_masks_are_those_of_transformers() {
     for case in cases {
         let pairs: Vec<(String, String)> =
             serde_json::from_value(case["messages"].clone()).unwrap();
-        let tokens = tokenize_chat(&tokenizer, &messages(&pairs), EXACT, row_id).unwrap();
+        let tokens = tokenize_chat(&tokenizer, &messages(&pairs), exact(), row_id).unwrap();
         assert_eq!(serde_json::json!(tokens.ids), case["ids"], "{pairs:?}");
         assert_eq!(bits(&tokens), case["is_label"], "{pairs:?}");
     }
@@ -95,11 +115,11 @@ const TRIMMING: Template = Template {
     print: |messages| {
         let (mut text, mut replies) = (String::new(), Vec::new());
         for message in messages {
-            write!(text, "<|im_start|>{}<file_sep>\n\n", message.role).unwrap();
+            write!(text, "<|im_start|>{}<file_sep>\n\n", message.role()).unwrap();
             let start = text.len();
-            text += message.content.trim();
+            text += message.content().trim();
             text += "<|im_end|>";
-            if message.role == "assistant" {
+            if message.role() == "assistant" {
                 replies.push(start..text.len());
             }
         }
@@ -118,12 +138,12 @@ const THINKING: Template = Template {
     print: |messages| {
         let (mut text, mut replies) = (String::new(), Vec::new());
         for (i, message) in messages.iter().enumerate() {
-            writeln!(text, "<|im_start|>{}", message.role).unwrap();
+            writeln!(text, "<|im_start|>{}", message.role()).unwrap();
             let mut start = text.len();
-            if message.role == "assistant" {
-                let (thought, answer) = match message.content.rsplit_once("</think>") {
+            if message.role() == "assistant" {
+                let (thought, answer) = match message.content().rsplit_once("</think>") {
                     Some((thought, answer)) => (Some(thought), answer.trim_start_matches('\n')),
-                    None => (None, message.content.as_str()),
+                    None => (None, message.content()),
                 };
                 let is_last = i + 1 == messages.len();
                 if is_last {
@@ -137,7 +157,7 @@ const THINKING: Template = Template {
                 text += if is_last { answer.trim_start_matches('\n') } else { answer };
                 replies.push(start..text.len() + "<|im_end|>".len());
             } else {
-                text += &message.content;
+                text += message.content();
             }
             text += "<|im_end|>\n";
         }
@@ -152,14 +172,14 @@ const ONE_SIDED: Template = Template {
     print: |messages| {
         let (mut text, mut replies) = (String::new(), Vec::new());
         for message in messages {
-            if message.role == "assistant" {
+            if message.role() == "assistant" {
                 text += " ";
                 let start = text.len();
-                text += &message.content;
+                text += message.content();
                 text += "<|im_end|>";
                 replies.push(start..text.len());
             } else {
-                write!(text, "[INST] {} [/INST]", message.content).unwrap();
+                write!(text, "[INST] {} [/INST]", message.content()).unwrap();
             }
         }
         (text, replies)
@@ -224,7 +244,7 @@ fn check_template(template: &Template, adjust: impl Fn(&mut Message)) {
     let config = ProptestConfig { cases: 300, ..ProptestConfig::default() };
     proptest!(config, |(mut chat in chat())| {
         chat.iter_mut().for_each(&adjust);
-        let tokens = tokenize_chat(&tokenizer, &chat, EXACT, row_id).unwrap();
+        let tokens = tokenize_chat(&tokenizer, &chat, exact(), row_id).unwrap();
         let (ids, is_label) = expected(&tokenizer, template, &chat);
         prop_assert_eq!(&tokens.ids, &ids, "the two templates differ");
         prop_assert_eq!(bits(&tokens), is_label, "{:?}", chat);
@@ -235,7 +255,9 @@ fn check_template(template: &Template, adjust: impl Fn(&mut Message)) {
 fn trimming_template() {
     // Jinja trims by Unicode's rule, and so does Rust; characters on which Python differs are tested beside the code.
     check_template(&TRIMMING, |message| {
-        message.content.retain(|c| !('\x1c'..='\x1f').contains(&c));
+        let content: String =
+            message.content().chars().filter(|c| !('\x1c'..='\x1f').contains(c)).collect();
+        message.set("content", content);
     });
 }
 
@@ -248,8 +270,9 @@ fn one_sided_template() {
 fn thinking_template() {
     // Replies with several thoughts are cut by such templates in ways of their own; one thought at the start is the format.
     check_template(&THINKING, |message| {
-        if !message.content.starts_with("<think>") {
-            message.content = message.content.replace("</think>", "");
+        if !message.content().starts_with("<think>") {
+            let content = message.content().replace("</think>", "");
+            message.set("content", content);
         }
     });
 }
@@ -271,10 +294,10 @@ fn empty_thoughts_are_left_out_when_asked() {
     let tokenizer = smollm2();
     let chat =
         [Message::new("user", "Hi"), Message::new("assistant", "<think>\n\n</think>\n\nHello.")];
-    let tokens = tokenize_chat(&tokenizer, &chat, EXACT, row_id).unwrap();
+    let tokens = tokenize_chat(&tokenizer, &chat, exact(), row_id).unwrap();
     assert_eq!(labelled_text(&tokenizer, &tokens), "<think>\n\n</think>\n\nHello.<|im_end|>");
-    let rule = MaskRule { ignore_empty_think: true, ..EXACT };
-    let tokens = tokenize_chat(&tokenizer, &chat, rule, row_id).unwrap();
+    let rule = MaskRule { ignore_empty_think: true, ..exact() };
+    let tokens = tokenize_chat(&tokenizer, &chat, rule.clone(), row_id).unwrap();
     assert_eq!(labelled_text(&tokenizer, &tokens), "Hello.<|im_end|>");
     let chat = [Message::new("user", "Hi"), Message::new("assistant", "<think>Hm.</think>Hello.")];
     let tokens = tokenize_chat(&tokenizer, &chat, rule, row_id).unwrap();
@@ -306,14 +329,15 @@ fn ends_of_turn() {
             "one<|im_end|>two<|im_end|>\n<|endoftext|>",
         ),
         ("{% for message in messages %}<repo_name>{{ message.content }}{% endfor %}", "onetwo"),
+        // Text that ends every turn is all that can end one here.
         (
             "{% for message in messages %}<repo_name>{{ message.content }} ###\n{% endfor %}",
-            "onetwo",
+            "one ###two ###",
         ),
     ];
     for (template, labelled) in cases {
         let tokenizer = with_template(&template.replace("END", end));
-        let tokens = tokenize_chat(&tokenizer, &chat, EXACT, row_id).unwrap();
+        let tokens = tokenize_chat(&tokenizer, &chat, exact(), row_id).unwrap();
         assert_eq!(labelled_text(&tokenizer, &tokens), labelled, "{template}");
     }
 }
@@ -321,8 +345,9 @@ fn ends_of_turn() {
 #[test]
 fn everything_is_a_label_without_a_mask() {
     let tokenizer = smollm2();
-    let rule = MaskRule { mask_inputs: false, ..EXACT };
-    let tokens = tokenize_chat(&tokenizer, &[Message::new("user", "Hi")], rule, row_id).unwrap();
+    let rule = MaskRule { mask_inputs: false, ..exact() };
+    let tokens =
+        tokenize_chat(&tokenizer, &[Message::new("user", "Hi")], rule.clone(), row_id).unwrap();
     // The first token has nothing before it in its own chat; in a pack, another chat would predict it.
     let (first, rest) = tokens.is_label.split_first().unwrap();
     assert!(!first && !rest.is_empty() && rest.iter().all(|&is_label| is_label));
@@ -348,7 +373,7 @@ fn replies_that_cannot_be_located_are_refused() {
             "the template prints other text around it depending on what it says",
         ),
     ] {
-        let error = tokenize_chat(&with_template(template), &chat, EXACT, row_id).unwrap_err();
+        let error = tokenize_chat(&with_template(template), &chat, exact(), row_id).unwrap_err();
         assert!(matches!(error, Error::ReplyUnaligned { turn: 1, .. }));
         let expected = format!(
             "sample `3` of `chats` (`chats.jsonl:4`): reply `1` cannot be located in the rendered chat: {why}"
@@ -362,7 +387,7 @@ fn replies_that_cannot_be_located_are_refused() {
 fn template_failures_name_the_sample() {
     let template = "{% for m in messages %}{% if m.role == 'user' %}{{ raise_exception('no users') }}{% endif %}{% endfor %}";
     let chat = [Message::new("user", "Hi"), Message::new("assistant", "Hello")];
-    let error = tokenize_chat(&with_template(template), &chat, EXACT, row_id).unwrap_err();
+    let error = tokenize_chat(&with_template(template), &chat, exact(), row_id).unwrap_err();
     assert_eq!(
         error.to_string(),
         "the chat template failed on sample `3` of `chats` (`chats.jsonl:4`)"
@@ -434,7 +459,7 @@ fn known_templates() {
         ("deepseek", "\n\nyes <|end_of_sentence|>".repeat(2)),
     ] {
         let tokenizer = with_known_template(name);
-        let tokens = tokenize_chat(&tokenizer, &chat, EXACT, row_id).unwrap();
+        let tokens = tokenize_chat(&tokenizer, &chat, exact(), row_id).unwrap();
         assert_eq!(labelled_text(&tokenizer, &tokens), labelled, "{name}");
     }
 }

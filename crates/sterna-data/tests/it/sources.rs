@@ -8,11 +8,23 @@ use std::{
 use serde_json::{Map, Value, json};
 use sterna_data::{
     Error,
-    source::{OpenSource, SplitSpec},
+    source::{OpenSource, SplitSpec, Wanted},
 };
-use sterna_recipe::{RolePath, Sampling, Source};
+use sterna_recipe::{RolePath, Sampling, Source, UnmappedRoles};
 
 use crate::support::{fixture, fixture_path};
+
+/// The columns that the role mapping names.
+fn mapped(source: &Source) -> Wanted {
+    let mut required: Vec<String> = Vec::new();
+    for (_, path) in &source.role_mapping {
+        let (RolePath::Column(column) | RolePath::Items { array: column, .. }) = path;
+        if !required.contains(column) {
+            required.push(column.clone());
+        }
+    }
+    Wanted { required, ..Wanted::default() }
+}
 
 fn source(path: &Path, split: &str) -> Source {
     let columns = ["id", "score", "flag", "note", "messages"];
@@ -25,12 +37,17 @@ fn source(path: &Path, split: &str) -> Source {
             .to_vec(),
         content_key: None,
         sample: Sampling::All,
+        format: None,
+        unmapped_roles: UnmappedRoles::Refuse,
+        messages_key: None,
+        tools_key: None,
+        text_key: None,
         sample_seed: 42,
     }
 }
 
 fn rows(source: &Source) -> Result<Vec<Value>, Error> {
-    let rows = OpenSource::find(source)?.read()?;
+    let rows = OpenSource::find(source)?.read(&mapped(source))?;
     (0..rows.len()).map(|i| rows.row(i).map(Value::Object)).collect()
 }
 

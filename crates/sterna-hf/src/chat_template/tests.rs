@@ -2,7 +2,7 @@ use super::*;
 
 fn render(template: &str) -> Result<String> {
     let template = ChatTemplate::compile(template, Path::new("t.jinja"))?;
-    template.render(&[Message::new("user", "hi")], false, &Map::new())
+    template.render(&vec![Message::new("user", "hi")].into(), false, &Map::new())
 }
 
 #[test]

@@ -3,14 +3,15 @@
 use std::path::Path;
 
 use serde_json::Value;
-use sterna_hf::{ChatTemplate, Message};
+use sterna_hf::{ChatTemplate, Conversation, Message};
 
 use crate::{fixture, golden};
 
-fn messages(conversation: &Value) -> Vec<Message> {
+fn messages(conversation: &Value) -> Conversation {
     let turns = conversation.as_array().unwrap();
     let text = |turn: &Value, key: &str| turn[key].as_str().unwrap().to_owned();
-    turns.iter().map(|turn| Message::new(text(turn, "role"), text(turn, "content"))).collect()
+    let message = |turn| Message::new(text(turn, "role"), text(turn, "content"));
+    turns.iter().map(message).collect::<Vec<_>>().into()
 }
 
 fn source(golden: &Value, name: &str) -> String {
@@ -73,10 +74,10 @@ fn the_date_is_todays() {
     let template =
         ChatTemplate::compile("{{ strftime_now('%Y-%m-%d %d %b %Y') }}", Path::new("t")).unwrap();
     assert!(template.uses_clock());
-    let found = template.render(&[], false, &serde_json::Map::new()).unwrap();
+    let found = template.render(&Conversation::default(), false, &serde_json::Map::new()).unwrap();
     // The day may end between the two.
     let today = || chrono::Local::now().format("%Y-%m-%d %d %b %Y").to_string();
     assert!(found == today() || found == today(), "{found}");
     let bad = ChatTemplate::compile("{{ strftime_now('%!') }}", Path::new("t")).unwrap();
-    assert!(bad.render(&[], false, &serde_json::Map::new()).is_err());
+    assert!(bad.render(&Conversation::default(), false, &serde_json::Map::new()).is_err());
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value};
-use sterna_hf::{Error, Message, Tokenizer};
+use sterna_hf::{Conversation, Error, Message, Tokenizer};
 
 use crate::{fixture, golden, real_inputs};
 
@@ -73,7 +73,7 @@ fn the_real_smollm2_tokenizer() {
 
 #[test]
 fn the_templates_of_a_config_render_with_its_special_tokens() {
-    let messages = [Message::new("user", "hi"), Message::new("assistant", "yo")];
+    let messages = vec![Message::new("user", "hi"), Message::new("assistant", "yo")].into();
     let render = |name: &str| {
         Tokenizer::from_dir(&fixture("tokenizers").join(name))
             .unwrap()
@@ -108,7 +108,7 @@ fn a_template_file_wins_over_the_config() {
     let dir = copy_of("gpt2");
     fs::write(dir.path().join("chat_template.jinja"), "file {{ messages | length }}\n").unwrap();
     let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
-    assert_eq!(tokenizer.render_chat(&[], false).unwrap(), "file 0");
+    assert_eq!(tokenizer.render_chat(&Conversation::default(), false).unwrap(), "file 0");
 }
 
 #[test]

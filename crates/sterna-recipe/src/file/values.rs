@@ -10,8 +10,9 @@ use crate::{
     human,
     keys::{Affects, Key},
     recipe::{
-        AttnImplementation, CheckpointKind, KeepAttention, LabelMask, LogLevel, LossAverage,
-        NonFinitePolicy, Packing, PadTo, Place, Ramp, Ranks,
+        AttnImplementation, CheckpointKind, ControlTokens, ExcessLength, KeepAttention, LabelMask,
+        LogLevel, LossAverage, NonFinitePolicy, Packing, PadTo, Place, Ramp, Ranks, RowFormat,
+        TrainOn, UnmappedRoles,
     },
     yaml::{Content, Node, scalar::Meaning},
 };
@@ -449,6 +450,23 @@ names! {
     }
     PadTo { "div_length" => DivLength, "max_length" => MaxLength, }
     LabelMask { "exact" => Exact, "reference" => Reference, }
+    RowFormat {
+        "messages" | "sharegpt" => Messages,
+        "alpaca" => Alpaca,
+        "prompt_completion" => PromptCompletion,
+        "text" => Text,
+        "tokens" => Tokens,
+        "preference" => Preference,
+    }
+    UnmappedRoles { "refuse" => Refuse, "drop" => Drop, }
+    TrainOn { "all" => All, "last" => Last, "marked" => Marked, }
+    ExcessLength {
+        "drop" => Drop,
+        "truncate" => Truncate,
+        "split" => Split,
+        "raise" => Raise,
+    }
+    ControlTokens { "warn" => Warn, "plain_text" => PlainText, }
     Packing { "reference" => Reference, "global" => Global, }
     Place { "device" => Device, "host" => Host, "disk" => Disk, }
     NonFinitePolicy { "stop" => Stop, "skip" => Skip, "warn" => Warn, }

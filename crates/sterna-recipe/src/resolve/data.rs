@@ -7,7 +7,10 @@ use serde_json::{Map, Value};
 use crate::{
     diagnostic::Diagnostic,
     file::{At, DataFile, Reader, RecipeFile, SourceFile, SourceKeys, SourceKind},
-    recipe::{DataOptions, LabelMask, Packing, PadTo, RolePath, Sampling, Source},
+    recipe::{
+        ControlTokens, DataOptions, ExcessLength, LabelMask, Packing, PadTo, RolePath, Sampling,
+        Source, TrainOn, UnmappedRoles,
+    },
 };
 
 use super::{conflict, missing, or, refuse_other_trainers};
@@ -109,10 +112,16 @@ pub(super) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<DataOpti
         fuse_positions_prob: or(data.fuse_positions_prob.as_ref(), 0.0),
         repeat_to_pack_max_length: or(data.repeat_to_pack_max_length.as_ref(), false),
         ignore_empty_think: or(data.ignore_empty_think.as_ref(), false),
+        excess_length: or(data.excess_length.as_ref(), ExcessLength::Drop),
+        train_on: or(data.train_on.as_ref(), TrainOn::All),
+        chat_template_kwargs: or(data.chat_template_kwargs.as_ref(), Map::new()),
+        control_tokens: or(data.control_tokens.as_ref(), ControlTokens::Warn),
     };
     check_split(&options, reader);
     check_packing(file, data, &options, reader);
     check_padding(data, &options, reader);
+    check_lengths(data, &options, reader);
+    check_reference(data, &options, reader);
     Some(options)
 }
 
@@ -184,6 +193,50 @@ fn check_padding(data: &DataFile, options: &DataOptions, reader: &mut Reader) {
     conflict(reader, &max_length.path, found, "a multiple", Some(&hint));
 }
 
+/// `excess_length` says what happens to samples that `filter_samples: false` leaves alone.
+fn check_lengths(data: &DataFile, options: &DataOptions, reader: &mut Reader) {
+    if let Some(at) = &data.excess_length
+        && !options.filter_samples
+    {
+        let found = format!(
+            "`data.filter_samples` is off and `data.excess_length` is `{}`",
+            at.value.name()
+        );
+        let hint = "remove `filter_samples`";
+        conflict(reader, &at.path, found, "one of them", Some(hint));
+    }
+}
+
+/// The reference has roles and texts only, and labels all replies.
+fn check_reference(data: &DataFile, options: &DataOptions, reader: &mut Reader) {
+    if options.label_mask != LabelMask::Reference {
+        return;
+    }
+    let other_keys = [
+        data.train_on.as_ref().map(|at| &at.path),
+        data.chat_template_kwargs.as_ref().map(|at| &at.path),
+        data.control_tokens.as_ref().map(|at| &at.path),
+    ];
+    let keys_of_sources =
+        [&data.sources, &data.eval_sources].into_iter().flatten().flat_map(|at| {
+            at.value.iter().flat_map(|file| {
+                let keys = &file.keys;
+                [
+                    keys.format.as_ref().map(|at| &at.path),
+                    keys.messages_key.as_ref().map(|at| &at.path),
+                    keys.tools_key.as_ref().map(|at| &at.path),
+                    keys.text_key.as_ref().map(|at| &at.path),
+                    keys.unmapped_roles.as_ref().map(|at| &at.path),
+                ]
+            })
+        });
+    for path in other_keys.into_iter().chain(keys_of_sources).flatten() {
+        let found = format!("`{path}` is set and `data.label_mask` is `reference`");
+        let hint = "remove one of them";
+        conflict(reader, path, found, "a key that the reference has", Some(hint));
+    }
+}
+
 fn source(file: &SourceFile, default_split: &str, reader: &mut Reader) -> Option<Source> {
     let keys: &SourceKeys = &file.keys;
     if let Some(kind) = &keys.kind
@@ -217,10 +270,20 @@ fn source(file: &SourceFile, default_split: &str, reader: &mut Reader) -> Option
             "its replies are in a column of their own, which the reference puts together by hand";
         reader.refuse(&name.path, name.span, format!("= `{name_or_path}`"), why);
     }
+    if let (Some(format), Some(_)) = (&keys.format, &keys.role_mapping) {
+        let found = format!("`{}` and `role_mapping` are both given", format.path);
+        conflict(reader, &format.path, found, "one of them", None);
+        return None;
+    }
     Some(Source {
         split,
         kwargs: kwargs(keys.kwargs.as_ref(), reader),
+        format: or(keys.format.as_ref(), None),
         role_mapping: role_mapping?,
+        unmapped_roles: or(keys.unmapped_roles.as_ref(), UnmappedRoles::Refuse),
+        messages_key: or(keys.messages_key.as_ref(), None),
+        tools_key: or(keys.tools_key.as_ref(), None),
+        text_key: or(keys.text_key.as_ref(), None),
         content_key: or(keys.content_key.as_ref(), None),
         sample: sampling(file, reader)?,
         sample_seed: or(keys.sample_seed.as_ref(), 42) as u64,
@@ -280,7 +343,7 @@ fn role_mapping(
 ) -> Option<Vec<(String, RolePath)>> {
     let Some(typed) = &keys.role_mapping else {
         let known = KNOWN_ROLES.iter().find(|(known, _)| *known == name).map(|(_, roles)| *roles);
-        let roles = known.unwrap_or(&[("user", "user"), ("assistant", "assistant")]);
+        let roles = known.filter(|_| keys.format.is_none()).unwrap_or_default();
         return Some(
             roles
                 .iter()

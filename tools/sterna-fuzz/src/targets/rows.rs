@@ -3,8 +3,11 @@
 use std::path::Path;
 
 use serde_json::Map;
-use sterna_data::{messages::extract_chat, source::OpenSource};
-use sterna_recipe::{LabelMask, RolePath, Sampling, Source};
+use sterna_data::{
+    messages::extract_chat,
+    source::{OpenSource, Wanted},
+};
+use sterna_recipe::{LabelMask, RolePath, Sampling, Source, UnmappedRoles};
 
 use super::{Target, answer, crates, files, read, write};
 
@@ -140,6 +143,11 @@ fn source(path: &Path) -> Source {
         role_mapping: ["user", "assistant"].map(|role| (role.to_owned(), items(role))).to_vec(),
         content_key: None,
         sample: Sampling::All,
+        format: None,
+        unmapped_roles: UnmappedRoles::Refuse,
+        messages_key: None,
+        tools_key: None,
+        text_key: None,
         sample_seed: 42,
     }
 }
@@ -150,9 +158,13 @@ fn read_as(input: &[u8], folder: &Path, name: &str) -> String {
     read_rows(&source(&path))
 }
 
+fn wanted() -> Wanted {
+    Wanted { required: vec!["messages".to_owned()], ..Wanted::default() }
+}
+
 /// Reads all rows and the chats in them, by both rules.
 fn read_rows(source: &Source) -> String {
-    let rows = match OpenSource::find(source).and_then(|open| open.read()) {
+    let rows = match OpenSource::find(source).and_then(|open| open.read(&wanted())) {
         Ok(rows) => rows,
         Err(err) => return answer(&err),
     };
@@ -162,9 +174,9 @@ fn read_rows(source: &Source) -> String {
         for label_mask in [LabelMask::Exact, LabelMask::Reference] {
             let chat = rows
                 .row(index)
-                .and_then(|row| extract_chat(source, label_mask, row, || rows.id(index)));
+                .and_then(|row| extract_chat(source, label_mask, row, &|| rows.id(index)));
             match chat {
-                Ok(chat) => num_messages += chat.messages.len(),
+                Ok(chat) => num_messages += chat.conversation.messages.len(),
                 Err(err) => refusal = format!("{err}"),
             }
         }

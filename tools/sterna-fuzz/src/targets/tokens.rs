@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Map, json};
-use sterna_hf::{ChatTemplate, Message, Tokenizer};
+use sterna_hf::{ChatTemplate, Conversation, Message, Tokenizer};
 
 use super::{Target, answer, crates, files, read, text, write};
 
@@ -173,12 +173,13 @@ pub(super) const TEMPLATE: Target = Target {
     run: run_template,
 };
 
-fn conversation() -> Vec<Message> {
-    ["system", "user", "assistant", "user", "assistant"]
+fn conversation() -> Conversation {
+    let messages: Vec<Message> = ["system", "user", "assistant", "user", "assistant"]
         .into_iter()
         .enumerate()
         .map(|(i, role)| Message::new(role, format!("{i}: hi \u{e9}\n\n<think>a</think> b ")))
-        .collect()
+        .collect();
+    messages.into()
 }
 
 fn run_tokenizer(input: &[u8], folder: &Path) -> String {
