@@ -69,7 +69,11 @@ pub(super) fn locate_replies(
     let mut replies = Vec::new();
     for (&turn, span) in turns.iter().zip(spans) {
         let Some(span) = span else { continue };
-        let start = if span.starts_with_reasoning { chat.opening(&span) } else { span.start };
+        let start = match span.starts_with {
+            LeafKind::Reasoning => chat.opening(&span),
+            LeafKind::Name => chat.opening_of_calls(turn, &span)?,
+            LeafKind::Thought | LeafKind::Answer => span.start,
+        };
         let ending = if calls_tools(&messages[turn]) {
             chat.ending(turn, span.skipped)?
         } else {
@@ -97,13 +101,13 @@ fn calls_tools(message: &Message) -> bool {
 }
 
 /// What the assistant wrote in one turn, as printed, and what is known about its edges.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Span {
     start: usize,
     end: usize,
     /// Where the template's text before it starts.
     before: usize,
-    starts_with_reasoning: bool,
+    starts_with: LeafKind,
     /// Bytes that the template prints after a text but not after none, before calls of tools.
     skipped: usize,
 }
@@ -122,7 +126,8 @@ impl Chat<'_> {
         if turns.is_empty() {
             return Ok(Vec::new());
         }
-        let hidden = Hidden::new(self.conversation, turns, self.text);
+        let hidden =
+            Hidden::new(self.conversation, turns, self.text, self.openers.prints_text_of_calls);
         if let Some(skeleton) = (self.render)(&hidden.conversation)
             && let Ok(spans) = align(self.text, &skeleton, &hidden)
         {
@@ -133,7 +138,8 @@ impl Chat<'_> {
 
     /// The texts of one turn, all other turns as they are.
     fn span(&self, turn: usize) -> Result<Option<Span>, Unaligned> {
-        let hidden = Hidden::new(self.conversation, &[turn], self.text);
+        let prints_text_of_calls = self.openers.prints_text_of_calls;
+        let hidden = Hidden::new(self.conversation, &[turn], self.text, prints_text_of_calls);
         let skeleton = (self.render)(&hidden.conversation).ok_or(Unaligned::ContextChanges)?;
         match align(self.text, &skeleton, &hidden) {
             Ok(mut spans) => Ok(spans.remove(0)),
@@ -152,7 +158,9 @@ impl Chat<'_> {
                 let span = Span {
                     start: before.len(),
                     end: self.text.len() - after.len().min(self.text.len()),
-                    ..Span::default()
+                    before: 0,
+                    starts_with: LeafKind::Answer,
+                    skipped: 0,
                 };
                 fits.then_some(Some(span)).ok_or(why)
             }
@@ -173,6 +181,24 @@ impl Chat<'_> {
         after_header.unwrap_or_else(|| span.before + start_with_tags(before, &[THINK]))
     }
 
+    /// Where a turn starts that is found by the name of a tool: at what the template prints before it but not before a text.
+    fn opening_of_calls(&self, turn: usize, span: &Span) -> Result<usize, (usize, Unaligned)> {
+        let before = |message: Message| {
+            let chat = self.short_chat(vec![Message::new("user", SHORT), message]);
+            let hidden = Hidden::new(&chat, &[1], "", false);
+            let skeleton = (self.render)(&hidden.conversation)?;
+            let (marker, _) = hidden.markers_in(&skeleton).next()?;
+            Some(skeleton[..marker.start].split_once(SHORT)?.1.to_owned())
+        };
+        let opening = || {
+            let of_calls = before(self.conversation.messages[turn].clone())?;
+            let of_text = before(Message::new(ASSISTANT, SHORT_REPLY))?;
+            let start = common_prefix_len(&of_calls, &of_text);
+            self.text[..span.start].ends_with(&of_calls[start..]).then_some(of_calls.len() - start)
+        };
+        opening().map(|len| span.start - len).ok_or((turn, Unaligned::ContextChanges))
+    }
+
     /// What the template prints after the texts of `turn` when the chat ends there: calls of tools and the end of the turn, without
     /// the first `skipped` bytes.
     fn ending(&self, turn: usize, skipped: usize) -> Result<String, (usize, Unaligned)> {
@@ -185,15 +211,17 @@ impl Chat<'_> {
             .ok_or((turn, Unaligned::ContextChanges))
     }
 
+    /// `messages` with the tools and variables of the chat.
+    fn short_chat(&self, messages: Vec<Message>) -> Conversation {
+        let Conversation { tools, template_kwargs, .. } = self.conversation;
+        let (tools, template_kwargs) = (tools.clone(), template_kwargs.clone());
+        Conversation { messages, tools, template_kwargs }
+    }
+
     fn ending_of(&self, messages: Vec<Message>) -> Option<String> {
         let last = messages.len() - 1;
-        let Conversation { tools, template_kwargs, .. } = self.conversation;
-        let chat = Conversation {
-            messages,
-            tools: tools.clone(),
-            template_kwargs: template_kwargs.clone(),
-        };
-        let hidden = Hidden::new(&chat, &[last], "");
+        let chat = self.short_chat(messages);
+        let hidden = Hidden::new(&chat, &[last], "", self.openers.prints_text_of_calls);
         let skeleton = (self.render)(&hidden.conversation)?;
         let (marker, leaf) = hidden.markers_in(&skeleton).last()?;
         let ending = &skeleton[marker.end..];
@@ -202,13 +230,15 @@ impl Chat<'_> {
     }
 }
 
-/// What a template prints to open a turn of the assistant.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What a template prints to open a turn of the assistant, and of a turn that calls tools.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Openers {
     /// What it prints because of `add_generation_prompt`.
     header: String,
     /// What it prints before that, even if no turn follows.
     always: String,
+    /// Whether it prints the text of a message that calls tools too.
+    prints_text_of_calls: bool,
 }
 
 impl Openers {
@@ -239,7 +269,19 @@ impl Openers {
                 .then(|| before_reply.ends_with(&opens).then(|| always.to_owned()))
                 .flatten()
         };
-        Openers { always: always().unwrap_or_default(), header }
+        let mut calls = reply();
+        calls.set(
+            "tool_calls",
+            serde_json::json!([
+                {"id": "sternaCal", "type": "function", "function": {"name": "f", "arguments": {}}},
+            ]),
+        );
+        let calling = print(vec![user(SHORT), calls], false);
+        Openers {
+            always: always().unwrap_or_default(),
+            header,
+            prints_text_of_calls: calling.is_some_and(|text| text.contains(SHORT_REPLY)),
+        }
     }
 
     /// `ending` without what opens the next turn.
@@ -275,6 +317,8 @@ enum LeafKind {
     Thought,
     /// Of the content.
     Answer,
+    /// Of the first tool that is called.
+    Name,
 }
 
 impl Leaf {
@@ -315,12 +359,19 @@ impl Hidden {
         }
     }
 
-    /// Hides every text of `turns`.
-    fn new(conversation: &Conversation, turns: &[usize], text: &str) -> Hidden {
+    /// Hides every text of `turns`; of those that call tools, the name of the first one if the template does not print their texts.
+    fn new(
+        conversation: &Conversation,
+        turns: &[usize],
+        text: &str,
+        prints_text_of_calls: bool,
+    ) -> Hidden {
         let mut hidden = Hidden::empty(conversation, turns.len(), text);
         for (turn_idx, &turn) in turns.iter().enumerate() {
             let mut message = conversation.messages[turn].clone();
-            hidden.hide(turn_idx, &mut message);
+            if prints_text_of_calls || !hidden.hide_name(turn_idx, &mut message) {
+                hidden.hide(turn_idx, &mut message);
+            }
             hidden.conversation.messages[turn] = message;
         }
         hidden
@@ -340,6 +391,17 @@ impl Hidden {
 
     fn marker(&self, leaf: usize) -> String {
         format!("{}{leaf}y", self.stem)
+    }
+
+    /// Hides the name of the first tool that is called, if one is.
+    fn hide_name(&mut self, turn_idx: usize, message: &mut Message) -> bool {
+        let Some(mut calls) = message.get("tool_calls").cloned() else { return false };
+        let Some(call) = calls.get_mut(0) else { return false };
+        let call = if call.get("function").is_some() { &mut call["function"] } else { call };
+        let Some(name) = call.get("name").and_then(Value::as_str) else { return false };
+        call["name"] = self.hide_text(turn_idx, name, LeafKind::Name, Vec::new()).into();
+        message.set("tool_calls", calls);
+        true
     }
 
     fn hide(&mut self, turn_idx: usize, message: &mut Message) {
@@ -483,7 +545,7 @@ fn align(text: &str, skeleton: &str, hidden: &Hidden) -> Result<Vec<Option<Span>
             start: start_with_tags(&text[before..start], &leaf.tags) + before,
             end,
             before,
-            starts_with_reasoning: leaf.kind == LeafKind::Reasoning,
+            starts_with: leaf.kind,
             skipped,
         });
         span.end = end + len_of_tags(&text[end..], &leaf.tags_behind);
