@@ -1102,10 +1102,412 @@ n and s and list and 'z'
 [{}]
 {}
 {'k': [{'a': none}]}
+1, 2
+1,
+'\U0001f600 \a|\v|\b|\f|\0' | tojson
+'\x4'
+'\u12'
+"\"\'" ~ '\"\''
+d['items']() | list | length
+d['get']('zeta')
+d['get']
+messages[0]['keys'] is defined
+messages[0]['nope'] is defined
+schema['items']['get']
+schema['properties']['tags']['items']['type']
+schema.properties.tags['items'].type
+schema['values'] is defined
+list['append'] is defined
+s['upper'] is defined
+s['upper']()
+s[n]
+s[n:]
+s[:n] ~ s[n:]
+s[n - 1:n + 1]
+s[-n:]
+s[n:n]
+s['0']
+s[none]
+list[n - 4]
+list[-n]
+list[neg]
+list[n - 4:]
+d['alp' ~ 'ha']
+d['alpha'] + 'x'
+d[s]
+messages[0]['content'][0]
+messages[0].content[-1:]
+messages[0]['content'] | upper
+-n ** 2
+2 ** -n
+not -n
+-d.zeta
+-list[0]
+-s | length
++s
+- 5
+-5.5
+n -1
+n-1
+n - -1
+n--1
+n+-1
+n*-1
+n if n else
+(n if b) is defined
+n | default(1) + 1
+[n, *list]
+f'x'
+'a' | upper ~ 'b' | upper
+d.items() | list | length > 2 and n
+(d.items() | list)[0][1]
+d | items | first | last
+'x'.join(list | map('string'))
+list | length == 3
+list | length in [3]
+not list | length == 3
+'a' in {'a': 1}.keys()
+'a' in 'abc' in ['abc']
+1 < 2 == true
+none is not none
+n is defined and n is number
+n is number and n is not string
+'%s' % n ~ 'x'
+'%s, %s' % (n, s) | upper
+('%s' % n) | int + 1
+'%s' % d.items
+'%-10s|' % s[:3]
+'%3d%%' % 50
+'%s' % (none,)
+'%s' % ((1, 2),)
+'%(a)s' % {'b': 1}
+'%z' % 1
+'%' % 1
+'%(a' % {'a': 1}
+'%c' % 'ab'
+'%x' % 1.5
+'%i' % true
+'%5.1f|%-8.3e|%+g' % (2.25, 12345.678, 0.5)
+'%g %g %g %g' % (1e20, 1e-5, 100000, 1000000)
+'%.10g' % 0.1
+'%f' % 1e20
+'%s' % 1e20
+'%e' % 0
+'%#x %#o' % (255, 8)
+'%*d' % (5, 42)
+'{:g} {:e} {:f} {:.3} {:.0f}'.format(1e20, 1.5, 2.0, 3.14159, 2.5)
+'{:,} {:_} {:,.2f}'.format(1234567, 1234567, 1234567.891)
+'{:<8}|{:>8}|{:^8}|'.format(1, 2, 3)
+'{:08.3f} {:+} {: }'.format(3.14159, 5, 5)
+'{:#x} {:#b} {:o} {:X}'.format(255, 5, 8, 255)
+'{:s}'.format(5)
+'{:d}'.format(5.0)
+'{:5}|{:5}'.format('ab', true)
+'{0} {}'.format(1, 2)
+'{} {0}'.format(1, 2)
+'{a.b}'.format(a={'b': 1})
+'{'.format(1)
+'}'.format(1)
+'{:{}}|'.format('x', 5)
+'{!s} {!a}'.format('é', 'é')
+'{:10.3}|'.format('abcdef')
+'{:.2%}'.format(0.1234)
+'{:e}'.format(1e-10)
+'{:.1f} {:.1f} {:.1f}'.format(0.25, 0.35, -0.05)
+'{:n}'.format(5)
+s.split(' ', 0)
+s.split('l', -1)
+s.rsplit('l', 1)
+s.split(', ')[-1]
+s.split('\n')
+'a,,b'.split(',')
+',a,'.split(',')
+'a b'.split(sep=none)
+'aXbXc'.split('X', maxsplit=1)
+'  a  b '.rsplit(none, 1)
+'a\n\nb'.split('\n\n')
+'</think>a</think>b'.split('</think>')[-1].lstrip('\n')
+'</think>a</think>b'.split('</think>')[0].split('<think>')[-1]
+'abc'.find('')
+'abc'.find('', 5)
+'abc'.rfind('')
+'abc'.count('', 1)
+'abcabc'.count('bc', -3)
+'aaa'.count('aa')
+'abc'.index('')
+'abc'.startswith(('a',))
+'abc'.startswith(())
+'abc'.startswith()
+'abc'.endswith('bc', 1)
+'abc'.strip('')
+'abc'.upper(1)
+'abc'.join('-')
+'-'.join(('a', 'b'))
+'-'.join(d)
+'-'.join(words | sort)
+'-'.join(none)
+'a-b'.replace('-', '')
+'a-b'.replace(old='-', new='')
+'a-b'.replace('-')
+'É'.lower()
+'straße'.upper()
+'İ'.lower() | length
+'ŉ'.capitalize()
+'ab cd'.title().swapcase()
+'x' | center(5) ~ '|'
+words | sort(reverse=true) | list
+words | sort(attribute='nope')
+[[2, 'b'], [1, 'a']] | sort | list
+[[2, 'b'], [1, 'a']] | sort(attribute=1) | list
+[(2, 'b'), (1, 'a')] | sort | list
+['b', 'B', 'a'] | sort
+['b', 'B', 'a'] | sort(case_sensitive=true)
+[true, 2, 0] | sort
+[2.5, 1, 3] | sort
+[[1], ['a']] | sort
+people | sort(attribute='name') | map(attribute='name') | join(' ')
+people | map('attr', 'name') | list
+people | map(attribute='city') | list
+people | map(attribute='city', default={}) | list
+people | map(attribute='city.name.deep', default='?') | list
+people | map(attribute='name') | map('upper') | list
+people | map(attribute='name') | map('replace', 'n', 'm') | join
+people | map('length') | list
+people | map('dictsort') | first
+people | selectattr('age', 'ge', 30) | list | length
+people | selectattr('nope.more') | list
+people | sum(attribute='age')
+people | map(attribute='age') | select | sum
+people | groupby('name') | map('first') | list
+people[:3] | groupby('age') | list
+list | map('abs') | max
+words | map('first') | unique | list
+words | min(attribute='x')
+{'a': 1} | map('upper') | list
+d | select('in', ['zeta']) | list
+d | join('-')
+d | sort(case_sensitive=true)
+s | map('upper') | join
+s | select('in', 'lo') | join
+s | unique | join
+s | batch(5) | map('join') | list
+s | list | length
+s | join('-')
+5 | map('upper') | list
+none | map('upper') | list
+none | select | list
+undefined_name | map('upper') | list
+undefined_name | selectattr('x') | list
+undefined_name | join
+undefined_name | upper
+undefined_name | trim
+undefined_name | tojson
+undefined_name | string
+undefined_name | replace('a', 'b')
+undefined_name | reverse | list
+undefined_name | dictsort
+undefined_name | sum
+undefined_name | min
+undefined_name | unique | list
+undefined_name | round
+undefined_name | abs
+undefined_name.x | default('y')
+undefined_name is string
+undefined_name is number
+undefined_name in [1]
+undefined_name == 1
+undefined_name and 1
+undefined_name or 1
+not undefined_name
+undefined_name[0] | default('y')
+undefined_name + undefined_name
+undefined_name * 2
+-undefined_name
+undefined_name < undefined_name
+undefined_name | length > 0
+none | length > 0
+none | upper
+none | trim
+none | string | length
+none | default('x', true) | upper
+none + 'a'
+none ~ none
+none < none
+none > 1
+none in [none]
+none in d
+none == undefined_name
+none | join(',')
+none | first
+none | list
+none | sum
+none | int(5)
+none[0]
+none['a'] is defined
+none.a.b
+true + 1
+true == 1
+true ~ 1
+true in [1]
+true | int
+true | string
+true | tojson
+true | upper
+true is number
+true is string
+true is sameas(1)
+[true, none] | tojson
+1 == 1.0 and 1.0 is float
+1e3 | int
+1.0 | int
+1.5 | string
+1.0 | tojson
+100000000000000000000
+100000000000000000000 | tojson
+100000000000000000000 + 1
+170141183460469231731687303715884105727
+0.1 + 0.7
+1e16 + 1
+1e22
+1e21 | tojson
+123456789.123456789
+1.10
+1e-4
+1e-7
+-1e-7
+0.00001234
+3 / 1
+7 // -2
+-7 // -2
+7 % -2.5
+0 * -1.0
+1e308 * 10
+-(1e308 * 10)
+2 ** 0.5 * 2 ** 0.5
+10 % 3 * 2
+10 - 2 - 3 + 1
+2 * 3 % 4
+'a' * 3 ~ 'b'
+'a' + 'b' * 2 + 'c'
+'a' ~ 1 + 2
+1 + 2 == 3 and 'a' ~ 'b' == 'ab'
+not 1 + 1 == 2
+[1, 2] + [3] == [1, 2, 3]
+[1] + none
+[[1]] * 2
+(1, 2) * 2
+(1, 2) + [3]
+{'a': 1}.items() | list + [1]
+d.keys() | list + ['x']
+d.keys() + ['x']
+messages | length % 2 == 1
+loop.index
+range(3)[-1]
+range(3)[5]
+range(10)[2:4] | list
+range(3) | sum
+range(3) | reverse | list
+range(3) | map('string') | join
+range(3) | last
+range(0, 10, 3) | list
+range(n) | length
+range(-1) | list
+range(3) == [0, 1, 2]
+range(3) is mapping
+2 in range(0, 10, 3)
+namespace(a=1, b=2).b
+namespace(items=1).items
+namespace(a=1)['a']
+namespace(a=1).get is defined
+namespace() is defined
+dict(a=1) == {'a': 1}
+dict([('a', 1)])
+dict([['a', 1]], b=2)
+dict(['ab'])
+dict(1)
+dict(d).zeta
+dict(d, zeta=5).zeta
+(d.items() | list) + [('x', 1)] | length
+joiner('x')() ~ 'y'
+cycler(1, 2).current
+cycler()
 """.strip("\n")
 
 # Whole templates, for statements and whitespace.
 TEMPLATES = [
+    "{% for x in 1, 2 %}{{ x }}{% endfor %}",
+    "{% for x in [1, 2] + [3] if x != 2 %}{{ x }}{% endfor %}",
+    "{% for x in (messages if n else nothing) %}{{ x.role }}{% endfor %}",
+    "{% for x in messages[1:] if x.role != 'tool' and x.content %}{{ x.content }}{% endfor %}",
+    "{% for k, v in d.items() if v is not none %}{{ k }}{% if not loop.last %}, {% endif %}{% endfor %}",
+    "{% for x in messages | selectattr('role', 'equalto', 'tool') | list %}{{ loop.length }}{% endfor %}",
+    "{% for x in words | map('upper') if x != 'A' %}{{ x }}{{ loop.index }}{{ loop.last }}{% endfor %}",
+    "{% for x in d.values() %}{{ loop.length }}{{ loop.last }}{% endfor %}",
+    "{% for x in [[1, [2, [3]]], [4]] recursive %}{% if x is iterable %}({{ loop(x) }}){% else %}{{ x }}{% endif %}{% endfor %}",
+    "{% for x in list %}{% for y in list %}{% if y == x %}{% break %}{% endif %}{{ y }}{% endfor %};{% endfor %}",
+    "{% for x in list %}{{ loop['index'] }}{{ loop.get is defined }}{{ loop.items is defined }}{% endfor %}",
+    "{% for x in list %}{{ loop is mapping }}{{ loop is defined }}{{ loop.index + 1 }}{{ loop.index0 % 2 == 0 }}{% endfor %}",
+    "{% for x in list %}{{ '%d: %s' % (loop.index, x) }}{% endfor %}",
+    "{% for x in list %}{{ 'no' if loop.index0 > 0 and loop.previtem > x else 'yes' }}{% endfor %}",
+    "{% for m in messages %}{{ (loop.nextitem or {}).get('role') }},{% endfor %}",
+    "{% for m in messages %}{% if loop.previtem and loop.previtem.role == 'user' %}{{ m.role }}{% endif %}{% endfor %}",
+    "{% set x = 1, %}{{ x }}",
+    "{% set x = (1) %}{{ x }}",
+    "{% set x = n if n else 0 %}{{ x }}",
+    "{% set x = {'a': 1,\n  'b': [1,\n 2]} %}{{ x.b | last }}",
+    "{% set x, y = d.zeta, d.alpha %}{{ x }}{{ y }}",
+    "{% set ns = namespace(a=0) %}{% set ns.a, b = 1, 2 %}{{ ns.a }}{{ b }}",
+    "{% set ns = namespace(a={'b': 1}) %}{{ ns.a.b }}{{ ns.a.items() | list }}",
+    "{% set ns = namespace(msgs=messages) %}{% set ns.msgs = ns.msgs[1:] %}{{ ns.msgs | length }}{{ ns.msgs[0].role }}",
+    "{% set key = 'items' %}{{ d[key] is defined }}{{ schema[key] is mapping }}",
+    "{% set key = 'nope' %}{{ d[key] is defined }}",
+    "{% set x = 'a' %}{% set x = x ~ 'b' %}{% set x = x + 'c' %}{{ x }}",
+    "{% set found = [] %}{% for m in messages %}{% set found = found + [m.role] %}{% endfor %}{{ found }}",
+    "{% set t %}{% for x in list %}{{ x }}{% endfor %}{% endset %}{{ t + '!' }}",
+    "{% set t = '' %}{% if t %}x{% elif not t and n %}y{% endif %}",
+    "{% macro m(a, b=a, c=b) %}{{ a }}{{ b }}{{ c }};{% endmacro %}{{ m(1) }}{{ m(1, 2) }}{{ m(1, c=3) }}{{ m(1, none) }}",
+    "{%- macro m(a, b=a ~ 'x') -%}\n {{ b }}\n{%- endmacro -%}\n{{ m('q') }}",
+    "{% macro m() %}{{ varargs | length }}{{ kwargs | length }}{% endmacro %}{{ m() }}{{ m(1, a=2) }}{{ m(*[1, 2], **{'z': 1}) }}",
+    "{% macro m(a) %}{{ a }}{% if varargs %}{{ m(*varargs) }}{% endif %}{% endmacro %}{{ m(1, 2, 3) }}",
+    "{% macro m(a, x=0) %}{{ a }}{{ x }}{{ kwargs }}{{ caller() if caller else '' }}{% endmacro %}{{ m(1, y=2) }}{% call m(1, x=5, z=3) %}in{% endcall %}",
+    "{%- macro m(a) %}\n{{ kwargs.get('k', 'none') }}\n{%- endmacro -%}\n[{{ m(1, k=2) }}][{{ m(1) }}]",
+    "{% macro outer() %}{% macro inner(a) %}{{ a }}{{ varargs }}{% endmacro %}{{ inner(1, 2) }}{% endmacro %}{{ outer() }}",
+    "{% macro m(a) %}{{ a.items() | list if a is mapping else a }}{% endmacro %}{{ m({'x': 1}) }}{{ m(5) }}{{ m('s') }}",
+    "{% macro m(p, d=0) %}{{ '  ' * d }}{{ p.type }}{% if p.properties %}{% for k, v in p.properties.items() %}\n{{ '  ' * (d + 1) }}{{ k }}:{{ m(v, d + 1) }}{% endfor %}{% endif %}{% endmacro %}{{ m(schema) }}",
+    "{% macro m(x) %}{% for i in range(x) %}{{ i }}{% if i == 1 %}{% break %}{% endif %}{% endfor %}{% endmacro %}{{ m(5) }}",
+    "{% macro m(x) %}{{ x }}{% endmacro %}{% set f = m %}{{ f(3) }}{{ words | map('upper') | map('lower') | join }}",
+    "{% macro m(x) %}{{ x }}{% endmacro %}{% set d2 = {'f': m} %}{{ d2.f(3) }}{{ d2['f'](4) }}",
+    "{% macro m(first, last) %}{{ first }}{{ last }}{% endmacro %}{{ m(last=1, first=2) }}",
+    "{% macro m() %}{{ messages | length }}{{ raise_exception('x') if b }}{% endmacro %}{{ m() }}",
+    "{% call(x) nope.m() %}{% endcall %}",
+    "{% with x = n + 1 %}{{ x }}{% with x = x * 2 %}{{ x }}{% endwith %}{{ x }}{% endwith %}",
+    "{% filter replace('a', 'b') | upper %}a{{ 'a' ~ n }}{% endfilter %}",
+    "{% if n == 5 %}{% set z = 1 %}{% else %}{% set z = 2 %}{% endif %}{{ z }}",
+    "{% if n is defined and n > 3 or b %}x{% endif %}",
+    "{% if not (n and b) %}x{% endif %}{% if 'a' not in 'xyz' and not b %}y{% endif %}",
+    "{% if messages[0]['role'] == 'system' and messages[0]['content'] != '' %}x{% endif %}",
+    "{% if (messages[-1]['tool_calls'] or messages[2]['tool_calls']) is not none %}x{% endif %}",
+    "{% if messages[2].tool_calls[0].function.arguments is mapping %}x{% else %}y{% endif %}",
+    "{% if 'tool_calls' in messages[2] and messages[2]['tool_calls'] is sequence %}x{% endif %}",
+    "{% if messages[0].get('content') and messages[0].get('nope') is none %}x{% endif %}",
+    "{%- if true -%}\n\n  x  \n\n{%- endif -%}\n\n y",
+    "{#- a -#} x {#- b -#}\n y {# c -#}\n z",
+    "  {%- set x = 1 -%}  \n  {{- x -}}  \n  .",
+    "{% raw -%}  x  {%- endraw %}  y",
+    "{%+ if true %} x{%+ endif %}\n{%- if true +%}\n y{% endif %}",
+    "{{ 'a' }}  {#  #}  \n{{ 'b' }}\n  {#  #}\n{{ 'c' }}",
+    "{{ '{%' }}{{ '%}' }}{{ '{#' }}{{ '#}' }}{{ \"}}\" }}",
+    "{{ {'}}': '%}'} }}{% set x = {'%}': 1} %}{{ x }}",
+    "{%- for x in [{'a': {'b': 1}}] -%}{{ x.a.b }}{{ {'c': {'d': x.a}}['c']['d'] }}{%- endfor -%}",
+    "{{ {'a': 1}.a }}{{ {'a': {}}.a }}{{ {}|length }}{{ {} }}}",
+    "{{ d . zeta }}{{ d\n.alpha }}{{ d [ 'zeta' ] }}{{ s . upper ( ) }}",
+    "{{ n|string|length }}{{n|float|int}}{{n is odd}}",
+    "{% set \u00e9t\u00e9 = 1 %}{{ \u00e9t\u00e9 }}",
+    "{% set _ = 1 %}{{ _ }}{% set __x = 2 %}{{ __x }}",
+    "{% set items = [1] %}{{ items }}{% for items in [2] %}{{ items }}{% endfor %}{{ items[0] }}",
+    "{% set if_x = 1 %}{{ if_x }}{% set not_y = 0 %}{{ not not_y }}{{ in_z is defined }}",
+    "{{ strftime_now('%Y') | length }}{{ strftime_now is defined }}{{ strftime_now('x') }}",
+    "{%- if strftime_now is defined %}{%- set date = 'd' %}{%- else %}{%- set date = '26 Jul 2024' %}{%- endif %}{{ date }}",
     "{% for x in list %}{{ loop.index }}{{ loop.index0 }}{{ loop.revindex }}{{ loop.revindex0 }}{{ loop.first }}{{ loop.last }}{{ loop.length }}{{ loop.depth }}{{ loop.depth0 }};{% endfor %}",
     "{% for x in list %}{{ loop.previtem }}<{{ x }}>{{ loop.nextitem }}|{{ loop.previtem is defined }}{{ loop.nextitem is defined }};{% endfor %}",
     "{% for x in [1, 1, 2, 2, 1] %}{{ loop.changed(x) }},{% endfor %}",

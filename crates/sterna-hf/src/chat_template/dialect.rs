@@ -202,6 +202,96 @@ mod tests {
     }
 
     #[test]
+    fn what_a_macro_does_not_name_is_handed_over() {
+        assert_eq!(
+            translate("{% macro m(a=1) -%}{{ varargs }}{%- endmacro -%}"),
+            "{% macro m(varargs, kwargs, a=1) -%}{{ varargs }}\
+             {%- endmacro %}{% set m = __py_macro(m) -%}"
+        );
+        let unchanged = "{% macro m(a) %}{{ a }}{% endmacro %}{{ kwargs }}";
+        assert_eq!(translate(unchanged), unchanged);
+    }
+
+    #[test]
+    fn a_default_may_name_another_argument() {
+        assert_eq!(
+            translate("{% macro m(a, b=a, c=1) -%}"),
+            "{% macro m(a, b= __py_missing, c=1) %}\
+             {% set b = (a) if __py_is_missing(b) else b -%}"
+        );
+    }
+
+    proptest::proptest! {
+        /// Whatever a folder's template holds, it is translated, line for line.
+        #[test]
+        fn any_template_keeps_its_lines(
+            pieces in proptest::collection::vec(proptest::sample::select(PIECES), 0..40)
+        ) {
+            let source = pieces.concat();
+            let lines = |text: &str| text.matches('\n').count();
+            proptest::prop_assert_eq!(lines(&translate(&source)), lines(&source));
+        }
+    }
+
+    const PIECES: &[&str] = &[
+        "{{",
+        "}}",
+        "{%",
+        "%}",
+        "{#",
+        "#}",
+        "-",
+        "+",
+        "%",
+        "~",
+        "**",
+        "//",
+        "(",
+        ")",
+        "[",
+        "]",
+        "{",
+        "}",
+        ".",
+        ",",
+        ":",
+        "|",
+        "=",
+        "==",
+        "<",
+        "'",
+        "\"",
+        " ",
+        "\n",
+        "1",
+        "0x",
+        "1.5e",
+        "a",
+        "items",
+        "if ",
+        "else ",
+        "for ",
+        " in ",
+        "not ",
+        "is ",
+        "and ",
+        "set ",
+        "macro ",
+        "endmacro ",
+        "varargs",
+        "call ",
+        "with ",
+        "raw ",
+        "endraw ",
+        "generation ",
+        "filter ",
+        "\u{e9}",
+        "\u{1f600}",
+        "\u{2028}",
+        "\u{a0}",
+    ];
+
+    #[test]
     fn a_raw_block_keeps_its_first_newline() {
         let source = "{%- raw %}\n{{{% endraw %}{% generation %}\u{e9}{% endgeneration %}";
         assert_eq!(translate(source), "{%- raw +%}\n{{{% endraw %}{% with %}\u{e9}{% endwith %}");

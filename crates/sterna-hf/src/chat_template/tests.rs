@@ -90,6 +90,45 @@ fn an_indent_of_a_trillion_spaces_is_refused() {
     assert!(render("{{ messages | tojson(indent=1000000000000) }}").is_err());
 }
 
+#[test]
+fn numbers_and_widths_without_end_are_errors() {
+    for source in [
+        "{{ '%99999999999d' % 1 }}",
+        "{{ '%.99999999999f' % 1.5 }}",
+        "{{ '{:99999999999}'.format(1) }}",
+        "{{ '{:.65536f}'.format(1) }}",
+        "{{ '{0[a]\u{e9}}'.format({'a': 1}) }}",
+        "{{ 'x'.center(10 ** 12) }}",
+        "{{ 'x' * 10 ** 12 }}",
+        "{{ [1] * 10 ** 12 }}",
+        "{{ range(10 ** 12) }}",
+        "{{ range(0, 9, 0) }}",
+        "{{ [1] | batch(0) }}",
+        "{{ [1] | batch(10 ** 12, 0) | list }}",
+        "{{ [1] | slice(10 ** 12) | list }}",
+        "{{ 2 ** 127 }}",
+        "{{ ((-2) ** 127) | abs }}",
+        "{{ -((-2) ** 127) }}",
+        "{{ (-2) ** 127 // -1 }}",
+        "{{ (2 ** 126 + 2 ** 126 - 1) | round(-38) * 10 }}",
+        "{{ 1e300 | int }}",
+        "{{ '%d' % 1e300 }}",
+        "{{ [] | first | int }}",
+    ] {
+        let error = render(source).expect_err(source);
+        assert!(matches!(error, Error::TemplateRender { .. }), "{source}: {error:?}");
+    }
+}
+
+#[test]
+fn values_nested_deeper_than_python_prints_are_an_error() {
+    let nest = "{% set ns = namespace(l=[]) %}{% for a in range(1500) %}{% set ns.l = [ns.l] %}{% endfor %}";
+    for print in ["{{ ns.l }}", "{{ ns.l ~ '' }}", "{{ ns.l | tojson }}", "{{ ns.l | string }}"] {
+        let error = render(&format!("{nest}{print}")).expect_err(print);
+        assert!(matches!(error, Error::TemplateRender { .. }), "{print}: {error:?}");
+    }
+}
+
 /// Probes that read otherwise on purpose, with the reason.
 const DIFFERENCES: &[(&str, &[&str])] = &[
     (
@@ -127,9 +166,10 @@ const DIFFERENCES: &[(&str, &[&str])] = &[
         &["{{ {1: 2, 'x': none, true: 3} }}", "{{ {1: 2, none: 3, true: 4, 2.5: 5} | tojson }}"],
     ),
     (
-        "the engine's own objects print in its own way",
+        "the engine's own objects print and compare in its own way",
         &[
             "{{ range(2, 8)[1:3] }}",
+            "{{ range(3) == [0, 1, 2] }}",
             "{% for x in list %}{{ loop }}{% endfor %}",
             "{% macro m(a) %}{% endmacro %}{{ m.name }}{{ m.arguments }}{{ m is callable }}",
         ],
@@ -138,6 +178,7 @@ const DIFFERENCES: &[(&str, &[&str])] = &[
         "Jinja's filler text and its blocks are not offered",
         &["{{ lipsum is defined }}", "{{ self is defined }}"],
     ),
+    ("names are of ASCII letters", &["{% set \u{e9}t\u{e9} = 1 %}{{ \u{e9}t\u{e9} }}"]),
     ("characters have no names", &["{{ \"\\N{BULLET}\" }}"]),
     ("numbers that Jinja refuses to parse", &["{{ 1. }}", "{{ 1__0 }}"]),
     ("a text is not unpacked", &["{% for k, v in ['ab', 'cd'] %}{{ k }}{{ v }}{% endfor %}"]),

@@ -9,7 +9,7 @@ use super::args::{bind, plain, required, split};
 use super::objects::{self, DictView, Generator, Group, Part, pair};
 use super::ops::{self, Number};
 use super::strings::{self, Side, int, size};
-use super::text::{float, str_of};
+use super::text::str_of;
 use super::{format, is_sized};
 use crate::chat_template::invalid;
 
@@ -20,7 +20,7 @@ type Filter = fn(&mut State, &Value, &[Value]) -> Result<Value, Error>;
 
 const FILTERS: &[(&str, Filter)] = &[
     ("abs", |_, value, _| match Number::of(value) {
-        Some(Number::Int(x)) => Ok(ops::int(x.abs())),
+        Some(Number::Int(x)) => x.checked_abs().map(ops::int).ok_or_else(ops::too_large),
         Some(Number::Float(x)) => Ok(Value::from(x.abs())),
         None => Err(kind_error("abs", value)),
     }),
@@ -200,16 +200,18 @@ fn to_int(_: &mut State, value: &Value, args: &[Value]) -> Result<Value, Error> 
     let default = default.unwrap_or_else(|| Value::from(0));
     if let Some(text) = value.as_str() {
         let base = base.map_or(Ok(10), |base| int(&base))?;
-        let whole = parse_int(text, base);
-        let whole =
-            whole.or_else(|| parse_float(text).filter(|x| x.is_finite()).map(|x| x as i128));
-        return Ok(whole.map_or(default, ops::int));
+        if let Some(x) = parse_int(text, base) {
+            return Ok(ops::int(x));
+        }
+        return match parse_float(text).filter(|x| x.is_finite()) {
+            Some(x) => ops::whole(x).map(ops::int),
+            None => Ok(default),
+        };
     }
     match Number::of(value) {
         Some(Number::Int(x)) => Ok(ops::int(x)),
         Some(Number::Float(x)) if x.is_nan() => Ok(default),
-        Some(Number::Float(x)) if x.is_finite() => Ok(ops::int(x as i128)),
-        Some(Number::Float(x)) => Err(invalid(format!("`{}` is no whole number", float(x)))),
+        Some(Number::Float(x)) => ops::whole(x).map(ops::int),
         None if value.is_undefined() => Err(kind_error("int", value)),
         None => Ok(default),
     }
@@ -281,8 +283,9 @@ fn round(_: &mut State, value: &Value, args: &[Value]) -> Result<Value, Error> {
             let tens = u32::try_from(-places).ok().and_then(|places| 10_i128.checked_pow(places));
             let Some(tens) = tens.filter(|tens| *tens > 1) else { return Ok(ops::int(x)) };
             let (down, rest) = (x.div_euclid(tens), x.rem_euclid(tens));
-            let is_up = rest * 2 > tens || rest * 2 == tens && down % 2 != 0;
-            Ok(ops::int((down + i128::from(is_up)) * tens))
+            let is_up = rest > tens - rest || rest == tens - rest && down % 2 != 0;
+            let rounded = (down + i128::from(is_up)).checked_mul(tens);
+            rounded.map(ops::int).ok_or_else(ops::too_large)
         }
         (Some("common"), Number::Float(x)) if places < 0 => {
             Ok(Value::from((x * factor).round_ties_even() / factor))
@@ -347,17 +350,18 @@ fn sort(_: &mut State, value: &Value, args: &[Value]) -> Result<Value, Error> {
     let is_case_sensitive = is_given(case_sensitive.as_ref());
     let mut keyed = Vec::new();
     for item in items(value)? {
-        let key =
-            match attribute.as_ref().and_then(Value::as_str).filter(|names| names.contains(',')) {
-                Some(names) => {
-                    let keys = names.split(',').map(|name| {
-                        let key = attribute_of(&item, Some(&Value::from(name)))?;
-                        Ok(without_case(key, is_case_sensitive))
-                    });
-                    Value::from(keys.collect::<Result<Vec<_>, Error>>()?)
-                }
-                None => without_case(attribute_of(&item, attribute.as_ref())?, is_case_sensitive),
-            };
+        // In a list, equal keys need no order.
+        let mut keys = Vec::new();
+        let names = attribute.as_ref().and_then(Value::as_str).map(|names| names.split(','));
+        let paths = match names {
+            Some(names) => names.map(|name| Some(Value::from(name))).collect(),
+            None => vec![attribute.clone()],
+        };
+        for path in paths {
+            let key = attribute_of(&item, path.as_ref())?;
+            keys.push(without_case(key, is_case_sensitive));
+        }
+        let key = Value::from(keys);
         keyed.push((key, item));
     }
     ops::sort(&mut keyed, is_given(reverse.as_ref()), |(key, _)| key)?;

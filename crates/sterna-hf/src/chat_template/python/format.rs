@@ -12,8 +12,8 @@ use super::ops::Number;
 use super::{ops, text};
 use crate::chat_template::invalid;
 
-/// Widest field and longest fraction, in characters.
-const MAX_WIDTH: usize = 1 << 20;
+/// Widest field and longest fraction, in characters: less than a format of Rust's may have.
+const MAX_WIDTH: usize = 1 << 15;
 
 /// How a field is written.
 #[derive(Debug, Clone, Default)]
@@ -124,9 +124,7 @@ fn percent_field(value: &Value, kind: char, mut spec: Spec) -> Result<String, Er
         'd' | 'i' | 'u' | 'x' | 'X' | 'o' => {
             let x = match Number::of(value) {
                 Some(Number::Int(x)) => x,
-                Some(Number::Float(x)) if "diu".contains(kind) && x.is_finite() => {
-                    x.trunc() as i128
-                }
+                Some(Number::Float(x)) if "diu".contains(kind) => ops::whole(x)?,
                 _ => return Err(invalid(format!("`%{kind}` needs a whole number"))),
             };
             spec.kind = Some(if "diu".contains(kind) { 'd' } else { kind });
@@ -249,7 +247,7 @@ fn look_up(
             value = value.get_item(&key)?;
             rest = after;
         } else {
-            let after = &rest[1..];
+            let after = rest.strip_prefix('.').ok_or_else(missing)?;
             let end = after.find(['.', '[']).unwrap_or(after.len());
             value = ops::attribute(&value, &after[..end])?;
             rest = &after[end..];

@@ -46,6 +46,9 @@ pub(super) fn dumps(value: &Value, style: &Style) -> Result<String, String> {
 }
 
 fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> Result<(), String> {
+    if depth > text::MAX_DEPTH {
+        return Err(format!("what is nested more than `{}` deep", text::MAX_DEPTH));
+    }
     match value.kind() {
         ValueKind::None => out.push_str("null"),
         ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),

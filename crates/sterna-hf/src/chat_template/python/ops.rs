@@ -52,6 +52,17 @@ pub(super) fn int(x: i128) -> Value {
     i64::try_from(x).map_or_else(|_| Value::from(x), Value::from)
 }
 
+/// `int(x)`: towards zero.
+pub(super) fn whole(x: f64) -> Result<i128, Error> {
+    // 2^127, which is no i128.
+    let limit = -(i128::MIN as f64);
+    if x.is_finite() && x.abs() < limit {
+        Ok(x.trunc() as i128)
+    } else {
+        Err(invalid(format!("`{}` is no whole number of 127 bits", text::float(x))))
+    }
+}
+
 /// Applies operators of one rank from left to right: `a, '+', b, '-', c`.
 pub(super) fn fold(args: &[Value]) -> Result<Value, Error> {
     let [first, rest @ ..] = args else { return Err(invalid("an operator needs operands")) };
@@ -332,7 +343,7 @@ fn floor_div(a: f64, b: f64) -> f64 {
     if quotient - floor > 0.5 { floor + 1.0 } else { floor }
 }
 
-fn too_large() -> Error {
+pub(super) fn too_large() -> Error {
     invalid("a whole number of more than 127 bits")
 }
 

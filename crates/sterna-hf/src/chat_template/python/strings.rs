@@ -67,6 +67,10 @@ pub(super) enum Side {
 
 /// The result of `text.name(*args)`.
 pub(super) fn method(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
+    let takes_names = ["expandtabs", "format", "rsplit", "split", "splitlines"].contains(&name);
+    if !takes_names && args.last().is_some_and(Value::is_kwargs) {
+        return Err(invalid(format!("`{name}` takes no arguments by name")));
+    }
     match name {
         "strip" => strip_method(text, name, args, Side::Both),
         "lstrip" => strip_method(text, name, args, Side::Start),
@@ -277,7 +281,8 @@ fn is_superscript(c: char) -> bool {
 fn titled(c: char) -> String {
     let mut upper = c.to_uppercase();
     let first = upper.next().map(String::from).unwrap_or_default();
-    first + &upper.collect::<String>().to_lowercase()
+    let rest: String = upper.collect();
+    if first.contains(char::is_uppercase) { first + &rest.to_lowercase() } else { first + &rest }
 }
 
 /// `str.capitalize`.

@@ -9,7 +9,7 @@ use super::objects::{self, DictView, Generator, Group, Range};
 use crate::chat_template::invalid;
 
 /// How deep Python prints what is nested.
-const MAX_DEPTH: usize = 1000;
+pub(super) const MAX_DEPTH: usize = 1000;
 
 /// `str(value)`.
 pub(super) fn str_of(value: &Value) -> Result<String, Error> {
