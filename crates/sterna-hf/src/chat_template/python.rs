@@ -1,15 +1,24 @@
-//! What a template expects of Python: methods of strings, `json.dumps`, `strftime`, and the tests
-//! that Jinja answers by Python's rules.
+//! What a template expects of Python: operators, filters and tests by Python's rules, methods, `json.dumps`, `strftime`.
 
+mod args;
+mod checks;
+mod filters;
+mod format;
 mod json;
+mod objects;
+mod ops;
 mod strings;
+mod text;
 
 use std::fmt::Write;
 
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 use super::invalid;
+
+use self::args::{bind, plain, required, split};
+use self::objects::{Cycler, DictView, Missing, OpenMacro, Part, Range};
 
 pub(super) use self::json::from_json;
 
@@ -24,44 +33,151 @@ pub(super) struct Raised(pub(super) String);
 /// Makes `environment` offer what transformers' does.
 pub(super) fn install(environment: &mut Environment<'static>) {
     environment.set_unknown_method_callback(call_method);
-    environment.add_filter("tojson", tojson);
-    environment.add_filter("trim", |text: &Value, chars: Option<String>| {
-        // Jinja's filter takes anything and makes it a string first.
-        strings::strip(&text.to_string(), chars.as_deref(), strings::Side::Both).to_owned()
+    environment.set_formatter(|out, _, value| {
+        match value.as_str() {
+            Some(text) => out.write_str(text)?,
+            None => out.write_str(&text::str_of(value)?)?,
+        }
+        Ok(())
     });
-    environment.add_test("sequence", is_sized);
-    environment.add_test("iterable", |value: &Value| is_sized(value) || value.try_iter().is_ok());
+    filters::install(environment);
+    checks::install(environment);
+    environment.add_filter("tojson", tojson);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
-    environment.add_function("cycler", minijinja_contrib::globals::cycler);
+    environment.add_function("cycler", |items: Rest<Value>| Cycler::of(items.to_vec()));
     environment.add_function("joiner", minijinja_contrib::globals::joiner);
+    environment.add_function("range", |args: Rest<Value>| range(&args));
+    environment.add_function("dict", |args: Rest<ValueOrKwargs>| dict(&plain(&args)));
+    environment.remove_global("debug");
+    // What `dialect` writes.
+    environment.add_function("__py_fold", |args: Rest<Value>| ops::fold(&args));
+    environment.add_function("__py_concat", |args: Rest<Value>| ops::concat(&args));
+    environment.add_function("__py_sign", |sign: &str, value: &Value| ops::signed(sign, value));
+    environment
+        .add_function("__py_compare", |a: &Value, sign: &str, b: &Value| ops::compare(a, sign, b));
+    environment.add_function("__py_attr", |value: &Value, name: &str| ops::attribute(value, name));
+    environment.add_function("__py_item", |value: &Value, key: &Value| ops::item(value, key));
+    environment.add_function("__py_iter", |value: &Value| ops::iterable(value));
+    environment.add_global("__py_missing", Value::from_object(Missing));
+    environment.add_function("__py_is_missing", |value: &Value| {
+        value.downcast_object_ref::<Missing>().is_some()
+    });
+    environment.add_function("__py_macro", |value: Value| OpenMacro::around(value));
 }
 
-/// Python methods: those of strings where Python differs from Rust, then minijinja's own list.
+/// `value.name(*args)` of texts, lists and dictionaries.
 fn call_method(
-    state: &mut State,
+    _state: &mut State,
     value: &Value,
     name: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
-    if let Some(text) = value.as_str()
-        && let Some(result) = strings::method(text, name, args)
-    {
-        return result;
+    let unknown = || Error::from(ErrorKind::UnknownMethod);
+    match value.kind() {
+        ValueKind::String => strings::method(value.as_str().unwrap_or_default(), name, args),
+        ValueKind::Map if objects::is_dict(value) => match name {
+            "keys" => Ok(DictView::of(value.clone(), Part::Keys)),
+            "values" => Ok(DictView::of(value.clone(), Part::Values)),
+            "items" => Ok(DictView::of(value.clone(), Part::Items)),
+            "copy" => Ok(value.clone()),
+            "get" => {
+                let [key, default] = bind(name, ["key", "default"], args)?;
+                let key = required(name, "key", key)?;
+                let found = value.as_object().and_then(|dict| dict.get_value(&key));
+                Ok(found.or(default).unwrap_or_else(|| Value::from(())))
+            }
+            "update" | "pop" | "popitem" | "clear" | "setdefault" => Err(changes(name)),
+            _ => Err(unknown()),
+        },
+        ValueKind::Seq | ValueKind::Iterable => {
+            match name {
+                "copy" if !objects::is_tuple(value) => Ok(value.clone()),
+                "count" => {
+                    let [item] = bind(name, ["value"], args)?;
+                    let item = required(name, "value", item)?;
+                    Ok(Value::from(value.try_iter()?.filter(|found| *found == item).count()))
+                }
+                "index" => {
+                    let [item, start, stop] = bind(name, ["value", "start", "stop"], args)?;
+                    let item = required(name, "value", item)?;
+                    let len = value.len().unwrap_or(0) as i64;
+                    let place = |at: Option<Value>, default: i64| match at {
+                        Some(at) => {
+                            strings::int(&at).map(|at| if at < 0 { (at + len).max(0) } else { at })
+                        }
+                        None => Ok(default),
+                    };
+                    let (start, stop) = (place(start, 0)?, place(stop, len)?);
+                    let found = value.try_iter()?.enumerate().position(|(at, found)| {
+                        (start..stop).contains(&(at as i64)) && found == item
+                    });
+                    found.map(Value::from).ok_or_else(|| invalid("the list has no such item"))
+                }
+                "append" | "clear" | "extend" | "insert" | "pop" | "remove" | "reverse"
+                | "sort" => Err(changes(name)),
+                _ => Err(unknown()),
+            }
+        }
+        _ => Err(unknown()),
     }
-    if matches!((value.kind(), name), (ValueKind::Map, "update" | "pop" | "clear" | "setdefault"))
-        || matches!((value.kind(), name), (ValueKind::Seq, "append" | "extend" | "insert" | "pop"))
-    {
-        // The immutable sandbox refuses these too.
-        return Err(invalid(format!("`{name}` would change a value, which templates may not")));
-    }
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
+}
+
+/// The immutable sandbox refuses these too.
+fn changes(name: &str) -> Error {
+    invalid(format!("`{name}` would change a value, which templates may not"))
 }
 
 /// Python's `len(value)` and indexing work: on strings, lists, mappings and Jinja's undefined.
 fn is_sized(value: &Value) -> bool {
-    use ValueKind::{Map, Seq, String, Undefined};
-    matches!(value.kind(), String | Seq | Map | Undefined)
+    use ValueKind::{Iterable, Map, Seq, String, Undefined};
+    match value.kind() {
+        Map => objects::is_dict(value),
+        kind => matches!(kind, String | Seq | Iterable | Undefined),
+    }
+}
+
+/// `range(stop)` and `range(start, stop, step)`.
+fn range(args: &[Value]) -> Result<Value, Error> {
+    match args {
+        [stop] => Range::between(0, strings::int(stop)?, 1),
+        [start, stop] => Range::between(strings::int(start)?, strings::int(stop)?, 1),
+        [start, stop, step] => {
+            Range::between(strings::int(start)?, strings::int(stop)?, strings::int(step)?)
+        }
+        _ => Err(invalid("`range` takes one to three numbers")),
+    }
+}
+
+/// `dict(pairs, **named)`, where the pairs may be a dictionary.
+fn dict(args: &[Value]) -> Result<Value, Error> {
+    let (positional, named) = split(args)?;
+    let mut pairs = Vec::new();
+    match positional {
+        [] => {}
+        [given] if objects::is_dict(given) => {
+            for key in given.try_iter()? {
+                let value = given.get_item(&key)?;
+                pairs.push((key, value));
+            }
+        }
+        [given] => {
+            for pair in ops::items(given)? {
+                let pair: Vec<Value> = ops::items(&pair)?.collect();
+                let [key, value] = &pair[..] else {
+                    return Err(invalid("`dict` takes pairs"));
+                };
+                pairs.push((key.clone(), value.clone()));
+            }
+        }
+        _ => return Err(invalid("`dict` takes one value and named ones")),
+    }
+    if let Some(named) = named {
+        for name in named.args() {
+            pairs.push((Value::from(name), named.get(name)?));
+        }
+    }
+    Ok(Value::from_pairs(pairs))
 }
 
 fn raise_exception(message: &Value) -> Result<Value, Error> {

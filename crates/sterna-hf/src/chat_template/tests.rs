@@ -89,3 +89,132 @@ fn templates_longer_than_any_are_refused() {
 fn an_indent_of_a_trillion_spaces_is_refused() {
     assert!(render("{{ messages | tojson(indent=1000000000000) }}").is_err());
 }
+
+#[test]
+fn numbers_and_widths_without_end_are_errors() {
+    for source in [
+        "{{ '%99999999999d' % 1 }}",
+        "{{ '%.99999999999f' % 1.5 }}",
+        "{{ '{:99999999999}'.format(1) }}",
+        "{{ '{:.65536f}'.format(1) }}",
+        "{{ '{0[a]\u{e9}}'.format({'a': 1}) }}",
+        "{{ 'x'.center(10 ** 12) }}",
+        "{{ 'x' * 10 ** 12 }}",
+        "{{ [1] * 10 ** 12 }}",
+        "{{ range(10 ** 12) }}",
+        "{{ range(0, 9, 0) }}",
+        "{{ [1] | batch(0) }}",
+        "{{ [1] | batch(10 ** 12, 0) | list }}",
+        "{{ [1] | slice(10 ** 12) | list }}",
+        "{{ 2 ** 127 }}",
+        "{{ ((-2) ** 127) | abs }}",
+        "{{ -((-2) ** 127) }}",
+        "{{ (-2) ** 127 // -1 }}",
+        "{{ (2 ** 126 + 2 ** 126 - 1) | round(-38) * 10 }}",
+        "{{ 1e300 | int }}",
+        "{{ '%d' % 1e300 }}",
+        "{{ [] | first | int }}",
+    ] {
+        let error = render(source).expect_err(source);
+        assert!(matches!(error, Error::TemplateRender { .. }), "{source}: {error:?}");
+    }
+}
+
+#[test]
+fn values_nested_deeper_than_python_prints_are_an_error() {
+    let nest = "{% set ns = namespace(l=[]) %}{% for a in range(1500) %}{% set ns.l = [ns.l] %}{% endfor %}";
+    for print in ["{{ ns.l }}", "{{ ns.l ~ '' }}", "{{ ns.l | tojson }}", "{{ ns.l | string }}"] {
+        let error = render(&format!("{nest}{print}")).expect_err(print);
+        assert!(matches!(error, Error::TemplateRender { .. }), "{print}: {error:?}");
+    }
+}
+
+/// Probes that read otherwise on purpose, with the reason.
+const DIFFERENCES: &[(&str, &[&str])] = &[
+    (
+        "filters for web pages, prose and lots are refused by name",
+        &[
+            "{{ 'one two three four five' | wordwrap(9) }}",
+            "{{ 'averylongwordhere x' | wordwrap(5) }}",
+            "{{ 'averylongwordhere x' | wordwrap(5, false) }}",
+            "{{ 'a b c' | wordwrap(3, wrapstring='|') }}",
+            "{{ '<p>Hello  <b>x</b></p>' | striptags }}",
+            "{{ 'a b/c?d=\u{e9}' | urlencode }}",
+            "{{ {'a': 1, 'b': 'x y'} | urlencode }}",
+            "{{ {'class': 'x', 'id': none, 'n': 1} | xmlattr }}",
+            "{{ 1000 | filesizeformat }}",
+            "{{ 1234567 | filesizeformat }}",
+            "{{ 1234567 | filesizeformat(true) }}",
+            "{{ list | random is number }}",
+        ],
+    ),
+    (
+        "numbers have no methods, and texts none that make other than text, lists and numbers",
+        &[
+            "{{ 'a'.encode() }}",
+            "{{ 'abc'.maketrans('a', 'b') }}",
+            "{{ n.bit_length() }}",
+            "{{ n.real }}",
+            "{{ true.real }}",
+            "{{ f.is_integer() }}",
+            "{{ f.hex() }}",
+            "{{ 1.0.is_integer() }}",
+        ],
+    ),
+    (
+        "`true` and `1` are two keys of a dictionary that a template writes",
+        &["{{ {1: 2, 'x': none, true: 3} }}", "{{ {1: 2, none: 3, true: 4, 2.5: 5} | tojson }}"],
+    ),
+    (
+        "the engine's own objects print and compare in its own way",
+        &[
+            "{{ range(2, 8)[1:3] }}",
+            "{{ range(3) == [0, 1, 2] }}",
+            "{% for x in list %}{{ loop }}{% endfor %}",
+            "{% macro m(a) %}{% endmacro %}{{ m.name }}{{ m.arguments }}{{ m is callable }}",
+        ],
+    ),
+    (
+        "Jinja's filler text and its blocks are not offered",
+        &["{{ lipsum is defined }}", "{{ self is defined }}"],
+    ),
+    ("names are of ASCII letters", &["{% set \u{e9}t\u{e9} = 1 %}{{ \u{e9}t\u{e9} }}"]),
+    ("characters have no names", &["{{ \"\\N{BULLET}\" }}"]),
+    ("numbers that Jinja refuses to parse", &["{{ 1. }}", "{{ 1__0 }}"]),
+    ("a text is not unpacked", &["{% for k, v in ['ab', 'cd'] %}{{ k }}{{ v }}{% endfor %}"]),
+    (
+        "`with` gives its variables their values one after the other",
+        &["{% with a = 1, b = a %}{{ a }}{{ b }}{% endwith %}{{ a is defined }}"],
+    ),
+    ("there is nothing to include, so nothing is missing", &["{% include 'x' ignore missing %}ok"]),
+    ("nothing is escaped for web pages", &["{% autoescape true %}{{ '<a>' }}{% endautoescape %}"]),
+];
+
+/// What the template engine makes of the probes of `golden/make_jinja_probes.py`, as Jinja does.
+#[test]
+fn probes_read_as_jinja_reads_them() {
+    let fixture: serde_json::Value =
+        serde_json::from_str(include_str!("../../tests/fixtures/jinja_probes.json")).unwrap();
+    let context = fixture["context"].as_object().unwrap();
+    let mut failures = Vec::new();
+    let mut num_probes = 0;
+    for probe in fixture["probes"].as_array().unwrap() {
+        num_probes += 1;
+        let source = probe["source"].as_str().unwrap();
+        let found = ChatTemplate::compile(source, Path::new("probe.jinja"))
+            .and_then(|template| template.render_context(context));
+        let agrees = match (&found, probe["text"].as_str()) {
+            (Ok(found), Some(expected)) => found == expected,
+            (Err(_), None) => true,
+            _ => false,
+        };
+        // Python's compiler gives up on 200 operators in a row.
+        let is_known = DIFFERENCES.iter().any(|(_, sources)| sources.contains(&source))
+            || source.matches(" + n").count() == 199;
+        if agrees == is_known {
+            failures.push(format!("{probe}\n    found {found:?}"));
+        }
+    }
+    assert!(num_probes > 1000, "the fixture has probes");
+    assert!(failures.is_empty(), "{} probes:\n{}", failures.len(), failures.join("\n"));
+}

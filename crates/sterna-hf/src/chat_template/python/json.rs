@@ -5,6 +5,9 @@ use std::fmt::Write;
 use minijinja::Value;
 use minijinja::value::ValueKind;
 
+use super::objects::{self, Range};
+use super::{ops, text};
+
 /// The arguments of `json.dumps` that templates use.
 pub(super) struct Style {
     pub(super) ensure_ascii: bool,
@@ -43,6 +46,9 @@ pub(super) fn dumps(value: &Value, style: &Style) -> Result<String, String> {
 }
 
 fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> Result<(), String> {
+    if depth > text::MAX_DEPTH {
+        return Err(format!("what is nested more than `{}` deep", text::MAX_DEPTH));
+    }
     match value.kind() {
         ValueKind::None => out.push_str("null"),
         ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
@@ -50,17 +56,17 @@ fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> 
         ValueKind::String => {
             write_string(out, value.as_str().unwrap_or_default(), style.ensure_ascii);
         }
-        ValueKind::Seq | ValueKind::Iterable => {
+        ValueKind::Seq | ValueKind::Iterable if value.downcast_object_ref::<Range>().is_none() => {
             let items = value.try_iter().map_err(|error| error.to_string())?;
             write_list(out, items, ('[', ']'), style, depth, |out, item| {
                 write_value(out, &item, style, depth + 1)
             })?;
         }
-        ValueKind::Map => {
+        ValueKind::Map if objects::is_dict(value) => {
             let keys = value.try_iter().map_err(|error| error.to_string())?;
             let mut keys: Vec<Value> = keys.collect();
             if style.sort_keys {
-                keys.sort();
+                ops::sort(&mut keys, false, |key| key).map_err(|error| error.to_string())?;
             }
             write_list(out, keys.into_iter(), ('{', '}'), style, depth, |out, key| {
                 write_key(out, &key, style)?;
@@ -77,6 +83,8 @@ fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> 
 fn write_key(out: &mut String, key: &Value, style: &Style) -> Result<(), String> {
     if let Some(text) = key.as_str() {
         write_string(out, text, style.ensure_ascii);
+    } else if matches!(key.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Plain) {
+        return Err(format!("a key of kind `{}`", key.kind()));
     } else {
         let mut text = String::new();
         write_value(&mut text, key, style, 0)?;
@@ -118,10 +126,14 @@ fn write_list<T>(
 }
 
 fn number(value: &Value) -> String {
+    if value.is_integer() {
+        return value.to_string();
+    }
     match f64::try_from(value.clone()) {
         Ok(x) if x.is_nan() => "NaN".to_owned(),
         Ok(x) if x.is_infinite() => if x > 0.0 { "Infinity" } else { "-Infinity" }.to_owned(),
-        _ => value.to_string(),
+        Ok(x) => text::float(x),
+        Err(_) => value.to_string(),
     }
 }
 
