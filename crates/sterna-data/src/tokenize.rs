@@ -13,7 +13,7 @@ use crate::{
     label_mask::{MaskRule, tokenize_chat},
     messages::extract_chat,
     rng::PythonRandom,
-    source::{OpenSource, Rows},
+    source::{OpenSource, Rows, Wanted},
 };
 
 /// Rows that are tokenized before their tokens are written: enough to keep all cores busy, few enough to hold in memory even if each
@@ -30,9 +30,10 @@ pub(crate) fn tokenize_source(
     let open = OpenSource::find(source)?;
     let key = cache_key(&open, rule, tokenizer)?;
     let build = |writer: &mut TokenWriter| {
-        let rows = open.read()?;
-        // The rows are in memory from here on. Between the hash of the files and their reading another process may have
-        // kept us waiting for hours.
+        let wanted = Wanted { scratch_dir: Some(data.cache_dir.clone()), ..Wanted::mapped(source) };
+        let rows = open.read(&wanted)?;
+        // From here on a change of the files is an error of the row that is read. Between the hash of the files and their reading
+        // another process may have kept us waiting for hours.
         if cache_key(&open, rule, tokenizer)? != key {
             return Err(Error::SourceChanged { source_name: source.name_or_path.clone() });
         }

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use serde_json::Map;
-use sterna_data::{messages::extract_chat, source::OpenSource};
+use sterna_data::{
+    messages::extract_chat,
+    source::{OpenSource, Wanted},
+};
 use sterna_recipe::{LabelMask, RolePath, Sampling, Source};
 
 use super::{Target, answer, crates, files, read, write};
@@ -152,7 +155,7 @@ fn read_as(input: &[u8], folder: &Path, name: &str) -> String {
 
 /// Reads all rows and the chats in them, by both rules.
 fn read_rows(source: &Source) -> String {
-    let rows = match OpenSource::find(source).and_then(|open| open.read()) {
+    let rows = match OpenSource::find(source).and_then(|open| open.read(&Wanted::mapped(source))) {
         Ok(rows) => rows,
         Err(err) => return answer(&err),
     };
