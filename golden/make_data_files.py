@@ -231,6 +231,8 @@ def files():
     for codec in ["zstd", "lz4"]:
         with pa.ipc.new_stream(path(f"{codec}.arrow"), plain.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
             writer.write_table(plain)
+    # One text of a megabyte in 300 rows, in a file of a few kilobytes.
+    pq.write_table(pa.table({"a": ["x" * (1 << 20)] * 300}), path("repeated.parquet"), compression="zstd")
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in plain_rows).encode()
     whole = json.dumps(plain_rows, ensure_ascii=False, indent=1).encode()
     for name, content in [("lines.jsonl", lines), ("whole.json", whole)]:

@@ -8,6 +8,8 @@ use std::{
 use arrow_schema::ArrowError;
 use parquet::errors::ParquetError;
 
+use crate::source::MAX_ROW_BYTES;
+
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -127,15 +129,13 @@ pub enum Error {
         /// The line, from 1.
         line: usize,
     },
-    /// A row is longer than four gigabytes.
-    #[error("`{}:{line}` has `{found_bytes}` bytes, required: at most `{}`", path.display(), u32::MAX)]
+    /// A line is longer than any chat.
+    #[error("`{}:{line}` has more than `{MAX_ROW_BYTES}` bytes, required: one object of at most that many on each line", path.display())]
     RowTooLong {
         /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// How long it is.
-        found_bytes: u64,
     },
     /// The rows of a compressed or columnar file take far more bytes than the file.
     #[error("`{}` holds rows of more than `{max_bytes}` bytes, required: at most 1024 for each byte of the file", path.display())]
@@ -515,7 +515,7 @@ impl Error {
             Self::Json { .. } | Self::JsonShape { .. } => {
                 "write one JSON object per line, or a list of objects"
             }
-            Self::UnfinishedLine { .. } => {
+            Self::UnfinishedLine { .. } | Self::RowTooLong { .. } => {
                 "if an object goes over several lines, rewrite the file with `jq -c . FILE`, or with `jq -c '.KEY[]' FILE` if it is one object with the rows under a key; if this is the last line, the file may have been cut off"
             }
             Self::UnknownFormat { .. } => {

@@ -25,7 +25,6 @@ use rayon::prelude::*;
 use serde_json::{Map, Value};
 use sterna_recipe::{RolePath, Source};
 
-pub(crate) use self::json::kind;
 pub use self::{
     files::LeftOut,
     split::{Piece, SplitSpec},
@@ -34,6 +33,7 @@ use self::{
     files::{Format, Kind},
     scratch::{Lines, Scratch},
 };
+pub(crate) use self::{json::kind, scratch::MAX_ROW_BYTES};
 use crate::{
     error::{Error, Result, RowId},
     messages::extra_columns,

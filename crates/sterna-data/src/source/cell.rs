@@ -19,10 +19,7 @@ use arrow_array::{
 use arrow_schema::{ArrowError, DataType, Field, Fields, TimeUnit};
 use serde_json::{Map, Value};
 
-use crate::source::iso;
-
-/// Bytes that a row may take in memory: a hundred times a chat of a million tokens.
-const MAX_ROW_BYTES: usize = 1 << 29;
+use crate::source::{iso, scratch::MAX_ROW_BYTES};
 
 /// Where the metadata of a field names its extension type, and the one that the datasets library writes values of mixed types as.
 const EXTENSION_KEY: &str = "ARROW:extension:name";

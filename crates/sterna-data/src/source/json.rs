@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     error::{Error, Result},
-    source::scratch::{Line, Lines, Scratch, Stamp, Writer, line},
+    source::scratch::{Line, Lines, MAX_ROW_BYTES, Scratch, Stamp, Writer, line, max_bytes},
 };
 
 /// What some editors put before the first character of a UTF-8 file.
@@ -125,16 +125,17 @@ impl<'a> Text<'a> {
     fn open(path: &'a Path) -> Result<Self> {
         let error = |source| Error::Read { path: path.to_path_buf(), source };
         let file = File::open(path).map_err(error)?;
-        let stamp = Stamp::new(&file.metadata().map_err(error)?);
+        let metadata = file.metadata().map_err(error)?;
+        let (stamp, max_bytes) = (Stamp::new(&metadata), max_bytes(metadata.len()));
         let mut raw = BufReader::with_capacity(BUFFER_BYTES, file);
         let head = raw.fill_buf().map_err(error)?;
         let is_compressed = head.starts_with(GZIP) || head.starts_with(ZSTANDARD);
         let reader: Box<dyn BufRead> = if head.starts_with(GZIP) {
             let decoder = flate2::bufread::MultiGzDecoder::new(raw);
-            Box::new(BufReader::with_capacity(BUFFER_BYTES, decoder))
+            Box::new(BufReader::with_capacity(BUFFER_BYTES, Bounded::new(decoder, max_bytes)))
         } else if is_compressed {
             let decoder = zstd::stream::read::Decoder::with_buffer(raw).map_err(error)?;
-            Box::new(BufReader::with_capacity(BUFFER_BYTES, decoder))
+            Box::new(BufReader::with_capacity(BUFFER_BYTES, Bounded::new(decoder, max_bytes)))
         } else {
             Box::new(raw)
         };
@@ -217,9 +218,15 @@ impl<'a> Text<'a> {
         let mut line = Vec::new();
         for number in self.num_skipped_lines + 1.. {
             line.clear();
-            let read = self.reader.read_until(b'\n', &mut line);
-            if read.map_err(|source| self.error(source))? == 0 {
-                break;
+            let mut bounded = self.reader.by_ref().take(MAX_ROW_BYTES as u64 + 1);
+            let read = bounded.read_until(b'\n', &mut line);
+            match read.map_err(|source| self.error(source))? {
+                0 => break,
+                len if len > MAX_ROW_BYTES => {
+                    let path = self.path.to_path_buf();
+                    return Err(Error::RowTooLong { path, line: number });
+                }
+                _ => {}
             }
             let line = line.trim_ascii();
             if !line.is_empty() && visit(number, line)?.is_break() {
@@ -248,13 +255,38 @@ impl<'a> Text<'a> {
             return Ok(());
         }
         read.map_err(|source| {
-            let path = path.to_path_buf();
-            let line = self.num_skipped_lines + source.line();
-            match source.io_error_kind() {
-                Some(kind) => self.error(kind.into()),
-                None => Error::Json { path, line, source },
+            if source.is_io() {
+                return self.error(source.into());
             }
+            let line = self.num_skipped_lines + source.line();
+            Error::Json { path: path.to_path_buf(), line, source }
         })
+    }
+}
+
+/// Decompressed data that may not be too much more than what it was made of.
+struct Bounded<R> {
+    reader: R,
+    max_bytes: u64,
+    bytes_left: u64,
+}
+
+impl<R> Bounded<R> {
+    fn new(reader: R, max_bytes: u64) -> Self {
+        Self { reader, max_bytes, bytes_left: max_bytes }
+    }
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let num_read = self.reader.read(buffer)?;
+        self.bytes_left = self.bytes_left.checked_sub(num_read as u64).ok_or_else(|| {
+            std::io::Error::other(format!(
+                "it holds more than `{}` bytes, far more than data has in so small a file",
+                self.max_bytes
+            ))
+        })?;
+        Ok(num_read)
     }
 }
 

@@ -26,6 +26,14 @@ const BUFFER_BYTES: usize = 1 << 20;
 const MIN_BYTES: u64 = 1 << 28;
 const MAX_BYTES_PER_BYTE: u64 = 1024;
 
+/// Bytes that the rows of a file of `file_bytes` may take.
+pub(super) fn max_bytes(file_bytes: u64) -> u64 {
+    MIN_BYTES.max(file_bytes.saturating_mul(MAX_BYTES_PER_BYTE))
+}
+
+/// Bytes that a row may take, in a file or in memory: a hundred times a chat of a million tokens.
+pub(crate) const MAX_ROW_BYTES: usize = 1 << 29;
+
 /// A file without a name that all files of a source share: a thousand of them would need a thousand open files.
 #[derive(Debug)]
 pub(super) struct Scratch {
@@ -158,7 +166,7 @@ impl Writer {
         let metadata = path.metadata();
         let metadata =
             metadata.map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
-        let max_bytes = MIN_BYTES.max(metadata.len().saturating_mul(MAX_BYTES_PER_BYTE));
+        let max_bytes = max_bytes(metadata.len());
         Ok(Self {
             path: path.to_path_buf(),
             bytes_left: max_bytes,
@@ -207,12 +215,9 @@ impl Writer {
 
 /// A line of `len` bytes.
 pub(super) fn line(path: &Path, start: u64, len: u64, number: usize) -> Result<Line> {
-    let too_long =
-        || Error::RowTooLong { path: path.to_path_buf(), line: number, found_bytes: len };
-    Ok(Line {
-        start,
-        len: u32::try_from(len).map_err(|_| too_long())?,
-        // A file of four billion lines says "no line" for those beyond.
-        number: u32::try_from(number).unwrap_or(0),
-    })
+    if len > MAX_ROW_BYTES as u64 {
+        return Err(Error::RowTooLong { path: path.to_path_buf(), line: number });
+    }
+    // A file of four billion lines says "no line" for those beyond.
+    Ok(Line { start, len: len as u32, number: u32::try_from(number).unwrap_or(0) })
 }

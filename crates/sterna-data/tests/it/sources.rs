@@ -564,6 +564,9 @@ fn a_small_file_does_not_fill_the_disk() {
     }
     encoder.finish().unwrap();
     let error = all_rows(&path).unwrap_err();
+    let Error::Decompress { source, .. } = &error else { panic!("{error}") };
+    assert!(source.to_string().starts_with("it holds more than `268435456` bytes"), "{source}");
+    let error = all_rows(&fixture_path("files/repeated.parquet")).unwrap_err();
     assert!(matches!(error, Error::GrowsTooMuch { max_bytes: 0x1000_0000, .. }), "{error}");
 }
 
