@@ -31,7 +31,7 @@ pub use self::{
 };
 use self::{
     files::{Format, Kind},
-    scratch::{Lines, Scratch},
+    scratch::{Lines, Scratch, Writer},
 };
 pub(crate) use self::{json::kind, scratch::MAX_ROW_BYTES};
 use crate::{
@@ -171,10 +171,12 @@ impl<'a> OpenSource<'a> {
         let scratch_dir = wanted.scratch_dir.clone().unwrap_or_else(std::env::temp_dir);
         let scratch = Scratch::create(&scratch_dir)?;
         let source_name = &self.source.name_or_path;
-        let open_split = |(_, files): &(String, Vec<(PathBuf, Format)>)| {
-            let parts = files
-                .par_iter()
-                .map(|(path, format)| Part::open(path, *format, wanted, source_name, &scratch));
+        let open_split = |(split, files): &(String, Vec<(PathBuf, Format)>)| {
+            // The first rows of a large data set are read without the others.
+            let limit = self.spec.max_rows(split).unwrap_or(usize::MAX);
+            let parts = files.par_iter().map(|(path, format)| {
+                Part::open(path, *format, wanted, source_name, limit, &scratch)
+            });
             parts.collect::<Result<Vec<_>>>().map(Table::new)
         };
         let tables = self.splits.iter().map(open_split).collect::<Result<Vec<_>>>()?;
@@ -367,11 +369,13 @@ impl Part {
         format: Format,
         wanted: &Wanted,
         source_name: &str,
+        limit: usize,
         scratch: &Arc<Scratch>,
     ) -> Result<Self> {
+        let writer = Writer::new(path, limit, scratch)?;
         let lines = match format {
-            Format::Json => json::open(path, scratch)?,
-            Format::Columnar(kind) => columnar::read(kind, path, wanted, source_name, scratch)?,
+            Format::Json => json::open(path, limit, writer)?,
+            Format::Columnar(kind) => columnar::read(kind, path, wanted, source_name, writer)?,
         };
         Ok(Self { path: path.to_path_buf(), format, lines })
     }

@@ -4,7 +4,6 @@ use std::{
     fs::File,
     io::{BufReader, Read, Seek, SeekFrom},
     path::Path,
-    sync::Arc,
 };
 
 use arrow_array::RecordBatch;
@@ -23,7 +22,7 @@ use crate::{
     error::{Error, Result},
     source::{
         Wanted, cell,
-        scratch::{Lines, Scratch, Writer},
+        scratch::{Lines, Writer},
     },
 };
 
@@ -63,7 +62,7 @@ pub(super) fn columns(kind: Kind, path: &Path) -> Result<Vec<String>> {
     })
 }
 
-/// Writes those of the `wanted` columns that the file at `path` has to `scratch`.
+/// Writes those of the `wanted` columns that the file at `path` has to `writer`.
 ///
 /// In memory is one batch of rows at a time: of a Parquet file some 32 MiB, of an Arrow file what its writer made a batch.
 pub(super) fn read(
@@ -71,10 +70,9 @@ pub(super) fn read(
     path: &Path,
     wanted: &Wanted,
     source_name: &str,
-    scratch: &Arc<Scratch>,
+    mut writer: Writer,
 ) -> Result<Lines> {
     catching(kind, path, || {
-        let mut writer = Writer::new(path, scratch)?;
         let file = open(path)?;
         match kind {
             Kind::Parquet => read_parquet(path, file, wanted, source_name, &mut writer)?,
@@ -196,6 +194,9 @@ fn write_batches(
     for batch in batches {
         let batch = batch.map_err(|source| arrow_error(path, source))?;
         for index in 0..batch.num_rows() {
+            if !writer.wants_more() {
+                return Ok(());
+            }
             let row = cell::row(batch.schema_ref().fields(), batch.columns(), index);
             writer.push_row(&row.map_err(|source| arrow_error(path, source))?)?;
         }

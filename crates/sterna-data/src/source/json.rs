@@ -7,7 +7,6 @@ use std::{
     io::{BufRead, BufReader, Cursor, Read},
     ops::ControlFlow,
     path::Path,
-    sync::Arc,
 };
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
@@ -15,7 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     error::{Error, Result},
-    source::scratch::{Line, Lines, MAX_ROW_BYTES, Scratch, Stamp, Writer, line, max_bytes},
+    source::scratch::{Line, Lines, MAX_ROW_BYTES, Stamp, Writer, line, max_bytes},
 };
 
 /// What some editors put before the first character of a UTF-8 file.
@@ -40,25 +39,31 @@ type Flow = ControlFlow<()>;
 
 const BUFFER_BYTES: usize = 1 << 18;
 
-/// Reads every line or item of the file at `path`: plain JSON Lines stay where they are, anything else goes to `scratch`.
-pub(super) fn open(path: &Path, scratch: &Arc<Scratch>) -> Result<Lines> {
+/// The first `limit` lines or items of the file at `path`: plain JSON Lines stay where they are, anything else goes to `writer`.
+pub(super) fn open(path: &Path, limit: usize, mut writer: Writer) -> Result<Lines> {
     let mut text = Text::open(path)?;
-    if text.is_list {
-        let mut writer = Writer::new(path, scratch)?;
-        text.each_item(&mut |row| {
-            writer.push_row(&row)?;
-            Ok(ControlFlow::Continue(()))
-        })?;
+    if !text.is_list
+        && let Some(stamp) = text.stamp
+    {
+        return Ok(Lines::of_file(text.find_lines(limit)?, stamp));
+    }
+    if limit == 0 {
         return writer.finish();
     }
-    if let Some(stamp) = text.stamp {
-        return Ok(Lines::of_file(text.find_lines()?, stamp));
+    let flow = |writer: &Writer| {
+        if writer.wants_more() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    if text.is_list {
+        text.each_item(&mut |row| {
+            writer.push_row(&row)?;
+            Ok(flow(&writer))
+        })?;
+    } else {
+        text.each_line(&mut |number, line| {
+            writer.push_line(number, line)?;
+            Ok(flow(&writer))
+        })?;
     }
-    let mut writer = Writer::new(path, scratch)?;
-    text.each_line(&mut |number, line| {
-        writer.push_line(number, line)?;
-        Ok(ControlFlow::Continue(()))
-    })?;
     writer.finish()
 }
 
@@ -190,13 +195,13 @@ impl<'a> Text<'a> {
         }
     }
 
-    /// Where each line that is not blank stands.
-    fn find_lines(&mut self) -> Result<Vec<Line>> {
+    /// Where each of the first `limit` lines that are not blank stands.
+    fn find_lines(&mut self, limit: usize) -> Result<Vec<Line>> {
         let mut lines = Vec::new();
         let mut start = self.num_skipped_bytes;
         let mut blank = Vec::new();
         for number in self.num_skipped_lines + 1.. {
-            let Some(next) = self.peek()? else { break };
+            let Some(next) = self.peek()?.filter(|_| lines.len() < limit) else { break };
             let (len, is_blank) = if next.is_ascii_whitespace() {
                 blank.clear();
                 let len = self.reader.read_until(b'\n', &mut blank);

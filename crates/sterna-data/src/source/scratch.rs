@@ -153,6 +153,8 @@ pub(super) struct Writer {
     /// Bytes that they may still take.
     bytes_left: u64,
     max_bytes: u64,
+    /// Rows that are wanted.
+    limit: usize,
     scratch: Arc<Scratch>,
     lines: Vec<Line>,
     buffer: Vec<u8>,
@@ -161,8 +163,8 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// A writer of the rows of the file at `path`.
-    pub(super) fn new(path: &Path, scratch: &Arc<Scratch>) -> Result<Self> {
+    /// A writer of the first `limit` rows of the file at `path`.
+    pub(super) fn new(path: &Path, limit: usize, scratch: &Arc<Scratch>) -> Result<Self> {
         let metadata = path.metadata();
         let metadata =
             metadata.map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
@@ -171,11 +173,17 @@ impl Writer {
             path: path.to_path_buf(),
             bytes_left: max_bytes,
             max_bytes,
+            limit,
             scratch: Arc::clone(scratch),
             lines: Vec::new(),
             buffer: Vec::new(),
             first_in_buffer: 0,
         })
+    }
+
+    /// Whether more rows are wanted.
+    pub(super) fn wants_more(&self) -> bool {
+        self.lines.len() < self.limit
     }
 
     /// Adds a row as it is written in line `number` of the file.

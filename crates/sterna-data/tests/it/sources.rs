@@ -571,6 +571,52 @@ fn a_small_file_does_not_fill_the_disk() {
 }
 
 #[test]
+fn the_first_rows_are_read_without_the_others() {
+    let golden = fixture("files/rows.json");
+    let plain = golden["plain"].as_array().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let lines: Vec<String> = plain.iter().map(Value::to_string).collect();
+    let plain_path = write(folder.path(), "plain.jsonl", &lines.join("\n"));
+    let list = write(folder.path(), "list.json", &format!("[{}", lines.join(",")));
+    let files = fixture_path("files");
+    let read = |path: &Path, split: &str| {
+        let source = source(path, split);
+        let rows = OpenSource::find(&source)?.read(&Wanted {
+            optional: ["id", "text", "x"].map(str::to_owned).to_vec(),
+            ..Wanted::default()
+        })?;
+        (0..rows.len()).map(|i| rows.row(i).map(Value::Object)).collect::<Result<Vec<_>, _>>()
+    };
+    for path in [
+        plain_path,
+        files.join("zstd.parquet"),
+        files.join("lz4.arrow"),
+        files.join("whole.json.gz"),
+    ] {
+        for (split, range) in [
+            ("train[:2]", 0..2),
+            ("train[1:3]", 1..3),
+            ("train[:2]+train[:4]", 0..2),
+            ("train[-2:]", 3..5),
+            ("train[1:9]", 1..5),
+            ("train[-4:2]", 1..2),
+            ("train[:40%]", 0..2),
+        ] {
+            let mut expected = plain[range].to_vec();
+            if split.contains('+') {
+                expected.extend_from_slice(&plain[..4]);
+            }
+            assert_eq!(read(&path, split).unwrap(), expected, "{}:{split}", path.display());
+        }
+        let empty = read(&path, "train[:0]").unwrap_err();
+        assert!(matches!(empty, Error::EmptySource { .. }), "{empty}");
+    }
+    // The end of this list is missing, which shows that it is not read.
+    assert_eq!(read(&list, "train[:2]").unwrap(), plain[..2]);
+    assert!(matches!(read(&list, "train").unwrap_err(), Error::Json { .. }));
+}
+
+#[test]
 fn a_file_that_changes_while_it_is_read_is_noticed() {
     let folder = tempfile::tempdir().unwrap();
     let path = write(folder.path(), "a.jsonl", "{\"a\": 1}\n{\"a\": 2}\n");
