@@ -265,6 +265,14 @@ pub enum Error {
         /// Their names.
         found: Vec<String>,
     },
+    /// The head of a data set's README lists a split twice.
+    #[error("`{}` lists the split `{split}` twice in data_files, required: once, with a list of paths", path.display())]
+    SplitTwice {
+        /// The file.
+        path: PathBuf,
+        /// The split.
+        split: String,
+    },
     /// The head of a data set's README does not parse.
     #[error("`{}` has front matter that is not valid YAML", path.display())]
     FrontMatter {

@@ -216,6 +216,8 @@ fn nanoseconds(unit: TimeUnit) -> i128 {
 fn text(field: &Field, text: &str, budget: &mut Budget) -> Result<Value, ArrowError> {
     budget.take(text.len())?;
     if field.metadata().get(EXTENSION_KEY).is_some_and(|name| name == JSON_EXTENSION) {
+        // `[0,0]` is a value for every two bytes.
+        budget.take(text.len().saturating_mul(size_of::<Value>() / 2))?;
         return serde_json::from_str(text)
             .map_err(|source| ArrowError::JsonError(format!("`{}`: {source}", field.name())));
     }

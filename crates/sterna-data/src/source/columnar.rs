@@ -36,9 +36,10 @@ const MIN_VALUES: u64 = 1 << 22;
 /// Values of a column for each byte of a Parquet file. Texts have fewer than one; nulls in a row may have hundreds.
 const MAX_VALUES_PER_BYTE: u64 = 256;
 
-/// Rows of a Parquet file that are decoded at once, and the bytes that they should take: rows may be chats of megabytes.
+/// Rows of a Parquet file that are decoded at once, and the bytes that they should take: rows may be chats of megabytes, and every
+/// core reads a file.
 const MAX_BATCH_ROWS: usize = 1024;
-const BATCH_BYTES: u64 = 1 << 25;
+const BATCH_BYTES: u64 = 1 << 23;
 
 /// Parquet or Arrow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +65,7 @@ pub(super) fn columns(kind: Kind, path: &Path) -> Result<Vec<String>> {
 
 /// Writes those of the `wanted` columns that the file at `path` has to `writer`.
 ///
-/// In memory is one batch of rows at a time: of a Parquet file some 32 MiB, of an Arrow file what its writer made a batch.
+/// In memory is one batch of rows at a time: of a Parquet file some 8 MiB, of an Arrow file what its writer made a batch.
 pub(super) fn read(
     kind: Kind,
     path: &Path,

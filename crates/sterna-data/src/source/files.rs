@@ -412,7 +412,7 @@ const REFUSED: [(&[&str], &str); 8] = [
     (&["bz2", "xz", "lz4", "lzma", "br", "lz", "gz", "zst", "zstd"], "it is compressed"),
     (&["feather", "orc", "avro", "lance", "vortex"], "it is a table in another format"),
     (&["h5", "hdf5", "npy", "npz", "pkl", "pickle", "pt"], "it is an array or a Python object"),
-    (&["xml", "yaml", "yml", "html"], "it is a document"),
+    (&["xml"], "it is a document"),
     (&["xlsx", "xls", "ods", "db", "sqlite", "sqlite3", "duckdb"], "it is a database"),
 ];
 

@@ -34,18 +34,18 @@ pub(super) struct Configured {
     pub(super) data_files: Option<SplitPatterns>,
 }
 
+/// Patterns of the only split, or of each.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum DataFiles {
-    Pattern(String),
-    Entries(Vec<DataFile>),
+    Train(Patterns),
+    Splits(Vec<SplitFiles>),
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum DataFile {
-    Pattern(String),
-    Split { split: String, path: Patterns },
+struct SplitFiles {
+    split: String,
+    path: Patterns,
 }
 
 #[derive(Deserialize)]
@@ -53,6 +53,15 @@ enum DataFile {
 enum Patterns {
     One(String),
     Many(Vec<String>),
+}
+
+impl Patterns {
+    fn to_vec(&self) -> Vec<String> {
+        match self {
+            Self::One(pattern) => vec![pattern.clone()],
+            Self::Many(patterns) => patterns.clone(),
+        }
+    }
 }
 
 /// What `README.md` in `root` says of the configuration `wanted`, or of the default one; nothing if it has no configurations.
@@ -103,7 +112,11 @@ pub(super) fn configured_files(
     }
     Ok(Configured {
         data_dir: chosen.data_dir.clone(),
-        data_files: chosen.data_files.as_ref().map(split_patterns),
+        data_files: chosen
+            .data_files
+            .as_ref()
+            .map(|files| split_patterns(&path, files))
+            .transpose()?,
     })
 }
 
@@ -137,30 +150,19 @@ fn unconfigured(source_name: &str, wanted: Option<&str>) -> Result<Configured> {
     }
 }
 
-fn split_patterns(data_files: &DataFiles) -> SplitPatterns {
+fn split_patterns(path: &Path, data_files: &DataFiles) -> Result<SplitPatterns> {
     let mut splits: SplitPatterns = Vec::new();
-    let mut add = |split: &str, patterns: &[String]| match splits
-        .iter_mut()
-        .find(|(name, _)| name == split)
-    {
-        Some((_, known)) => known.extend_from_slice(patterns),
-        None => splits.push((split.to_owned(), patterns.to_vec())),
-    };
     match data_files {
-        DataFiles::Pattern(pattern) => add("train", std::slice::from_ref(pattern)),
-        DataFiles::Entries(entries) => {
+        DataFiles::Train(patterns) => splits.push(("train".to_owned(), patterns.to_vec())),
+        DataFiles::Splits(entries) => {
             for entry in entries {
-                match entry {
-                    DataFile::Pattern(pattern) => add("train", std::slice::from_ref(pattern)),
-                    DataFile::Split { split, path: Patterns::One(pattern) } => {
-                        add(split, std::slice::from_ref(pattern));
-                    }
-                    DataFile::Split { split, path: Patterns::Many(patterns) } => {
-                        add(split, patterns);
-                    }
+                if splits.iter().any(|(known, _)| *known == entry.split) {
+                    let (path, split) = (path.to_path_buf(), entry.split.clone());
+                    return Err(Error::SplitTwice { path, split });
                 }
+                splits.push((entry.split.clone(), entry.path.to_vec()));
             }
         }
     }
-    splits
+    Ok(splits)
 }
