@@ -223,8 +223,8 @@ fn by_name(root: &Path, left_out: &mut Vec<LeftOut>) -> Result<SplitFiles> {
         return Err(Error::NoDataFiles { path: root.to_path_buf() });
     }
     let splits = named_splits(root, &files);
-    let is_used = |file| splits.iter().any(|(_, files)| files.contains(file));
-    let unused = files.iter().filter(|&file| !is_used(file));
+    let used: HashSet<&PathBuf> = splits.iter().flat_map(|(_, files)| files).collect();
+    let unused = files.iter().filter(|file| !used.contains(file));
     left_out.extend(
         unused.map(|file| LeftOut { path: file.clone(), why: "its name belongs to no split" }),
     );
