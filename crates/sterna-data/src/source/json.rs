@@ -252,7 +252,9 @@ impl<'a> Text<'a> {
             outcome = object(path, 1, value, "a list of objects").and_then(&mut *visit);
             matches!(outcome, Ok(ControlFlow::Continue(())))
         };
-        let mut deserializer = serde_json::Deserializer::from_reader(&mut self.reader);
+        // The parser asks for one byte at a time: not through a `dyn`.
+        let reader = BufReader::with_capacity(BUFFER_BYTES, &mut self.reader);
+        let mut deserializer = serde_json::Deserializer::from_reader(reader);
         let read =
             Items(&mut visit).deserialize(&mut deserializer).and_then(|()| deserializer.end());
         // A visit that stopped the reader is why it failed.
