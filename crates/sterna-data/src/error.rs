@@ -9,8 +9,13 @@ use std::{
 use arrow_schema::ArrowError;
 use parquet::errors::ParquetError;
 
+use crate::source::MAX_ROW_BYTES;
+
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What the names of data files end in.
+const DATA_FILES: &str = ".json, .jsonl or .ndjson (also with .gz or .zst), .parquet or .arrow";
 
 /// A row of a source, as a person can find it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,16 +92,63 @@ pub enum Error {
         path: PathBuf,
     },
     /// A folder has no file that can be read as data.
-    #[error("`{}` has no data file, required: {required}", path.display())]
+    #[error("`{}` has no data file, required: a {DATA_FILES} file", path.display())]
     NoDataFiles {
         /// The folder.
         path: PathBuf,
-        /// What would have been read.
-        required: String,
     },
     /// A file has none of the endings that say how to read it.
-    #[error("`{}` is not a data file, required: a name that ends in .json, .jsonl, .parquet or .arrow", path.display())]
+    #[error("`{}` is not read: {why}, required: a name that ends in {DATA_FILES}", path.display())]
     UnknownFormat {
+        /// The file.
+        path: PathBuf,
+        /// What its name says.
+        why: &'static str,
+    },
+    /// A file with the name of a JSON file starts as something else does.
+    #[error("`{}` holds {found}, required: JSON in UTF-8, plain or compressed with gzip or Zstandard", path.display())]
+    NotJson {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+    /// Compressed data is damaged, or ends too early.
+    #[error("`{}` cannot be decompressed", path.display())]
+    Decompress {
+        /// The file.
+        path: PathBuf,
+        /// What the decoder said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A line ends within a value.
+    #[error("`{}:{line}` ends before its JSON value does, required: one object on each line", path.display())]
+    UnfinishedLine {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
+    /// A line is longer than any chat.
+    #[error("`{}:{line}` has more than `{MAX_ROW_BYTES}` bytes, required: one object of at most that many on each line", path.display())]
+    RowTooLong {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
+    /// The rows of a compressed or columnar file take far more bytes than the file.
+    #[error("`{}` holds rows of more than `{max_bytes}` bytes, required: at most 1024 for each byte of the file", path.display())]
+    GrowsTooMuch {
+        /// The file.
+        path: PathBuf,
+        /// The limit.
+        max_bytes: u64,
+    },
+    /// A file was written to or replaced while its rows were read.
+    #[error("`{}` changed while it was read", path.display())]
+    FileChanged {
         /// The file.
         path: PathBuf,
     },
@@ -206,6 +258,22 @@ pub enum Error {
         /// What there is.
         available: Vec<String>,
     },
+    /// The head of a data set's README calls several configurations the default one, and the recipe picks none.
+    #[error("`{}` has the default configurations {}, required: one", path.display(), list(found))]
+    SeveralDefaults {
+        /// The file.
+        path: PathBuf,
+        /// Their names.
+        found: Vec<String>,
+    },
+    /// The head of a data set's README lists a split twice.
+    #[error("`{}` lists the split `{split}` twice in data_files, required: once, with a list of paths", path.display())]
+    SplitTwice {
+        /// The file.
+        path: PathBuf,
+        /// The split.
+        split: String,
+    },
     /// The head of a data set's README does not parse.
     #[error("`{}` has front matter that is not valid YAML", path.display())]
     FrontMatter {
@@ -264,6 +332,16 @@ pub enum Error {
         column: String,
         /// The columns that there are.
         available: Vec<String>,
+    },
+    /// A column has a type whose values have no JSON form.
+    #[error("`{}`: column `{column}` is of type {found}, required: text, numbers, booleans, dates, or lists and structs of them", path.display())]
+    UnreadableColumn {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// Its type, as Arrow calls it.
+        found: String,
     },
     /// A row gives no message under the role mapping.
     #[error(
@@ -524,10 +602,32 @@ impl Error {
             Self::Json { .. } | Self::JsonShape { .. } => {
                 "write one JSON object per line, or a list of objects"
             }
-            Self::Parquet { .. } | Self::Arrow { .. } | Self::TruncatedArrow { .. } => {
+            Self::UnfinishedLine { .. } | Self::RowTooLong { .. } => {
+                "if an object goes over several lines, rewrite the file with `jq -c . FILE`, or with `jq -c '.KEY[]' FILE` if it is one object with the rows under a key; if this is the last line, the file may have been cut off"
+            }
+            Self::UnknownFormat { .. } => {
+                "write the rows as JSON Lines or Parquet, as `to_json` and `to_parquet` of the datasets library do; compressed or packed files can be unpacked, or compressed with gzip or zstd"
+            }
+            Self::NotJson { .. } => {
+                "unpack or convert the file, or rename it to what it is; the rows are read from JSON Lines in UTF-8"
+            }
+            Self::Parquet { source: ParquetError::NYI(_), .. }
+            | Self::Arrow { source: ArrowError::NotYetImplemented(_), .. } => {
+                "the file uses something that is not read here: write it again, with pyarrow for example, compressed with zstd"
+            }
+            Self::Parquet { .. }
+            | Self::Arrow { .. }
+            | Self::TruncatedArrow { .. }
+            | Self::Decompress { .. } => {
                 "the file may have been cut off while it was copied or downloaded: fetch it again"
             }
-            Self::UnknownConfiguration { .. } => {
+            Self::GrowsTooMuch { .. } => {
+                "write the rows to plain JSON Lines if the file is not a trick"
+            }
+            Self::UnreadableColumn { .. } => {
+                "leave the column out of role_mapping, or write it as text"
+            }
+            Self::UnknownConfiguration { .. } | Self::SeveralDefaults { .. } => {
                 "name one with `kwargs: {name: ...}` of the source"
             }
             Self::MissingColumn { .. } | Self::NoMessages { .. } => {
@@ -585,7 +685,9 @@ impl Error {
             Self::MissingCache { .. } => {
                 "run once with data.fail_on_missing_cache off, with the same recipe and files"
             }
-            Self::SourceChanged { .. } => "start again when nobody writes to them any more",
+            Self::SourceChanged { .. } | Self::FileChanged { .. } => {
+                "start again when nobody writes to them any more"
+            }
             Self::CacheChanged { .. } => "start again; the entry is rebuilt if it is damaged",
             Self::Hub { source, .. }
             | Self::Template { source, .. }

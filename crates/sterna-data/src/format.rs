@@ -12,8 +12,8 @@ pub use self::preference::Preference;
 use crate::{
     error::{Error, Result, RowId},
     label_mask::{ASSISTANT, Tokens},
-    messages::{self, Chat, extra_columns, extract_chat, messages_of},
-    source::kind,
+    messages::{self, Chat, extract_chat, messages_of},
+    source::{Wanted, kind},
 };
 
 const MESSAGES_KEYS: [&str; 4] = ["messages", "conversations", "conversation", "dialog"];
@@ -135,13 +135,8 @@ impl Format {
         let about_chats = vec![tools, KWARGS_KEY.to_owned()];
         match self {
             Format::Roles => {
-                let mut required = own(extra_columns(source));
-                for (_, path) in role_mapping(source).iter() {
-                    let (RolePath::Column(column) | RolePath::Items { array: column, .. }) = path;
-                    if !required.contains(column) {
-                        required.push(column.clone());
-                    }
-                }
+                let role_mapping = role_mapping(source).into_owned();
+                let required = Wanted::mapped(&Source { role_mapping, ..source.clone() }).required;
                 (required, about_chats)
             }
             Format::Messages { column } => (vec![column.clone()], about_chats),

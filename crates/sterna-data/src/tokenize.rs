@@ -35,8 +35,8 @@ pub(crate) fn tokenize_source(
         let (required, optional) = format.columns(source);
         let scratch_dir = Some(data.cache_dir.clone());
         let rows = open.read(&Wanted { required, optional, scratch_dir })?;
-        // The rows are in memory from here on. Between the hash of the files and their reading another process may have
-        // kept us waiting for hours.
+        // From here on a change of the files is an error of the row that is read. Between the hash of the files and their reading
+        // another process may have kept us waiting for hours.
         if cache_key(&open, &format, data, tokenizer)? != key {
             return Err(Error::SourceChanged { source_name: source.name_or_path.clone() });
         }

@@ -6,25 +6,25 @@ use std::{
     path::Path,
 };
 
-use arrow_array::{
-    Array, ArrayRef, RecordBatch, StructArray,
-    cast::AsArray,
-    types::{
-        ArrowPrimitiveType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
-        UInt8Type, UInt16Type, UInt32Type, UInt64Type,
-    },
-};
+use arrow_array::RecordBatch;
 use arrow_ipc::reader::{FileReader, StreamReader};
-use arrow_schema::{ArrowError, DataType, Schema};
+use arrow_schema::{ArrowError, Schema, SchemaRef};
 use parquet::{
     arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder},
     errors::ParquetError,
-    file::{reader::FileReader as _, serialized_reader::SerializedFileReader},
+    file::{
+        metadata::ParquetMetaData, reader::FileReader as _, serialized_reader::SerializedFileReader,
+    },
 };
-use serde_json::{Map, Value};
 use sterna_hf::catch_panic;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    source::{
+        Wanted, cell,
+        scratch::{Lines, Writer},
+    },
+};
 
 /// What an Arrow stream ends with: a continuation marker and a length of zero.
 const STREAM_END: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
@@ -36,111 +36,173 @@ const MIN_VALUES: u64 = 1 << 22;
 /// Values of a column for each byte of a Parquet file. Texts have fewer than one; nulls in a row may have hundreds.
 const MAX_VALUES_PER_BYTE: u64 = 256;
 
-/// Bytes that a row may take in memory: a hundred times a chat of a million tokens.
-const MAX_ROW_BYTES: usize = 1 << 29;
+/// Rows of a Parquet file that are decoded at once, and the bytes that they should take: rows may be chats of megabytes, and every
+/// core reads a file.
+const MAX_BATCH_ROWS: usize = 1024;
+const BATCH_BYTES: u64 = 1 << 23;
 
-/// Some columns of a file, in memory.
-#[derive(Debug)]
-pub(super) struct Columns {
-    /// Every column of the file, read or not.
-    pub(super) names: Vec<String>,
-    batches: Vec<RecordBatch>,
-    /// First row of each batch.
-    starts: Vec<usize>,
-    len: usize,
+/// Parquet or Arrow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Parquet,
+    Arrow,
 }
 
-impl Columns {
-    fn new(schema: &Schema, batches: Vec<RecordBatch>) -> Self {
-        let mut len = 0;
-        let starts = batches
-            .iter()
-            .map(|batch| {
-                len += batch.num_rows();
-                len - batch.num_rows()
-            })
-            .collect();
-        let names = schema.fields().iter().map(|field| field.name().clone()).collect();
-        Self { names, batches, starts, len }
-    }
+/// The names of all columns of the file at `path`, from its head.
+pub(super) fn columns(kind: Kind, path: &Path) -> Result<Vec<String>> {
+    catching(kind, path, || {
+        let file = open(path)?;
+        let schema = match kind {
+            Kind::Parquet => ParquetRecordBatchReaderBuilder::try_new(file)
+                .map_err(|source| Error::Parquet { path: path.to_path_buf(), source })?
+                .schema()
+                .clone(),
+            Kind::Arrow => arrow_schema(path, &file)?,
+        };
+        Ok(names(&schema))
+    })
+}
 
-    /// Reads those of `wanted` columns that the Parquet file has.
-    pub(super) fn open_parquet(path: &Path, wanted: &[String]) -> Result<Self> {
-        catch_panic(|| Self::read_parquet(path, wanted)).unwrap_or_else(|panicked| {
-            let source = ParquetError::External(Box::new(panicked));
-            Err(Error::Parquet { path: path.to_path_buf(), source })
+/// Writes those of the `wanted` columns that the file at `path` has to `writer`.
+///
+/// In memory is one batch of rows at a time: of a Parquet file some 8 MiB, of an Arrow file what its writer made a batch.
+pub(super) fn read(
+    kind: Kind,
+    path: &Path,
+    wanted: &Wanted,
+    source_name: &str,
+    mut writer: Writer,
+) -> Result<Lines> {
+    catching(kind, path, || {
+        let file = open(path)?;
+        match kind {
+            Kind::Parquet => read_parquet(path, file, wanted, source_name, &mut writer)?,
+            Kind::Arrow => read_arrow(path, &file, wanted, source_name, &mut writer)?,
+        }
+        writer.finish()
+    })
+}
+
+fn catching<T>(kind: Kind, path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_panic(read).unwrap_or_else(|panicked| {
+        let path = path.to_path_buf();
+        let panicked = Box::new(panicked);
+        Err(match kind {
+            Kind::Parquet => Error::Parquet { path, source: ParquetError::External(panicked) },
+            Kind::Arrow => Error::Arrow { path, source: ArrowError::ExternalError(panicked) },
         })
-    }
+    })
+}
 
-    fn read_parquet(path: &Path, wanted: &[String]) -> Result<Self> {
-        let error = |source| Error::Parquet { path: path.to_path_buf(), source };
-        let builder = ParquetRecordBatchReaderBuilder::try_new(open(path)?).map_err(error)?;
-        let schema = builder.schema().clone();
-        let mask = ProjectionMask::roots(builder.parquet_schema(), wanted_indices(&schema, wanted));
-        let file_bytes = path
-            .metadata()
-            .map_err(|source| Error::Read { path: path.to_path_buf(), source })?
-            .len();
-        check_pages(open(path)?, &mask, file_bytes).map_err(error)?;
-        let reader = builder.with_projection(mask).build().map_err(error)?;
-        let batches: Result<Vec<_>, ArrowError> = reader.collect();
-        let batches =
-            batches.map_err(|source| Error::Arrow { path: path.to_path_buf(), source })?;
-        Ok(Self::new(&schema, batches))
-    }
+fn read_parquet(
+    path: &Path,
+    file: File,
+    wanted: &Wanted,
+    source_name: &str,
+    writer: &mut Writer,
+) -> Result<()> {
+    let error = |source| Error::Parquet { path: path.to_path_buf(), source };
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(error)?;
+    let indices = wanted_indices(path, builder.schema(), wanted, source_name)?;
+    let mask = ProjectionMask::roots(builder.parquet_schema(), indices);
+    let file_bytes =
+        path.metadata().map_err(|source| Error::Read { path: path.to_path_buf(), source })?.len();
+    check_pages(open(path)?, &mask, file_bytes).map_err(error)?;
+    let batch_rows = batch_rows(builder.metadata(), &mask);
+    let reader =
+        builder.with_projection(mask).with_batch_size(batch_rows).build().map_err(error)?;
+    write_batches(path, reader, writer)
+}
 
-    /// Reads those of `wanted` columns that the Arrow file has; both the stream format that `save_to_disk` writes and the file format.
-    pub(super) fn open_arrow(path: &Path, wanted: &[String]) -> Result<Self> {
-        catch_panic(|| Self::read_arrow(path, wanted)).unwrap_or_else(|panicked| {
-            let source = ArrowError::ExternalError(Box::new(panicked));
-            Err(Error::Arrow { path: path.to_path_buf(), source })
-        })
-    }
+/// As many rows as take [`BATCH_BYTES`] in the row group with the longest rows.
+fn batch_rows(metadata: &ParquetMetaData, mask: &ProjectionMask) -> usize {
+    let row_bytes = metadata.row_groups().iter().map(|group| {
+        let columns = group.columns().iter().enumerate();
+        let wanted = columns.filter(|(i, _)| mask.leaf_included(*i));
+        let bytes: u64 =
+            wanted.map(|(_, column)| column.uncompressed_size().max(0).cast_unsigned()).sum();
+        bytes / group.num_rows().max(1).cast_unsigned()
+    });
+    let rows = BATCH_BYTES / row_bytes.max().unwrap_or(0).max(1);
+    (rows as usize).clamp(1, MAX_BATCH_ROWS)
+}
 
-    fn read_arrow(path: &Path, wanted: &[String]) -> Result<Self> {
-        let read_error = |source| Error::Read { path: path.to_path_buf(), source };
-        let error = |source| Error::Arrow { path: path.to_path_buf(), source };
-        let mut file = open(path)?;
-        let mut head = Vec::new();
-        file.by_ref().take(FILE_MAGIC.len() as u64).read_to_end(&mut head).map_err(read_error)?;
-        if head == FILE_MAGIC {
-            let schema = FileReader::try_new(BufReader::new(&file), None).map_err(error)?.schema();
-            let indices = wanted_indices(&schema, wanted);
-            let reader =
-                FileReader::try_new(BufReader::new(&file), Some(indices)).map_err(error)?;
-            let batches: Result<Vec<_>, _> = reader.collect();
-            return Ok(Self::new(&schema, batches.map_err(error)?));
+/// Both formats of Arrow data are read: the stream that `save_to_disk` writes, and the file.
+fn read_arrow(
+    path: &Path,
+    file: &File,
+    wanted: &Wanted,
+    source_name: &str,
+    writer: &mut Writer,
+) -> Result<()> {
+    let schema = arrow_schema(path, file)?;
+    let indices = Some(wanted_indices(path, &schema, wanted, source_name)?);
+    let error = |source| arrow_error(path, source);
+    if is_arrow_file(path, file)? {
+        let reader = FileReader::try_new(rewound(path, file)?, indices).map_err(error)?;
+        write_batches(path, reader, writer)
+    } else {
+        let reader = StreamReader::try_new(rewound(path, file)?, indices).map_err(error)?;
+        write_batches(path, reader, writer)
+    }
+}
+
+fn arrow_schema(path: &Path, file: &File) -> Result<SchemaRef> {
+    let error = |source| arrow_error(path, source);
+    if is_arrow_file(path, file)? {
+        return Ok(FileReader::try_new(rewound(path, file)?, None).map_err(error)?.schema());
+    }
+    check_end(path, file)?;
+    Ok(StreamReader::try_new(rewound(path, file)?, None).map_err(error)?.schema())
+}
+
+fn is_arrow_file(path: &Path, file: &File) -> Result<bool> {
+    let mut head = Vec::new();
+    let head_reader = rewound(path, file)?.take(FILE_MAGIC.len() as u64).read_to_end(&mut head);
+    head_reader.map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
+    Ok(head == FILE_MAGIC)
+}
+
+/// A stream that was cut between two batches reads without an error, only shorter.
+fn check_end(path: &Path, mut file: &File) -> Result<()> {
+    let error = |source| Error::Read { path: path.to_path_buf(), source };
+    let found_bytes = file.seek(SeekFrom::End(0)).map_err(error)?;
+    let mut tail = [0; STREAM_END.len()];
+    if found_bytes >= tail.len() as u64 {
+        file.seek(SeekFrom::End(-(tail.len() as i64))).map_err(error)?;
+        file.read_exact(&mut tail).map_err(error)?;
+    }
+    if tail == STREAM_END {
+        return Ok(());
+    }
+    Err(Error::TruncatedArrow { path: path.to_path_buf(), found_bytes })
+}
+
+fn rewound<'a>(path: &Path, mut file: &'a File) -> Result<BufReader<&'a File>> {
+    file.rewind().map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
+    Ok(BufReader::new(file))
+}
+
+fn arrow_error(path: &Path, source: ArrowError) -> Error {
+    Error::Arrow { path: path.to_path_buf(), source }
+}
+
+fn write_batches(
+    path: &Path,
+    batches: impl Iterator<Item = Result<RecordBatch, ArrowError>>,
+    writer: &mut Writer,
+) -> Result<()> {
+    for batch in batches {
+        let batch = batch.map_err(|source| arrow_error(path, source))?;
+        for index in 0..batch.num_rows() {
+            if !writer.wants_more() {
+                return Ok(());
+            }
+            let row = cell::row(batch.schema_ref().fields(), batch.columns(), index);
+            writer.push_row(&row.map_err(|source| arrow_error(path, source))?)?;
         }
-        // A stream that was cut between two batches reads without an error, only shorter.
-        let found_bytes = file.seek(SeekFrom::End(0)).map_err(read_error)?;
-        let mut tail = [0; STREAM_END.len()];
-        if found_bytes >= tail.len() as u64 {
-            file.seek(SeekFrom::End(-(tail.len() as i64))).map_err(read_error)?;
-            file.read_exact(&mut tail).map_err(read_error)?;
-        }
-        if tail != STREAM_END {
-            return Err(Error::TruncatedArrow { path: path.to_path_buf(), found_bytes });
-        }
-        file.rewind().map_err(read_error)?;
-        let schema = StreamReader::try_new(BufReader::new(&file), None).map_err(error)?.schema();
-        let indices = wanted_indices(&schema, wanted);
-        file.rewind().map_err(read_error)?;
-        let reader = StreamReader::try_new(BufReader::new(&file), Some(indices)).map_err(error)?;
-        let batches: Result<Vec<_>, _> = reader.collect();
-        Ok(Self::new(&schema, batches.map_err(error)?))
     }
-
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
-    pub(super) fn row(&self, path: &Path, index: usize) -> Result<Map<String, Value>> {
-        let batch = self.starts.partition_point(|&start| start <= index) - 1;
-        let (batch, offset) = (&self.batches[batch], index - self.starts[batch]);
-        let mut budget = Budget(MAX_ROW_BYTES);
-        object(batch.schema_ref().fields(), batch.columns(), offset, &mut budget)
-            .map_err(|source| Error::Arrow { path: path.to_path_buf(), source })
-    }
+    Ok(())
 }
 
 /// Refuses a file that says that it holds far more rows, or values in its pages, than its bytes can: a run of one value
@@ -181,104 +243,32 @@ fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|source| Error::Read { path: path.to_path_buf(), source })
 }
 
-fn wanted_indices(schema: &Schema, wanted: &[String]) -> Vec<usize> {
-    let is_wanted = |name: &String| wanted.contains(name);
-    schema
-        .fields()
-        .iter()
-        .enumerate()
-        .filter(|(_, field)| is_wanted(field.name()))
-        .map(|(i, _)| i)
-        .collect()
+fn names(schema: &Schema) -> Vec<String> {
+    schema.fields().iter().map(|field| field.name().clone()).collect()
 }
 
-fn object(
-    fields: &arrow_schema::Fields,
-    columns: &[ArrayRef],
-    index: usize,
-    budget: &mut Budget,
-) -> Result<Map<String, Value>, ArrowError> {
-    fields
-        .iter()
-        .zip(columns)
-        .map(|(field, column)| Ok((field.name().clone(), cell(column, index, budget)?)))
-        .collect()
-}
-
-/// The value at `index`, as the JSON reader would have given it.
-fn cell(array: &ArrayRef, index: usize, budget: &mut Budget) -> Result<Value, ArrowError> {
-    budget.take(size_of::<Value>())?;
-    if array.is_null(index) {
-        return Ok(Value::Null);
-    }
-    Ok(match array.data_type() {
-        DataType::Null => Value::Null,
-        DataType::Boolean => array.as_boolean().value(index).into(),
-        DataType::Utf8 => text(array.as_string::<i32>().value(index), budget)?,
-        DataType::LargeUtf8 => text(array.as_string::<i64>().value(index), budget)?,
-        DataType::Utf8View => text(array.as_string_view().value(index), budget)?,
-        DataType::Int8 => integer::<Int8Type>(array, index),
-        DataType::Int16 => integer::<Int16Type>(array, index),
-        DataType::Int32 => integer::<Int32Type>(array, index),
-        DataType::Int64 => integer::<Int64Type>(array, index),
-        DataType::UInt8 => integer::<UInt8Type>(array, index),
-        DataType::UInt16 => integer::<UInt16Type>(array, index),
-        DataType::UInt32 => integer::<UInt32Type>(array, index),
-        DataType::UInt64 => integer::<UInt64Type>(array, index),
-        DataType::Float32 => f64::from(array.as_primitive::<Float32Type>().value(index)).into(),
-        DataType::Float64 => array.as_primitive::<Float64Type>().value(index).into(),
-        DataType::List(_) => list(&array.as_list::<i32>().value(index), budget)?,
-        DataType::LargeList(_) => list(&array.as_list::<i64>().value(index), budget)?,
-        DataType::FixedSizeList(..) => list(&array.as_fixed_size_list().value(index), budget)?,
-        DataType::Struct(fields) => {
-            let columns: &StructArray = array.as_struct();
-            Value::Object(object(fields, columns.columns(), index, budget)?)
-        }
-        DataType::Dictionary(..) => {
-            let dictionary = array.as_any_dictionary();
-            // Of one element: the keys of the whole column would be converted for each row.
-            let key = array.slice(index, 1).as_any_dictionary().normalized_keys()[0];
-            cell(dictionary.values(), key, budget)?
-        }
-        other => {
-            return Err(ArrowError::NotYetImplemented(format!(
-                "a column of type {other} as chat data"
-            )));
-        }
-    })
-}
-
-fn integer<T>(array: &ArrayRef, index: usize) -> Value
-where
-    T: ArrowPrimitiveType,
-    T::Native: Into<Value>,
-{
-    array.as_primitive::<T>().value(index).into()
-}
-
-fn text(text: &str, budget: &mut Budget) -> Result<Value, ArrowError> {
-    budget.take(text.len())?;
-    Ok(text.into())
-}
-
-fn list(items: &ArrayRef, budget: &mut Budget) -> Result<Value, ArrowError> {
-    let mut values = Vec::new();
-    for i in 0..items.len() {
-        values.push(cell(items, i, budget)?);
-    }
-    Ok(Value::Array(values))
-}
-
-/// Bytes that a row may still take. Lists of nulls and texts that share their bytes take none in the file.
-struct Budget(usize);
-
-impl Budget {
-    fn take(&mut self, bytes: usize) -> Result<(), ArrowError> {
-        self.0 = self.0.checked_sub(bytes).ok_or_else(|| {
-            ArrowError::InvalidArgumentError(format!(
-                "a row takes more than `{MAX_ROW_BYTES}` bytes"
-            ))
+/// The columns that are read, of which the required ones are there and readable.
+fn wanted_indices(
+    path: &Path,
+    schema: &Schema,
+    wanted: &Wanted,
+    source_name: &str,
+) -> Result<Vec<usize>> {
+    for column in &wanted.required {
+        let field = schema.fields().iter().find(|field| field.name() == column);
+        let field = field.ok_or_else(|| Error::MissingColumn {
+            source_name: source_name.to_owned(),
+            column: column.clone(),
+            available: names(schema),
         })?;
-        Ok(())
+        if !cell::has_json_form(field.data_type()) {
+            return Err(Error::UnreadableColumn {
+                path: path.to_path_buf(),
+                column: column.clone(),
+                found: field.data_type().to_string(),
+            });
+        }
     }
+    let fields = schema.fields().iter().enumerate();
+    Ok(fields.filter(|(_, field)| wanted.contains(field.name())).map(|(i, _)| i).collect())
 }

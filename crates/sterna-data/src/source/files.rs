@@ -14,10 +14,22 @@ use sterna_hf::weights::stays_inside;
 
 use crate::{
     error::{Error, Result},
-    source::readme,
+    source::{
+        columnar,
+        readme::{self, Configured},
+    },
 };
 
-/// The files of each split.
+/// A file that is not read although it looks like data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The file.
+    pub path: PathBuf,
+    /// Why, as the end of a sentence.
+    pub why: &'static str,
+}
+
+/// The files of each split, read or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum SplitFiles {
     /// The files are one split, whatever name the recipe uses for it.
@@ -48,6 +60,7 @@ pub(super) fn split_files(
     source_name: &str,
     root: &Path,
     kwargs: &Map<String, Value>,
+    left_out: &mut Vec<LeftOut>,
 ) -> Result<SplitFiles> {
     if root.is_file() {
         return Ok(SplitFiles::Single(vec![root.to_path_buf()]));
@@ -62,25 +75,27 @@ pub(super) fn split_files(
             required: "text",
         }),
     };
-    if let Some(data_files) = kwargs.get("data_files") {
-        return chosen_files(source_name, root, data_files);
-    }
     let folder =
         text_of("data_dir")?.map_or_else(|| root.to_path_buf(), |data_dir| root.join(data_dir));
+    if let Some(data_files) = kwargs.get("data_files").filter(|files| !files.is_null()) {
+        return chosen_files(source_name, &folder, data_files);
+    }
     if folder.join("dataset_dict.json").is_file() {
         return dataset_dict(&folder);
     }
     if folder.join("state.json").is_file() {
         return Ok(SplitFiles::Single(saved_files(&folder)?));
     }
-    if folder == root
-        && let Some(patterns) = readme::configured_files(source_name, root, text_of("name")?)?
-    {
-        let splits =
-            patterns.into_iter().map(|(split, patterns)| Ok((split, matching(root, &patterns)?)));
-        return Ok(SplitFiles::Named(splits.collect::<Result<_>>()?));
+    if folder != root {
+        return by_name(&folder, left_out);
     }
-    by_name(&folder)
+    let Configured { data_dir, data_files } =
+        readme::configured_files(source_name, root, text_of("name")?)?;
+    let folder = data_dir.map_or(folder, |data_dir| root.join(data_dir));
+    let Some(patterns) = data_files else { return by_name(&folder, left_out) };
+    let splits =
+        patterns.into_iter().map(|(split, patterns)| Ok((split, matching(&folder, &patterns)?)));
+    Ok(SplitFiles::Named(splits.collect::<Result<_>>()?))
 }
 
 impl SplitFiles {
@@ -202,17 +217,24 @@ fn read_json(path: &Path) -> Result<Value> {
 
 /// The rules of the datasets library, in its order: `data/SPLIT-00000-of-00001.*`, then keywords in folder names, then keywords in
 /// file names, then everything is `train`.
-fn by_name(root: &Path) -> Result<SplitFiles> {
+fn by_name(root: &Path, left_out: &mut Vec<LeftOut>) -> Result<SplitFiles> {
     let files = all_files(root)?;
     if files.is_empty() {
-        return Err(Error::NoDataFiles {
-            path: root.to_path_buf(),
-            required: "a .json, .jsonl, .parquet or .arrow file".to_owned(),
-        });
+        return Err(Error::NoDataFiles { path: root.to_path_buf() });
     }
-    let sharded = sharded_splits(root, &files);
+    let splits = named_splits(root, &files);
+    let used: HashSet<&PathBuf> = splits.iter().flat_map(|(_, files)| files).collect();
+    let unused = files.iter().filter(|file| !used.contains(file));
+    left_out.extend(
+        unused.map(|file| LeftOut { path: file.clone(), why: "its name belongs to no split" }),
+    );
+    Ok(SplitFiles::Named(splits))
+}
+
+fn named_splits(root: &Path, files: &[PathBuf]) -> Vec<(String, Vec<PathBuf>)> {
+    let sharded = sharded_splits(root, files);
     if !sharded.is_empty() {
-        return Ok(SplitFiles::Named(sharded));
+        return sharded;
     }
     for matches in [folder_has_keyword as fn(&str, &str) -> bool, file_has_keyword] {
         let splits: Vec<_> = KEYWORDS
@@ -227,13 +249,13 @@ fn by_name(root: &Path) -> Result<SplitFiles> {
             })
             .collect();
         if !splits.is_empty() {
-            return Ok(SplitFiles::Named(splits));
+            return splits;
         }
     }
-    Ok(SplitFiles::Named(vec![("train".to_owned(), files)]))
+    vec![("train".to_owned(), files.to_vec())]
 }
 
-/// Splits of files named `data/SPLIT-00000-of-00001*.EXT`.
+/// Splits of files named `data/SPLIT-00000-of-00001*.EXT`: the usual ones first, then the others by name.
 fn sharded_splits(root: &Path, files: &[PathBuf]) -> Vec<(String, Vec<PathBuf>)> {
     let mut splits: Vec<(String, Vec<PathBuf>)> = Vec::new();
     for file in files {
@@ -244,6 +266,8 @@ fn sharded_splits(root: &Path, files: &[PathBuf]) -> Vec<(String, Vec<PathBuf>)>
             None => splits.push((split.to_owned(), vec![file.clone()])),
         }
     }
+    let rank = |name: &str| KEYWORDS.iter().position(|(split, _)| *split == name);
+    splits.sort_by_key(|(name, _)| (rank(name).unwrap_or(KEYWORDS.len()), name.clone()));
     splits
 }
 
@@ -282,7 +306,7 @@ fn has_keyword(name: &str, keyword: &str, may_end: bool) -> bool {
     })
 }
 
-/// Every data file below `root`, sorted by path; hidden files and folders are left out.
+/// Every data file below `root`, readable or not, sorted by path; hidden files and folders are left out.
 fn all_files(root: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut folders = vec![root.to_path_buf()];
@@ -296,12 +320,14 @@ fn all_files(root: &Path) -> Result<Vec<PathBuf>> {
         for entry in std::fs::read_dir(&folder).map_err(error)? {
             let path = entry.map_err(error)?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with('.') || name.starts_with("__") {
+            if name.starts_with('.') {
                 continue;
             }
             if path.is_dir() {
-                folders.push(path);
-            } else if Format::of(&path).is_some() && !IGNORED.contains(&name.as_ref()) {
+                if !name.starts_with("__") {
+                    folders.push(path);
+                }
+            } else if Kind::of(&path) != Kind::Other && !IGNORED.contains(&name.as_ref()) {
                 files.push(path);
             }
         }
@@ -316,21 +342,105 @@ fn relative(root: &Path, file: &Path) -> String {
     parts.map(|part| part.as_os_str().to_string_lossy().into_owned()).collect::<Vec<_>>().join("/")
 }
 
-/// How a data file is read, by the end of its name.
+/// The files of a split that are read: as in the datasets library those of one format, which most of them have, so that a folder
+/// that holds its rows twice gives them once. Files that cannot be read have no vote.
+pub(super) fn of_one_format(
+    files: Vec<PathBuf>,
+    left_out: &mut Vec<LeftOut>,
+) -> Result<Vec<(PathBuf, Format)>> {
+    let mut counts: Vec<(Format, &'static str, usize)> = Vec::new();
+    for file in &files {
+        let Kind::Data(format, ending) = Kind::of(file) else { continue };
+        match counts.iter_mut().find(|(_, known, _)| *known == ending) {
+            Some((.., count)) => *count += 1,
+            None => counts.push((format, ending, 1)),
+        }
+    }
+    let rank = |ending| ENDINGS.iter().rev().position(|(known, _)| *known == ending);
+    let most = counts.iter().max_by_key(|&&(_, ending, count)| (count, rank(ending)));
+    let Some(&(chosen, ..)) = most else {
+        let path = files.into_iter().next().unwrap_or_default();
+        return Err(unreadable(path));
+    };
+    let mut chosen_files = Vec::new();
+    for path in files {
+        match Kind::of(&path) {
+            Kind::Data(format, _) if format == chosen => chosen_files.push((path, format)),
+            Kind::Data(..) => {
+                left_out.push(LeftOut { path, why: "most files of the split have another format" });
+            }
+            Kind::Refused(why) => left_out.push(LeftOut { path, why }),
+            Kind::Other => left_out.push(LeftOut { path, why: "its name says no format" }),
+        }
+    }
+    Ok(chosen_files)
+}
+
+/// The error for a file that nothing here reads.
+fn unreadable(path: PathBuf) -> Error {
+    let why = match Kind::of(&path) {
+        Kind::Refused(why) => why,
+        Kind::Data(..) | Kind::Other => "its name says no format",
+    };
+    Error::UnknownFormat { path, why }
+}
+
+/// How a data file is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     Json,
-    Parquet,
-    Arrow,
+    Columnar(columnar::Kind),
 }
 
-impl Format {
-    pub(super) fn of(path: &Path) -> Option<Self> {
-        match path.extension()?.to_str()? {
-            "json" | "jsonl" | "ndjson" => Some(Self::Json),
-            "parquet" => Some(Self::Parquet),
-            "arrow" => Some(Self::Arrow),
-            _ => None,
+/// Ends of names that are read, with the favourite first where a split has as many files of each.
+const ENDINGS: [(&str, Format); 5] = [
+    ("parquet", Format::Columnar(columnar::Kind::Parquet)),
+    ("arrow", Format::Columnar(columnar::Kind::Arrow)),
+    ("jsonl", Format::Json),
+    ("json", Format::Json),
+    ("ndjson", Format::Json),
+];
+
+/// Compressions of JSON files that are read.
+const COMPRESSIONS: [&str; 3] = ["gz", "zst", "zstd"];
+
+/// Ends of names that say that a file holds data which is not read.
+const REFUSED: [(&[&str], &str); 8] = [
+    (&["csv", "tsv"], "it is a table of text (CSV), whose columns have no types"),
+    (&["txt", "text"], "it is plain text"),
+    (&["zip", "tar", "tgz", "7z", "rar"], "it is an archive"),
+    (&["bz2", "xz", "lz4", "lzma", "br", "lz", "gz", "zst", "zstd"], "it is compressed"),
+    (&["feather", "orc", "avro", "lance", "vortex"], "it is a table in another format"),
+    (&["h5", "hdf5", "npy", "npz", "pkl", "pickle", "pt"], "it is an array or a Python object"),
+    (&["xml"], "it is a document"),
+    (&["xlsx", "xls", "ods", "db", "sqlite", "sqlite3", "duckdb"], "it is a database"),
+];
+
+/// What the name of a file says about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Its format, and the end of the name without a compression.
+    Data(Format, &'static str),
+    /// It holds data in a form that is not read, and which.
+    Refused(&'static str),
+    Other,
+}
+
+impl Kind {
+    pub(super) fn of(path: &Path) -> Self {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        let Some((stem, ending)) = name.rsplit_once('.') else { return Self::Other };
+        let read = |ending: &str| ENDINGS.into_iter().find(|(known, _)| *known == ending);
+        let inner = stem.rsplit_once('.').and_then(|(_, inner)| read(inner));
+        if let Some((ending, format)) = read(ending) {
+            return Self::Data(format, ending);
         }
+        if let Some((inner, Format::Json)) = inner
+            && COMPRESSIONS.contains(&ending)
+        {
+            return Self::Data(Format::Json, inner);
+        }
+        let refused = REFUSED.iter().find(|(endings, _)| endings.contains(&ending));
+        refused.map_or(Self::Other, |(_, why)| Self::Refused(why))
     }
 }

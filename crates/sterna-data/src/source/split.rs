@@ -59,6 +59,16 @@ impl SplitSpec {
         &self.pieces
     }
 
+    /// How many rows of the split `name` are needed at most, if that can be said before they are counted.
+    pub(super) fn max_rows(&self, name: &str) -> Option<usize> {
+        let pieces = self.pieces.iter().filter(|piece| piece.name == name);
+        let ends = pieces.map(|piece| match (piece.unit, piece.from.unwrap_or(0), piece.to) {
+            (Unit::Rows, 0.., Some(to @ 0..)) => usize::try_from(to).ok(),
+            _ => None,
+        });
+        ends.collect::<Option<Vec<_>>>()?.into_iter().max()
+    }
+
     /// The rows that `piece` takes of a split of `rows` rows; empty if it ends before it starts.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
-//! Files as datasets wrote them (`golden/make_data_reference.py`), split expressions as it reads them, and what is refused.
+//! Files as datasets wrote them (`golden/make_data_reference.py`, `golden/make_data_files.py`), split expressions as it reads them, and what is refused.
 
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -13,18 +14,6 @@ use sterna_data::{
 use sterna_recipe::{RolePath, Sampling, Source, UnmappedRoles};
 
 use crate::support::{fixture, fixture_path};
-
-/// The columns that the role mapping names.
-fn mapped(source: &Source) -> Wanted {
-    let mut required: Vec<String> = Vec::new();
-    for (_, path) in &source.role_mapping {
-        let (RolePath::Column(column) | RolePath::Items { array: column, .. }) = path;
-        if !required.contains(column) {
-            required.push(column.clone());
-        }
-    }
-    Wanted { required, ..Wanted::default() }
-}
 
 fn source(path: &Path, split: &str) -> Source {
     let columns = ["id", "score", "flag", "note", "messages"];
@@ -47,7 +36,7 @@ fn source(path: &Path, split: &str) -> Source {
 }
 
 fn rows(source: &Source) -> Result<Vec<Value>, Error> {
-    let rows = OpenSource::find(source)?.read(&mapped(source))?;
+    let rows = OpenSource::find(source)?.read(&Wanted::mapped(source))?;
     (0..rows.len()).map(|i| rows.row(i).map(Value::Object)).collect()
 }
 
@@ -200,14 +189,10 @@ fn errors_name_the_file_and_the_line() {
         error(&other),
         "source `DIR/other.jsonl` has no column `id`, which role_mapping names; available: `a`, `b`"
     );
-    let text = write(folder.path(), "readme.txt", "hello");
-    assert!(
-        error(&text).ends_with("required: a name that ends in .json, .jsonl, .parquet or .arrow")
-    );
     fs::create_dir(path("nothing")).unwrap();
     assert_eq!(
         error(&path("nothing")),
-        "`DIR/nothing` has no data file, required: a .json, .jsonl, .parquet or .arrow file"
+        "`DIR/nothing` has no data file, required: a .json, .jsonl or .ndjson (also with .gz or .zst), .parquet or .arrow file"
     );
 
     let parquet = fs::read(fixture_path("sources/parquet/train.parquet")).unwrap();
@@ -266,4 +251,385 @@ fn links_that_lead_back_are_followed_once() {
     }
     let expected = rows(&source(&fixture_path("sources/json/train.jsonl"), "train")).unwrap();
     assert_eq!(rows(&source(folder.path(), "train")).unwrap(), expected);
+}
+
+/// The rows of a file with all its columns.
+fn all_rows(path: &Path) -> Result<Vec<Value>, Error> {
+    let source = source(path, "train");
+    let open = OpenSource::find(&source)?;
+    let wanted = Wanted { optional: open.columns()?, ..Wanted::default() };
+    let rows = open.read(&wanted)?;
+    (0..rows.len()).map(|i| rows.row(i).map(Value::Object)).collect()
+}
+
+#[test]
+fn folders_have_the_splits_that_datasets_finds() {
+    let golden = fixture("layouts.json");
+    for case in golden["cases"].as_array().unwrap() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in case["files"].as_array().unwrap() {
+            write(folder.path(), name.as_str().unwrap(), "{\"a\": 1}\n");
+        }
+        if let Some(readme) = case["readme"].as_str() {
+            write(folder.path(), "README.md", readme);
+        }
+        let kwargs = case.as_object().unwrap().iter();
+        let kwargs = kwargs
+            .filter(|(key, _)| ["name", "data_dir", "data_files"].contains(&key.as_str()))
+            .map(|(key, value)| (key.clone(), value.clone()));
+        let source = |split: &str| Source {
+            kwargs: kwargs.clone().collect(),
+            ..source(folder.path(), split)
+        };
+        let files = |split: &str| -> Result<Vec<String>, Error> {
+            let source = source(split);
+            let open = OpenSource::find(&source)?;
+            let name = |path: &Path| path.strip_prefix(folder.path()).unwrap().to_owned();
+            Ok(open.files().map(|path| name(path).to_str().unwrap().to_owned()).collect())
+        };
+        let Some(splits) = case["splits"].as_array() else {
+            assert!(files("train").is_err(), "{case:#}");
+            continue;
+        };
+        let mut in_order = Vec::new();
+        for split in splits {
+            let expected: Vec<String> = serde_json::from_value(split[1].clone()).unwrap();
+            assert_eq!(files(split[0].as_str().unwrap()).unwrap(), expected, "{case:#}");
+            in_order.extend(expected);
+        }
+        assert_eq!(files("all").unwrap(), in_order, "{case:#}");
+    }
+}
+
+#[test]
+fn a_readme_may_start_with_a_byte_order_mark() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "x/1.jsonl", "{\"a\": 1}");
+    write(folder.path(), "y/2.jsonl", "{\"a\": 2}");
+    // datasets reads no head here and mixes both configurations.
+    let head = "\u{feff}---\r\nconfigs:\r\n- config_name: one\r\n  data_dir: y\r\n---\r\n";
+    write(folder.path(), "README.md", head);
+    assert_eq!(all_rows(folder.path()).unwrap(), [json!({"a": 2})]);
+    let outside = "---\nconfigs:\n- config_name: one\n  data_dir: ../y\n---\n";
+    write(folder.path(), "README.md", outside);
+    assert!(matches!(all_rows(folder.path()).unwrap_err(), Error::LeavesFolder { .. }));
+}
+
+#[test]
+fn every_compression_gives_the_rows_that_were_written() {
+    let golden = fixture("files/rows.json");
+    let folder = fixture_path("files");
+    for name in [
+        "none.parquet",
+        "snappy.parquet",
+        "gzip.parquet",
+        "zstd.parquet",
+        "lz4.parquet",
+        "brotli.parquet",
+        "zstd.arrow",
+        "lz4.arrow",
+        "lines.jsonl.gz",
+        "lines.jsonl.zst",
+        "whole.json.gz",
+        "whole.json.zst",
+    ] {
+        let rows = all_rows(&folder.join(name)).unwrap();
+        assert_eq!(json!(rows), golden["plain"], "{name}");
+    }
+    // The name need not say it.
+    let renamed = tempfile::tempdir().unwrap();
+    fs::copy(folder.join("lines.jsonl.zst"), renamed.path().join("train.jsonl")).unwrap();
+    assert_eq!(json!(all_rows(renamed.path()).unwrap()), golden["plain"]);
+}
+
+#[test]
+fn columns_of_any_type_have_the_values_that_python_has() {
+    let golden = fixture("files/rows.json");
+    let folder = fixture_path("files");
+    for name in ["types.parquet", "types.arrow", "types-file.arrow"] {
+        let rows = all_rows(&folder.join(name)).unwrap();
+        for (row, golden) in rows.iter().zip(golden["types"].as_array().unwrap()) {
+            let mut golden = golden.clone();
+            if name == "types.parquet" {
+                // Parquet has no such types.
+                golden.as_object_mut().unwrap().retain(|key, _| key != "date64" && key != "wide");
+            }
+            assert_eq!(row, &golden, "{name}");
+        }
+        assert_eq!(rows.len(), 6);
+    }
+    // Bytes that are no text and lengths of time have no JSON form, wherever they are.
+    let odd = all_rows(&folder.join("odd.arrow")).unwrap();
+    assert_eq!(json!(odd), json!([{"id": 1, "message": {"text": "a"}}, {"id": 2, "message": {}}]));
+    let open = source(&folder.join("odd.arrow"), "train");
+    let wanted = Wanted { required: vec!["took".to_owned()], ..Wanted::default() };
+    let error = OpenSource::find(&open).unwrap().read(&wanted).unwrap_err().to_string();
+    assert!(error.contains("column `took` is of type Duration"), "{error}");
+}
+
+#[test]
+fn rows_of_columns_come_back_as_they_were_written() {
+    let golden = fixture("files/rows.json");
+    let folder = fixture_path("files");
+    for name in ["calls", "mixed"] {
+        for path in [format!("{name}.jsonl"), format!("{name}.parquet"), name.to_owned()] {
+            let rows = all_rows(&folder.join(&path)).unwrap();
+            assert_eq!(json!(rows), golden[name], "{path}");
+        }
+    }
+    // Lines keep the order of their keys, too.
+    let rows = all_rows(&folder.join("calls.jsonl")).unwrap();
+    assert_eq!(json!(rows).to_string(), golden["calls"].to_string());
+}
+
+#[test]
+fn columns_are_known_before_rows_are_read() {
+    let columns = |path: &Path, split: &str| {
+        let source = source(path, split);
+        OpenSource::find(&source).unwrap().columns().unwrap()
+    };
+    let expected = ["id", "score", "flag", "note", "messages"];
+    for name in ["json", "parquet", "saved", "saved_dict"] {
+        assert_eq!(columns(&fixture_path("sources").join(name), "train"), expected, "{name}");
+    }
+    assert_eq!(columns(&fixture_path("files/whole.json.gz"), "train"), ["id", "text", "x"]);
+    let folder = tempfile::tempdir().unwrap();
+    // The key of row 100 is seen, that of row 101 is not, over all files.
+    let rows: Vec<String> = (1..=60).map(|i| json!({"a": i}).to_string()).collect();
+    write(folder.path(), "1.jsonl", &rows.join("\n"));
+    let mut rows: Vec<String> = (61..=99).map(|i| json!({"b": i}).to_string()).collect();
+    rows.extend(["{\"c\": 100}".to_owned(), "{\"d\": 101}".to_owned(), "no JSON".to_owned()]);
+    write(folder.path(), "2.jsonl", &rows.join("\n"));
+    assert_eq!(columns(folder.path(), "train"), ["a", "b", "c"]);
+    // Only what is wanted is read, and what is optional need not be there.
+    let parquet = source(&fixture_path("sources/parquet"), "train");
+    let wanted = Wanted {
+        required: vec!["flag".to_owned()],
+        optional: vec!["id".to_owned(), "tools".to_owned()],
+        scratch_dir: Some(folder.path().join("new")),
+    };
+    let rows = OpenSource::find(&parquet).unwrap().read(&wanted).unwrap();
+    assert_eq!(Value::Object(rows.row(0).unwrap()), json!({"id": 0, "flag": true}));
+    assert_eq!(fs::read_dir(folder.path().join("new")).unwrap().count(), 0);
+}
+
+#[test]
+fn files_that_look_like_data_are_read_or_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let row = "{\"a\": 1}\n";
+    for name in [
+        "train-0.jsonl",
+        "train-1.JSONL",
+        "train-2.csv",
+        "train-3.jsonl.bz2",
+        "train-4.parquet.gz",
+        "train.txt",
+        "extra.json",
+        "README.md",
+        "train.py",
+        "LICENSE",
+    ] {
+        write(folder.path(), name, row);
+    }
+    let source = source(folder.path(), "train");
+    let open = OpenSource::find(&source).unwrap();
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let read: Vec<String> = open.files().map(name).collect();
+    assert_eq!(read, ["train-0.jsonl", "train-1.JSONL"]);
+    let left_out: Vec<_> =
+        open.left_out().iter().map(|file| (name(&file.path), file.why)).collect();
+    assert_eq!(
+        left_out,
+        [
+            ("extra.json".to_owned(), "its name belongs to no split"),
+            ("train-2.csv".to_owned(), "it is a table of text (CSV), whose columns have no types"),
+            ("train-3.jsonl.bz2".to_owned(), "it is compressed"),
+            ("train-4.parquet.gz".to_owned(), "it is compressed"),
+            ("train.txt".to_owned(), "it is plain text"),
+        ]
+    );
+    let both = tempfile::tempdir().unwrap();
+    write(both.path(), "a.jsonl", row);
+    fs::copy(fixture_path("files/none.parquet"), both.path().join("a.parquet")).unwrap();
+    let both = crate::sources::source(both.path(), "train");
+    let open = OpenSource::find(&both).unwrap();
+    assert_eq!(open.files().map(name).collect::<Vec<_>>(), ["a.parquet"]);
+    assert_eq!(open.left_out()[0].why, "most files of the split have another format");
+}
+
+#[test]
+fn bad_files_are_refused_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let refuse = |name: &str, content: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        let error = all_rows(&path).unwrap_err();
+        let hint = error.hint().unwrap_or_default();
+        (error.to_string().replace(folder.path().to_str().unwrap(), "DIR"), hint)
+    };
+    let row = b"{\"a\": 1}\n";
+
+    for (name, why) in [
+        ("a.csv", "it is a table of text (CSV), whose columns have no types"),
+        ("a.txt", "it is plain text"),
+        ("a.zip", "it is an archive"),
+        ("a.jsonl.xz", "it is compressed"),
+        ("a.rows", "its name says no format"),
+    ] {
+        let (error, hint) = refuse(name, row);
+        assert_eq!(
+            error,
+            format!(
+                "`DIR/{name}` is not read: {why}, required: a name that ends in .json, .jsonl or .ndjson (also with .gz or .zst), .parquet or .arrow"
+            )
+        );
+        assert!(hint.contains("to_parquet"), "{hint}");
+    }
+    for (name, content, found) in [
+        ("bzip2.jsonl", &b"BZh91AY&SY"[..], "bzip2 data"),
+        ("xz.jsonl", b"\xfd7zXZ\0\0\0\0", "xz data"),
+        ("zip.json", b"PK\x03\x04\0\0\0\0", "a zip archive"),
+        ("utf16.jsonl", b"\xff\xfe{\0}\0\n\0", "UTF-16 text"),
+    ] {
+        let (error, hint) = refuse(name, content);
+        assert_eq!(
+            error,
+            format!(
+                "`DIR/{name}` holds {found}, required: JSON in UTF-8, plain or compressed with gzip or Zstandard"
+            )
+        );
+        assert!(hint.contains("unpack or convert"), "{hint}");
+    }
+    for name in ["lines.jsonl.gz", "lines.jsonl.zst", "whole.json.gz"] {
+        let content = fs::read(fixture_path("files").join(name)).unwrap();
+        let (error, hint) = refuse(name, &content[..content.len() - 20]);
+        assert_eq!(error, format!("`DIR/{name}` cannot be decompressed"));
+        assert!(hint.contains("fetch it again"), "{hint}");
+    }
+    let line_3 = |bad: &[u8]| [&row[..], b"\r\n", bad].concat();
+    let (error, hint) = refuse("cut.jsonl", &line_3(b"{\"a\": \"b"));
+    assert_eq!(
+        error,
+        "`DIR/cut.jsonl:3` ends before its JSON value does, required: one object on each line"
+    );
+    assert!(hint.contains("jq -c"), "{hint}");
+    let (error, _) = refuse("pretty.json", b"{\n \"rows\": [\n  {\"a\": 1}\n ]\n}\n");
+    assert_eq!(
+        error,
+        "`DIR/pretty.json:1` ends before its JSON value does, required: one object on each line"
+    );
+    for (name, bad) in [
+        ("nul.jsonl", &b"\0\0\0\0"[..]),
+        ("control.jsonl", b"{\"a\": \"\0\"}"),
+        ("latin.jsonl", b"{\"a\": \"caf\xe9\"}"),
+        ("python.jsonl", b"{'a': 1}"),
+        ("nan.jsonl", b"{\"a\": NaN}"),
+    ] {
+        let (error, hint) = refuse(name, &line_3(bad));
+        assert_eq!(error, format!("`DIR/{name}:3` is not valid JSON"));
+        assert!(hint.contains("one JSON object per line"), "{hint}");
+    }
+    let (error, _) = refuse("texts.json", b"[\"a\", \"b\"]");
+    assert_eq!(error, "`DIR/texts.json:1` holds text, required: a list of objects");
+    let (error, _) = refuse("empty.jsonl", b"");
+    assert_eq!(error, "source `DIR/empty.jsonl` gives no row for split `train`");
+}
+
+#[test]
+fn lines_are_read_as_they_are_however_long() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = "x".repeat(50 << 20);
+    let text = format!(
+        "\u{feff}\r\n{{\"a\": 1, \"a\": 2}}\r\n   \r\n  {{\"b\": \"{long}\", \"a\": [1, \"two\", null]}}\n\n{{\"a\": 1e-7}}"
+    );
+    let plain = write(folder.path(), "plain.jsonl", &text);
+    let zipped = folder.path().join("zipped.jsonl.zst");
+    fs::write(&zipped, zstd::encode_all(text.as_bytes(), 1).unwrap()).unwrap();
+    for path in [plain, zipped] {
+        let source = source(&path, "train");
+        let rows = OpenSource::find(&source).unwrap().read(&Wanted::default()).unwrap();
+        // As in Python, the last of two values wins.
+        assert_eq!(Value::Object(rows.row(0).unwrap()), json!({"a": 2}));
+        assert_eq!(rows.row(1).unwrap()["b"].as_str().unwrap().len(), 50 << 20);
+        assert_eq!(rows.row(1).unwrap()["a"], json!([1, "two", null]));
+        assert_eq!(Value::Object(rows.row(2).unwrap()), json!({"a": 1e-7}));
+        assert_eq!([0, 1, 2].map(|i| rows.id(i).line.unwrap()), [2, 4, 6]);
+        assert_eq!(rows.len(), 3);
+    }
+}
+
+#[test]
+fn a_small_file_does_not_fill_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jsonl.zst");
+    let row = format!("{{\"a\": \"{}\"}}\n", "x".repeat(1 << 20));
+    let mut encoder = zstd::Encoder::new(fs::File::create(&path).unwrap(), 1).unwrap();
+    for _ in 0..300 {
+        encoder.write_all(row.as_bytes()).unwrap();
+    }
+    encoder.finish().unwrap();
+    let error = all_rows(&path).unwrap_err();
+    let Error::Decompress { source, .. } = &error else { panic!("{error}") };
+    assert!(source.to_string().starts_with("it holds more than `268435456` bytes"), "{source}");
+    let error = all_rows(&fixture_path("files/repeated.parquet")).unwrap_err();
+    assert!(matches!(error, Error::GrowsTooMuch { max_bytes: 0x1000_0000, .. }), "{error}");
+}
+
+#[test]
+fn the_first_rows_are_read_without_the_others() {
+    let golden = fixture("files/rows.json");
+    let plain = golden["plain"].as_array().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let lines: Vec<String> = plain.iter().map(Value::to_string).collect();
+    let plain_path = write(folder.path(), "plain.jsonl", &lines.join("\n"));
+    let list = write(folder.path(), "list.json", &format!("[{}", lines.join(",")));
+    let files = fixture_path("files");
+    let read = |path: &Path, split: &str| {
+        let source = source(path, split);
+        let rows = OpenSource::find(&source)?.read(&Wanted {
+            optional: ["id", "text", "x"].map(str::to_owned).to_vec(),
+            ..Wanted::default()
+        })?;
+        (0..rows.len()).map(|i| rows.row(i).map(Value::Object)).collect::<Result<Vec<_>, _>>()
+    };
+    for path in [
+        plain_path,
+        files.join("zstd.parquet"),
+        files.join("lz4.arrow"),
+        files.join("whole.json.gz"),
+    ] {
+        for (split, range) in [
+            ("train[:2]", 0..2),
+            ("train[1:3]", 1..3),
+            ("train[:2]+train[:4]", 0..2),
+            ("train[-2:]", 3..5),
+            ("train[1:9]", 1..5),
+            ("train[-4:2]", 1..2),
+            ("train[:40%]", 0..2),
+        ] {
+            let mut expected = plain[range].to_vec();
+            if split.contains('+') {
+                expected.extend_from_slice(&plain[..4]);
+            }
+            assert_eq!(read(&path, split).unwrap(), expected, "{}:{split}", path.display());
+        }
+        let empty = read(&path, "train[:0]").unwrap_err();
+        assert!(matches!(empty, Error::EmptySource { .. }), "{empty}");
+    }
+    // The end of this list is missing, which shows that it is not read.
+    assert_eq!(read(&list, "train[:2]").unwrap(), plain[..2]);
+    assert!(matches!(read(&list, "train").unwrap_err(), Error::Json { .. }));
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_read_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(folder.path(), "a.jsonl", "{\"a\": 1}\n{\"a\": 2}\n");
+    let source = source(&path, "train");
+    let rows = OpenSource::find(&source).unwrap().read(&Wanted::default()).unwrap();
+    assert_eq!(rows.row(1).unwrap()["a"], 2);
+    // Replaced by a file of the same size, as a download or an editor does.
+    let new = write(folder.path(), "new", "{\"a\": 1}\n{\"a\": 3}\n");
+    fs::rename(new, &path).unwrap();
+    assert!(matches!(rows.row(1).unwrap_err(), Error::FileChanged { .. }));
 }

@@ -158,13 +158,9 @@ fn read_as(input: &[u8], folder: &Path, name: &str) -> String {
     read_rows(&source(&path))
 }
 
-fn wanted() -> Wanted {
-    Wanted { required: vec!["messages".to_owned()], ..Wanted::default() }
-}
-
 /// Reads all rows and the chats in them, by both rules.
 fn read_rows(source: &Source) -> String {
-    let rows = match OpenSource::find(source).and_then(|open| open.read(&wanted())) {
+    let rows = match OpenSource::find(source).and_then(|open| open.read(&Wanted::mapped(source))) {
         Ok(rows) => rows,
         Err(err) => return answer(&err),
     };
