@@ -69,6 +69,9 @@ pub(super) const README: Target = Target {
         "path: data/*",
         "path: ../**",
         "default: true",
+        "data_dir: data",
+        "data_dir: ../..",
+        "\r\n",
         "&a",
         "*a",
         "<<: *a",
@@ -87,7 +90,8 @@ pub(super) const README: Target = Target {
         let head = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/a*\n---\n# Chats\n";
         let short =
             "---\nlicense: mit\nconfigs:\n- config_name: x\n  data_files: \"data/*.jsonl\"\n---\n";
-        vec![head.as_bytes().to_vec(), short.as_bytes().to_vec()]
+        let folder = "\u{feff}---\r\nconfigs:\r\n- config_name: x\r\n  data_dir: data\r\n---\r\n";
+        [head, short, folder].map(|text| text.as_bytes().to_vec()).to_vec()
     },
     run: |input, folder| {
         write(&folder.join("README.md"), input);
