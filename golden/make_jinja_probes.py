@@ -211,7 +211,7 @@ quote
 ((1, 2), [3, (4,)])
 [()]
 {'a': (1, 2)}
-{1: 2, 'x': none, true: 3}
+{5: 2, 'x': none, true: 3}
 {2.5: 1}
 [undefined_name]
 undefined_name
@@ -856,7 +856,7 @@ mixed | tojson
 u64 | tojson
 2 ** 70 | tojson
 negzero | tojson
-{1: 2, none: 3, true: 4, 2.5: 5} | tojson
+{5: 2, none: 3, true: 4, 2.5: 5} | tojson
 {(1, 2): 3} | tojson
 (1, 2) | tojson
 undefined_name | tojson

@@ -220,6 +220,10 @@ impl Object for Method {
     fn call(self: &Arc<Self>, state: &mut State<'_, '_>, args: &[Value]) -> Result<Value, Error> {
         call_method(state, &self.owner, &self.name, args)
     }
+
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "<built-in method {}>", self.name)
+    }
 }
 
 /// `cycler(*items)`.

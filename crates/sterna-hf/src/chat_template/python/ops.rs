@@ -318,7 +318,7 @@ fn list_like(pattern: &Value, items: Vec<Value>) -> Value {
 /// A text or list and how often it is to be repeated, in either order.
 fn repetition<'a>(a: &'a Value, b: &'a Value) -> Option<(&'a Value, i128)> {
     let can_repeat = |value: &Value| {
-        matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Iterable)
+        value.kind() == ValueKind::String || is_list(value) || objects::is_tuple(value)
     };
     let (repeated, times) = if can_repeat(a) { (a, b) } else { (b, a) };
     match Number::of(times) {
@@ -378,7 +378,11 @@ fn power(a: f64, b: f64) -> Result<Value, Error> {
     if a == 0.0 && b < 0.0 || a < 0.0 && b.fract() != 0.0 {
         return Err(invalid("a power that is no real number"));
     }
-    Ok(Value::from(a.powf(b)))
+    let result = a.powf(b);
+    if result.is_infinite() && a.is_finite() && b.is_finite() {
+        return Err(invalid("a power that is too large"));
+    }
+    Ok(Value::from(result))
 }
 
 /// The remainder with the sign of the divisor.
