@@ -49,6 +49,8 @@ pub enum Unaligned {
     PrintedTwice,
     /// The text around the reply changes with the reply.
     ContextChanges,
+    /// The reply calls tools, and the calls are not in the text.
+    CallsNotPrinted,
 }
 
 impl fmt::Display for Unaligned {
@@ -59,6 +61,7 @@ impl fmt::Display for Unaligned {
             Self::ContextChanges => {
                 "the template prints other text around it depending on what it says"
             }
+            Self::CallsNotPrinted => "the template does not print its calls of tools",
         })
     }
 }
@@ -661,6 +664,9 @@ impl Error {
             }
             Self::BadMessage { required, .. } if required.starts_with("a role") => {
                 "set role_mapping of the source, such as `{user: messages.role.customer, assistant: messages.role.agent}`"
+            }
+            Self::ReplyUnaligned { why: Unaligned::CallsNotPrinted, .. } => {
+                "use a chat template that knows tools, or leave such rows out"
             }
             Self::ReplyUnaligned { .. } => {
                 "use a chat template that prints each reply once, or data.label_mask: reference, or data.mask_inputs: false"

@@ -9,6 +9,7 @@
 //! Calls of tools stay as they are in that second rendering. Where they end is what follows when the chat ends with them
 //! ([`Chat::ending`]).
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use serde_json::Value;
@@ -66,6 +67,13 @@ pub(super) fn locate_replies(
     let messages = &conversation.messages;
     let turns: Vec<usize> =
         (0..messages.len()).filter(|&i| messages[i].role() == ASSISTANT).collect();
+    let mut names = HashSet::new();
+    for &turn in &turns {
+        let mut new = names_of_tools(&messages[turn]).filter(|name| names.insert(*name));
+        if !new.all(|name| text.contains(name)) {
+            return Err((turn, Unaligned::CallsNotPrinted));
+        }
+    }
     let mut usual_ending = None;
     let mut replies = Vec::new();
     for (&turn, printed) in turns.iter().zip(chat.printed(&turns)?) {
@@ -73,6 +81,7 @@ pub(super) fn locate_replies(
         let num_to_calls = printed.iter().position(|leaf| leaf.kind == LeafKind::Name);
         let num_to_calls = num_to_calls.map_or(0, |i| i + 1);
         let (to_calls, behind) = printed.split_at(num_to_calls);
+        let num_before = replies.len();
         for leaves in [to_calls, behind] {
             let (Some(first), Some(last)) = (leaves.first(), leaves.last()) else { continue };
             let start = match first.kind {
@@ -106,6 +115,12 @@ pub(super) fn locate_replies(
                 ends_turn: !ends_with_calls || behind.is_empty(),
             });
         }
+        let says = |name: &str| {
+            replies[num_before..].iter().any(|reply| text[reply.written.clone()].contains(name))
+        };
+        if !names_of_tools(&messages[turn]).all(says) {
+            return Err((turn, Unaligned::CallsNotPrinted));
+        }
     }
     Ok(replies)
 }
@@ -113,6 +128,12 @@ pub(super) fn locate_replies(
 fn calls_tools(message: &Message) -> bool {
     message.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty())
         || message.get("function_call").is_some()
+}
+
+/// The names of the tools that `message` calls.
+fn names_of_tools(message: &Message) -> impl Iterator<Item = &str> {
+    let calls = message.get("tool_calls").and_then(Value::as_array).into_iter().flatten();
+    calls.filter_map(|call| call.get("function").unwrap_or(call).get("name")?.as_str())
 }
 
 /// A text of the assistant as printed, and what is known about its edges.
@@ -262,10 +283,18 @@ impl Chat<'_> {
             let chat = self.short_chat(messages);
             let hidden = Hidden::new(&chat, &[last], "", calls);
             let skeleton = (self.render)(&hidden.conversation)?;
-            let (marker, leaf) = hidden.markers_in(&skeleton).last()?;
+            let kind_of = |leaf: usize| hidden.leaves.get(leaf).map(|leaf| leaf.kind);
+            let mut markers = hidden.markers_in(&skeleton);
+            let (marker, leaf) = match calls {
+                Calls::Name => markers.find(|&(_, leaf)| kind_of(leaf) == Some(LeafKind::Name)),
+                Calls::Text => markers.last(),
+            }?;
             let ending = &skeleton[marker.end..];
-            let ending = &ending[len_of_tags(ending, &hidden.leaves.get(leaf)?.tags_behind)..];
-            Some(self.openers.strip_from(ending).to_owned())
+            let leaf_of = hidden.leaves.get(leaf)?;
+            let ending = &ending[len_of_tags(ending, &leaf_of.tags_behind)..];
+            let ending = self.openers.strip_from(ending);
+            // Some templates print a name more than once.
+            Some(ending.replace(&hidden.marker(leaf), &leaf_of.text))
         };
         // Usually a short chat shows the same as the whole one up to here.
         ending(vec![Message::new("user", SHORT)])
@@ -564,7 +593,9 @@ fn align(text: &str, skeleton: &str, hidden: &Hidden) -> Result<Vec<Vec<Printed>
     let mut at = 0;
     for (place, &(_, leaf_idx)) in markers.iter().enumerate() {
         let leaf = hidden.leaves.get(leaf_idx).ok_or(Unaligned::ContextChanges)?;
-        if std::mem::replace(&mut is_printed[leaf_idx], true) {
+        let is_again = std::mem::replace(&mut is_printed[leaf_idx], true);
+        // The result of a tool may say its name too.
+        if is_again && leaf.kind != LeafKind::Name {
             return Err(Unaligned::PrintedTwice);
         }
         let before = at;
@@ -594,13 +625,15 @@ fn align(text: &str, skeleton: &str, hidden: &Hidden) -> Result<Vec<Vec<Printed>
             }
             None => return Err(Unaligned::ContextChanges),
         };
-        spans[leaf.turn_idx].push(Printed {
-            kind: leaf.kind,
-            start: start_with_tags(&text[before..start], &leaf.tags) + before,
-            end: end + len_of_tags(&text[end..], &leaf.tags_behind),
-            before,
-            skipped,
-        });
+        if !is_again {
+            spans[leaf.turn_idx].push(Printed {
+                kind: leaf.kind,
+                start: start_with_tags(&text[before..start], &leaf.tags) + before,
+                end: end + len_of_tags(&text[end..], &leaf.tags_behind),
+                before,
+                skipped,
+            });
+        }
         literal = &after[skipped..];
         at = end;
     }
