@@ -51,6 +51,8 @@ pub enum Unaligned {
     ContextChanges,
     /// The reply calls tools, and the calls are not in the text.
     CallsNotPrinted,
+    /// The template marks another number of replies than there are.
+    OtherGenerations,
 }
 
 impl fmt::Display for Unaligned {
@@ -62,6 +64,9 @@ impl fmt::Display for Unaligned {
                 "the template prints other text around it depending on what it says"
             }
             Self::CallsNotPrinted => "the template does not print its calls of tools",
+            Self::OtherGenerations => {
+                "the template has more or fewer `{% generation %}` parts than the chat has replies, and only some are trained on"
+            }
         })
     }
 }

@@ -125,6 +125,38 @@ pub(super) fn locate_replies(
     Ok(replies)
 }
 
+/// The replies of a template that says itself what the assistant wrote (`{% generation %}`), ends of turns included.
+///
+/// # Errors
+///
+/// [`Unaligned::OtherGenerations`] if the template marks more or fewer parts than there are replies, and only some have labels.
+pub(super) fn generated(
+    spans: Vec<Range<usize>>,
+    conversation: &Conversation,
+    is_trained: &[bool],
+) -> Result<Vec<Reply>, (usize, Unaligned)> {
+    let messages = conversation.messages.iter().enumerate();
+    let turns: Vec<usize> =
+        messages.filter(|(_, message)| message.role() == ASSISTANT).map(|(i, _)| i).collect();
+    let is_whole_chat = turns.iter().all(|&turn| is_trained[turn]);
+    if spans.len() != turns.len() && !is_whole_chat {
+        return Err((turns.first().copied().unwrap_or(0), Unaligned::OtherGenerations));
+    }
+    let reply = |(i, written): (usize, Range<usize>)| Reply {
+        // All have labels where they are not one for one.
+        message: turns[i.min(turns.len() - 1)],
+        closed: written.end,
+        written,
+        is_whole: false,
+        ends_turn: false,
+    };
+    Ok(if turns.is_empty() {
+        Vec::new()
+    } else {
+        spans.into_iter().enumerate().map(reply).collect()
+    })
+}
+
 fn calls_tools(message: &Message) -> bool {
     message.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty())
         || message.get("function_call").is_some()

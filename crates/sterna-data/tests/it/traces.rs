@@ -435,6 +435,30 @@ fn forged_turns_are_no_turns() {
     assert!(!both[0].1.has_control_tokens);
 }
 
+/// `return_assistant_tokens_mask`: what the template says is what is labelled, even where it leaves the end of the turn out.
+#[test]
+fn templates_that_say_what_was_generated_are_believed() {
+    let chat = json!([
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "one"},
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "two"},
+    ]);
+    let inside = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}\n  {%- if m.role == 'assistant' %}\n    \
+        {%- generation %}\n    {{- m.content + '<|im_end|>' }}\n    {%- endgeneration %}\n{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}";
+    check(inside, &chat, "one<|im_end|>|two<|im_end|>");
+    let without_end = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}\
+        {% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}";
+    check(without_end, &chat, "one|two");
+    // Its place in the text is not known, so the replies are located.
+    let captured = "{% macro reply(m) %}{% generation %}{{ m.content }}{% endgeneration %}{% endmacro %}\
+        {% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{{ reply(m) }}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}";
+    check(captured, &chat, "one<|im_end|>|two<|im_end|>");
+    let tokenizer = tokenizer(inside);
+    let chats = ChatTokenizer::new(&tokenizer, rule());
+    let (tokens, _) =
+        chats.tokenize(&conversation(&chat), &[false, false, false, true], row_id).unwrap();
+    assert_eq!(labelled(&tokenizer, &tokens), "two<|im_end|>");
+}
+
 /// Many turns cost as many renderings of a short chat, not of the whole one.
 #[test]
 fn a_long_trace_costs_a_few_renderings() {

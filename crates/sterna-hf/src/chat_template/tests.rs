@@ -198,7 +198,8 @@ fn probes_read_as_jinja_reads_them() {
         num_probes += 1;
         let source = probe["source"].as_str().unwrap();
         let found = ChatTemplate::compile(source, Path::new("probe.jinja"))
-            .and_then(|template| template.render_context(context));
+            .and_then(|template| template.render_context(context))
+            .map(|rendered| rendered.text);
         let agrees = match (&found, probe["text"].as_str()) {
             (Ok(found), Some(expected)) => found == expected,
             (Err(_), None) => true,

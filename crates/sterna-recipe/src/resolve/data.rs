@@ -216,6 +216,7 @@ fn check_reference(data: &DataFile, options: &DataOptions, reader: &mut Reader) 
         data.train_on.as_ref().map(|at| &at.path),
         data.chat_template_kwargs.as_ref().map(|at| &at.path),
         data.control_tokens.as_ref().map(|at| &at.path),
+        data.excess_length.as_ref().map(|at| &at.path),
     ];
     let keys_of_sources =
         [&data.sources, &data.eval_sources].into_iter().flatten().flat_map(|at| {
