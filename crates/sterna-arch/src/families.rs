@@ -35,6 +35,7 @@ mod seed_oss;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+mod vaultgemma;
 
 use std::fmt;
 
@@ -445,6 +446,7 @@ pub(crate) static ALL: &[&Family] = &[
     &smollm3::SMOLLM3,
     &stablelm::STABLELM,
     &starcoder2::STARCODER2,
+    &vaultgemma::VAULTGEMMA,
 ];
 
 impl Family {
