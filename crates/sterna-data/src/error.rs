@@ -602,6 +602,7 @@ pub enum Error {
 
 impl Error {
     /// What the user can do about it, when that is known.
+    #[expect(clippy::too_many_lines, reason = "one arm for each kind of error")]
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::SourceNotFound { .. } => {

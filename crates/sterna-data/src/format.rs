@@ -214,40 +214,10 @@ impl RowParser<'_> {
                 };
                 chat(messages_of(column, value, row_id)?, 0)?
             }
-            Format::Alpaca => {
-                let field = |key: &str| match row.get(key) {
-                    None | Some(Value::Null) => Ok(String::new()),
-                    Some(value) => messages::text(value, &|| key.to_owned(), row_id),
-                };
-                let (instruction, input) = (field("instruction")?, field("input")?);
-                let parts = [instruction, input].into_iter().filter(|part| !part.is_empty());
-                let question = parts.collect::<Vec<_>>().join("\n");
-                if question.is_empty() {
-                    return Ok(Example::Dropped("`instruction` is empty".to_owned()));
-                }
-                let mut messages = Vec::new();
-                let system = field("system")?;
-                if !system.is_empty() {
-                    messages.push(Message::new("system", system));
-                }
-                for turn in row.get("history").and_then(Value::as_array).into_iter().flatten() {
-                    let bad = || Error::BadRow {
-                        row: Box::new(row_id()),
-                        found: format!("`history` has {}", kind(turn)),
-                        required: "a list of pairs of texts",
-                    };
-                    let [Value::String(question), Value::String(reply)] =
-                        turn.as_array().map(Vec::as_slice).ok_or_else(bad)?
-                    else {
-                        return Err(bad());
-                    };
-                    messages.push(Message::new("user", question));
-                    messages.push(Message::new(ASSISTANT, reply));
-                }
-                messages.push(Message::new("user", question));
-                messages.push(Message::new(ASSISTANT, field("output")?));
-                chat(messages, 0)?
-            }
+            Format::Alpaca => match alpaca(&row, row_id)? {
+                Some(messages) => chat(messages, 0)?,
+                None => return Ok(Example::Dropped("`instruction` is empty".to_owned())),
+            },
             Format::PromptCompletion => match (row.get("prompt"), row.get("completion")) {
                 (Some(prompt @ Value::Array(_)), Some(completion @ Value::Array(_))) => {
                     let mut messages = messages_of("prompt", prompt, row_id)?;
@@ -255,30 +225,7 @@ impl RowParser<'_> {
                     messages.extend(messages_of("completion", completion, row_id)?);
                     chat(messages, num_prompt)?
                 }
-                (Some(Value::String(prompt)), Some(Value::String(completion))) => {
-                    if completion.trim().is_empty() {
-                        return Ok(Example::Dropped("`completion` is empty".to_owned()));
-                    }
-                    let (prompt, completion) = (prompt.clone(), completion.clone());
-                    return Ok(Example::Text { prompt, completion });
-                }
-                (None | Some(Value::Null), _) => {
-                    return Ok(Example::Dropped("`prompt` is null".to_owned()));
-                }
-                (_, None | Some(Value::Null)) => {
-                    return Ok(Example::Dropped("`completion` is null".to_owned()));
-                }
-                (Some(prompt), Some(completion)) => {
-                    return Err(Error::BadRow {
-                        row: Box::new(row_id()),
-                        found: format!(
-                            "`prompt` is {} and `completion` {}",
-                            kind(prompt),
-                            kind(completion)
-                        ),
-                        required: "text and text, or two lists of messages",
-                    });
-                }
+                (prompt, completion) => return text_pair(prompt, completion, row_id),
             },
             Format::Text { column } => {
                 let text = match row.get(column) {
@@ -349,6 +296,69 @@ impl RowParser<'_> {
             other => return Err(bad(KWARGS_KEY, &other, "an object")),
         }
         Ok(conversation)
+    }
+}
+
+/// The messages of `instruction`, `input` and `output`, after those of `system` and `history`; `None` without a question.
+fn alpaca(row: &Map<String, Value>, row_id: &dyn Fn() -> RowId) -> Result<Option<Vec<Message>>> {
+    let field = |key: &str| match row.get(key) {
+        None | Some(Value::Null) => Ok(String::new()),
+        Some(value) => messages::text(value, &|| key.to_owned(), row_id),
+    };
+    let (instruction, input) = (field("instruction")?, field("input")?);
+    let parts = [instruction, input].into_iter().filter(|part| !part.is_empty());
+    let question = parts.collect::<Vec<_>>().join("\n");
+    if question.is_empty() {
+        return Ok(None);
+    }
+    let mut messages = Vec::new();
+    let system = field("system")?;
+    if !system.is_empty() {
+        messages.push(Message::new("system", system));
+    }
+    for turn in row.get("history").and_then(Value::as_array).into_iter().flatten() {
+        let bad = || Error::BadRow {
+            row: Box::new(row_id()),
+            found: format!("`history` has {}", kind(turn)),
+            required: "a list of pairs of texts",
+        };
+        let [Value::String(question), Value::String(reply)] =
+            turn.as_array().map(Vec::as_slice).ok_or_else(bad)?
+        else {
+            return Err(bad());
+        };
+        messages.push(Message::new("user", question));
+        messages.push(Message::new(ASSISTANT, reply));
+    }
+    messages.push(Message::new("user", question));
+    messages.push(Message::new(ASSISTANT, field("output")?));
+    Ok(Some(messages))
+}
+
+/// `prompt` and `completion` that are text.
+fn text_pair(
+    prompt: Option<&Value>,
+    completion: Option<&Value>,
+    row_id: &dyn Fn() -> RowId,
+) -> Result<Example> {
+    let dropped = |why: &str| Ok(Example::Dropped(why.to_owned()));
+    match (prompt, completion) {
+        (None | Some(Value::Null), _) => dropped("`prompt` is null"),
+        (_, None | Some(Value::Null)) => dropped("`completion` is null"),
+        (Some(Value::String(_)), Some(Value::String(completion)))
+            if completion.trim().is_empty() =>
+        {
+            dropped("`completion` is empty")
+        }
+        (Some(Value::String(prompt)), Some(Value::String(completion))) => {
+            let (prompt, completion) = (prompt.clone(), completion.clone());
+            Ok(Example::Text { prompt, completion })
+        }
+        (Some(prompt), Some(completion)) => Err(Error::BadRow {
+            row: Box::new(row_id()),
+            found: format!("`prompt` is {} and `completion` {}", kind(prompt), kind(completion)),
+            required: "text and text, or two lists of messages",
+        }),
     }
 }
 

@@ -76,7 +76,7 @@ impl<'a> ChatTokenizer<'a> {
     pub fn new(tokenizer: &'a Tokenizer, rule: MaskRule) -> Self {
         let openers = Openers::of(&|conversation, prompt| {
             let mut conversation = conversation.clone();
-            conversation.template_kwargs = rule.chat_template_kwargs.clone();
+            conversation.template_kwargs.clone_from(&rule.chat_template_kwargs);
             tokenizer.render_chat(&conversation, prompt).ok()
         });
         Self { tokenizer, rule, openers }

@@ -152,7 +152,7 @@ pub fn extract_chat(
     Ok(Chat { conversation: messages.into(), is_trained, left_out })
 }
 
-/// The messages of a list as they are, `column` of a row. Roles and keys of ShareGPT become those of templates.
+/// The messages of a list as they are, `column` of a row. Roles and keys of `ShareGPT` become those of templates.
 ///
 /// # Errors
 ///

@@ -190,9 +190,8 @@ impl Context<'_> {
         let is_cut = matches!(data.excess_length, ExcessLength::Truncate | ExcessLength::Split);
         let pieces = if is_cut { lengths.len() - (whole.len() - too_long) } else { 0 };
         let dropped_too_long = match (data.filter_samples, data.excess_length) {
-            (false, _) => 0,
+            (false, _) | (true, ExcessLength::Split) => 0,
             (true, ExcessLength::Truncate) => too_long - pieces,
-            (true, ExcessLength::Split) => 0,
             (true, ExcessLength::Drop | ExcessLength::Raise) => too_long,
         };
         let mut report = SetReport {

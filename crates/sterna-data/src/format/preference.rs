@@ -49,12 +49,11 @@ impl Preference {
         }
         match (prompt, chosen, rejected) {
             (Value::Null | Value::String(_), Value::String(chosen), Value::String(rejected)) => {
-                let (prompt, chosen, rejected) = match prompt.as_str() {
-                    Some(prompt) => (prompt, chosen.as_str(), rejected.as_str()),
-                    None => {
-                        let at = common_prefix_len(chosen, rejected);
-                        (&chosen[..at], &chosen[at..], &rejected[at..])
-                    }
+                let (prompt, chosen, rejected) = if let Some(prompt) = prompt.as_str() {
+                    (prompt, chosen.as_str(), rejected.as_str())
+                } else {
+                    let at = common_prefix_len(chosen, rejected);
+                    (&chosen[..at], &chosen[at..], &rejected[at..])
                 };
                 for (key, reply) in [("chosen", chosen), ("rejected", rejected)] {
                     if reply.trim().is_empty() {

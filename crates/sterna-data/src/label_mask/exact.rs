@@ -289,8 +289,8 @@ impl Chat<'_> {
     fn ending(&self, turn: usize, last: &Printed) -> Result<String, (usize, Unaligned)> {
         let message = &self.conversation.messages[turn];
         let ending = match last.kind {
-            LeafKind::Name => self.ending_of(turn, only_calls(message), Calls::Name),
-            _ => self.ending_of(turn, message.clone(), Calls::Text),
+            LeafKind::Name => self.ending_of(turn, &only_calls(message), Calls::Name),
+            _ => self.ending_of(turn, message, Calls::Text),
         };
         ending.map(|ending| ending.get(last.skipped..).unwrap_or_default().to_owned())
     }
@@ -299,13 +299,13 @@ impl Chat<'_> {
     fn usual_ending(&self, turn: usize) -> Result<String, (usize, Unaligned)> {
         let mut message = self.conversation.messages[turn].clone();
         message.remove("tool_calls");
-        self.ending_of(turn, message, Calls::Text)
+        self.ending_of(turn, &message, Calls::Text)
     }
 
     fn ending_of(
         &self,
         turn: usize,
-        message: Message,
+        message: &Message,
         calls: Calls,
     ) -> Result<String, (usize, Unaligned)> {
         let before = &self.conversation.messages[..turn];
