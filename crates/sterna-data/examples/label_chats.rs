@@ -171,7 +171,7 @@ fn check(
     }
 }
 
-/// The text with the labelled parts between `⟦` and `⟧`.
+/// The text with the labelled parts in brackets.
 fn shown(chars: &[char], is_labelled: &[bool]) -> String {
     let mut text = String::new();
     let mut was = false;
