@@ -1,5 +1,6 @@
 //! Samples in training order, read from the cache when they are needed.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
@@ -90,6 +91,16 @@ impl Corpus {
 
     pub(crate) fn lengths(&self) -> &[u32] {
         &self.lengths
+    }
+
+    /// The samples of source `index`.
+    pub(crate) fn samples_of(&self, index: usize) -> Range<u32> {
+        let place = |whole: usize| match self.pieces.is_empty() {
+            true => whole,
+            false => self.pieces.partition_point(|piece| (piece.of as usize) < whole),
+        };
+        let end = self.starts.get(index + 1).map_or(self.lengths.len(), |&start| place(start));
+        place(self.starts[index]) as u32..end as u32
     }
 
     fn read(&self, sample: u32) -> Result<Tokens> {

@@ -13,7 +13,7 @@ use crate::{
     dataset::{Corpus, Dataset},
     error::{Error, Result},
     pack::{PackRule, Packs, pack_global, pack_reference, repeat_to_max_length},
-    rng::{MAX_RANDPERM_LEN, numpy_permutation},
+    rng::{MAX_RANDPERM_LEN, PythonRandom, numpy_permutation},
     tokenize::tokenize_source,
 };
 
@@ -179,10 +179,11 @@ impl Context<'_> {
         let corpus = Arc::new(self.fit(corpus)?);
         let lengths = corpus.lengths();
 
-        check_count(lengths.len(), what)?;
-        let shuffled: Vec<u32> = numpy_permutation(data.seed, lengths.len())
+        let mixed = mix(sources, &corpus);
+        check_count(mixed.len(), what)?;
+        let shuffled: Vec<u32> = numpy_permutation(data.seed, mixed.len())
             .into_iter()
-            .map(|sample| sample as u32)
+            .map(|place| mixed[place])
             .collect();
         let samples = self.without_too_long(shuffled, lengths, &whole)?;
         let tokens = samples.iter().map(|&sample| u64::from(lengths[sample as usize])).sum();
@@ -369,6 +370,25 @@ impl Context<'_> {
         }
         Ok(())
     }
+}
+
+/// The samples of all sources one after the other, each source as often as its `epochs` say. What is less than once more is a choice
+/// by its `sample_seed`.
+fn mix(sources: &[Source], corpus: &Corpus) -> Vec<u32> {
+    let mut mixed = Vec::with_capacity(corpus.lengths().len());
+    for (index, source) in sources.iter().enumerate() {
+        let samples = corpus.samples_of(index);
+        let whole = source.epochs.floor();
+        for _ in 0..whole as usize {
+            mixed.extend(samples.clone());
+        }
+        let rest = ((source.epochs - whole) * samples.len() as f64).round() as usize;
+        if rest > 0 {
+            let chosen = PythonRandom::new(source.sample_seed).sample(samples.len(), rest);
+            mixed.extend(chosen.into_iter().map(|i| samples.start + i as u32));
+        }
+    }
+    mixed
 }
 
 fn check_count(samples: usize, what: &'static str) -> Result<()> {

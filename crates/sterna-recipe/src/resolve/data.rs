@@ -288,6 +288,7 @@ fn source(file: &SourceFile, default_split: &str, reader: &mut Reader) -> Option
         content_key: or(keys.content_key.as_ref(), None),
         sample: sampling(file, reader)?,
         sample_seed: or(keys.sample_seed.as_ref(), 42) as u64,
+        epochs: epochs(keys.epochs.as_ref(), reader)?,
         name_or_path,
     })
 }
@@ -409,6 +410,17 @@ fn kwargs(typed: Option<&At<Map<String, Value>>>, reader: &mut Reader) -> Map<St
         }
     }
     kept
+}
+
+/// How often a source is in the mix: once, unless it says another number above 0.
+fn epochs(typed: Option<&At<Option<f64>>>, reader: &mut Reader) -> Option<f64> {
+    let Some((at, epochs)) = typed.and_then(|at| Some((at, at.value?))) else { return Some(1.0) };
+    if epochs > 0.0 && epochs.is_finite() {
+        return Some(epochs);
+    }
+    let required = "a number above 0; remove the source to leave it out";
+    reader.error(Diagnostic::value(&at.path, at.span, format!("`{epochs}`"), required));
+    None
 }
 
 fn sampling(file: &SourceFile, reader: &mut Reader) -> Option<Sampling> {
