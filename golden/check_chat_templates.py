@@ -12,6 +12,7 @@ jinja2 3.1 and pip:
 import ast
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -211,8 +212,11 @@ def render(source, shape):
     given = json.loads(json.dumps(shape))
     messages = given.pop("messages")
     try:
-        rendered, _ = render_jinja_template([messages], chat_template=source, **given, **SPECIAL_TOKENS)
-        return {"text": rendered[0]}
+        marks = re.search(r"\{\%-?\s*generation\s*-?\%\}", source) is not None
+        rendered, generated = render_jinja_template(
+            [messages], chat_template=source, return_assistant_tokens_mask=marks, **given, **SPECIAL_TOKENS
+        )
+        return {"text": rendered[0], "generated": generated[0] if marks else []}
     except Exception as error:  # Whatever a template raises is its result.
         return {"error": f"{type(error).__name__}: {error}"}
 

@@ -260,6 +260,16 @@ FAMILIES_4 = {
         use_qkv_bias=True,
     ),
     "starcoder2": dict(NO_RMS_EPS, **TIED, **WIDE, norm_epsilon=1e-5, sliding_window=7, use_bias=True),
+    "vaultgemma": dict(
+        BASE,
+        **TIED,
+        **WIDE,
+        **BOTH_TYPES,
+        attention_bias=True,
+        query_pre_attn_scalar=11,
+        attn_logit_softcapping=2.1,
+        final_logit_softcapping=2.9,
+    ),
     # The first layer has no experts.
     "qwen3_moe": dict(
         BASE,
@@ -346,7 +356,7 @@ MUSE_VISION = dict(
     max_position_embeddings=16,
 )
 # Classes whose norms multiply by one more than their weight; of Muse Glimmer those inside layers.
-NORMS_OF_ONE_MORE = ("gemma", "gemma2", "gemma3_text", "nemotron")
+NORMS_OF_ONE_MORE = ("gemma", "gemma2", "gemma3_text", "nemotron", "vaultgemma")
 # Found by trying: draws of weights with which no gradient is as small as fp32's errors by chance, and, for a mixture of experts, a
 # token's second and third choice are 1e-3 apart in their logits.
 SEEDS = {

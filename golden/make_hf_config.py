@@ -77,7 +77,7 @@ CASES = [
     ("smollm3, a window that nothing uses", {"model_type": "smollm3", "pad_token_id": None, "use_sliding_window": True}),
 ]
 
-GEMMAS = ("gemma", "gemma2", "gemma3_text")
+GEMMAS = ("gemma", "gemma2", "gemma3_text", "vaultgemma")
 # Their own pad_token_id is beyond these few rows.
 PHI3 = {"model_type": "phi3", "pad_token_id": None}
 GLM = {"model_type": "glm", "pad_token_id": None}
@@ -131,6 +131,14 @@ MORE_CASES = [
     ),
     ("gemma3_text, a cap that it ignores and one that it applies", {"model_type": "gemma3_text", "head_dim": 16, "attn_logit_softcapping": 20.5, "final_logit_softcapping": 12.5}),
     ("gemma3_text, biases, untied", {"model_type": "gemma3_text", "head_dim": 16, "attention_bias": True, "tie_word_embeddings": False, "query_pre_attn_scalar": 144}),
+    ("vaultgemma", {"model_type": "vaultgemma"}),
+    ("vaultgemma, no caps", {"model_type": "vaultgemma", "head_dim": 16, "attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    ("vaultgemma, caps", {"model_type": "vaultgemma", "head_dim": 16, "attn_logit_softcapping": 20.5, "final_logit_softcapping": 12.5}),
+    ("vaultgemma, biases, untied", {"model_type": "vaultgemma", "head_dim": 16, "attention_bias": True, "tie_word_embeddings": False}),
+    ("vaultgemma, layer types", {"model_type": "vaultgemma", "head_dim": 16, **MIXED}),
+    ("vaultgemma, a scale of its own", {"model_type": "vaultgemma", "hidden_size": 80, "head_dim": 24, "query_pre_attn_scalar": 144}),
+    ("vaultgemma, an activation that it does not read", {"model_type": "vaultgemma", "head_dim": 16, "hidden_act": "silu"}),
+    ("vaultgemma, rope scaling", {"model_type": "vaultgemma", "head_dim": 16, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
     ("olmo", {"model_type": "olmo"}),
     ("olmo, clipped", {"model_type": "olmo", "clip_qkv": 8.0}),
     ("olmo, biases, tied", {"model_type": "olmo", "attention_bias": True, "tie_word_embeddings": True}),
@@ -337,7 +345,7 @@ def more_facts(config, model):
     if hasattr(model, "logit_scale"):
         found["logit_multiplier"] = model.logit_scale
     # Gemma3 has the key too, and leaves the scores as they are.
-    if config.model_type == "gemma2" and config.attn_logit_softcapping is not None:
+    if config.model_type in ("gemma2", "vaultgemma") and config.attn_logit_softcapping is not None:
         found["attn_logit_softcapping"] = config.attn_logit_softcapping
     if getattr(config, "final_logit_softcapping", None) is not None:
         found["final_logit_softcapping"] = config.final_logit_softcapping

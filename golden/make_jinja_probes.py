@@ -211,7 +211,7 @@ quote
 ((1, 2), [3, (4,)])
 [()]
 {'a': (1, 2)}
-{1: 2, 'x': none, true: 3}
+{5: 2, 'x': none, true: 3}
 {2.5: 1}
 [undefined_name]
 undefined_name
@@ -856,7 +856,7 @@ mixed | tojson
 u64 | tojson
 2 ** 70 | tojson
 negzero | tojson
-{1: 2, none: 3, true: 4, 2.5: 5} | tojson
+{5: 2, none: 3, true: 4, 2.5: 5} | tojson
 {(1, 2): 3} | tojson
 (1, 2) | tojson
 undefined_name | tojson
@@ -1431,6 +1431,33 @@ dict(d, zeta=5).zeta
 joiner('x')() ~ 'y'
 cycler(1, 2).current
 cycler()
+empty[::-1]
+nothing[::-1]
+messages[:0][::-1]
+n[1:]
+d[1:]
+s['a':]
+none[1:]
+undefined_name[1:]
+range(2, 8)[::-1]
+range(9)[::-2] | list
+s[::-2]
+s[-100:100:3]
+s[1:3:none]
+(1, 2, 3)[::-1]
+list[5:]
+list[:-5]
+list[2:0:-1]
+list[0:2:-1]
+[] + range(3)
+1 < 2 < 'a'
+2 < 1 < 'a'
+2 in [1] in undefined_name.x
+'l' % undefined_name
+words | truncate(9)
+n | truncate
+mixed | unique | list
+undefined_name is callable
 """.strip("\n")
 
 # Whole templates, for statements and whitespace.

@@ -200,6 +200,22 @@ CASES = {
         ),
         [17, 7],
     ),
+    # That of gemma2 without the norms after its branches, and with biases.
+    "vaultgemma": (
+        "vaultgemma",
+        dict(
+            BASE,
+            **TIED,
+            **BOTH_TYPES,
+            **WIDE_HEADS,
+            attention_bias=True,
+            query_pre_attn_scalar=11,
+            attn_logit_softcapping=2.1,
+            final_logit_softcapping=2.9,
+            pad_token_id=3,
+        ),
+        [17, 7],
+    ),
     # Norms without weights; about four in ten of the queries, keys and values are clipped.
     "olmo": ("olmo", dict(NO_RMS_EPS, clip_qkv=1.1, pad_token_id=3), [14, 10]),
     "olmo_unclipped": ("olmo", dict(NO_RMS_EPS, **ONE_LAYER, attention_bias=True, pad_token_id=None), [14, 10]),
@@ -340,9 +356,9 @@ CASES = {
 }
 
 # Classes whose norms multiply by one more than their weight.
-NORMS_OF_ONE_MORE = ("gemma", "gemma2", "gemma3_text", "nemotron")
+NORMS_OF_ONE_MORE = ("gemma", "gemma2", "gemma3_text", "nemotron", "vaultgemma")
 # Scores that are capped: sdpa would leave the cap out.
-EAGER_ONLY = ("gemma2",)
+EAGER_ONLY = ("gemma2", "vaultgemma")
 # Found by trying: here a token's second and third choice of experts are too far apart (0.14 in their logits) for bf16 to swap them.
 SEEDS = {
     # With the usual seed transformers' own bf16 errors are a third smaller than with six others.

@@ -35,6 +35,7 @@ mod seed_oss;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+mod vaultgemma;
 
 use std::fmt;
 
@@ -412,7 +413,7 @@ pub(crate) enum LogitsScale {
 }
 
 /// Every family, in the order in which messages name them.
-pub(crate) static ALL: [&Family; 32] = [
+pub(crate) static ALL: &[&Family] = &[
     &apertus::APERTUS,
     &arcee::ARCEE,
     &cohere::COHERE,
@@ -445,6 +446,7 @@ pub(crate) static ALL: [&Family; 32] = [
     &smollm3::SMOLLM3,
     &stablelm::STABLELM,
     &starcoder2::STARCODER2,
+    &vaultgemma::VAULTGEMMA,
 ];
 
 impl Family {
@@ -501,12 +503,14 @@ impl Family {
 
     /// The family with this `model_type`.
     pub fn find(model_type: &str) -> Option<&'static Self> {
-        ALL.into_iter().find(|family| family.model_type == model_type)
+        ALL.iter().copied().find(|family| family.model_type == model_type)
     }
 
     /// The supported `model_type`s as a phrase for messages.
     pub(crate) fn names() -> String {
-        ALL.map(|family| format!("`{}`", family.model_type)).join(", ")
+        let names: Vec<String> =
+            ALL.iter().map(|family| format!("`{}`", family.model_type)).collect();
+        names.join(", ")
     }
 }
 

@@ -62,7 +62,7 @@ impl Wrapper {
     /// The class that this is a config of, if it is of one of them.
     pub fn of(config: &Map<String, Value>) -> Option<&'static Self> {
         let model_type = config.get("model_type")?.as_str()?;
-        let mut all = families::ALL.into_iter().flat_map(|family| family.wrappers);
+        let mut all = families::ALL.iter().flat_map(|family| family.wrappers);
         all.find(|wrapper| wrapper.model_type == model_type)
     }
 
@@ -84,7 +84,7 @@ impl Wrapper {
 
     /// Its names as a phrase for messages.
     pub(crate) fn all_names() -> String {
-        let all = families::ALL.into_iter().flat_map(|family| family.wrappers);
+        let all = families::ALL.iter().flat_map(|family| family.wrappers);
         let names: Vec<String> = all.map(|wrapper| format!("`{}`", wrapper.model_type)).collect();
         names.join(", ")
     }

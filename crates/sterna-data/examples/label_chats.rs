@@ -30,7 +30,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         let Ok(tokenizer) = with_template(Path::new(&model), template) else { continue };
         for (shape, context) in file["shapes"].as_object().ok_or("the file has no shapes")? {
             let mut conversation = conversation(context);
-            if conversation.messages.iter().any(|message| message.role() == "assistant") {
+            // Rows with images are refused before.
+            let has_images = context.to_string().contains("\"image\"");
+            let is_written = |message: &Message| message.role() == "assistant";
+            if conversation.messages.iter().any(is_written) && !has_images {
                 let words = put_words(&mut conversation);
                 let (outcome, what) = check(&tokenizer, &conversation, &words);
                 *counts.entry(outcome).or_default() += 1;
@@ -147,10 +150,12 @@ fn check(
     for (&(from, to), _) in encoded.offsets.iter().zip(&tokens.is_label).filter(|(_, is)| **is) {
         is_labelled[from..to].fill(true);
     }
+    // The first token never is one.
+    let past_first = encoded.offsets.first().map_or(0, |&(_, to)| to);
     for (word, is_written) in words {
         for (byte, _) in text.match_indices(word.as_str()) {
             let from = text[..byte].chars().count();
-            let span = &is_labelled[from..from + word.chars().count()];
+            let span = &is_labelled[from.max(past_first)..from + word.chars().count()];
             if *is_written && span.contains(&false) {
                 return ("wrong", format!("`{word}` is no label: {}", shown(&chars, &is_labelled)));
             }
@@ -166,7 +171,7 @@ fn check(
     }
 }
 
-/// The text with the labelled parts between `⟦` and `⟧`.
+/// The text with the labelled parts in brackets.
 fn shown(chars: &[char], is_labelled: &[bool]) -> String {
     let mut text = String::new();
     let mut was = false;

@@ -1,5 +1,6 @@
 //! Samples in training order, read from the cache when they are needed.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
@@ -31,8 +32,19 @@ pub(crate) struct Corpus {
     stores: Vec<TokenStore>,
     /// First sample of each store.
     starts: Vec<usize>,
+    /// What each sample is a piece of; empty if all are whole.
+    pieces: Vec<Piece>,
     /// Tokens of each sample.
     lengths: Vec<u32>,
+}
+
+/// A part of what was tokenized as one sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    /// Which one, in the order of the sources.
+    of: u32,
+    /// Its first token.
+    start: u32,
 }
 
 impl Corpus {
@@ -43,17 +55,69 @@ impl Corpus {
             starts.push(lengths.len());
             lengths.extend_from_slice(store.lengths());
         }
-        Self { stores, starts, lengths }
+        Self { stores, starts, pieces: Vec::new(), lengths }
+    }
+
+    /// With the first `max_length` tokens of samples that are longer, and if `keeps_rest` with the tokens behind them as further
+    /// samples of at most as many. Pieces without a label are left out.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Error::CacheChanged`] if the cached tokens can no longer be read.
+    pub(crate) fn cut(self, max_length: usize, keeps_rest: bool) -> Result<Self> {
+        let max_length = max_length as u32;
+        let (mut pieces, mut lengths) = (Vec::new(), Vec::new());
+        for (of, &len) in self.lengths.iter().enumerate() {
+            let of = of as u32;
+            if len <= max_length {
+                pieces.push(Piece { of, start: 0 });
+                lengths.push(len);
+                continue;
+            }
+            let Tokens { is_label, .. } = self.read(of)?;
+            let starts = (0..len).step_by(max_length as usize);
+            for start in starts.take(if keeps_rest { usize::MAX } else { 1 }) {
+                let piece_len = max_length.min(len - start);
+                // The first token of a piece has nothing before it.
+                let labels = &is_label[start as usize + 1..(start + piece_len) as usize];
+                if labels.contains(&true) {
+                    pieces.push(Piece { of, start });
+                    lengths.push(piece_len);
+                }
+            }
+        }
+        Ok(Self { pieces, lengths, ..self })
     }
 
     pub(crate) fn lengths(&self) -> &[u32] {
         &self.lengths
     }
 
+    /// The samples of source `index`.
+    pub(crate) fn samples_of(&self, index: usize) -> Range<u32> {
+        let place = |whole: usize| match self.pieces.is_empty() {
+            true => whole,
+            false => self.pieces.partition_point(|piece| (piece.of as usize) < whole),
+        };
+        let end = self.starts.get(index + 1).map_or(self.lengths.len(), |&start| place(start));
+        place(self.starts[index]) as u32..end as u32
+    }
+
     fn read(&self, sample: u32) -> Result<Tokens> {
-        let sample = sample as usize;
-        let store = self.starts.partition_point(|&start| start <= sample) - 1;
-        self.stores[store].read(sample - self.starts[store])
+        let piece = self.pieces.get(sample as usize).copied();
+        let whole = piece.map_or(sample, |piece| piece.of) as usize;
+        let store = self.starts.partition_point(|&start| start <= whole) - 1;
+        let Tokens { mut ids, mut is_label } =
+            self.stores[store].read(whole - self.starts[store])?;
+        if let Some(Piece { start, .. }) = piece {
+            let (start, len) = (start as usize, self.lengths[sample as usize] as usize);
+            ids = ids[start..start + len].to_vec();
+            is_label = is_label[start..start + len].to_vec();
+            if start > 0 {
+                is_label[0] = false;
+            }
+        }
+        Ok(Tokens { ids, is_label })
     }
 }
 
@@ -132,6 +196,11 @@ impl Dataset {
         let mut hasher = Sha256::new();
         for hash in self.corpus.stores.iter().flat_map(TokenStore::hashes) {
             hasher.update(hash);
+        }
+        for (piece, len) in self.corpus.pieces.iter().zip(&self.corpus.lengths) {
+            for number in [piece.of, piece.start, *len] {
+                hasher.update(number.to_le_bytes());
+            }
         }
         for (index, pack) in self.order.iter().enumerate() {
             let members = self.members(index);

@@ -49,6 +49,10 @@ pub enum Unaligned {
     PrintedTwice,
     /// The text around the reply changes with the reply.
     ContextChanges,
+    /// The reply calls tools, and the calls are not in the text.
+    CallsNotPrinted,
+    /// The template marks another number of replies than there are.
+    OtherGenerations,
 }
 
 impl fmt::Display for Unaligned {
@@ -58,6 +62,10 @@ impl fmt::Display for Unaligned {
             Self::PrintedTwice => "the template prints it more than once",
             Self::ContextChanges => {
                 "the template prints other text around it depending on what it says"
+            }
+            Self::CallsNotPrinted => "the template does not print its calls of tools",
+            Self::OtherGenerations => {
+                "the template has more or fewer `{% generation %}` parts than the chat has replies, and only some are trained on"
             }
         })
     }
@@ -606,7 +614,7 @@ pub enum Error {
 
 impl Error {
     /// What the user can do about it, when that is known.
-    #[expect(clippy::too_many_lines, reason = "there are that many errors")]
+    #[expect(clippy::too_many_lines, reason = "one arm for each kind of error")]
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::SourceNotFound { .. } => {
@@ -689,6 +697,9 @@ impl Error {
             }
             Self::BadMessage { required, .. } if required.starts_with("a role") => {
                 "set role_mapping of the source, such as `{user: messages.role.customer, assistant: messages.role.agent}`, or unmapped_roles to drop"
+            }
+            Self::ReplyUnaligned { why: Unaligned::CallsNotPrinted, .. } => {
+                "use a chat template that knows tools, or leave such rows out"
             }
             Self::ReplyUnaligned { .. } => {
                 "use a chat template that prints each reply once, or data.label_mask: reference, or data.mask_inputs: false"

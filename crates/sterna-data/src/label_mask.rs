@@ -7,7 +7,7 @@ mod exact;
 mod reference;
 
 use serde_json::{Map, Value};
-use sterna_hf::{Conversation, Encoded, Tokenizer};
+use sterna_hf::{Conversation, Encoded, Rendered, Tokenizer};
 use sterna_recipe::{ControlTokens, DataOptions, LabelMask};
 
 use self::exact::Openers;
@@ -105,7 +105,8 @@ impl<'a> ChatTokenizer<'a> {
         }
         let conversation = &conversation;
         let failed = |source| Error::Template { row: Box::new(row_id()), source: Box::new(source) };
-        let text = tokenizer.render_chat(conversation, false).map_err(failed)?;
+        let Rendered { text, generated } =
+            tokenizer.render_tracked(conversation, false).map_err(failed)?;
         let encoded = self.encode(&text, &stand_ins).map_err(|source| Error::Tokenize {
             row: Box::new(row_id()),
             source: Box::new(source),
@@ -120,7 +121,10 @@ impl<'a> ChatTokenizer<'a> {
             ),
             (true, LabelMask::Exact) => {
                 let render = |chat: &Conversation| tokenizer.render_chat(chat, false).ok();
-                let replies = exact::locate_replies(&text, conversation, &self.openers, &render);
+                let replies = match generated.filter(|spans| !spans.is_empty()) {
+                    Some(spans) => exact::generated(spans, conversation, is_trained),
+                    None => exact::locate_replies(&text, conversation, &self.openers, &render),
+                };
                 let mut replies = replies.map_err(|(turn, why)| Error::ReplyUnaligned {
                     row: Box::new(row_id()),
                     turn,

@@ -6,14 +6,14 @@
 use std::sync::Arc;
 
 use sterna_hf::Tokenizer;
-use sterna_recipe::{DataOptions, Packing, Recipe, Source};
+use sterna_recipe::{DataOptions, ExcessLength, Packing, Recipe, Source};
 
 use crate::{
     cache::SourceStats,
     dataset::{Corpus, Dataset},
     error::{Error, Result},
     pack::{PackRule, Packs, pack_global, pack_reference, repeat_to_max_length},
-    rng::{MAX_RANDPERM_LEN, numpy_permutation},
+    rng::{MAX_RANDPERM_LEN, PythonRandom, numpy_permutation},
     tokenize::tokenize_source,
 };
 
@@ -48,8 +48,12 @@ pub struct SetReport {
     pub max_length: usize,
     /// Longest sample in tokens, dropped or not.
     pub longest: usize,
-    /// Samples dropped because they are longer than `max_length`.
+    /// Samples longer than `max_length`.
+    pub too_long: usize,
+    /// Those that were dropped for it.
     pub dropped_too_long: usize,
+    /// Samples that were made of the others.
+    pub pieces: usize,
     /// Samples kept.
     pub samples: usize,
     /// Tokens of the samples kept.
@@ -58,6 +62,24 @@ pub struct SetReport {
     pub packs: Option<PackReport>,
     /// Samples, or packs, after evaluation data was split off and `min_iterations` repeated the rest.
     pub len: usize,
+}
+
+impl SetReport {
+    /// What became of samples longer than `max_length`, in a sentence; `None` without any, or if they stay as they are.
+    pub fn about_length(&self) -> Option<String> {
+        let Self { too_long, dropped_too_long, pieces, max_length, longest, .. } = self;
+        let what = match (*dropped_too_long, *pieces) {
+            (0, 0) => return None,
+            (dropped, 0) => format!("dropped {dropped} samples longer"),
+            (0, pieces) => format!("made {pieces} samples of {too_long} longer"),
+            (dropped, pieces) => {
+                format!(
+                    "made {pieces} samples of {too_long} longer, and dropped {dropped} without labels there,"
+                )
+            }
+        };
+        Some(format!("{what} than max_length {max_length}; the longest has {longest} tokens"))
+    }
 }
 
 /// How full packs are.
@@ -152,34 +174,41 @@ impl Context<'_> {
             });
             stores.push(store);
         }
-        let corpus = Arc::new(Corpus::new(stores));
+        let corpus = Corpus::new(stores);
+        let whole = corpus.lengths().to_vec();
+        let corpus = Arc::new(self.fit(corpus)?);
         let lengths = corpus.lengths();
 
-        check_count(lengths.len(), what)?;
-        let shuffled: Vec<u32> = numpy_permutation(data.seed, lengths.len())
+        let mixed = mix(sources, &corpus);
+        check_count(mixed.len(), what)?;
+        let shuffled: Vec<u32> = numpy_permutation(data.seed, mixed.len())
             .into_iter()
-            .map(|sample| sample as u32)
+            .map(|place| mixed[place])
             .collect();
-        let samples = self.without_too_long(shuffled, lengths)?;
+        let samples = self.without_too_long(shuffled, lengths, &whole)?;
         let tokens = samples.iter().map(|&sample| u64::from(lengths[sample as usize])).sum();
+        let too_long = whole.iter().filter(|&&len| len as usize > self.max_length).count();
+        let is_cut = matches!(data.excess_length, ExcessLength::Truncate | ExcessLength::Split);
+        let pieces = if is_cut { lengths.len() - (whole.len() - too_long) } else { 0 };
+        let dropped_too_long = match (data.filter_samples, data.excess_length) {
+            (false, _) | (true, ExcessLength::Split) => 0,
+            (true, ExcessLength::Truncate) => too_long - pieces,
+            (true, ExcessLength::Drop | ExcessLength::Raise) => too_long,
+        };
         let mut report = SetReport {
             sources: reports,
             max_length: self.max_length,
-            longest: lengths.iter().max().map_or(0, |&len| len as usize),
-            dropped_too_long: lengths.len() - samples.len(),
+            longest: whole.iter().max().map_or(0, |&len| len as usize),
+            too_long,
+            dropped_too_long,
+            pieces,
             samples: samples.len(),
             tokens,
             packs: None,
             len: 0,
         };
-        if report.dropped_too_long > 0 {
-            tracing::warn!(
-                "dropped `{}` of `{}` {what} samples that are longer than max_length `{}` (longest `{}` tokens)",
-                report.dropped_too_long,
-                lengths.len(),
-                self.max_length,
-                report.longest
-            );
+        if let Some(line) = report.about_length() {
+            tracing::warn!("{what} data: {line}");
         }
         let packs = if data.pack_samples {
             self.pack(&samples, lengths)?
@@ -194,17 +223,40 @@ impl Context<'_> {
         Ok((dataset, report))
     }
 
-    fn without_too_long(&self, mut samples: Vec<u32>, lengths: &[u32]) -> Result<Vec<u32>> {
+    /// The samples as `excess_length` wants them, unless it drops those that are too long.
+    fn fit(&self, corpus: Corpus) -> Result<Corpus> {
+        let is_too_long = |len: &&u32| **len as usize > self.max_length;
+        match self.recipe.data.excess_length {
+            ExcessLength::Drop => Ok(corpus),
+            ExcessLength::Truncate => corpus.cut(self.max_length, false),
+            ExcessLength::Split => corpus.cut(self.max_length, true),
+            ExcessLength::Raise => match corpus.lengths().iter().filter(is_too_long).count() {
+                0 => Ok(corpus),
+                samples => Err(Error::TooLong {
+                    samples,
+                    max_length: self.max_length,
+                    longest: corpus.lengths().iter().max().map_or(0, |&len| len as usize),
+                }),
+            },
+        }
+    }
+
+    fn without_too_long(
+        &self,
+        mut samples: Vec<u32>,
+        lengths: &[u32],
+        whole: &[u32],
+    ) -> Result<Vec<u32>> {
         if !self.recipe.data.filter_samples {
             return Ok(samples);
         }
         samples.retain(|&sample| lengths[sample as usize] as usize <= self.max_length);
         if samples.is_empty() {
             return Err(Error::AllTooLong {
-                dropped: lengths.len(),
+                dropped: whole.len(),
                 max_length: self.max_length,
-                shortest: lengths.iter().min().map_or(0, |&len| len as usize),
-                longest: lengths.iter().max().map_or(0, |&len| len as usize),
+                shortest: whole.iter().min().map_or(0, |&len| len as usize),
+                longest: whole.iter().max().map_or(0, |&len| len as usize),
             });
         }
         Ok(samples)
@@ -318,6 +370,25 @@ impl Context<'_> {
         }
         Ok(())
     }
+}
+
+/// The samples of all sources one after the other, each source as often as its `epochs` say. What is less than once more is a choice
+/// by its `sample_seed`.
+fn mix(sources: &[Source], corpus: &Corpus) -> Vec<u32> {
+    let mut mixed = Vec::with_capacity(corpus.lengths().len());
+    for (index, source) in sources.iter().enumerate() {
+        let samples = corpus.samples_of(index);
+        let whole = source.epochs.floor();
+        for _ in 0..whole as usize {
+            mixed.extend(samples.clone());
+        }
+        let rest = ((source.epochs - whole) * samples.len() as f64).round() as usize;
+        if rest > 0 {
+            let chosen = PythonRandom::new(source.sample_seed).sample(samples.len(), rest);
+            mixed.extend(chosen.into_iter().map(|i| samples.start + i as u32));
+        }
+    }
+    mixed
 }
 
 fn check_count(samples: usize, what: &'static str) -> Result<()> {

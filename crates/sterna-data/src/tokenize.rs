@@ -222,11 +222,7 @@ fn cache_key(
     let role_mapping: Vec<_> =
         source.role_mapping.iter().map(|(role, path)| json!([role, path.to_string()])).collect();
     // A template that prints the date prints another text tomorrow.
-    let day = tokenizer.chat_template().is_some_and(ChatTemplate::uses_clock).then(|| {
-        let now =
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        now.as_secs() / 86_400
-    });
+    let day = tokenizer.chat_template().and_then(ChatTemplate::day);
     Ok(CacheKey::new(json!({
         "source": source.name_or_path,
         "split": source.split,

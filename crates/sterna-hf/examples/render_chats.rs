@@ -6,6 +6,7 @@
 
 use std::error::Error;
 use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -19,12 +20,21 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let path = std::env::args().nth(1).ok_or("usage: render_chats FILE")?;
     let file: Value = serde_json::from_slice(&std::fs::read(path)?)?;
     let mut out = std::io::stdout().lock();
-    let (mut num_cases, mut num_different) = (0, 0);
+    let (mut num_cases, mut num_different, mut num_other_spans) = (0, 0, 0);
     for case in file["cases"].as_array().ok_or("the file has no cases")? {
         let (template, shape) = (text(&case["template"]), text(&case["shape"]));
         let context = file["shapes"][shape].as_object().ok_or("a shape is missing")?;
         let found = ChatTemplate::compile(text(&file["templates"][template]), Path::new(template))
-            .and_then(|template| template.render_context(context));
+            .and_then(|template| template.render_context(context))
+            .map(|rendered| {
+                let spans = rendered.generated.filter(|spans| !spans.is_empty());
+                if let Some(spans) = spans
+                    && case["generated"] != in_chars(&rendered.text, &spans)
+                {
+                    num_other_spans += 1;
+                }
+                rendered.text
+            });
         num_cases += 1;
         let agrees = match (&found, case["text"].as_str()) {
             (Ok(found), Some(expected)) => found == expected,
@@ -62,7 +72,14 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         }
     }
     writeln!(out, "{num_different} of {num_cases} renderings differ")?;
-    Ok(if num_different == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    writeln!(out, "{num_other_spans} mark other parts as generated")?;
+    Ok(if num_different + num_other_spans == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Spans of bytes as transformers has them, in characters.
+fn in_chars(text: &str, spans: &[Range<usize>]) -> Value {
+    let at = |byte: usize| text[..byte].chars().count();
+    spans.iter().map(|span| serde_json::json!([at(span.start), at(span.end)])).collect()
 }
 
 fn text(value: &Value) -> &str {

@@ -4,18 +4,19 @@
 //! loop controls, a `tojson` that calls `json.dumps`, `raise_exception`, `strftime_now` and a
 //! `{% generation %}` tag, and renders it with the messages and the names of the special tokens.
 //! The same is built here on minijinja; what differs between Python's and Rust's notion of a
-//! string is settled in `python`, what differs in the source text in `dialect`. One difference is
-//! left: where a template prints a whole list or dictionary, Python escapes a few more of Unicode's
-//! unprintable characters.
+//! string is settled in `python`, what differs in the source text in `dialect`; what is left is
+//! listed in the tests.
 //!
 //! A template comes from a model folder that nobody reviewed, so it has no file access, and limits on
 //! its length, the instructions it may run, the text it may write, its time and its memory.
 
 mod dialect;
+mod generation;
 mod python;
 mod sandbox;
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -25,6 +26,7 @@ use serde_json::Map;
 
 use crate::error::{Error, Result};
 
+use self::generation::Tracker;
 use self::sandbox::LIMITS;
 pub use self::sandbox::Overrun;
 
@@ -117,6 +119,16 @@ impl From<Vec<Message>> for Conversation {
     }
 }
 
+/// A conversation as text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    /// The text.
+    pub text: String,
+    /// The parts of it that stand in `{% generation %}`, in bytes; `None` if the template captures them first, so that their places
+    /// are not known.
+    pub generated: Option<Vec<Range<usize>>>,
+}
+
 /// A compiled chat template.
 #[derive(Clone)]
 pub struct ChatTemplate {
@@ -160,10 +172,9 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// Whether the template may write the date, so that the same conversation reads differently
-    /// tomorrow.
-    pub fn uses_clock(&self) -> bool {
-        self.uses_clock
+    /// The day that the template may print, in the local time as `strftime_now` has it; `None` if it prints none.
+    pub fn day(&self) -> Option<String> {
+        self.uses_clock.then(|| chrono::Local::now().date_naive().to_string())
     }
 
     /// Whether it prints the texts of a `content` that is a list of parts, instead of the list as Python writes it. Asked once.
@@ -200,36 +211,59 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         special_tokens: &Map<String, serde_json::Value>,
     ) -> Result<String> {
+        self.render_tracked(conversation, add_generation_prompt, special_tokens)
+            .map(|rendered| rendered.text)
+    }
+
+    /// [`ChatTemplate::render`] with what stands in `{% generation %}`.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn render_tracked(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+        special_tokens: &Map<String, serde_json::Value>,
+    ) -> Result<Rendered> {
         let Conversation { messages, tools, template_kwargs } = conversation;
-        let values = messages.iter().map(|Message(keys)| {
-            Value::from_pairs(
-                keys.iter().map(|(key, value)| (key.clone(), python::from_json(value))),
-            )
-        });
+        let messages = messages.iter().map(|Message(keys)| keys.clone().into()).collect();
         let context = special_tokens
             .iter()
             .chain(template_kwargs)
-            .map(|(name, value)| (name.clone(), python::from_json(value)))
+            .map(|(name, value)| (name.clone(), value.clone()))
             .chain([
-                ("messages".to_owned(), values.collect()),
-                ("tools".to_owned(), python::from_json(tools)),
-                ("documents".to_owned(), Value::from(())),
-                ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
+                ("messages".to_owned(), serde_json::Value::Array(messages)),
+                ("tools".to_owned(), tools.clone()),
+                ("documents".to_owned(), serde_json::Value::Null),
+                ("add_generation_prompt".to_owned(), add_generation_prompt.into()),
             ]);
-        let context = Value::from_pairs(context);
-        let input_bytes = messages.iter().map(|Message(keys)| object_bytes(keys)).sum::<usize>()
-            + json_bytes(tools)
-            + object_bytes(template_kwargs);
+        self.render_context(&context.collect())
+    }
+
+    /// Renders with `context` as the variables of the template, and nothing beside them.
+    ///
+    /// # Errors
+    ///
+    /// As [`ChatTemplate::render`].
+    pub fn render_context(&self, context: &Map<String, serde_json::Value>) -> Result<Rendered> {
+        let input_bytes = object_bytes(context);
+        let context = Value::from_pairs(
+            context.iter().map(|(name, value)| (name.clone(), python::from_json(value))),
+        );
         let fuel = FUEL_BASE + FUEL_FACTOR * input_bytes as u64;
         let limit = OUTPUT_BASE + OUTPUT_FACTOR * input_bytes;
         let mut environment = Environment::clone(&self.environment);
         environment.set_fuel(Some(fuel));
+        let tracker = Tracker::default();
+        tracker.install(&mut environment);
         let stack_bytes = (STACK_BASE + STACK_PER_FUEL * fuel as usize).min(MAX_STACK);
         sandbox::run(stack_bytes, LIMITS, move || {
-            let mut out = Limited { text: Vec::new(), limit };
+            let mut out = Limited { text: Vec::new(), limit, tracker };
             environment.get_template(NAME)?.render_captured_to(context, &mut out)?;
-            String::from_utf8(out.text)
-                .map_err(|_| invalid("the template wrote bytes that are not text"))
+            let text = String::from_utf8(out.text)
+                .map_err(|_| invalid("the template wrote bytes that are not text"))?;
+            Ok(Rendered { text, generated: out.tracker.spans() })
         })
         .map_err(|source| Error::TemplateOverrun { path: self.path.clone(), source })?
         .map_err(|source| self.failed(source))
@@ -284,6 +318,7 @@ fn object_bytes(object: &Map<String, serde_json::Value>) -> usize {
 struct Limited {
     text: Vec<u8>,
     limit: usize,
+    tracker: Tracker,
 }
 
 impl io::Write for Limited {
@@ -293,6 +328,7 @@ impl io::Write for Limited {
             return Err(io::Error::other(message));
         }
         self.text.extend_from_slice(piece);
+        self.tracker.write(piece.len());
         Ok(piece.len())
     }
 

@@ -12,7 +12,7 @@ mod panics;
 pub mod tokenizer;
 pub mod weights;
 
-pub use chat_template::{ChatTemplate, Conversation, Message};
+pub use chat_template::{ChatTemplate, Conversation, Message, Rendered};
 pub use error::{Error, Result};
 pub use export::ExportWriter;
 pub use hub::HubError;

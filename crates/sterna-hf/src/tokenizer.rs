@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 
 use self::special_tokens::SpecialTokens;
-use crate::chat_template::{ChatTemplate, Conversation};
+use crate::chat_template::{ChatTemplate, Conversation, Rendered};
 use crate::error::{Error, Result};
 use crate::panics::catch_panic;
 
@@ -197,11 +197,24 @@ impl Tokenizer {
         conversation: &Conversation,
         add_generation_prompt: bool,
     ) -> Result<String> {
+        self.render_tracked(conversation, add_generation_prompt).map(|rendered| rendered.text)
+    }
+
+    /// [`Self::render_chat`] with what the template says that the assistant wrote.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn render_tracked(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Result<Rendered> {
         let template = self
             .chat_template
             .as_ref()
             .ok_or_else(|| Error::NoChatTemplate { dir: self.dir.clone() })?;
-        template.render(conversation, add_generation_prompt, self.special_tokens.by_role())
+        template.render_tracked(conversation, add_generation_prompt, self.special_tokens.by_role())
     }
 
     /// Whether the chat template prints the texts of a `content` that is a list of parts, instead of the list as Python writes it.

@@ -14,7 +14,8 @@ use sterna_arch::ModelConfig;
 use sterna_comm::{Comm, RankEnv};
 use sterna_model::head::{self, HeadGrads, HeadParams};
 use sterna_model::{
-    BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Keep, block, embed, init, rotary,
+    AttentionContext, BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Keep, block,
+    embed, init, rotary,
 };
 use sterna_ops::attention::{self, AttentionSpec, Implementation};
 use sterna_ops::{cross_entropy, linear, rms_norm, rope, swiglu};
@@ -165,16 +166,18 @@ impl Bench {
             let ctx = BlockContext {
                 layer,
                 layer_idx: 0,
-                sp: comm.sp(),
-                groups: &groups,
-                documents: &self.documents,
-                rope: Some(&ropes[0]),
-                num_rows: 1,
+                attention: AttentionContext {
+                    sp: comm.sp(),
+                    groups: &groups,
+                    documents: &self.documents,
+                    rope: Some(&ropes[0]),
+                    num_rows: 1,
+                    streaming: None,
+                    implementation: Implementation::Automatic,
+                    qkv_tile_len: tile_len,
+                },
                 routing: None,
                 counts_routes: false,
-                streaming: None,
-                attention: Implementation::Automatic,
-                qkv_tile_len: tile_len,
                 mlp_tile_len: tile_len,
             };
             for (name, keep) in [

@@ -28,7 +28,9 @@ pub mod stage;
 
 mod error;
 
-pub use block::{BlockContext, Experts, Graph, Keep, Kept, KeysValuesStore, Streaming};
+pub use block::{
+    AttentionContext, BlockContext, Experts, Graph, Keep, Kept, KeysValuesStore, Streaming,
+};
 pub use error::ModelError;
 pub use heads::HeadGroup;
 pub use params::{BlockGrads, BlockParams};

@@ -287,6 +287,8 @@ pub struct Source {
     pub sample: Sampling,
     /// Seeds the choice of rows.
     pub sample_seed: u64,
+    /// How often its samples are in an epoch of the mix, above 0: 2.5 is all of them twice and half of them once more.
+    pub epochs: f64,
 }
 
 /// Where the messages of one role are in a row.

@@ -10,8 +10,8 @@ use sterna_comm::Comm;
 use sterna_data::MicroBatch;
 use sterna_mesh::Axis;
 use sterna_model::{
-    BlockContext, BlockGrads, BlockParams, HeadGroup, IGNORE_INDEX, Implementation, Keep, Kept,
-    Routing, Streaming, block, embed,
+    AttentionContext, BlockContext, BlockGrads, BlockParams, HeadGroup, IGNORE_INDEX,
+    Implementation, Keep, Kept, Routing, Streaming, block, embed,
     head::{self, HeadGrads, HeadParams},
 };
 use sterna_plan::{Plan, TileLengths};
@@ -451,19 +451,21 @@ impl Model<'_> {
         BlockContext {
             layer,
             layer_idx,
-            sp: self.comm.sp(),
-            groups: &self.head_groups[layer_idx],
-            documents: &shard.documents,
-            rope: layer.attention.rope.map(|rope_idx| &shard.ropes[rope_idx]),
-            num_rows: shard.num_rows,
+            attention: AttentionContext {
+                sp: self.comm.sp(),
+                groups: &self.head_groups[layer_idx],
+                documents: &shard.documents,
+                rope: layer.attention.rope.map(|rope_idx| &shard.ropes[rope_idx]),
+                num_rows: shard.num_rows,
+                streaming: (self.options.query_tile_len > 0).then_some(Streaming {
+                    tile_len: self.options.query_tile_len as i64,
+                    store: &self.options.keep.attention_on,
+                }),
+                implementation: self.options.attention,
+                qkv_tile_len: self.options.tiles.qkv as i64,
+            },
             routing: shard.routing.as_ref(),
             counts_routes: false,
-            streaming: (self.options.query_tile_len > 0).then_some(Streaming {
-                tile_len: self.options.query_tile_len as i64,
-                store: &self.options.keep.attention_on,
-            }),
-            attention: self.options.attention,
-            qkv_tile_len: self.options.tiles.qkv as i64,
             mlp_tile_len: self.options.tiles.mlp as i64,
         }
     }

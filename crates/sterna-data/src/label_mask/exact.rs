@@ -9,6 +9,7 @@
 //! Calls of tools stay as they are in that second rendering. Where they end is what follows when the chat ends with them
 //! ([`Chat::ending`]).
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use serde_json::Value;
@@ -39,6 +40,8 @@ pub(super) struct Reply {
     pub(super) closed: usize,
     /// Whether `closed` is all that the template prints to close a turn, whitespace at its end aside.
     pub(super) is_whole: bool,
+    /// Whether nothing else of the message follows.
+    pub(super) ends_turn: bool,
 }
 
 /// Renders a chat; `None` if the template fails on it.
@@ -64,35 +67,94 @@ pub(super) fn locate_replies(
     let messages = &conversation.messages;
     let turns: Vec<usize> =
         (0..messages.len()).filter(|&i| messages[i].role() == ASSISTANT).collect();
-    let spans = chat.spans(&turns)?;
+    let mut names = HashSet::new();
+    for &turn in &turns {
+        let mut new = names_of_tools(&messages[turn]).filter(|name| names.insert(*name));
+        if !new.all(|name| text.contains(name)) {
+            return Err((turn, Unaligned::CallsNotPrinted));
+        }
+    }
     let mut usual_ending = None;
     let mut replies = Vec::new();
-    for (&turn, span) in turns.iter().zip(spans) {
-        let Some(span) = span else { continue };
-        let start = match span.starts_with {
-            LeafKind::Reasoning => chat.opening(&span),
-            LeafKind::Name => chat.opening_of_calls(turn, &span)?,
-            LeafKind::Thought | LeafKind::Answer => span.start,
-        };
-        let ending = if calls_tools(&messages[turn]) {
-            chat.ending(turn, span.skipped)?
-        } else {
-            if usual_ending.is_none() {
-                usual_ending = Some(chat.ending(turn, 0)?);
+    for (&turn, printed) in turns.iter().zip(chat.printed(&turns)?) {
+        // Some templates print the results of tools between the calls and the text of one message.
+        let num_to_calls = printed.iter().position(|leaf| leaf.kind == LeafKind::Name);
+        let num_to_calls = num_to_calls.map_or(0, |i| i + 1);
+        let (to_calls, behind) = printed.split_at(num_to_calls);
+        let num_before = replies.len();
+        for leaves in [to_calls, behind] {
+            let (Some(first), Some(last)) = (leaves.first(), leaves.last()) else { continue };
+            let start = match first.kind {
+                LeafKind::Reasoning => chat.opening(first),
+                LeafKind::Name => chat.opening_of_calls(turn, first)?,
+                LeafKind::Thought | LeafKind::Answer => first.start,
+            };
+            let ends_with_calls =
+                last.kind == LeafKind::Name || (num_to_calls == 0 && calls_tools(&messages[turn]));
+            let ending = if ends_with_calls {
+                chat.ending(turn, last)?
+            } else {
+                if usual_ending.is_none() {
+                    usual_ending = Some(chat.usual_ending(turn)?);
+                }
+                usual_ending.clone().unwrap_or_default()
+            };
+            let common = common_prefix_len(&text[last.end..], &ending);
+            let is_whole = common >= ending.trim_end_matches(is_space).len();
+            let mut end = last.end;
+            if ends_with_calls {
+                // The end of the calls is what both have in common, but not half of a tag.
+                let calls = text[last.end..last.end + common].trim_end_matches(is_space);
+                end += if is_whole { calls.len() } else { len_without_open_tag(calls) };
             }
-            usual_ending.clone().unwrap_or_default()
+            replies.push(Reply {
+                message: turn,
+                written: start..end,
+                closed: (last.end + common).max(end),
+                is_whole,
+                ends_turn: !ends_with_calls || behind.is_empty(),
+            });
+        }
+        let says = |name: &str| {
+            replies[num_before..].iter().any(|reply| text[reply.written.clone()].contains(name))
         };
-        let closed = span.end + common_prefix_len(&text[span.end..], &ending);
-        let is_whole = closed - span.end >= ending.trim_end_matches(is_space).len();
-        // The end of the calls is what both have in common.
-        let end = if calls_tools(&messages[turn]) {
-            span.end + text[span.end..closed].trim_end_matches(is_space).len()
-        } else {
-            span.end
-        };
-        replies.push(Reply { message: turn, written: start..end, closed, is_whole });
+        if !names_of_tools(&messages[turn]).all(says) {
+            return Err((turn, Unaligned::CallsNotPrinted));
+        }
     }
     Ok(replies)
+}
+
+/// The replies of a template that says itself what the assistant wrote (`{% generation %}`), ends of turns included.
+///
+/// # Errors
+///
+/// [`Unaligned::OtherGenerations`] if the template marks more or fewer parts than there are replies, and only some have labels.
+pub(super) fn generated(
+    spans: Vec<Range<usize>>,
+    conversation: &Conversation,
+    is_trained: &[bool],
+) -> Result<Vec<Reply>, (usize, Unaligned)> {
+    let messages = conversation.messages.iter().enumerate();
+    let turns: Vec<usize> =
+        messages.filter(|(_, message)| message.role() == ASSISTANT).map(|(i, _)| i).collect();
+    let is_whole_chat = turns.iter().all(|&turn| is_trained[turn]);
+    if spans.len() != turns.len() && !is_whole_chat {
+        return Err((turns.first().copied().unwrap_or(0), Unaligned::OtherGenerations));
+    }
+    let reply = |(i, written): (usize, Range<usize>)| Reply {
+        // All have labels where they are not one for one.
+        message: turns[i.min(turns.len() - 1)],
+        closed: written.end,
+        written,
+        is_whole: false,
+        ends_turn: false,
+    };
+    Ok(if turns.is_empty() {
+        Vec::new()
+    } else {
+        spans.into_iter().enumerate().map(reply).collect()
+    })
 }
 
 fn calls_tools(message: &Message) -> bool {
@@ -100,16 +162,31 @@ fn calls_tools(message: &Message) -> bool {
         || message.get("function_call").is_some()
 }
 
-/// What the assistant wrote in one turn, as printed, and what is known about its edges.
+/// The names of the tools that `message` calls.
+fn names_of_tools(message: &Message) -> impl Iterator<Item = &str> {
+    let calls = message.get("tool_calls").and_then(Value::as_array).into_iter().flatten();
+    calls.filter_map(|call| call.get("function").unwrap_or(call).get("name")?.as_str())
+}
+
+/// A text of the assistant as printed, and what is known about its edges.
 #[derive(Clone, Debug)]
-struct Span {
+struct Printed {
+    kind: LeafKind,
     start: usize,
     end: usize,
     /// Where the template's text before it starts.
     before: usize,
-    starts_with: LeafKind,
     /// Bytes that the template prints after a text but not after none, before calls of tools.
     skipped: usize,
+}
+
+/// How the place of calls of tools is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Calls {
+    /// By the name of the first.
+    Name,
+    /// By the text of their message, or the place of one.
+    Text,
 }
 
 /// A rendered chat and what renders it.
@@ -121,93 +198,139 @@ struct Chat<'a> {
 }
 
 impl Chat<'_> {
-    /// The texts of each of `turns`, all from one rendering if that works, else one by one.
-    fn spans(&self, turns: &[usize]) -> Result<Vec<Option<Span>>, (usize, Unaligned)> {
+    /// What is printed of each of `turns`, all from one rendering if that works, else one by one.
+    fn printed(&self, turns: &[usize]) -> Result<Vec<Vec<Printed>>, (usize, Unaligned)> {
         if turns.is_empty() {
             return Ok(Vec::new());
         }
-        let hidden =
-            Hidden::new(self.conversation, turns, self.text, self.openers.prints_text_of_calls);
-        if let Some(skeleton) = (self.render)(&hidden.conversation)
-            && let Ok(spans) = align(self.text, &skeleton, &hidden)
-        {
-            return Ok(spans);
-        }
-        turns.iter().map(|&turn| self.span(turn).map_err(|why| (turn, why))).collect()
-    }
-
-    /// The texts of one turn, all other turns as they are.
-    fn span(&self, turn: usize) -> Result<Option<Span>, Unaligned> {
-        let prints_text_of_calls = self.openers.prints_text_of_calls;
-        let hidden = Hidden::new(self.conversation, &[turn], self.text, prints_text_of_calls);
-        let skeleton = (self.render)(&hidden.conversation).ok_or(Unaligned::ContextChanges)?;
-        match align(self.text, &skeleton, &hidden) {
-            Ok(mut spans) => Ok(spans.remove(0)),
-            // What is left between the template's texts before and after the whole reply.
-            Err(why) => {
-                let whole = Hidden::whole(self.conversation, turn, self.text);
-                let skeleton = (self.render)(&whole.conversation).ok_or(why)?;
-                let marker = whole.marker(0);
-                let (before, after) = skeleton.split_once(&marker).ok_or(Unaligned::NotPrinted)?;
-                if after.contains(&marker) {
-                    return Err(Unaligned::PrintedTwice);
-                }
-                let fits = self.text.len() >= before.len() + after.len()
-                    && self.text.starts_with(before)
-                    && self.text.ends_with(after);
-                let span = Span {
-                    start: before.len(),
-                    end: self.text.len() - after.len().min(self.text.len()),
-                    before: 0,
-                    starts_with: LeafKind::Answer,
-                    skipped: 0,
-                };
-                fits.then_some(Some(span)).ok_or(why)
+        let all = [Calls::Name, Calls::Text]
+            .into_iter()
+            .find_map(|calls| self.aligned(turns, calls).and_then(Result::ok));
+        match all {
+            Some(printed) => Ok(printed),
+            None => {
+                turns.iter().map(|&turn| self.printed_of(turn).map_err(|why| (turn, why))).collect()
             }
         }
     }
 
+    /// `None` if the template refuses the chat with markers.
+    fn aligned(
+        &self,
+        turns: &[usize],
+        calls: Calls,
+    ) -> Option<Result<Vec<Vec<Printed>>, Unaligned>> {
+        let hidden = Hidden::new(self.conversation, turns, self.text, calls);
+        let skeleton = (self.render)(&hidden.conversation)?;
+        Some(align(self.text, &skeleton, &hidden))
+    }
+
+    /// What is printed of one turn, all other turns as they are.
+    fn printed_of(&self, turn: usize) -> Result<Vec<Printed>, Unaligned> {
+        let mut why = Unaligned::ContextChanges;
+        for calls in [Calls::Name, Calls::Text] {
+            match self.aligned(&[turn], calls) {
+                Some(Ok(mut printed)) => return Ok(printed.remove(0)),
+                Some(Err(reason)) => why = reason,
+                None => {}
+            }
+        }
+        // What is left between the template's texts before and after the whole reply.
+        let whole = Hidden::whole(self.conversation, turn, self.text);
+        let skeleton = (self.render)(&whole.conversation).ok_or(why)?;
+        let marker = whole.marker(0);
+        let (before, after) = skeleton.split_once(&marker).ok_or(Unaligned::NotPrinted)?;
+        if after.contains(&marker) {
+            return Err(Unaligned::PrintedTwice);
+        }
+        let fits = self.text.len() >= before.len() + after.len()
+            && self.text.starts_with(before)
+            && self.text.ends_with(after);
+        if !fits {
+            return Err(why);
+        }
+        let (start, end) = (before.len(), self.text.len() - after.len());
+        Ok(vec![Printed { kind: LeafKind::Answer, start, end, before: 0, skipped: 0 }])
+    }
+
     /// Where a turn starts whose first text is of a key such as `reasoning_content`: at what the model has to write to begin it.
-    fn opening(&self, span: &Span) -> usize {
-        let before = &self.text[span.before..span.start];
+    fn opening(&self, first: &Printed) -> usize {
+        let before = &self.text[first.before..first.start];
         let header = &*self.openers.header;
         // A prompt that ends with `<think>` leaves only the thought to the model.
         if header.trim_end_matches(is_space).ends_with(THINK) {
-            return span.start;
+            return first.start;
         }
         let after_header = (!header.is_empty())
-            .then(|| before.rfind(header).map(|at| span.before + at + header.len()))
+            .then(|| before.rfind(header).map(|at| first.before + at + header.len()))
             .flatten();
-        after_header.unwrap_or_else(|| span.before + start_with_tags(before, &[THINK]))
+        after_header.unwrap_or_else(|| first.before + start_with_tags(before, &[THINK]))
     }
 
-    /// Where a turn starts that is found by the name of a tool: at what the template prints before it but not before a text.
-    fn opening_of_calls(&self, turn: usize, span: &Span) -> Result<usize, (usize, Unaligned)> {
+    /// Where calls start that are found by the name of a tool: at what the template prints before it but not before a text.
+    fn opening_of_calls(&self, turn: usize, name: &Printed) -> Result<usize, (usize, Unaligned)> {
         let before = |message: Message| {
             let chat = self.short_chat(vec![Message::new("user", SHORT), message]);
-            let hidden = Hidden::new(&chat, &[1], "", false);
+            let hidden = Hidden::new(&chat, &[1], "", Calls::Name);
             let skeleton = (self.render)(&hidden.conversation)?;
             let (marker, _) = hidden.markers_in(&skeleton).next()?;
             Some(skeleton[..marker.start].split_once(SHORT)?.1.to_owned())
         };
         let opening = || {
-            let of_calls = before(self.conversation.messages[turn].clone())?;
+            let of_calls = before(only_calls(&self.conversation.messages[turn]))?;
             let of_text = before(Message::new(ASSISTANT, SHORT_REPLY))?;
             let start = common_prefix_len(&of_calls, &of_text);
-            self.text[..span.start].ends_with(&of_calls[start..]).then_some(of_calls.len() - start)
+            self.text[..name.start].ends_with(&of_calls[start..]).then_some(of_calls.len() - start)
         };
-        opening().map(|len| span.start - len).ok_or((turn, Unaligned::ContextChanges))
+        opening().map(|len| name.start - len).ok_or((turn, Unaligned::ContextChanges))
     }
 
-    /// What the template prints after the texts of `turn` when the chat ends there: calls of tools and the end of the turn, without
-    /// the first `skipped` bytes.
-    fn ending(&self, turn: usize, skipped: usize) -> Result<String, (usize, Unaligned)> {
-        let messages = &self.conversation.messages;
+    /// What the template prints after `last` of `turn`, which calls tools, when the chat ends there: the calls and the end of the turn.
+    fn ending(&self, turn: usize, last: &Printed) -> Result<String, (usize, Unaligned)> {
+        let message = &self.conversation.messages[turn];
+        let ending = match last.kind {
+            LeafKind::Name => self.ending_of(turn, &only_calls(message), Calls::Name),
+            _ => self.ending_of(turn, message, Calls::Text),
+        };
+        ending.map(|ending| ending.get(last.skipped..).unwrap_or_default().to_owned())
+    }
+
+    /// The same for a turn without calls.
+    fn usual_ending(&self, turn: usize) -> Result<String, (usize, Unaligned)> {
+        let mut message = self.conversation.messages[turn].clone();
+        message.remove("tool_calls");
+        self.ending_of(turn, &message, Calls::Text)
+    }
+
+    fn ending_of(
+        &self,
+        turn: usize,
+        message: &Message,
+        calls: Calls,
+    ) -> Result<String, (usize, Unaligned)> {
+        let before = &self.conversation.messages[..turn];
+        let ending = |mut messages: Vec<Message>| {
+            let last = messages.len();
+            messages.push(message.clone());
+            let chat = self.short_chat(messages);
+            let hidden = Hidden::new(&chat, &[last], "", calls);
+            let skeleton = (self.render)(&hidden.conversation)?;
+            let kind_of = |leaf: usize| hidden.leaves.get(leaf).map(|leaf| leaf.kind);
+            let mut markers = hidden.markers_in(&skeleton);
+            let (marker, leaf) = match calls {
+                Calls::Name => markers.find(|&(_, leaf)| kind_of(leaf) == Some(LeafKind::Name)),
+                Calls::Text => markers.last(),
+            }?;
+            let ending = &skeleton[marker.end..];
+            let leaf_of = hidden.leaves.get(leaf)?;
+            let ending = &ending[len_of_tags(ending, &leaf_of.tags_behind)..];
+            let ending = self.openers.strip_from(ending);
+            // Some templates print a name more than once.
+            Some(ending.replace(&hidden.marker(leaf), &leaf_of.text))
+        };
         // Usually a short chat shows the same as the whole one up to here.
-        let short = vec![Message::new("user", SHORT), messages[turn].clone()];
-        self.ending_of(short)
-            .or_else(|| self.ending_of(messages[..=turn].to_vec()))
-            .map(|ending| ending.get(skipped..).unwrap_or_default().to_owned())
+        ending(vec![Message::new("user", SHORT)])
+            .or_else(|| ending(before.to_vec()))
             .ok_or((turn, Unaligned::ContextChanges))
     }
 
@@ -217,28 +340,25 @@ impl Chat<'_> {
         let (tools, template_kwargs) = (tools.clone(), template_kwargs.clone());
         Conversation { messages, tools, template_kwargs }
     }
-
-    fn ending_of(&self, messages: Vec<Message>) -> Option<String> {
-        let last = messages.len() - 1;
-        let chat = self.short_chat(messages);
-        let hidden = Hidden::new(&chat, &[last], "", self.openers.prints_text_of_calls);
-        let skeleton = (self.render)(&hidden.conversation)?;
-        let (marker, leaf) = hidden.markers_in(&skeleton).last()?;
-        let ending = &skeleton[marker.end..];
-        let ending = &ending[len_of_tags(ending, &hidden.leaves.get(leaf)?.tags_behind)..];
-        Some(self.openers.strip_from(ending).to_owned())
-    }
 }
 
-/// What a template prints to open a turn of the assistant, and of a turn that calls tools.
+/// A message that only calls what `message` calls.
+fn only_calls(message: &Message) -> Message {
+    let mut message = message.clone();
+    for key in REASONING_KEYS {
+        message.remove(key);
+    }
+    message.set("content", "");
+    message
+}
+
+/// What a template prints to open a turn of the assistant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Openers {
     /// What it prints because of `add_generation_prompt`.
     header: String,
     /// What it prints before that, even if no turn follows.
     always: String,
-    /// Whether it prints the text of a message that calls tools too.
-    prints_text_of_calls: bool,
 }
 
 impl Openers {
@@ -269,19 +389,7 @@ impl Openers {
                 .then(|| before_reply.ends_with(&opens).then(|| always.to_owned()))
                 .flatten()
         };
-        let mut calls = reply();
-        calls.set(
-            "tool_calls",
-            serde_json::json!([
-                {"id": "sternaCal", "type": "function", "function": {"name": "f", "arguments": {}}},
-            ]),
-        );
-        let calling = print(vec![user(SHORT), calls], false);
-        Openers {
-            always: always().unwrap_or_default(),
-            header,
-            prints_text_of_calls: calling.is_some_and(|text| text.contains(SHORT_REPLY)),
-        }
+        Openers { always: always().unwrap_or_default(), header }
     }
 
     /// `ending` without what opens the next turn.
@@ -307,6 +415,8 @@ struct Leaf {
     tags: Vec<&'static str>,
     /// Those that it has behind it.
     tags_behind: Vec<&'static str>,
+    /// Whether its message calls tools.
+    calls: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -359,19 +469,16 @@ impl Hidden {
         }
     }
 
-    /// Hides every text of `turns`; of those that call tools, the name of the first one if the template does not print their texts.
-    fn new(
-        conversation: &Conversation,
-        turns: &[usize],
-        text: &str,
-        prints_text_of_calls: bool,
-    ) -> Hidden {
+    /// Hides every text of `turns`, and the name of the first tool that each calls if that is how calls are found.
+    fn new(conversation: &Conversation, turns: &[usize], text: &str, calls: Calls) -> Hidden {
         let mut hidden = Hidden::empty(conversation, turns.len(), text);
         for (turn_idx, &turn) in turns.iter().enumerate() {
             let mut message = conversation.messages[turn].clone();
-            if prints_text_of_calls || !hidden.hide_name(turn_idx, &mut message) {
-                hidden.hide(turn_idx, &mut message);
-            }
+            let has_name = calls == Calls::Name && hidden.hide_name(turn_idx, &mut message);
+            hidden.hide(turn_idx, &mut message, has_name);
+            let calls = calls_tools(&message);
+            let of_turn = hidden.leaves.iter_mut().filter(|leaf| leaf.turn_idx == turn_idx);
+            of_turn.for_each(|leaf| leaf.calls = calls);
             hidden.conversation.messages[turn] = message;
         }
         hidden
@@ -404,7 +511,7 @@ impl Hidden {
         true
     }
 
-    fn hide(&mut self, turn_idx: usize, message: &mut Message) {
+    fn hide(&mut self, turn_idx: usize, message: &mut Message, has_name: bool) {
         let num_before = self.leaves.len();
         for key in REASONING_KEYS {
             let text = message.text_of(key);
@@ -429,7 +536,7 @@ impl Hidden {
             }
             _ => {}
         }
-        if self.leaves.len() == num_before {
+        if self.leaves.len() == num_before && !has_name {
             // Nothing is written but calls, or nothing at all: a marker finds the place.
             let hidden = self.hide_text(turn_idx, message.content(), LeafKind::Answer, Vec::new());
             message.set("content", hidden);
@@ -477,7 +584,14 @@ impl Hidden {
     ) -> String {
         let marker = self.marker(self.leaves.len());
         let text = text.to_owned();
-        self.leaves.push(Leaf { turn_idx, text, kind, tags, tags_behind: Vec::new() });
+        self.leaves.push(Leaf {
+            turn_idx,
+            text,
+            kind,
+            tags,
+            tags_behind: Vec::new(),
+            calls: false,
+        });
         marker
     }
 
@@ -498,8 +612,8 @@ impl Hidden {
 
 /// Lays `skeleton` over `text`: for each hidden turn, what of it was printed and where; `None` if nothing was, which only thoughts
 /// may meet.
-fn align(text: &str, skeleton: &str, hidden: &Hidden) -> Result<Vec<Option<Span>>, Unaligned> {
-    let mut spans: Vec<Option<Span>> = vec![None; hidden.num_turns];
+fn align(text: &str, skeleton: &str, hidden: &Hidden) -> Result<Vec<Vec<Printed>>, Unaligned> {
+    let mut spans: Vec<Vec<Printed>> = vec![Vec::new(); hidden.num_turns];
     let mut is_printed = vec![false; hidden.leaves.len()];
     let markers: Vec<_> = hidden.markers_in(skeleton).collect();
     let literal_after = |place: usize| {
@@ -511,7 +625,9 @@ fn align(text: &str, skeleton: &str, hidden: &Hidden) -> Result<Vec<Option<Span>
     let mut at = 0;
     for (place, &(_, leaf_idx)) in markers.iter().enumerate() {
         let leaf = hidden.leaves.get(leaf_idx).ok_or(Unaligned::ContextChanges)?;
-        if std::mem::replace(&mut is_printed[leaf_idx], true) {
+        let is_again = std::mem::replace(&mut is_printed[leaf_idx], true);
+        // The result of a tool may say its name too.
+        if is_again && leaf.kind != LeafKind::Name {
             return Err(Unaligned::PrintedTwice);
         }
         let before = at;
@@ -541,28 +657,28 @@ fn align(text: &str, skeleton: &str, hidden: &Hidden) -> Result<Vec<Option<Span>
             }
             None => return Err(Unaligned::ContextChanges),
         };
-        let span = spans[leaf.turn_idx].get_or_insert_with(|| Span {
-            start: start_with_tags(&text[before..start], &leaf.tags) + before,
-            end,
-            before,
-            starts_with: leaf.kind,
-            skipped,
-        });
-        span.end = end + len_of_tags(&text[end..], &leaf.tags_behind);
+        if !is_again {
+            spans[leaf.turn_idx].push(Printed {
+                kind: leaf.kind,
+                start: start_with_tags(&text[before..start], &leaf.tags) + before,
+                end: end + len_of_tags(&text[end..], &leaf.tags_behind),
+                before,
+                skipped,
+            });
+        }
         literal = &after[skipped..];
         at = end;
     }
     if text[at..] != *literal {
         return Err(Unaligned::ContextChanges);
     }
-    let is_missing = |(turn_idx, span): (usize, &Option<Span>)| {
-        span.is_none()
-            && hidden
-                .leaves
-                .iter()
-                .any(|leaf| leaf.turn_idx == turn_idx && leaf.kind == LeafKind::Answer)
+    // Only thoughts are left out of earlier turns.
+    let is_missing = |leaf: &Leaf| {
+        let is_thought = matches!(leaf.kind, LeafKind::Thought | LeafKind::Reasoning);
+        spans[leaf.turn_idx].is_empty() && !is_thought
     };
-    if spans.iter().enumerate().any(is_missing) {
+    let calls_without_place = |leaf: &Leaf| leaf.calls && spans[leaf.turn_idx].is_empty();
+    if hidden.leaves.iter().any(|leaf| is_missing(leaf) || calls_without_place(leaf)) {
         return Err(Unaligned::NotPrinted);
     }
     Ok(spans)
@@ -588,6 +704,17 @@ fn len_of_tags(behind: &str, tags: &[&str]) -> usize {
         rest = after;
     }
     behind.len() - rest.len()
+}
+
+/// Bytes of `text` without the start of a tag at its end, which may be that of another tag.
+fn len_without_open_tag(text: &str) -> usize {
+    let is_name = |c: char| {
+        c.is_alphanumeric() || matches!(c, '|' | '\u{ff5c}' | '/' | '_' | '\u{2581}' | '-')
+    };
+    match text.rfind(['<', '[']) {
+        Some(at) if text[at + 1..].chars().all(is_name) => at,
+        _ => text.len(),
+    }
 }
 
 /// Where an empty reply stands in `text` from `at` on, between the template's texts `before` and `after`, and how much of `after` is
@@ -680,6 +807,7 @@ pub(super) fn labels(
         };
         let closing = closing_tokens(&window, encoded, token, &is_special, |id| Some(id) == opener);
         let past = match closing {
+            _ if !reply.ends_turn => token,
             Closing::Special(past) => past,
             // Calls of tools end with what closes them.
             _ if ends_special => token,

@@ -35,6 +35,7 @@ fn source(role_mapping: &[(&str, &str)], content_key: Option<&str>) -> Source {
         tools_key: None,
         text_key: None,
         sample_seed: 42,
+        epochs: 1.0,
     }
 }
 

@@ -446,9 +446,13 @@ fn known_templates() {
         ("chatml", thoughtful(" <|im_end|>")),
         ("smollm2", thoughtful(" <|im_end|>")),
         ("qwen25", thoughtful(" <|im_end|>")),
-        ("smollm3", thoughtful(" <|im_end|>")),
+        // Says itself what is generated: headers and newlines too.
+        (
+            "smollm3",
+            thoughtful(" <|im_end|>\n").replace("<think>", "<|im_start|>assistant\n<think>"),
+        ),
         ("zephyr", thoughtful(" <|im_end|>")),
-        ("generation", thoughtful(" <|im_end|>")),
+        ("generation", thoughtful(" <|im_end|>\n\n")),
         // Trims replies.
         ("llama31", thoughtful("<|eot_id|>")),
         // The space before a reply is in one token with its first character.

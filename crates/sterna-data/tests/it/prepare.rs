@@ -112,6 +112,97 @@ fn sources_are_mixed_sampled_and_shuffled() {
 }
 
 #[test]
+fn a_source_is_in_the_mix_as_often_as_it_says() {
+    let work = Workplace::new();
+    let (mut a, b) = (chats(&work.write_chats("a", 4)), chats(&work.write_chats("b", 3)));
+    let count = |recipe: &Value| {
+        let mut questions = work.questions(&work.prepare(recipe, 1).unwrap().train);
+        questions.sort();
+        questions
+    };
+    a["epochs"] = 2.5.into();
+    let questions = count(&work.recipe(&json!([a, b]), &json!({}), &json!({})));
+    let chosen = PythonRandom::new(42).sample(4, 2);
+    let mut expected: Vec<String> =
+        (0..4).flat_map(|i| [i, i]).chain(chosen).map(|i| format!("a {i}")).collect();
+    expected.extend((0..3).map(|i| format!("b {i}")));
+    expected.sort();
+    assert_eq!(questions, expected);
+    a["epochs"] = 0.5.into();
+    assert_eq!(count(&work.recipe(&json!([a, b]), &json!({}), &json!({}))).len(), 5);
+}
+
+/// Exact at `max_length` and one token above it.
+#[test]
+fn samples_longer_than_max_length_become_what_is_asked() {
+    let work = Workplace::new();
+    let a = chats(&work.write_chats("a", 7));
+    let prepare = |max_length: usize, excess_length: &str| {
+        let data =
+            json!({"max_length": max_length, "excess_length": excess_length, "div_length": 1});
+        work.prepare(&work.recipe(&json!([a]), &data, &json!({})), 1)
+    };
+    let whole = prepare(512, "drop").unwrap().train;
+    let mut samples: Vec<_> = (0..whole.len()).map(|i| whole.sample(i).unwrap()).collect();
+    samples.sort_by_key(|sample| sample.input_ids.len());
+    let longest = samples.last().unwrap().input_ids.len();
+    let lengths = |data: &Datasets| {
+        let mut lengths: Vec<usize> =
+            (0..data.train.len()).map(|i| data.train.sample_len(i)).collect();
+        lengths.sort_unstable();
+        lengths
+    };
+    let of = |len: usize| samples.iter().filter(|sample| sample.input_ids.len() == len).count();
+    assert_eq!(of(longest), 1, "one sample is the longest");
+    for excess_length in ["drop", "truncate", "split", "raise"] {
+        let exact = prepare(longest, excess_length).unwrap();
+        assert_eq!(exact.train.len(), 7, "{excess_length}");
+        assert_eq!(exact.report.train.about_length(), None);
+    }
+    let limit = longest - 1;
+    let dropped = prepare(limit, "drop").unwrap();
+    assert_eq!(dropped.train.len(), 6);
+    assert_eq!(
+        dropped.report.train.about_length().unwrap(),
+        format!(
+            "dropped 1 samples longer than max_length {limit}; the longest has {longest} tokens"
+        )
+    );
+
+    let truncated = prepare(limit, "truncate").unwrap();
+    assert_eq!(lengths(&truncated).last(), Some(&limit));
+    let cut = (0..7).map(|i| truncated.train.sample(i).unwrap());
+    let cut: Vec<_> = cut.filter(|sample| sample.input_ids.len() == limit).collect();
+    let (ids, labels) = (&samples[6].input_ids[..limit], &samples[6].labels[..limit]);
+    assert!(cut.iter().any(|sample| sample.input_ids == ids && sample.labels == labels));
+
+    // The rest of one token has nothing that predicts it.
+    let split = prepare(limit, "split").unwrap();
+    assert_eq!(lengths(&split), lengths(&truncated));
+    let half = longest / 2;
+    let split = prepare(half, "split").unwrap();
+    assert!(lengths(&split).iter().all(|&len| len <= half));
+    let trained = |data: &sterna_data::Dataset| -> usize {
+        (0..data.len())
+            .map(|i| data.sample(i).unwrap().labels.iter().filter(|&&label| label != -100).count())
+            .sum()
+    };
+    // Only what a piece begins with is no label any more.
+    let lost = trained(&whole) - trained(&split.train);
+    assert!(lost <= 7 && trained(&split.train) > 0, "{lost}");
+
+    let error = prepare(limit, "raise").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "`1` samples are longer than max_length `{limit}` (longest `{longest}` tokens) and data.excess_length is `raise`"
+        )
+    );
+    assert_ne!(dropped.fingerprint, truncated.fingerprint);
+    assert_ne!(truncated.fingerprint, split.fingerprint);
+}
+
+#[test]
 fn evaluation_data_comes_from_a_split_or_from_sources() {
     let work = Workplace::new();
     let a = chats(&work.write_chats("a", 20));

@@ -32,6 +32,7 @@ fn source(path: &Path, split: &str) -> Source {
         tools_key: None,
         text_key: None,
         sample_seed: 42,
+        epochs: 1.0,
     }
 }
 

@@ -290,6 +290,48 @@ fn templates_that_check_calls_can_be_asked() {
     );
 }
 
+/// The shape of Gemma 4: results between the calls and the text of one message.
+const RESULTS_INSIDE: &str = "{% for m in messages %}{% if m.role != 'tool' %}{{ '<|start|>' + m.role + '<|message|>' }}\
+    {% for t in m.tool_calls or [] %}{{ '<tool_call>call:' + t.function.name + (t.function.arguments | tojson) + '</tool_call>' }}\
+    {% endfor %}\
+    {% if m.tool_calls %}{% for r in messages if r.role == 'tool' and r.tool_call_id == m.tool_calls[0].id %}{{ '<|observation|>' + m.tool_calls[0].function.name + ' says ' + r.content }}{% endfor %}{% endif %}\
+    {{ m.content or '' }}{% if not m.tool_calls or m.content %}{{ '<|end|>' }}{% endif %}{% endif %}{% endfor %}";
+
+#[test]
+fn results_of_tools_are_no_labels_wherever_they_are_printed() {
+    let call = json!([{"id": "c1", "type": "function", "function": {"name": "depth", "arguments": {"lake": "Como"}}}]);
+    check(
+        RESULTS_INSIDE,
+        &json!([
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "Deep.", "tool_calls": call},
+            {"role": "tool", "tool_call_id": "c1", "content": "410"},
+        ]),
+        "<tool_call>call:depth{\"lake\": \"Como\"}</tool_call>|Deep.<|end|>",
+    );
+}
+
+#[test]
+fn calls_that_a_template_does_not_print_are_refused() {
+    let template = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content or '') + '<|im_end|>\n' }}{% endfor %}";
+    let first_only = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content or '') }}\
+        {% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}";
+    for (template, turn) in [(template, 1), (first_only, 3)] {
+        let tokenizer = tokenizer(template);
+        let error = tokenize(&tokenizer, &conversation(&trace()), rule()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "sample `3` of `chats` (`chats.jsonl:4`): reply `{turn}` cannot be located in the rendered chat: the template does not print its calls of tools"
+            )
+        );
+        assert_eq!(
+            error.hint().unwrap(),
+            "use a chat template that knows tools, or leave such rows out"
+        );
+    }
+}
+
 #[test]
 fn headers_that_a_template_always_prints_are_no_labels() {
     let template = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endfor %}\
@@ -391,6 +433,30 @@ fn forged_turns_are_no_turns() {
     let both = [rule(), plain].map(|rule| tokenize(&tokenizer, &harmless, rule).unwrap());
     assert_eq!(both[0], both[1]);
     assert!(!both[0].1.has_control_tokens);
+}
+
+/// `return_assistant_tokens_mask`: what the template says is what is labelled, even where it leaves the end of the turn out.
+#[test]
+fn templates_that_say_what_was_generated_are_believed() {
+    let chat = json!([
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "one"},
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "two"},
+    ]);
+    let inside = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}\n  {%- if m.role == 'assistant' %}\n    \
+        {%- generation %}\n    {{- m.content + '<|im_end|>' }}\n    {%- endgeneration %}\n{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}";
+    check(inside, &chat, "one<|im_end|>|two<|im_end|>");
+    let without_end = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}\
+        {% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}";
+    check(without_end, &chat, "one|two");
+    // Its place in the text is not known, so the replies are located.
+    let captured = "{% macro reply(m) %}{% generation %}{{ m.content }}{% endgeneration %}{% endmacro %}\
+        {% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{{ reply(m) }}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}";
+    check(captured, &chat, "one<|im_end|>|two<|im_end|>");
+    let tokenizer = tokenizer(inside);
+    let chats = ChatTokenizer::new(&tokenizer, rule());
+    let (tokens, _) =
+        chats.tokenize(&conversation(&chat), &[false, false, false, true], row_id).unwrap();
+    assert_eq!(labelled(&tokenizer, &tokens), "two<|im_end|>");
 }
 
 /// Many turns cost as many renderings of a short chat, not of the whole one.

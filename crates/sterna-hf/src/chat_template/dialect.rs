@@ -16,7 +16,14 @@ mod expression;
 
 use self::expression::Inside;
 
+/// What stands for `generation`.
+const GENERATION: &str = "with __generation = __py_generation()";
+/// What stands for `endgeneration`.
+const END_GENERATION: &str = "set __generation = __py_end_generation() %}{% endwith";
+
 /// `source` with the same meaning for minijinja as it has for transformers.
+///
+/// Both ends of `{% generation %}` call functions that note how much is written, see [`super::generation`].
 pub(super) fn translate(source: &str) -> String {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len());
@@ -50,7 +57,7 @@ pub(super) fn translate(source: &str) -> String {
             at = end;
             match tag {
                 "generation" | "endgeneration" => {
-                    out.push_str(if tag == "generation" { "with" } else { "endwith" });
+                    out.push_str(if tag == "generation" { GENERATION } else { END_GENERATION });
                     copied = name.end;
                 }
                 "raw" => {
@@ -172,12 +179,14 @@ fn end_of_raw(source: &str, from: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::translate;
+    use super::{END_GENERATION, GENERATION, translate};
 
     #[test]
     fn tags_are_exchanged_with_their_whitespace_control() {
         let source = "{%- generation -%}a{% endgeneration %}{%generation%}b{%+ endgeneration -%}";
-        let expected = "{%- with -%}a{% endwith %}{%with%}b{%+ endwith -%}";
+        let expected = format!(
+            "{{%- {GENERATION} -%}}a{{% {END_GENERATION} %}}{{%{GENERATION}%}}b{{%+ {END_GENERATION} -%}}"
+        );
         assert_eq!(translate(source), expected);
     }
 
@@ -294,7 +303,10 @@ mod tests {
     #[test]
     fn a_raw_block_keeps_its_first_newline() {
         let source = "{%- raw %}\n{{{% endraw %}{% generation %}\u{e9}{% endgeneration %}";
-        assert_eq!(translate(source), "{%- raw +%}\n{{{% endraw %}{% with %}\u{e9}{% endwith %}");
+        let expected = format!(
+            "{{%- raw +%}}\n{{{{{{% endraw %}}{{% {GENERATION} %}}\u{e9}{{% {END_GENERATION} %}}"
+        );
+        assert_eq!(translate(source), expected);
     }
 
     #[test]

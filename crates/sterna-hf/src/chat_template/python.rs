@@ -54,8 +54,13 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     environment.add_function("__py_fold", |args: Rest<Value>| ops::fold(&args));
     environment.add_function("__py_concat", |args: Rest<Value>| ops::concat(&args));
     environment.add_function("__py_sign", |sign: &str, value: &Value| ops::signed(sign, value));
-    environment
-        .add_function("__py_compare", |a: &Value, sign: &str, b: &Value| ops::compare(a, sign, b));
+    environment.add_function("__py_compare", |args: Rest<Value>| ops::compare_all(&args));
+    environment.add_function(
+        "__py_slice",
+        |value: &Value, start: &Value, stop: &Value, step: &Value| {
+            ops::slice(value, [start, stop, step])
+        },
+    );
     environment.add_function("__py_attr", |value: &Value, name: &str| ops::attribute(value, name));
     environment.add_function("__py_item", |value: &Value, key: &Value| ops::item(value, key));
     environment.add_function("__py_iter", |value: &Value| ops::iterable(value));

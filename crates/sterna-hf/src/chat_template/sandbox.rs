@@ -9,15 +9,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use minijinja::{Environment, Value};
-
-use crate::error::{Error, Result};
 use crate::panics::{ReaderPanicked, catch_panic};
-
-use super::{
-    ChatTemplate, FUEL_BASE, FUEL_FACTOR, Limited, MAX_STACK, NAME, OUTPUT_BASE, OUTPUT_FACTOR,
-    STACK_BASE, STACK_PER_FUEL, invalid, python,
-};
 
 /// What a template may take.
 #[derive(Clone, Copy)]
@@ -55,36 +47,6 @@ pub enum Overrun {
     /// The system gives no thread to run it on.
     #[error("cannot start a thread for it: {0}")]
     Thread(#[from] std::io::Error),
-}
-
-impl ChatTemplate {
-    /// Renders with `context` as the variables of the template, and nothing beside them.
-    ///
-    /// # Errors
-    ///
-    /// As of [`ChatTemplate::render`].
-    pub fn render_context(
-        &self,
-        context: &serde_json::Map<String, serde_json::Value>,
-    ) -> Result<String> {
-        let input_bytes = serde_json::to_string(context).map_or(0, |text| text.len());
-        let context = Value::from_pairs(
-            context.iter().map(|(name, value)| (name.clone(), python::from_json(value))),
-        );
-        let fuel = FUEL_BASE + FUEL_FACTOR * input_bytes as u64;
-        let limit = OUTPUT_BASE + OUTPUT_FACTOR * input_bytes;
-        let mut environment = Environment::clone(&self.environment);
-        environment.set_fuel(Some(fuel));
-        let stack_bytes = (STACK_BASE + STACK_PER_FUEL * fuel as usize).min(MAX_STACK);
-        run(stack_bytes, LIMITS, move || {
-            let mut out = Limited { text: Vec::new(), limit };
-            environment.get_template(NAME)?.render_captured_to(context, &mut out)?;
-            String::from_utf8(out.text)
-                .map_err(|_| invalid("the template wrote bytes that are not text"))
-        })
-        .map_err(|source| Error::TemplateOverrun { path: self.path.clone(), source })?
-        .map_err(|source| self.failed(source))
-    }
 }
 
 /// Runs `work` on a thread with a stack of `stack_bytes`, which take up memory only as far as they are used.

@@ -162,13 +162,8 @@ const DIFFERENCES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "`true` and `1` are two keys of a dictionary that a template writes",
-        &["{{ {1: 2, 'x': none, true: 3} }}", "{{ {1: 2, none: 3, true: 4, 2.5: 5} | tojson }}"],
-    ),
-    (
         "the engine's own objects print and compare in its own way",
         &[
-            "{{ range(2, 8)[1:3] }}",
             "{{ range(3) == [0, 1, 2] }}",
             "{% for x in list %}{{ loop }}{% endfor %}",
             "{% macro m(a) %}{% endmacro %}{{ m.name }}{{ m.arguments }}{{ m is callable }}",
@@ -179,6 +174,7 @@ const DIFFERENCES: &[(&str, &[&str])] = &[
         &["{{ lipsum is defined }}", "{{ self is defined }}"],
     ),
     ("names are of ASCII letters", &["{% set \u{e9}t\u{e9} = 1 %}{{ \u{e9}t\u{e9} }}"]),
+    ("Jinja looks up a part of a constant like an attribute, at compile time", &["{{ none[1:] }}"]),
     ("characters have no names", &["{{ \"\\N{BULLET}\" }}"]),
     ("numbers that Jinja refuses to parse", &["{{ 1. }}", "{{ 1__0 }}"]),
     ("a text is not unpacked", &["{% for k, v in ['ab', 'cd'] %}{{ k }}{{ v }}{% endfor %}"]),
@@ -202,7 +198,8 @@ fn probes_read_as_jinja_reads_them() {
         num_probes += 1;
         let source = probe["source"].as_str().unwrap();
         let found = ChatTemplate::compile(source, Path::new("probe.jinja"))
-            .and_then(|template| template.render_context(context));
+            .and_then(|template| template.render_context(context))
+            .map(|rendered| rendered.text);
         let agrees = match (&found, probe["text"].as_str()) {
             (Ok(found), Some(expected)) => found == expected,
             (Err(_), None) => true,

@@ -1,4 +1,4 @@
-//! From the attention output back to the residual stream, on one tile: output projection, residual, MLP, residual, with the norms
+//! From the output of the mixer back to the residual stream, on one tile: its projection, residual, MLP, residual, with the norms
 //! between.
 //!
 //! What comes before the MLP and what comes after it is the same where experts take its place ([`super::moe`]).
@@ -7,6 +7,7 @@ use sterna_arch::Dense;
 use tch::Tensor;
 
 use super::BlockContext;
+use super::attention;
 use super::dense::{self, DenseSaved};
 use crate::multiplier::{multiplied, product};
 use crate::params::{BlockGrads, BlockParams};
@@ -107,13 +108,7 @@ pub(super) fn before_ffn(
     o: &Tensor,
 ) -> BeforeFfn {
     let layer = ctx.layer;
-    let o = o.flatten(1, 2);
-    let o = match &layer.attention.gate {
-        Some(gate) => params.project(gate, &attention_input(ctx, params, x)).sigmoid_().g_mul_(&o),
-        None => o,
-    };
-    let output = params.project(&layer.attention.o, &o);
-    drop(o);
+    let output = attention::output::forward(ctx, params, x, o);
     let (attended, output) = match &layer.post_attention_norm {
         Some(norm) => {
             let normed = params.norm(norm).forward(&output);
@@ -125,7 +120,7 @@ pub(super) fn before_ffn(
     let h = match (&layer.pre_ffn_norm, layer.is_parallel) {
         (Some(norm), true) => params.norm(norm).forward(x),
         (Some(norm), false) => params.norm(norm).forward(&r),
-        (None, true) => attention_input(ctx, params, x),
+        (None, true) => attention::input(ctx, params, x),
         (None, false) => r.shallow_clone(),
     };
     BeforeFfn { attended, r, h }
@@ -191,7 +186,7 @@ pub(super) fn before_ffn_backward(
     let through_mlp = match (&layer.pre_ffn_norm, layer.is_parallel) {
         (Some(norm), true) => grads.norm_backward(params, norm, x, &d_h),
         (Some(norm), false) => grads.norm_backward(params, norm, &r, &d_h),
-        (None, true) => attention_input_backward(ctx, params, grads, x, d_h),
+        (None, true) => attention::input_backward(ctx, params, grads, x, d_h),
         (None, false) => d_h,
     };
     drop(r);
@@ -203,23 +198,7 @@ pub(super) fn before_ffn_backward(
     if let (Some(norm), Some(attended)) = (&layer.post_attention_norm, attended) {
         d_branch = grads.norm_backward(params, norm, &attended, &d_branch);
     }
-    let o = o.flatten(1, 2);
-    let d_o = match &layer.attention.gate {
-        None => params.project_backward(grads, &layer.attention.o, &o, &d_branch),
-        Some(gate) => {
-            let a = attention_input(ctx, params, x);
-            let sigmoid = params.project(gate, &a).sigmoid_();
-            let gated = &o * &sigmoid;
-            let d_gated = params.project_backward(grads, &layer.attention.o, &gated, &d_branch);
-            drop(gated);
-            let d_gate = Tensor::sigmoid_backward(&(&d_gated * &o), &sigmoid);
-            let d_a = params.project_backward(grads, gate, &a, &d_gate);
-            let _ =
-                d_x.shallow_clone().g_add_(&attention_input_backward(ctx, params, grads, x, d_a));
-            sigmoid * d_gated
-        }
-    };
-    d_o.unflatten(1, [-1, layer.attention.head_dim as i64])
+    attention::output::backward(ctx, params, grads, x, o, &d_branch, d_x)
 }
 
 /// The gradient of what the buffer on the layer's output multiplies.
@@ -227,26 +206,5 @@ fn before_scale(ctx: &BlockContext<'_>, params: &BlockParams, d_y: &Tensor) -> T
     match ctx.layer.output_scale {
         Some(scale) => d_y * params.get(scale),
         None => d_y.shallow_clone(),
-    }
-}
-
-/// What attention reads.
-fn attention_input(ctx: &BlockContext<'_>, params: &BlockParams, x: &Tensor) -> Tensor {
-    match &ctx.layer.pre_attention_norm {
-        Some(norm) => params.norm(norm).forward(x),
-        None => x.shallow_clone(),
-    }
-}
-
-fn attention_input_backward(
-    ctx: &BlockContext<'_>,
-    params: &BlockParams,
-    grads: &mut BlockGrads,
-    x: &Tensor,
-    d_y: Tensor,
-) -> Tensor {
-    match &ctx.layer.pre_attention_norm {
-        Some(norm) => grads.norm_backward(params, norm, x, &d_y),
-        None => d_y,
     }
 }

@@ -1,4 +1,4 @@
-//! From the attention output back to the residual stream in a layer with experts.
+//! From the output of the mixer back to the residual stream in a layer with experts.
 //!
 //! ```text
 //! forward                                              backward

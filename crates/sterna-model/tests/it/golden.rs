@@ -136,6 +136,7 @@ goldens! {
     stablelm_parallel,
     starcoder2,
     starcoder2_unbiased,
+    vaultgemma,
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::path::Path;
 use serde_json::json;
 use sterna_arch::{ModelConfig, Norm, NormKind};
 use sterna_model::{
-    BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Implementation, Keep, block,
-    rotary,
+    AttentionContext, BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Implementation,
+    Keep, block, rotary,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -42,16 +42,18 @@ fn check_keeping(config: &ModelConfig, keep: Keep) {
     let ctx = BlockContext {
         layer,
         layer_idx: 0,
-        sp: comm.sp(),
-        groups: &groups,
-        documents: &documents,
-        rope: layer.attention.rope.map(|rope_idx| &ropes[rope_idx]),
-        num_rows: 1,
+        attention: AttentionContext {
+            sp: comm.sp(),
+            groups: &groups,
+            documents: &documents,
+            rope: layer.attention.rope.map(|rope_idx| &ropes[rope_idx]),
+            num_rows: 1,
+            streaming: None,
+            implementation: Implementation::Automatic,
+            qkv_tile_len: 3,
+        },
         routing: None,
         counts_routes: false,
-        streaming: None,
-        attention: Implementation::Automatic,
-        qkv_tile_len: 3,
         mlp_tile_len: 4,
     };
     let x = Tensor::randn([7, arch.hidden_size as i64], F64);

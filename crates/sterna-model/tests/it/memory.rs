@@ -5,7 +5,8 @@ use std::path::Path;
 use serde_json::json;
 use sterna_arch::ModelConfig;
 use sterna_model::{
-    BlockContext, BlockParams, Documents, HeadGroup, Implementation, Keep, block, embed, rotary,
+    AttentionContext, BlockContext, BlockParams, Documents, HeadGroup, Implementation, Keep, block,
+    embed, rotary,
 };
 use sterna_testkit::spawn_ranks;
 use sterna_torch_sys::memory::{self, MemoryKind};
@@ -114,16 +115,18 @@ fn growth_of_forward(hidden_size: u32, num_groups: usize) -> u64 {
         let ctx = BlockContext {
             layer,
             layer_idx: 0,
-            sp: comm.sp(),
-            groups: &groups,
-            documents: &documents,
-            rope: Some(&rope[0]),
-            num_rows: 1,
+            attention: AttentionContext {
+                sp: comm.sp(),
+                groups: &groups,
+                documents: &documents,
+                rope: Some(&rope[0]),
+                num_rows: 1,
+                streaming: None,
+                implementation: Implementation::Automatic,
+                qkv_tile_len: 256,
+            },
             routing: None,
             counts_routes: false,
-            streaming: None,
-            attention: Implementation::Automatic,
-            qkv_tile_len: 256,
             mlp_tile_len: 256,
         };
         let x = Tensor::ones([num_tokens, i64::from(hidden_size)], (Kind::Float, Device::Cpu));

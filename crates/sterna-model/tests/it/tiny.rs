@@ -10,8 +10,9 @@ use sterna_arch::{Ffn, Init, Layer, ModelConfig, ParamSpec};
 use sterna_comm::{Comm, RankEnv, ReduceOp};
 use sterna_model::head::{self, HeadGrads, HeadParams, LossSum};
 use sterna_model::{
-    BlockContext, BlockGrads, BlockParams, Documents, Experts, HeadGroup, Implementation, Keep,
-    KeysValues, KeysValuesStore, ModelError, Routing, Streaming, block, embed, rotary,
+    AttentionContext, BlockContext, BlockGrads, BlockParams, Documents, Experts, HeadGroup,
+    Implementation, Keep, KeysValues, KeysValuesStore, ModelError, Routing, Streaming, block,
+    embed, rotary,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -247,16 +248,20 @@ impl Tiny {
         let context = |layer_idx: usize| BlockContext {
             layer: &arch.layers[layer_idx],
             layer_idx,
-            sp,
-            groups: &groups[layer_idx],
-            documents: &documents,
-            rope: arch.layers[layer_idx].attention.rope.map(|rope_idx| &ropes[rope_idx]),
-            num_rows: batch.num_rows as i64,
+            attention: AttentionContext {
+                sp,
+                groups: &groups[layer_idx],
+                documents: &documents,
+                rope: arch.layers[layer_idx].attention.rope.map(|rope_idx| &ropes[rope_idx]),
+                num_rows: batch.num_rows as i64,
+                streaming: how
+                    .query_tile_len
+                    .map(|tile_len| Streaming { tile_len, store: &Chunks }),
+                implementation: Implementation::Automatic,
+                qkv_tile_len: tile_len,
+            },
             routing: None,
             counts_routes: false,
-            streaming: how.query_tile_len.map(|tile_len| Streaming { tile_len, store: &Chunks }),
-            attention: Implementation::Automatic,
-            qkv_tile_len: tile_len,
             mlp_tile_len: tile_len,
         };
         let num_valid_tokens = batch.shift_labels.iter().filter(|label| **label != -100).count();

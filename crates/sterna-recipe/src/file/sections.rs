@@ -211,6 +211,7 @@ section! {
         "sample_ratio" => sample_ratio: Maybe<Real> => Host,
         "sample_count" => sample_count: Maybe<Int<0>> => Host,
         "sample_seed" => sample_seed: Int<0> => Host,
+        "epochs" => epochs: Maybe<Real> => Host,
     }
     inert {}
     refused {
@@ -284,6 +285,7 @@ impl SourceKeys {
             sample_ratio: None,
             sample_count: None,
             sample_seed: None,
+            epochs: None,
         }
     }
 }

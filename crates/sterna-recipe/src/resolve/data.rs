@@ -230,6 +230,7 @@ fn check_reference(data: &DataFile, options: &DataOptions, reader: &mut Reader) 
         data.train_on.as_ref().map(|at| &at.path),
         data.chat_template_kwargs.as_ref().map(|at| &at.path),
         data.control_tokens.as_ref().map(|at| &at.path),
+        data.excess_length.as_ref().map(|at| &at.path),
     ];
     let keys_of_sources =
         [&data.sources, &data.eval_sources].into_iter().flatten().flat_map(|at| {
@@ -297,6 +298,7 @@ fn source(file: &SourceFile, default_split: &str, reader: &mut Reader) -> Option
         content_key: or(keys.content_key.as_ref(), None),
         sample: sampling(file, reader)?,
         sample_seed: or(keys.sample_seed.as_ref(), 42) as u64,
+        epochs: epochs(keys.epochs.as_ref(), reader)?,
         name_or_path,
     })
 }
@@ -467,6 +469,17 @@ fn kwargs(typed: Option<&At<Map<String, Value>>>, reader: &mut Reader) -> Map<St
         }
     }
     kept
+}
+
+/// How often a source is in the mix: once, unless it says another number above 0.
+fn epochs(typed: Option<&At<Option<f64>>>, reader: &mut Reader) -> Option<f64> {
+    let Some((at, epochs)) = typed.and_then(|at| Some((at, at.value?))) else { return Some(1.0) };
+    if epochs > 0.0 && epochs.is_finite() {
+        return Some(epochs);
+    }
+    let required = "a number above 0; remove the source to leave it out";
+    reader.error(Diagnostic::value(&at.path, at.span, format!("`{epochs}`"), required));
+    None
 }
 
 fn sampling(file: &SourceFile, reader: &mut Reader) -> Option<Sampling> {

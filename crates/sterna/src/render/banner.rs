@@ -83,12 +83,7 @@ pub(super) fn data(report: &PrepareReport) -> Vec<String> {
             set.samples,
             base10(set.tokens as f64)
         ));
-        if set.dropped_too_long > 0 {
-            lines.push(format!(
-                "{name} dropped {} samples longer than max_length {}; the longest has {} tokens",
-                set.dropped_too_long, set.max_length, set.longest
-            ));
-        }
+        lines.extend(set.about_length().map(|line| format!("{name} {line}")));
         for source in set.sources.iter().filter(|source| source.stats.samples_without_label > 0) {
             lines.push(format!(
                 "{name} {} samples of {} have no label",

@@ -153,6 +153,7 @@ fn source(path: &Path) -> Source {
         tools_key: None,
         text_key: None,
         sample_seed: 42,
+        epochs: 1.0,
     }
 }
 

@@ -11,6 +11,9 @@ use std::fmt::Write;
 /// How deep an expression may nest. Minijinja refuses the 151st level.
 const MAX_DEPTH: usize = 200;
 
+/// Longest operand of a chain of comparisons that is written twice, in bytes.
+const MAX_REPEATED: usize = 200;
+
 /// Names that are methods of Python's `str`, `list` or `dict`, so that an attribute of that name may be one.
 const METHODS: &[&str] = &[
     "append",
@@ -345,12 +348,25 @@ impl<'a> Inside<'a> {
             }
             others.push((name, written, self.sum()?));
         }
-        match &others[..] {
-            [(name @ ("<" | "<=" | ">" | ">=" | "in" | "not in"), _, second)] => {
-                Some(format!(" __py_compare({first}, '{name}',{second})"))
-            }
-            _ => Some(others.iter().fold(first, |out, (_, sign, next)| out + sign + next)),
+        if others.iter().all(|(name, ..)| matches!(*name, "==" | "!=")) && others.len() < 2 {
+            return Some(others.iter().fold(first, |out, (_, sign, next)| out + sign + next));
         }
+        // A chain ends where it fails, so what stands in the middle is written twice, if that is short.
+        if others.len() > 1 && others.iter().all(|(.., next)| next.len() < MAX_REPEATED) {
+            let mut left = first;
+            let mut pairs = Vec::new();
+            for (name, _, next) in others {
+                pairs.push(format!("__py_compare({left},'{name}',{next})"));
+                left = next;
+            }
+            return Some(format!(" ({})", pairs.join(" and ")));
+        }
+        let mut out = format!(" __py_compare({first}");
+        for (name, _, next) in &others {
+            write!(out, ",'{name}',{next}").ok()?;
+        }
+        out.push(')');
+        Some(out)
     }
 
     fn sum(&mut self) -> Option<String> {
@@ -477,36 +493,53 @@ impl<'a> Inside<'a> {
                         out = out + &dot + &written;
                     }
                 }
-                "[" => {
-                    let open = self.take()?;
-                    let mut inside = String::new();
-                    // An index or a name that no method has is looked up in one way.
-                    let is_index = self.peek()?.bytes().all(|b| b.is_ascii_digit());
-                    let mut is_plain = is_index
-                        || self.kind() == Some(Kind::Text)
-                            && !METHODS.contains(&self.peek()?.trim_matches(['\'', '"']));
-                    let from = self.at;
-                    while !self.is("]") {
-                        if self.is(":") || self.is(",") {
-                            is_plain = true;
-                            inside += &self.take()?;
-                        } else {
-                            inside += &self.expression()?;
-                        }
-                    }
-                    is_plain &= self.at - from == 1 || inside.contains([':', ',']);
-                    let close = self.take()?;
-                    out = if is_plain {
-                        out + &open + &inside + &close
-                    } else {
-                        format!(" __py_item({out},{inside})")
-                    };
-                }
+                "[" => out = self.subscript(&out)?,
                 "(" => out += &self.arguments()?,
                 _ => break,
             }
         }
         Some(out)
+    }
+
+    /// `of[key]` or `of[start:stop:step]`.
+    fn subscript(&mut self, of: &str) -> Option<String> {
+        let open = self.take()?;
+        // An index or a name that no method has is looked up in one way.
+        let first = self.peek()?;
+        let is_plain = first.bytes().all(|b| b.is_ascii_digit())
+            || self.kind() == Some(Kind::Text)
+                && !METHODS.contains(&first.trim_matches(['\'', '"']));
+        let from = self.at;
+        let mut parts = vec![String::new()];
+        let mut is_slice = false;
+        while !self.is("]") {
+            if self.is(":") {
+                is_slice = true;
+                parts.push(self.skip()?.to_owned());
+            } else {
+                let part = self.expression()?;
+                let last = parts.last_mut()?;
+                last.push_str(&part);
+                if !self.is(":") && !self.is("]") {
+                    return None;
+                }
+            }
+        }
+        let is_plain = is_plain && self.at - from == 1;
+        let close = self.take()?;
+        if is_slice {
+            parts.resize(3, String::new());
+            let parts = parts.iter().map(|part| {
+                if part.trim().is_empty() { format!("{part}none") } else { part.clone() }
+            });
+            return Some(format!(" __py_slice({of},{})", parts.collect::<Vec<_>>().join(",")));
+        }
+        let key = parts.concat();
+        Some(if is_plain {
+            format!("{of}{open}{key}{close}")
+        } else {
+            format!(" __py_item({of},{key})")
+        })
     }
 
     fn arguments(&mut self) -> Option<String> {

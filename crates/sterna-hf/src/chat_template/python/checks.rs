@@ -50,9 +50,9 @@ fn remainder(value: &Value, by: &Value) -> Result<Value, Error> {
     }
 }
 
-/// Functions, macros and methods. Minijinja's own are known by being nothing else.
+/// Functions, macros and methods. Minijinja's own are known by being nothing else. What is undefined can be called too, if in vain.
 fn is_callable(value: &Value) -> bool {
-    let Some(object) = value.as_object() else { return false };
+    let Some(object) = value.as_object() else { return value.is_undefined() };
     value.downcast_object_ref::<Method>().is_some()
         || value.downcast_object_ref::<OpenMacro>().is_some()
         || object.type_name().ends_with("::Macro")

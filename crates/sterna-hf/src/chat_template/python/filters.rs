@@ -442,6 +442,9 @@ fn unique(_: &mut State, value: &Value, args: &[Value]) -> Result<Value, Error> 
     let mut out = Vec::new();
     for item in items(value)? {
         let key = without_case(attribute_of(&item, attribute.as_ref())?, is_case_sensitive);
+        if matches!(key.kind(), ValueKind::Seq | ValueKind::Map) && !objects::is_tuple(&key) {
+            return Err(kind_error("unique", &key));
+        }
         if !seen.contains(&key) {
             seen.push(key);
             out.push(item);
@@ -597,16 +600,17 @@ fn indent(_: &mut State, value: &Value, args: &[Value]) -> Result<Value, Error> 
 fn truncate(_: &mut State, value: &Value, args: &[Value]) -> Result<Value, Error> {
     let [length, kill_words, end, leeway] =
         bind("truncate", ["length", "killwords", "end", "leeway"], args)?;
-    let text = str_of(value)?;
     let length = length.map_or(Ok(255), |length| size(&length))?;
     let end = end.map_or(Ok("...".to_owned()), |end| str_of(&end))?;
     let leeway = leeway.filter(|leeway| !leeway.is_none()).map_or(Ok(5), |leeway| size(&leeway))?;
     let Some(kept) = length.checked_sub(end.chars().count()) else {
         return Err(invalid("`truncate` leaves no room for its end"));
     };
-    if text.chars().count() <= length.saturating_add(leeway) {
-        return Ok(Value::from(text));
+    let len = if value.is_undefined() { Some(0) } else { value.len() };
+    if len.is_some_and(|len| len <= length.saturating_add(leeway)) {
+        return Ok(value.clone());
     }
+    let Some(text) = value.as_str() else { return Err(kind_error("truncate", value)) };
     let cut: String = text.chars().take(kept).collect();
     let cut = match cut.rsplit_once(' ') {
         Some((before, _)) if !is_given(kill_words.as_ref()) => before,

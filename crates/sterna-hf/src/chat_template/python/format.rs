@@ -36,8 +36,8 @@ pub(super) fn percent(format: &str, values: &Value) -> Result<String, Error> {
     let mut positional = positional.into_iter();
     let mut out = String::new();
     let mut chars = format.chars().peekable();
-    // A list or a dictionary may go unused.
-    let mut may_remain = !is_tuple && values.as_object().is_some();
+    // A list, a dictionary and what is undefined may go unused.
+    let mut may_remain = !is_tuple && (values.as_object().is_some() || values.is_undefined());
     while let Some(c) = chars.next() {
         if c != '%' {
             out.push(c);

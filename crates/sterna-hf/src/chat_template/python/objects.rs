@@ -141,6 +141,12 @@ impl Range {
         Ok(Value::from_object(range))
     }
 
+    /// `self[start:stop:step]`, of bounds within the range.
+    pub(super) fn slice(&self, start: i64, stop: i64, step: i64) -> Result<Value, Error> {
+        let at = |index: i64| self.start.saturating_add(index.saturating_mul(self.step));
+        Range::between(at(start), at(stop), self.step.saturating_mul(step))
+    }
+
     fn len(&self) -> usize {
         let (start, stop, step) =
             (i128::from(self.start), i128::from(self.stop), i128::from(self.step));
@@ -213,6 +219,10 @@ impl Object for Method {
 
     fn call(self: &Arc<Self>, state: &mut State<'_, '_>, args: &[Value]) -> Result<Value, Error> {
         call_method(state, &self.owner, &self.name, args)
+    }
+
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "<built-in method {}>", self.name)
     }
 }
 

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, Value};
 
-use super::objects::{self, Generator, Method};
+use super::objects::{self, Generator, Method, Range};
 use super::{format, strings, text};
 use crate::chat_template::invalid;
 
@@ -111,6 +111,18 @@ pub(super) fn signed(sign: &str, a: &Value) -> Result<Value, Error> {
     }
 }
 
+/// `a < b == c` and so on: each holds of its two neighbours.
+pub(super) fn compare_all(args: &[Value]) -> Result<bool, Error> {
+    let mut rest = args;
+    while let [a, sign, b, ..] = rest {
+        if !compare(a, sign.as_str().unwrap_or_default(), b)? {
+            return Ok(false);
+        }
+        rest = &rest[2..];
+    }
+    Ok(true)
+}
+
 /// `a < b` and its like, `a in b` and `a not in b`.
 pub(super) fn compare(a: &Value, sign: &str, b: &Value) -> Result<bool, Error> {
     let order = || order(sign, a, b);
@@ -119,6 +131,8 @@ pub(super) fn compare(a: &Value, sign: &str, b: &Value) -> Result<bool, Error> {
         "<=" => matches!(order()?, Some(Ordering::Less | Ordering::Equal)),
         ">" => order()? == Some(Ordering::Greater),
         ">=" => matches!(order()?, Some(Ordering::Greater | Ordering::Equal)),
+        "==" => a == b,
+        "!=" => a != b,
         "in" => contains(b, a)?,
         "not in" => !contains(b, a)?,
         _ => return Err(unsupported(sign, &[a, b])),
@@ -234,6 +248,46 @@ pub(super) fn item(value: &Value, key: &Value) -> Result<Value, Error> {
     }
 }
 
+/// `value[start:stop:step]`.
+pub(super) fn slice(value: &Value, bounds: [&Value; 3]) -> Result<Value, Error> {
+    let [start, stop, step] = bounds.map(|bound| match Number::of(bound) {
+        Some(Number::Int(x)) => Ok(Some(x.clamp(i128::from(i64::MIN), i128::from(i64::MAX)))),
+        _ if bound.is_none() => Ok(None),
+        _ => Err(unsupported("[:]", &[bound])),
+    });
+    let (start, stop, step) = (start?, stop?, step?);
+    let step = step.unwrap_or(1);
+    let is_range = value.downcast_object_ref::<Range>();
+    let items: Vec<Value> = match value.kind() {
+        ValueKind::String | ValueKind::Seq | ValueKind::Iterable if step != 0 => {
+            value.try_iter()?.collect()
+        }
+        _ => return Err(unsupported("[:]", &[value])),
+    };
+    let len = items.len() as i128;
+    // Backwards, it begins at the last and may end before the first.
+    let (lowest, highest) = if step < 0 { (-1, len - 1) } else { (0, len) };
+    let place = |bound: Option<i128>, default: i128| match bound {
+        Some(bound) => (if bound < 0 { bound + len } else { bound }).clamp(lowest, highest),
+        None => default,
+    };
+    let (first, last) = if step < 0 { (highest, lowest) } else { (lowest, highest) };
+    let (start, stop) = (place(start, first), place(stop, last));
+    if let Some(range) = is_range {
+        return range.slice(start as i64, stop as i64, step as i64);
+    }
+    let mut taken = Vec::new();
+    let mut at = start;
+    while if step < 0 { at > stop } else { at < stop } {
+        taken.push(items[at as usize].clone());
+        at += step;
+    }
+    if value.as_str().is_some() {
+        return Ok(Value::from(taken.iter().filter_map(Value::as_str).collect::<String>()));
+    }
+    Ok(list_like(value, taken))
+}
+
 /// What a loop goes through: Python has nothing to go through in `none` or a number.
 pub(super) fn iterable(value: &Value) -> Result<Value, Error> {
     if let Some(generator) = value.downcast_object_ref::<Generator>() {
@@ -252,7 +306,9 @@ pub(super) fn items(value: &Value) -> Result<impl Iterator<Item = Value> + use<>
 }
 
 fn is_list(value: &Value) -> bool {
-    matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) && !objects::is_tuple(value)
+    matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)
+        && !objects::is_tuple(value)
+        && value.downcast_object_ref::<Range>().is_none()
 }
 
 fn list_like(pattern: &Value, items: Vec<Value>) -> Value {
@@ -262,7 +318,7 @@ fn list_like(pattern: &Value, items: Vec<Value>) -> Value {
 /// A text or list and how often it is to be repeated, in either order.
 fn repetition<'a>(a: &'a Value, b: &'a Value) -> Option<(&'a Value, i128)> {
     let can_repeat = |value: &Value| {
-        matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Iterable)
+        value.kind() == ValueKind::String || is_list(value) || objects::is_tuple(value)
     };
     let (repeated, times) = if can_repeat(a) { (a, b) } else { (b, a) };
     match Number::of(times) {
@@ -322,7 +378,11 @@ fn power(a: f64, b: f64) -> Result<Value, Error> {
     if a == 0.0 && b < 0.0 || a < 0.0 && b.fract() != 0.0 {
         return Err(invalid("a power that is no real number"));
     }
-    Ok(Value::from(a.powf(b)))
+    let result = a.powf(b);
+    if result.is_infinite() && a.is_finite() && b.is_finite() {
+        return Err(invalid("a power that is too large"));
+    }
+    Ok(Value::from(result))
 }
 
 /// The remainder with the sign of the divisor.

@@ -8,7 +8,7 @@ use sterna_ops::attention::{self, AttentionSpec, KeysValues, Streamed};
 use sterna_ops::tile::tiles;
 use tch::Tensor;
 
-use super::BlockContext;
+use crate::block::BlockContext;
 use crate::error::ModelError;
 use crate::heads::HeadGroup;
 use crate::stage::Stage;
@@ -103,7 +103,7 @@ impl KeysAndValues {
         k: Tensor,
         v: Tensor,
     ) -> Result<(Tensor, KeysAndValues), ModelError> {
-        match ctx.streaming {
+        match ctx.attention.streaming {
             None => Ok((q, KeysAndValues::Here([k, v]))),
             Some(streaming) => {
                 let size = k.size();
@@ -121,9 +121,9 @@ pub(super) fn forward(
     [q, k, v]: [Tensor; 3],
 ) -> Result<(Attended, Tensor), ModelError> {
     let _stage = Stage::Attention.enter();
-    let spec = ctx.attention_spec(group);
+    let spec = attention_spec(ctx, group);
     let (q, mut kv) = KeysAndValues::new(ctx, q, k, v)?;
-    let (o, lse) = match (&mut kv, ctx.streaming) {
+    let (o, lse) = match (&mut kv, ctx.attention.streaming) {
         (KeysAndValues::Stored(kv, _), Some(streaming)) => {
             let size = q.size();
             let o = Tensor::empty(&size, (q.kind(), q.device()));
@@ -136,7 +136,9 @@ pub(super) fn forward(
             }
             (o, lse)
         }
-        (KeysAndValues::Here([k, v]), _) => attention::forward(&q, k, v, &spec, ctx.documents),
+        (KeysAndValues::Here([k, v]), _) => {
+            attention::forward(&q, k, v, &spec, ctx.attention.documents)
+        }
         (KeysAndValues::Stored(..), None) => unreachable!("only streaming puts them away"),
     };
     Ok((Attended { q, kv, o }, lse))
@@ -152,10 +154,10 @@ pub(super) fn backward(
 ) -> Result<(Tensor, Tensor, Tensor), ModelError> {
     let _stage = Stage::Attention.enter();
     let Attended { q, kv, o } = attended;
-    let spec = ctx.attention_spec(group);
-    let gradients = match (kv, ctx.streaming) {
+    let spec = attention_spec(ctx, group);
+    let gradients = match (kv, ctx.attention.streaming) {
         (KeysAndValues::Here([k, v]), _) => {
-            attention::backward(&d_o, &q, &k, &v, &o, lse, &spec, ctx.documents)
+            attention::backward(&d_o, &q, &k, &v, &o, lse, &spec, ctx.attention.documents)
         }
         (KeysAndValues::Stored(mut kv, kv_size), Some(streaming)) => {
             let d_q = Tensor::empty(q.size(), (q.kind(), q.device()));
@@ -188,12 +190,23 @@ pub(super) fn backward(
     Ok(gradients)
 }
 
+fn attention_spec(ctx: &BlockContext<'_>, group: &HeadGroup) -> AttentionSpec {
+    let attention = &ctx.layer.attention;
+    AttentionSpec {
+        kv_of_q: group.kv_of_q(ctx.attention.sp.rank()).to_vec(),
+        scale: attention.scale,
+        softcap: attention.softcap,
+        sliding_window: attention.sliding_window.map(|window| window as i64),
+        implementation: ctx.attention.implementation,
+    }
+}
+
 fn streamed<'s>(
     ctx: &BlockContext<'s>,
     spec: &'s AttentionSpec,
     streaming: Streaming<'_>,
 ) -> Streamed<'s> {
-    Streamed { spec, documents: ctx.documents, key_chunk_len: streaming.tile_len }
+    Streamed { spec, documents: ctx.attention.documents, key_chunk_len: streaming.tile_len }
 }
 
 /// A run of tokens along dimension `dim`.

@@ -8,7 +8,8 @@ use sterna_ops::rope::{self, RopeTable};
 use sterna_ops::{accumulate_kind, norm};
 use tch::Tensor;
 
-use super::BlockContext;
+use super::{input, input_backward};
+use crate::block::BlockContext;
 use crate::heads::{HeadGroup, Run};
 use crate::params::{BlockGrads, BlockParams};
 
@@ -47,10 +48,7 @@ pub(super) fn recompute(
     x: &Tensor,
 ) -> QkvSaved {
     let attention = &ctx.layer.attention;
-    let h = match &ctx.layer.pre_attention_norm {
-        Some(norm) => params.norm(norm).forward(x),
-        None => x.shallow_clone(),
-    };
+    let h = input(ctx, params, x);
     let reads_qk = attention.backward_reads_qk();
     let q = reads_qk.then(|| {
         project(ctx, params, &attention.q, &read(ctx, group.q(), attention.num_heads), &h)
@@ -74,7 +72,7 @@ pub(super) fn finish(
 ) -> [Tensor; 3] {
     let attention = &ctx.layer.attention;
     let QkvSaved { h, projected } = saved;
-    let rope = ctx.rope_of(tile);
+    let rope = rope_of(ctx, tile);
     let projection = |saved: &Option<Tensor>, map: &Linear, runs: &[Run]| match saved {
         Some(projected) => clipped(attention.clip_qkv, projected),
         None => project(ctx, params, map, runs, h),
@@ -128,7 +126,7 @@ pub(super) fn backward(
 ) -> Tensor {
     let attention = &ctx.layer.attention;
     let QkvSaved { h, projected } = saved;
-    let rope = ctx.rope_of(tile);
+    let rope = rope_of(ctx, tile);
     let d_q = match rope.as_ref().and_then(RopeTable::query_scale) {
         Some(scale) => d_q * scale,
         None => d_q,
@@ -193,10 +191,12 @@ pub(super) fn backward(
         project_backward(v, &projected.v, group.kv(), d_v);
     }
     let d_h = d_h.expect("a group has heads");
-    match &ctx.layer.pre_attention_norm {
-        Some(norm) => grads.norm_backward(params, norm, x, &d_h),
-        None => d_h,
-    }
+    input_backward(ctx, params, grads, x, d_h)
+}
+
+/// The angles of a tile's tokens; `None` in a block that does not turn them.
+fn rope_of(ctx: &BlockContext<'_>, tile: &Range<i64>) -> Option<RopeTable> {
+    ctx.attention.rope.map(|rope| rope.narrow(tile.start, tile.end - tile.start))
 }
 
 /// The heads that are projected for those of a group: all, where a norm has its mean over all.
