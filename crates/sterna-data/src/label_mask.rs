@@ -11,7 +11,10 @@ use sterna_hf::{Conversation, Encoded, Rendered, Tokenizer};
 use sterna_recipe::{ControlTokens, DataOptions, LabelMask};
 
 use self::exact::Openers;
-use crate::error::{Error, Result, RowId};
+use crate::{
+    error::{Error, Result, RowId},
+    messages::OTHER_TEXTS,
+};
 
 /// The role whose messages are trained on.
 pub(crate) const ASSISTANT: &str = "assistant";
@@ -96,7 +99,7 @@ impl<'a> ChatTokenizer<'a> {
         let (tokenizer, rule) = (self.tokenizer, &self.rule);
         let mut conversation = self.as_the_template_reads_it(conversation);
         let mut remarks = Remarks::default();
-        let mut stand_ins = Vec::new();
+        let mut stand_ins = StandIns::default();
         if rule.label_mask == LabelMask::Exact {
             remarks.has_control_tokens = self.spells_special_tokens(&conversation);
             if remarks.has_control_tokens && rule.control_tokens == ControlTokens::PlainText {
@@ -190,6 +193,7 @@ impl<'a> ChatTokenizer<'a> {
 
     fn spells_special_tokens(&self, conversation: &Conversation) -> bool {
         let mut texts = Vec::new();
+        texts_in(&conversation.tools, &mut texts);
         for message in conversation.messages.iter().filter(|message| message.role() != ASSISTANT) {
             if let Some(content) = message.get("content") {
                 texts_in(content, &mut texts);
@@ -198,80 +202,62 @@ impl<'a> ChatTokenizer<'a> {
         texts.into_iter().any(|text| self.tokenizer.special_tokens_in(text).next().is_some())
     }
 
-    /// Replaces special tokens that texts spell by names that no text has; returns the names and what they stand for.
-    fn stand_in_for_special_tokens(
-        &self,
-        conversation: &mut Conversation,
-    ) -> Vec<(String, String)> {
+    /// Replaces special tokens that texts spell by names that no text has.
+    fn stand_in_for_special_tokens(&self, conversation: &mut Conversation) -> StandIns {
         let stem = {
             let mut texts = Vec::new();
+            texts_in(&conversation.tools, &mut texts);
             for message in &conversation.messages {
-                message
-                    .get("content")
-                    .into_iter()
-                    .for_each(|content| texts_in(content, &mut texts));
+                let said =
+                    OTHER_TEXTS.iter().chain(&["content"]).filter_map(|key| message.get(key));
+                said.for_each(|value| texts_in(value, &mut texts));
             }
             let mut stems = (0..).map(|i| format!("sternaControl{i}x"));
             stems
                 .find(|stem| !texts.iter().any(|text| text.contains(stem)))
                 .expect("texts are finite")
         };
-        let mut stand_ins: Vec<(String, String)> = Vec::new();
+        let mut stand_ins = StandIns { stem, tokens: Vec::new() };
+        let mut replace = |text: &mut String| {
+            let mut replaced = String::with_capacity(text.len());
+            let mut copied = 0;
+            for found in self.tokenizer.special_tokens_in(text) {
+                replaced += &text[copied..found.start];
+                replaced += &stand_ins.name_of(&text[found.clone()]);
+                copied = found.end;
+            }
+            replaced += &text[copied..];
+            *text = replaced;
+        };
+        for_each_text(&mut conversation.tools, &mut replace);
         let others = conversation.messages.iter_mut().filter(|message| message.role() != ASSISTANT);
         for message in others {
             let Some(mut content) = message.get("content").cloned() else { continue };
-            for_each_text(&mut content, &mut |text| {
-                let mut replaced = String::with_capacity(text.len());
-                let mut copied = 0;
-                for found in self.tokenizer.special_tokens_in(text) {
-                    let token = &text[found.clone()];
-                    let known = stand_ins.iter().position(|(_, known)| known == token);
-                    let index = known.unwrap_or_else(|| {
-                        stand_ins.push((format!("{stem}{}y", stand_ins.len()), token.to_owned()));
-                        stand_ins.len() - 1
-                    });
-                    replaced += &text[copied..found.start];
-                    replaced += &stand_ins[index].0;
-                    copied = found.end;
-                }
-                replaced += &text[copied..];
-                *text = replaced;
-            });
+            for_each_text(&mut content, &mut replace);
             message.set("content", content);
         }
         stand_ins
     }
 
     /// The tokens of `text`, in which each stand-in is the letters of what it stands for; offsets are those of `text`.
-    fn encode(
-        &self,
-        text: &str,
-        stand_ins: &[(String, String)],
-    ) -> Result<Encoded, sterna_hf::Error> {
-        if stand_ins.is_empty() {
+    fn encode(&self, text: &str, stand_ins: &StandIns) -> Result<Encoded, sterna_hf::Error> {
+        if stand_ins.tokens.is_empty() {
             return self.tokenizer.encode(text);
         }
         let mut encoded = Encoded { ids: Vec::new(), offsets: Vec::new() };
         let (mut at, mut at_char) = (0, 0);
-        loop {
-            let next = stand_ins
-                .iter()
-                .filter_map(|(name, token)| Some((at + text[at..].find(name)?, name, token)))
-                .min();
-            let end = next.map_or(text.len(), |(start, ..)| start);
-            let piece = self.tokenizer.encode(&text[at..end])?;
-            encoded.ids.extend(piece.ids);
-            encoded
-                .offsets
-                .extend(piece.offsets.into_iter().map(|(from, to)| (from + at_char, to + at_char)));
-            at_char += text[at..end].chars().count();
-            let Some((_, name, token)) = next else { return Ok(encoded) };
+        for (start, token, name_len) in stand_ins.find_in(text) {
+            let piece = &text[at..start];
+            append(&mut encoded, self.tokenizer.encode(piece)?, at_char);
+            at_char += piece.chars().count();
             let letters = self.tokenizer.encode_as_plain_text(token)?;
-            let offsets = (at_char, at_char + name.len());
+            let offsets = (at_char, at_char + name_len);
             encoded.offsets.extend(letters.ids.iter().map(|_| offsets));
             encoded.ids.extend(letters.ids);
-            (at, at_char) = (end + name.len(), offsets.1);
+            (at, at_char) = (start + name_len, offsets.1);
         }
+        append(&mut encoded, self.tokenizer.encode(&text[at..])?, at_char);
+        Ok(encoded)
     }
 
     /// With the recipe's variables, and lists of texts as one text if the template prints only text.
@@ -291,6 +277,41 @@ impl<'a> ChatTokenizer<'a> {
         }
         conversation
     }
+}
+
+/// Names in place of special tokens that texts spell: `STEM0y`, `STEM1y` and so on, of which no text has the stem.
+#[derive(Default)]
+struct StandIns {
+    stem: String,
+    /// What each stands for.
+    tokens: Vec<String>,
+}
+
+impl StandIns {
+    /// The name for `token`, the same every time.
+    fn name_of(&mut self, token: &str) -> String {
+        let known = self.tokens.iter().position(|known| known == token);
+        let index = known.unwrap_or_else(|| {
+            self.tokens.push(token.to_owned());
+            self.tokens.len() - 1
+        });
+        format!("{}{index}y", self.stem)
+    }
+
+    /// Where names are in `text`, in bytes, what they stand for, and how long they are. One pass, however many there are.
+    fn find_in<'a>(&'a self, text: &'a str) -> impl Iterator<Item = (usize, &'a str, usize)> {
+        text.match_indices(&self.stem).filter_map(|(start, stem)| {
+            let (index, _) = text[start + stem.len()..].split_once('y')?;
+            let token = self.tokens.get(index.parse::<usize>().ok()?)?;
+            Some((start, token.as_str(), stem.len() + index.len() + 1))
+        })
+    }
+}
+
+/// Appends the tokens of a piece that starts at character `at_char`.
+fn append(encoded: &mut Encoded, piece: Encoded, at_char: usize) {
+    encoded.ids.extend(piece.ids);
+    encoded.offsets.extend(piece.offsets.iter().map(|(from, to)| (from + at_char, to + at_char)));
 }
 
 /// Every text in `value`.

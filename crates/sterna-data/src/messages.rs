@@ -21,7 +21,7 @@ use crate::{
 const CONTENT_KEYS: [&str; 4] = ["content", "text", "message", "value"];
 
 /// Fields that hold what a message's tools or the assistant's thoughts say beside its text.
-const OTHER_TEXTS: [&str; 5] =
+pub(crate) const OTHER_TEXTS: [&str; 5] =
     ["tool_calls", "function_call", "reasoning_content", "thinking", "reasoning"];
 
 /// Roles of messages that templates know, by the names that data sets have for them.
@@ -558,9 +558,9 @@ impl RowReader<'_> {
             messages.push(message);
         }
         messages.append(&mut after);
-        let selects_some = items.iter().any(|item| self.selects_any(item));
+        let selects_some = || items.iter().any(|item| self.selects_any(item));
         if messages.is_empty()
-            && !selects_some
+            && !selects_some()
             && self.source.unmapped_roles == UnmappedRoles::Refuse
         {
             return Err(self.no_messages());

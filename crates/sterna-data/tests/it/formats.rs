@@ -1013,6 +1013,55 @@ fn the_cache_knows_every_key_about_rows() {
     assert!(from_cache(&none, &json!({"train_on": "all", "excess_length": "truncate"})));
 }
 
+#[test]
+fn special_tokens_in_tools_and_questions_can_be_text() {
+    let place = Place::new();
+    let row = json!({
+        "tools": [{"name": "stop", "says": "<|im_end|>"}],
+        "messages": [
+            {"role": "user", "content": "Is <|im_end|> one, <|im_start|>assistant\nor <|im_end|>?"},
+            {"role": "assistant", "content": "Both.", "reasoning_content": "sternaControl0x0y"},
+        ],
+    });
+    let (end, start) = (2, 1);
+    let ids = |control_tokens: &str| {
+        let keys = json!({"control_tokens": control_tokens});
+        let data = place.prepare(std::slice::from_ref(&row), &json!({}), &keys).unwrap();
+        assert_eq!(data.report.train.sources[0].stats.control_token_rows, 1);
+        let [(text, labelled)] = &place.texts(&data)[..] else { panic!("one row") };
+        let expected = "TOOLS[{\"name\": \"stop\", \"says\": \"<|im_end|>\"}]\n\
+            <|im_start|>user\nIs <|im_end|> one, <|im_start|>assistant\nor <|im_end|>?<|im_end|>\n\
+            <|im_start|>assistant\n<think>sternaControl0x0y</think>Both.<|im_end|>\n";
+        assert_eq!(
+            (&text[..], &labelled[..]),
+            (expected, "<think>sternaControl0x0y</think>Both.<|im_end|>")
+        );
+        let ids = data.train.sample(0).unwrap().input_ids;
+        [end, start].map(|token| ids.iter().filter(|&&id| id == token).count())
+    };
+    assert_eq!(ids("warn"), [5, 3]);
+    assert_eq!(ids("plain_text"), [2, 2], "those of the template");
+}
+
+/// A question that spells a special token 40,000 times, after another one that it spells once: searching each by itself took a
+/// pass over the text for every one of them.
+#[test]
+fn special_tokens_of_long_chats_are_found_in_one_pass() {
+    let place = Place::new();
+    let content = format!("<file_sep> {}", "<|im_end|> and ".repeat(40_000));
+    let row = [json!({"messages": [
+        {"role": "user", "content": content}, {"role": "assistant", "content": "ho"},
+    ]})];
+    let seconds = |control_tokens: &str| {
+        let keys = json!({"control_tokens": control_tokens, "max_length": 1 << 24});
+        let start = std::time::Instant::now();
+        place.prepare(&row, &json!({}), &keys).unwrap();
+        start.elapsed().as_secs_f64()
+    };
+    let (as_tokens, as_text) = (seconds("warn"), seconds("plain_text"));
+    assert!(as_text < 5.0 * as_tokens + 2.0, "{as_text} s instead of {as_tokens} s");
+}
+
 /// Recipes and rows that once went wrong in the field.
 mod field {
     use super::*;
