@@ -51,9 +51,12 @@ impl Corpus {
     }
 
     fn read(&self, sample: u32) -> Result<Tokens> {
-        let sample = sample as usize;
-        let store = self.starts.partition_point(|&start| start <= sample) - 1;
-        self.stores[store].read(sample - self.starts[store])
+        let store = self.store_of(sample);
+        self.stores[store].read(sample as usize - self.starts[store])
+    }
+
+    fn store_of(&self, sample: u32) -> usize {
+        self.starts.partition_point(|&start| start <= sample as usize) - 1
     }
 }
 
@@ -94,6 +97,11 @@ impl Dataset {
             .iter()
             .map(|&member| self.corpus.lengths[member as usize] as usize)
             .sum()
+    }
+
+    /// Which of the sources each sample of sample `index` comes from.
+    pub fn sources(&self, index: usize) -> impl Iterator<Item = usize> {
+        self.members(index).iter().map(|&member| self.corpus.store_of(member))
     }
 
     /// Reads sample `index`.
