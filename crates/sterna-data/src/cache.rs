@@ -25,7 +25,7 @@ pub use self::{
 use crate::error::{Error, Result};
 
 /// Raised whenever the same key would give other tokens or other files than before.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// Everything that the tokens of a source depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,9 +37,17 @@ pub struct CacheKey {
 
 impl CacheKey {
     /// The key for `inputs`.
+    ///
+    /// # Panics
+    ///
+    /// If these have `format` or `sterna`, which say how the entry is written.
     pub fn new(mut inputs: Value) -> Self {
-        inputs["format"] = FORMAT.into();
-        inputs["sterna"] = env!("CARGO_PKG_VERSION").into();
+        for (name, value) in
+            [("format", FORMAT.into()), ("sterna", env!("CARGO_PKG_VERSION").into())]
+        {
+            assert!(inputs.get(name).is_none(), "`{name}` is the entry's own");
+            inputs[name] = value;
+        }
         let digest = hex(&Sha256::digest(inputs.to_string()));
         Self { inputs, digest }
     }

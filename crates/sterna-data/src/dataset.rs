@@ -95,9 +95,11 @@ impl Corpus {
 
     /// The samples of source `index`.
     pub(crate) fn samples_of(&self, index: usize) -> Range<u32> {
-        let place = |whole: usize| match self.pieces.is_empty() {
-            true => whole,
-            false => self.pieces.partition_point(|piece| (piece.of as usize) < whole),
+        let place = |whole: usize| {
+            if self.pieces.is_empty() {
+                return whole;
+            }
+            self.pieces.partition_point(|piece| (piece.of as usize) < whole)
         };
         let end = self.starts.get(index + 1).map_or(self.lengths.len(), |&start| place(start));
         place(self.starts[index]) as u32..end as u32

@@ -328,9 +328,9 @@ pub enum Error {
         /// The split, with its slice.
         split: String,
     },
-    /// `role_mapping` names a column that the source does not have.
+    /// The recipe, or the format of the rows, names a column that the source does not have.
     #[error(
-        "source `{source_name}` has no column `{column}`, which role_mapping names; available: {}",
+        "source `{source_name}` has no column `{column}`, which the recipe or its format names; available: {}",
         list(available)
     )]
     MissingColumn {
@@ -405,8 +405,8 @@ pub enum Error {
         row: Box<RowId>,
         /// The role.
         role: String,
-        /// The column of the messages.
-        array: String,
+        /// What would select it, as `list.field.value`.
+        path: String,
     },
     /// The columns of a source are those of no format.
     #[error("source `{source_name}` has columns of no known format: {}", list(available))]
@@ -416,13 +416,25 @@ pub enum Error {
         /// The columns that there are.
         available: Vec<String>,
     },
+    /// A key of a source is set that the format of its rows, which was recognised from the columns, does not read.
+    #[error("source `{source_name}` sets {key}, which is not read: its rows are {format}")]
+    UnreadKey {
+        /// The source.
+        source_name: String,
+        /// The key.
+        key: &'static str,
+        /// What the rows are.
+        format: String,
+    },
     /// A source holds what another trainer is for.
     #[error(
-        "source `{source_name}` has preferences (`chosen` and `rejected`), required: chats, texts or tokens for `type: sft`"
+        "source `{source_name}` has preferences ({columns}), required: chats, texts or tokens for `type: sft`"
     )]
     Preferences {
         /// The source.
         source_name: String,
+        /// The columns that say so.
+        columns: &'static str,
     },
     /// Samples are longer than `max_length` and `data.excess_length` is `raise`.
     #[error(
@@ -639,26 +651,41 @@ impl Error {
             Self::UnknownConfiguration { .. } | Self::SeveralDefaults { .. } => {
                 "name one with `kwargs: {name: ...}` of the source"
             }
-            Self::MissingColumn { .. } | Self::NoMessages { .. } => {
+            Self::MissingColumn { .. } => {
+                "name a column that is there, with role_mapping, messages_key, tools_key or text_key of the source"
+            }
+            Self::NoMessages { .. } => {
                 "set role_mapping of the source: `role: column`, or `role: list.field.value` for a list of messages"
             }
             Self::UnequalTurns { .. } => {
                 "keep the turns in one list of messages, or set data.label_mask to reference to cut to the shortest role"
             }
+            Self::NotText { found, .. }
+                if ["`thinking`", "`tool_use`", "`tool_call`", "`tool_result`"]
+                    .iter()
+                    .any(|part| found.ends_with(part)) =>
+            {
+                "write thoughts as `reasoning_content`, calls as `tool_calls`, and results as messages of role `tool`"
+            }
+            Self::NotText { found, .. } if found.starts_with("a number") => "write it as text",
             Self::NotText { found, .. } if found.starts_with("a part") => {
                 "leave out rows with images, audio or video: models are trained on text"
             }
             Self::NotText { .. } => {
                 "set content_key of the source to the field that holds the text"
             }
-            Self::LosesTools { role, array, .. } => {
+            Self::LosesTools { role, path, .. } => {
                 return Some(format!(
-                    "add `{role}: {array}.role.{role}` to role_mapping, or remove role_mapping to take messages as they are, or set unmapped_roles to drop"
+                    "add `{role}: {path}` to role_mapping, or remove role_mapping to take messages as they are, or set unmapped_roles to drop"
                 ));
             }
             Self::UnknownColumns { .. } => {
                 "set format of the source, or messages_key or text_key to the column that holds messages or text, or role_mapping"
             }
+            Self::Preferences { .. } => {
+                "to train on other columns, set format, messages_key or role_mapping of the source"
+            }
+            Self::UnreadKey { .. } => "remove it, or set format of the source",
             Self::TooLong { .. } => {
                 "raise data.max_length, or set data.excess_length to drop, truncate or split"
             }
@@ -669,7 +696,7 @@ impl Error {
                 "`sterna data RECIPE --show 3` shows rows as the model sees them"
             }
             Self::BadMessage { required, .. } if required.starts_with("a role") => {
-                "set role_mapping of the source, such as `{user: messages.role.customer, assistant: messages.role.agent}`"
+                "set role_mapping of the source, such as `{user: messages.role.customer, assistant: messages.role.agent}`, or unmapped_roles to drop"
             }
             Self::ReplyUnaligned { why: Unaligned::CallsNotPrinted, .. } => {
                 "use a chat template that knows tools, or leave such rows out"

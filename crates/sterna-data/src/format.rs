@@ -4,6 +4,8 @@
 
 mod preference;
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 use sterna_hf::{Conversation, Message};
 use sterna_recipe::{LabelMask, RolePath, RowFormat, Source, TrainOn};
@@ -12,7 +14,7 @@ pub use self::preference::Preference;
 use crate::{
     error::{Error, Result, RowId},
     label_mask::{ASSISTANT, Tokens},
-    messages::{self, Chat, extract_chat, messages_of},
+    messages::{self, Chat, LeftOut, ListRule, extract_chat, list_of, messages_of},
     source::{Wanted, kind},
 };
 
@@ -20,6 +22,8 @@ const MESSAGES_KEYS: [&str; 4] = ["messages", "conversations", "conversation", "
 const TOOLS_KEY: &str = "tools";
 const TEXT_KEY: &str = "text";
 const KWARGS_KEY: &str = "chat_template_kwargs";
+const SYSTEM_KEY: &str = "system";
+const PADDING_KEY: &str = "attention_mask";
 
 /// Columns that say which tokens are labels.
 const MASK_KEYS: [&str; 3] = ["labels", "completion_mask", "assistant_masks"];
@@ -75,7 +79,7 @@ impl Format {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownColumns`]; [`Error::Preferences`], which another trainer is for.
+    /// [`Error::UnknownColumns`]; [`Error::UnreadKey`]; [`Error::Preferences`], which another trainer is for.
     pub(crate) fn of(source: &Source, label_mask: LabelMask, columns: &[String]) -> Result<Format> {
         let has = |name: &str| columns.iter().any(|column| column == name);
         let messages = || match &source.messages_key {
@@ -98,9 +102,18 @@ impl Format {
             Some(RowFormat::Tokens) => Format::Tokens,
             Some(RowFormat::Preference) => Format::Preference,
             None if source.text_key.is_some() => Format::Text { column: named(text(), TEXT_KEY) },
+            None if source.messages_key.is_some() => {
+                Format::Messages { column: named(messages(), MESSAGES_KEYS[0]) }
+            }
             None => {
                 if has("chosen") && has("rejected") {
                     Format::Preference
+                } else if has("prompt") && has("completion") && has("label") {
+                    // Whether a reply is a good one: the bad ones are nothing to learn from.
+                    return Err(Error::Preferences {
+                        source_name: source.name_or_path.clone(),
+                        columns: "`prompt`, `completion` and `label`",
+                    });
                 } else if let Some(column) = messages() {
                     Format::Messages { column }
                 } else if has("prompt") && has("completion") {
@@ -123,30 +136,62 @@ impl Format {
             }
         };
         if format == Format::Preference {
-            return Err(Error::Preferences { source_name: source.name_or_path.clone() });
+            return Err(Error::Preferences {
+                source_name: source.name_or_path.clone(),
+                columns: "`chosen` and `rejected`",
+            });
         }
-        Ok(format)
+        let is_message = !matches!(format, Format::Text { .. } | Format::Tokens | Format::Alpaca);
+        let keys = [
+            ("tools_key", &source.tools_key, is_message || format == Format::Alpaca),
+            ("content_key", &source.content_key, is_message),
+        ];
+        match keys.into_iter().find(|(_, value, is_read)| value.is_some() && !is_read) {
+            Some((key, ..)) => Err(Error::UnreadKey {
+                source_name: source.name_or_path.clone(),
+                key,
+                format: format.to_string(),
+            }),
+            None => Ok(format),
+        }
     }
 
     /// The columns that have to be there, and those that are read if they are.
     pub(crate) fn columns(&self, source: &Source) -> (Vec<String>, Vec<String>) {
         let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        let tools = source.tools_key.clone().unwrap_or_else(|| TOOLS_KEY.to_owned());
-        let about_chats = vec![tools, KWARGS_KEY.to_owned()];
-        match self {
-            Format::Roles => {
-                let role_mapping = role_mapping(source).into_owned();
-                let required = Wanted::mapped(&Source { role_mapping, ..source.clone() }).required;
-                (required, about_chats)
-            }
-            Format::Messages { column } => (vec![column.clone()], about_chats),
+        let (mut required, mut optional) = match self {
+            Format::Roles => (Wanted::mapped(&with_role_mapping(source)).required, Vec::new()),
+            Format::Messages { column } => (vec![column.clone()], own(&[SYSTEM_KEY])),
             Format::Alpaca => {
-                (own(&["instruction", "output"]), own(&["input", "system", "history"]))
+                (own(&["instruction", "output"]), own(&["input", SYSTEM_KEY, "history"]))
             }
-            Format::PromptCompletion => (own(&["prompt", "completion"]), about_chats),
+            Format::PromptCompletion => (own(&["prompt", "completion"]), Vec::new()),
             Format::Text { column } => (vec![column.clone()], Vec::new()),
-            Format::Tokens => (own(&["input_ids"]), own(&MASK_KEYS)),
+            Format::Tokens => {
+                (own(&["input_ids"]), own(&[&MASK_KEYS[..], &[PADDING_KEY]].concat()))
+            }
             Format::Preference => (own(&["chosen", "rejected"]), own(&["prompt"])),
+        };
+        if self.is_chat() {
+            optional.push(KWARGS_KEY.to_owned());
+            match &source.tools_key {
+                // What the recipe names has to be there.
+                Some(key) => required.push(key.clone()),
+                None => optional.push(TOOLS_KEY.to_owned()),
+            }
+        }
+        (required, optional)
+    }
+
+    /// Whether the chat template prints the rows.
+    fn is_chat(&self) -> bool {
+        match self {
+            Format::Roles
+            | Format::Messages { .. }
+            | Format::Alpaca
+            | Format::PromptCompletion
+            | Format::Preference => true,
+            Format::Text { .. } | Format::Tokens => false,
         }
     }
 }
@@ -165,13 +210,13 @@ impl std::fmt::Display for Format {
     }
 }
 
-/// The role mapping of the recipe; without one, the reference's default: a column for each role.
-fn role_mapping(source: &Source) -> std::borrow::Cow<'_, [(String, RolePath)]> {
+/// The source with the role mapping of the recipe; without one, with the reference's default: a column for each role.
+fn with_role_mapping(source: &Source) -> Cow<'_, Source> {
     if !source.role_mapping.is_empty() {
-        return source.role_mapping.as_slice().into();
+        return Cow::Borrowed(source);
     }
     let column = |role: &str| (role.to_owned(), RolePath::Column(role.to_owned()));
-    vec![column("user"), column(ASSISTANT)].into()
+    Cow::Owned(Source { role_mapping: vec![column("user"), column(ASSISTANT)], ..source.clone() })
 }
 
 impl RowParser<'_> {
@@ -186,73 +231,114 @@ impl RowParser<'_> {
         row_id: &dyn Fn() -> RowId,
     ) -> Result<Example> {
         let about_chat = self.tools_and_kwargs(&mut row, row_id)?;
-        let chat = |messages: Vec<Message>, num_prompt: usize| {
-            let mut is_trained = messages::trained(&messages, self.train_on, row_id)?;
-            is_trained[..num_prompt].fill(false);
-            Ok(Chat { conversation: messages.into(), is_trained, ..Chat::default() })
+        let parsed = match &self.format {
+            Format::Roles => self.by_role(row, row_id),
+            Format::Messages { column } => self.list(column, &row, row_id),
+            Format::Alpaca => alpaca(&row, row_id),
+            Format::PromptCompletion => self.prompt_completion(&row, row_id),
+            Format::Text { column } => text(column, &row, row_id),
+            Format::Tokens => tokens(&row, row_id),
+            Format::Preference => Err(Error::Preferences {
+                source_name: self.source.name_or_path.clone(),
+                columns: "`chosen` and `rejected`",
+            }),
         };
-        let mut chat = match &self.format {
-            Format::Roles => {
-                let source = Source {
-                    role_mapping: role_mapping(self.source).into(),
-                    ..self.source.clone()
-                };
-                let mut chat = extract_chat(&source, self.label_mask, row, row_id)?;
-                if self.label_mask == LabelMask::Exact {
-                    let messages = &chat.conversation.messages;
-                    chat.is_trained = messages::trained(messages, self.train_on, row_id)?;
-                    if messages.is_empty() {
-                        let why = chat.left_out.into_keys().collect::<Vec<_>>().join(", ");
-                        return Ok(Example::Dropped(why));
-                    }
-                }
-                chat
-            }
-            Format::Messages { column } => {
-                let Some(value) = row.get(column).filter(|value| !value.is_null()) else {
-                    return Ok(Example::Dropped(format!("`{column}` is null")));
-                };
-                chat(messages_of(column, value, row_id)?, 0)?
-            }
-            Format::Alpaca => match alpaca(&row, row_id)? {
-                Some(messages) => chat(messages, 0)?,
-                None => return Ok(Example::Dropped("`instruction` is empty".to_owned())),
-            },
-            Format::PromptCompletion => match (row.get("prompt"), row.get("completion")) {
-                (Some(prompt @ Value::Array(_)), Some(completion @ Value::Array(_))) => {
-                    let mut messages = messages_of("prompt", prompt, row_id)?;
-                    let num_prompt = messages.len();
-                    messages.extend(messages_of("completion", completion, row_id)?);
-                    chat(messages, num_prompt)?
-                }
-                (prompt, completion) => return text_pair(prompt, completion, row_id),
-            },
-            Format::Text { column } => {
-                let text = match row.get(column) {
-                    None | Some(Value::Null) => String::new(),
-                    Some(value) => messages::text(value, &|| column.clone(), row_id)?,
-                };
-                if text.is_empty() {
-                    return Ok(Example::Dropped(format!("`{column}` is empty")));
-                }
-                return Ok(Example::Text { prompt: String::new(), completion: text });
-            }
-            Format::Tokens => return tokens(&row, row_id).map(Example::Tokens),
-            Format::Preference => {
-                return Err(Error::Preferences { source_name: self.source.name_or_path.clone() });
-            }
+        let Turns { messages, num_prompt, left_out } = match parsed? {
+            Parsed::Turns(turns) => turns,
+            Parsed::Done(example) => return Ok(example),
         };
-        if chat.conversation.messages.is_empty() {
+        if messages.is_empty() {
             return Ok(Example::Dropped("no messages".to_owned()));
         }
-        if self.label_mask == LabelMask::Exact {
-            chat.conversation.tools = about_chat.tools;
-            chat.conversation.template_kwargs = about_chat.template_kwargs;
-            if chat.is_trained.iter().any(|is_trained| *is_trained) && !chat.teaches() {
-                return Ok(Example::Dropped("every reply is empty".to_owned()));
-            }
+        if let Some(message) = messages.iter().find(|message| messages::is_silent(message)) {
+            return Ok(Example::Dropped(format!("no text of role `{}`", message.role())));
+        }
+        let mut is_trained = messages::trained(&messages, self.train_on, row_id)?;
+        is_trained[..num_prompt].fill(false);
+        let conversation = Conversation { messages, ..about_chat };
+        let chat = Chat { conversation, is_trained, left_out };
+        if chat.is_trained.contains(&true) && !chat.teaches() {
+            return Ok(Example::Dropped("every reply is empty".to_owned()));
         }
         Ok(Example::Chat(chat))
+    }
+
+    fn by_role(&self, row: Map<String, Value>, row_id: &dyn Fn() -> RowId) -> Result<Parsed> {
+        let chat = extract_chat(&with_role_mapping(self.source), self.label_mask, row, row_id)?;
+        if self.label_mask == LabelMask::Reference {
+            return Ok(Parsed::Done(Example::Chat(chat)));
+        }
+        let (messages, left_out) = (chat.conversation.messages, chat.left_out);
+        if messages.is_empty() {
+            return Ok(dropped(left_out.into_keys().collect::<Vec<_>>().join(", ")));
+        }
+        Ok(Parsed::Turns(Turns { messages, num_prompt: 0, left_out }))
+    }
+
+    fn list(
+        &self,
+        column: &str,
+        row: &Map<String, Value>,
+        row_id: &dyn Fn() -> RowId,
+    ) -> Result<Parsed> {
+        if is_null(row, column) {
+            return Ok(dropped(format!("`{column}` is null")));
+        }
+        let (mut messages, left_out) = messages_of(column, &row[column], self.list_rule(), row_id)?;
+        lead_with_system(row, &mut messages, row_id)?;
+        Ok(Parsed::Turns(Turns { messages, num_prompt: 0, left_out }))
+    }
+
+    fn prompt_completion(
+        &self,
+        row: &Map<String, Value>,
+        row_id: &dyn Fn() -> RowId,
+    ) -> Result<Parsed> {
+        for key in ["prompt", "completion"] {
+            if is_null(row, key) {
+                return Ok(dropped(format!("`{key}` is null")));
+            }
+        }
+        match (&row["prompt"], &row["completion"]) {
+            (prompt @ Value::Array(_), completion @ Value::Array(_)) => {
+                let rule = self.list_rule();
+                let (mut messages, mut left_out) = messages_of("prompt", prompt, rule, row_id)?;
+                let num_prompt = messages.len();
+                let (completion, others) = messages_of("completion", completion, rule, row_id)?;
+                if completion.is_empty() {
+                    return Ok(dropped("`completion` is empty".to_owned()));
+                }
+                messages.extend(completion);
+                for (why, count) in others {
+                    *left_out.entry(why).or_default() += count;
+                }
+                Ok(Parsed::Turns(Turns { messages, num_prompt, left_out }))
+            }
+            (prompt, completion) if is_scalar(prompt) && is_scalar(completion) => {
+                let text = |key: &str| messages::text(&row[key], &|| key.to_owned(), row_id);
+                let (prompt, completion) = (text("prompt")?, text("completion")?);
+                if completion.trim().is_empty() {
+                    return Ok(dropped("`completion` is empty".to_owned()));
+                }
+                Ok(Parsed::Done(Example::Text { prompt, completion }))
+            }
+            (prompt, completion) => Err(Error::BadRow {
+                row: Box::new(row_id()),
+                found: format!(
+                    "`prompt` is {} and `completion` {}",
+                    kind(prompt),
+                    kind(completion)
+                ),
+                required: "text and text, or two lists of messages",
+            }),
+        }
+    }
+
+    fn list_rule(&self) -> ListRule<'_> {
+        ListRule {
+            content_key: self.source.content_key.as_deref(),
+            unmapped_roles: self.source.unmapped_roles,
+        }
     }
 
     /// What a row says to the template beside its messages.
@@ -261,10 +347,22 @@ impl RowParser<'_> {
         row: &mut Map<String, Value>,
         row_id: &dyn Fn() -> RowId,
     ) -> Result<Conversation> {
+        // The reference's templates see neither.
+        if !self.format.is_chat() || self.label_mask == LabelMask::Reference {
+            return Ok(Conversation::default());
+        }
         let tools_key = self.source.tools_key.as_deref().unwrap_or(TOOLS_KEY);
+        let is_mapped = |key: &str| {
+            self.source.role_mapping.iter().any(|(_, path)| match path {
+                RolePath::Column(column) | RolePath::Items { array: column, .. } => column == key,
+            })
+        };
         let mut conversation = Conversation::default();
         // Some data sets keep both as text, so that every row has the same columns.
         let mut take = |key: &str| -> Result<Value> {
+            if is_mapped(key) {
+                return Ok(Value::Null);
+            }
             match row.remove(key) {
                 Some(Value::String(text)) if text.trim().is_empty() => Ok(Value::Null),
                 Some(Value::String(text)) => {
@@ -278,92 +376,151 @@ impl RowParser<'_> {
                 other => Ok(other.unwrap_or_default()),
             }
         };
-        let bad = |key: &str, found: &Value, required| Error::BadMessage {
+        let bad = |path: String, found: &Value, required| Error::BadMessage {
             row: Box::new(row_id()),
-            path: key.to_owned(),
+            path,
             found: kind(found).to_owned(),
             required,
         };
         match take(tools_key)? {
             Value::Null => {}
-            // transformers turns a list without tools into a list without tools, which templates read as none.
-            tools @ Value::Array(_) => conversation.tools = tools,
-            other => return Err(bad(tools_key, &other, "a list of tools")),
+            Value::Array(mut tools) => {
+                for (i, tool) in tools.iter_mut().enumerate() {
+                    if let Value::String(text) = tool {
+                        *tool = serde_json::from_str(text).unwrap_or_else(|_| tool.take());
+                    }
+                    if !tool.is_object() {
+                        return Err(bad(format!("{tools_key}[{i}]"), tool, "an object"));
+                    }
+                }
+                conversation.tools = Value::Array(tools);
+            }
+            other => return Err(bad(tools_key.to_owned(), &other, "a list of tools")),
         }
         match take(KWARGS_KEY)? {
             Value::Null => {}
             Value::Object(kwargs) => conversation.template_kwargs = kwargs,
-            other => return Err(bad(KWARGS_KEY, &other, "an object")),
+            other => return Err(bad(KWARGS_KEY.to_owned(), &other, "an object")),
         }
         Ok(conversation)
     }
 }
 
-/// The messages of `instruction`, `input` and `output`, after those of `system` and `history`; `None` without a question.
-fn alpaca(row: &Map<String, Value>, row_id: &dyn Fn() -> RowId) -> Result<Option<Vec<Message>>> {
+/// The messages of a row.
+struct Turns {
+    messages: Vec<Message>,
+    /// How many of them are the prompt, without labels whatever their flags say.
+    num_prompt: usize,
+    left_out: LeftOut,
+}
+
+enum Parsed {
+    Turns(Turns),
+    Done(Example),
+}
+
+fn dropped(why: String) -> Parsed {
+    Parsed::Done(Example::Dropped(why))
+}
+
+fn is_null(row: &Map<String, Value>, key: &str) -> bool {
+    row.get(key).is_none_or(Value::is_null)
+}
+
+fn is_scalar(value: &Value) -> bool {
+    matches!(value, Value::String(_) | Value::Number(_) | Value::Bool(_))
+}
+
+/// Puts the text of the column `system` in front, where rows of `ShareGPT` keep it.
+fn lead_with_system(
+    row: &Map<String, Value>,
+    messages: &mut Vec<Message>,
+    row_id: &dyn Fn() -> RowId,
+) -> Result<()> {
+    let bad = |found: String, required| Error::BadRow { row: Box::new(row_id()), found, required };
+    let system = match row.get(SYSTEM_KEY) {
+        None | Some(Value::Null) => return Ok(()),
+        Some(Value::String(text)) if text.is_empty() || messages.is_empty() => return Ok(()),
+        Some(Value::String(text)) => text,
+        Some(other) => return Err(bad(format!("`{SYSTEM_KEY}` is {}", kind(other)), "text")),
+    };
+    match messages.iter().find(|message| matches!(message.role(), "system" | "developer")) {
+        None => messages.insert(0, Message::new(SYSTEM_KEY, system)),
+        Some(message) if message.content() == system => {}
+        Some(message) => {
+            let found =
+                format!("`{SYSTEM_KEY}` differs from the message of role `{}`", message.role());
+            return Err(bad(found, "one of them"));
+        }
+    }
+    Ok(())
+}
+
+fn text(column: &str, row: &Map<String, Value>, row_id: &dyn Fn() -> RowId) -> Result<Parsed> {
+    if is_null(row, column) {
+        return Ok(dropped(format!("`{column}` is null")));
+    }
+    let completion = messages::text(&row[column], &|| column.to_owned(), row_id)?;
+    if completion.trim().is_empty() {
+        return Ok(dropped(format!("`{column}` is empty")));
+    }
+    Ok(Parsed::Done(Example::Text { prompt: String::new(), completion }))
+}
+
+/// The turns of `history`, then the question and its reply.
+fn alpaca(row: &Map<String, Value>, row_id: &dyn Fn() -> RowId) -> Result<Parsed> {
     let field = |key: &str| match row.get(key) {
         None | Some(Value::Null) => Ok(String::new()),
         Some(value) => messages::text(value, &|| key.to_owned(), row_id),
     };
-    let (instruction, input) = (field("instruction")?, field("input")?);
-    let parts = [instruction, input].into_iter().filter(|part| !part.is_empty());
-    let question = parts.collect::<Vec<_>>().join("\n");
+    let parts = [field("instruction")?, field("input")?];
+    let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    let (question, reply) = (parts.join("\n"), field("output")?);
     if question.is_empty() {
-        return Ok(None);
+        return Ok(dropped("`instruction` is empty".to_owned()));
+    }
+    if reply.trim().is_empty() {
+        return Ok(dropped("`output` is empty".to_owned()));
     }
     let mut messages = Vec::new();
-    let system = field("system")?;
+    let system = field(SYSTEM_KEY)?;
     if !system.is_empty() {
-        messages.push(Message::new("system", system));
+        messages.push(Message::new(SYSTEM_KEY, system));
     }
-    for turn in row.get("history").and_then(Value::as_array).into_iter().flatten() {
-        let bad = || Error::BadRow {
-            row: Box::new(row_id()),
-            found: format!("`history` has {}", kind(turn)),
-            required: "a list of pairs of texts",
-        };
+    let history = match row.get("history") {
+        None | Some(Value::Null) => Cow::Borrowed(&[][..]),
+        Some(Value::String(text)) if text.is_empty() => Cow::Borrowed(&[][..]),
+        Some(list) => list_of("history", list, row_id)?,
+    };
+    for turn in history.iter() {
         let [Value::String(question), Value::String(reply)] =
-            turn.as_array().map(Vec::as_slice).ok_or_else(bad)?
+            turn.as_array().map_or(&[][..], Vec::as_slice)
         else {
-            return Err(bad());
+            return Err(Error::BadRow {
+                row: Box::new(row_id()),
+                found: match turn {
+                    Value::Array(items) => {
+                        format!("`history` has a list of `{}` items", items.len())
+                    }
+                    other => format!("`history` has {}", kind(other)),
+                },
+                required: "pairs of texts",
+            });
         };
         messages.push(Message::new("user", question));
         messages.push(Message::new(ASSISTANT, reply));
     }
     messages.push(Message::new("user", question));
-    messages.push(Message::new(ASSISTANT, field("output")?));
-    Ok(Some(messages))
+    messages.push(Message::new(ASSISTANT, reply));
+    Ok(Parsed::Turns(Turns { messages, num_prompt: 0, left_out: LeftOut::new() }))
 }
 
-/// `prompt` and `completion` that are text.
-fn text_pair(
-    prompt: Option<&Value>,
-    completion: Option<&Value>,
-    row_id: &dyn Fn() -> RowId,
-) -> Result<Example> {
-    let dropped = |why: &str| Ok(Example::Dropped(why.to_owned()));
-    match (prompt, completion) {
-        (None | Some(Value::Null), _) => dropped("`prompt` is null"),
-        (_, None | Some(Value::Null)) => dropped("`completion` is null"),
-        (Some(Value::String(_)), Some(Value::String(completion)))
-            if completion.trim().is_empty() =>
-        {
-            dropped("`completion` is empty")
-        }
-        (Some(Value::String(prompt)), Some(Value::String(completion))) => {
-            let (prompt, completion) = (prompt.clone(), completion.clone());
-            Ok(Example::Text { prompt, completion })
-        }
-        (Some(prompt), Some(completion)) => Err(Error::BadRow {
-            row: Box::new(row_id()),
-            found: format!("`prompt` is {} and `completion` {}", kind(prompt), kind(completion)),
-            required: "text and text, or two lists of messages",
-        }),
+/// Token ids with labels: those of `labels` that are not -100, or those that a mask marks, or all. What `attention_mask` calls padding
+/// is not of the sample.
+fn tokens(row: &Map<String, Value>, row_id: &dyn Fn() -> RowId) -> Result<Parsed> {
+    if is_null(row, "input_ids") {
+        return Ok(dropped("`input_ids` is null".to_owned()));
     }
-}
-
-/// Token ids with labels: those of `labels` that are not -100, or those that a mask marks, or all.
-fn tokens(row: &Map<String, Value>, row_id: &dyn Fn() -> RowId) -> Result<Tokens> {
     let bad = |found: String, required| Error::BadRow { row: Box::new(row_id()), found, required };
     let integers = |key: &str| -> Result<Option<Vec<i64>>> {
         let items = match row.get(key) {
@@ -380,8 +537,7 @@ fn tokens(row: &Map<String, Value>, row_id: &dyn Fn() -> RowId) -> Result<Tokens
         };
         items.iter().map(item).collect::<Result<_>>().map(Some)
     };
-    let ids = integers("input_ids")?
-        .ok_or_else(|| bad("`input_ids` is null".to_owned(), "a list of integers"))?;
+    let ids = integers("input_ids")?.unwrap_or_default();
     let ids = ids.iter().map(|&id| u32::try_from(id)).collect::<Result<Vec<u32>, _>>();
     let ids = ids.map_err(|_| bad("`input_ids` has a negative id".to_owned(), "token ids"))?;
     let mut is_label = vec![true; ids.len()];
@@ -400,8 +556,26 @@ fn tokens(row: &Map<String, Value>, row_id: &dyn Fn() -> RowId) -> Result<Tokens
             is_label[i] &= marked;
         }
     }
+    let kept = match integers(PADDING_KEY)? {
+        None => 0..ids.len(),
+        Some(mask) if mask.len() != ids.len() => {
+            let found =
+                format!("`{PADDING_KEY}` has `{}` items, `input_ids` `{}`", mask.len(), ids.len());
+            return Err(bad(found, "as many"));
+        }
+        Some(mask) => {
+            let first = mask.iter().position(|&value| value != 0).unwrap_or(mask.len());
+            let end = mask.iter().rposition(|&value| value != 0).map_or(first, |last| last + 1);
+            if mask[first..end].contains(&0) {
+                let found = format!("`{PADDING_KEY}` has a 0 between others");
+                return Err(bad(found, "padding on the left or the right"));
+            }
+            first..end
+        }
+    };
+    let (ids, mut is_label) = (ids[kept.clone()].to_vec(), is_label[kept].to_vec());
     if let Some(first) = is_label.first_mut() {
         *first = false;
     }
-    Ok(Tokens { ids, is_label })
+    Ok(Parsed::Done(Example::Tokens(Tokens { ids, is_label })))
 }

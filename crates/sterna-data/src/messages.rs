@@ -5,7 +5,7 @@
 //! `data.label_mask: reference` the same happens here. Otherwise (`exact`) messages keep the order and all the keys that they have in
 //! the row, and roles that live in separate lists must have equally many messages.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde_json::{Map, Value};
 use sterna_hf::{Conversation, Message};
@@ -25,7 +25,7 @@ const OTHER_TEXTS: [&str; 5] =
     ["tool_calls", "function_call", "reasoning_content", "thinking", "reasoning"];
 
 /// Roles of messages that templates know, by the names that data sets have for them.
-const ROLES: [(&str, &str); 21] = [
+const ROLES: [(&str, &str); 22] = [
     ("system", "system"),
     ("developer", "developer"),
     ("user", "user"),
@@ -38,6 +38,7 @@ const ROLES: [(&str, &str); 21] = [
     ("bard", "assistant"),
     ("model", "assistant"),
     ("bot", "assistant"),
+    ("ai", "assistant"),
     ("tool", "tool"),
     ("tool_response", "tool"),
     ("tool_result", "tool"),
@@ -75,7 +76,7 @@ pub type LeftOut = BTreeMap<String, usize>;
 /// A row as a chat.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Chat {
-    /// What the template prints; without messages if a role that has a column of its own says nothing in this row.
+    /// What the template prints; without messages if the row has no text for it, as `left_out` says.
     pub conversation: Conversation,
     /// Which messages may have labels, `[messages]`.
     pub is_trained: Vec<bool>,
@@ -115,8 +116,8 @@ pub(crate) fn extra_columns(source: &Source) -> &'static [&'static str] {
 ///
 /// # Errors
 ///
-/// [`Error::NoMessages`], unless a role has an empty column; [`Error::NotText`], [`Error::BadMessage`]; [`Error::UnequalTurns`] and [`Error::LosesTools`] unless
-/// `label_mask` is `reference`. `row_id` names the row.
+/// [`Error::NoMessages`] if the mapping selects nothing of what is there; [`Error::NotText`], [`Error::BadMessage`];
+/// [`Error::UnequalTurns`] and [`Error::LosesTools`] unless `label_mask` is `reference`. `row_id` names the row.
 ///
 /// # Source
 ///
@@ -133,23 +134,36 @@ pub fn extract_chat(
     {
         messages.push(serde_json::json!({"role": "assistant", "content": answer}));
     }
+    if label_mask == LabelMask::Exact {
+        for (_, path) in &source.role_mapping {
+            let RolePath::Items { array, .. } = path else { continue };
+            let Some(value) = row.get_mut(array).filter(|value| !value.is_array()) else {
+                continue;
+            };
+            if !value.is_null() {
+                *value = Value::Array(list_of(array, value, row_id)?.into_owned());
+            }
+        }
+    }
     let reader = RowReader { source, row: &row, row_id };
     let (messages, left_out) = match label_mask {
         LabelMask::Reference => reader.zipped_to_shortest()?,
         LabelMask::Exact => reader.in_order()?,
     };
-    let has_columns_only =
-        source.role_mapping.iter().all(|(_, path)| matches!(path, RolePath::Column(_)));
-    let is_dropped = label_mask == LabelMask::Exact && has_columns_only && !left_out.is_empty();
-    if messages.is_empty() && !is_dropped {
-        return Err(Error::NoMessages {
-            row: Box::new(row_id()),
-            role_mapping: mapping_text(&source.role_mapping),
-            available: available_keys(&row),
-        });
+    if messages.is_empty() && left_out.is_empty() {
+        return Err(reader.no_messages());
     }
     let is_trained = messages.iter().map(|message| message.role() == ASSISTANT).collect();
     Ok(Chat { conversation: messages.into(), is_trained, left_out })
+}
+
+/// How the items of a list of messages are read when there is no role mapping.
+#[derive(Clone, Copy)]
+pub(crate) struct ListRule<'a> {
+    /// The field of their text, if the recipe says so.
+    pub(crate) content_key: Option<&'a str>,
+    /// What is done about roles that no template knows.
+    pub(crate) unmapped_roles: UnmappedRoles,
 }
 
 /// The messages of a list as they are, `column` of a row. Roles and keys of `ShareGPT` become those of templates.
@@ -160,31 +174,11 @@ pub fn extract_chat(
 pub(crate) fn messages_of(
     column: &str,
     value: &Value,
+    rule: ListRule<'_>,
     row_id: &dyn Fn() -> RowId,
-) -> Result<Vec<Message>> {
-    let parsed;
-    let items = match value {
-        Value::Array(items) => items,
-        // Some data sets keep their lists as text, so that every row has the same columns.
-        Value::String(text) => {
-            parsed = serde_json::from_str::<Vec<Value>>(text).ok();
-            parsed.as_ref().ok_or_else(|| Error::BadMessage {
-                row: Box::new(row_id()),
-                path: column.to_owned(),
-                found: "text that is not JSON".to_owned(),
-                required: "a list of messages",
-            })?
-        }
-        other => {
-            return Err(Error::BadMessage {
-                row: Box::new(row_id()),
-                path: column.to_owned(),
-                found: kind(other).to_owned(),
-                required: "a list of messages",
-            });
-        }
-    };
-    let message = |(i, item): (usize, &Value)| {
+) -> Result<(Vec<Message>, LeftOut)> {
+    let (mut messages, mut left_out) = (Vec::new(), LeftOut::new());
+    for (i, item) in list_of(column, value, row_id)?.iter().enumerate() {
         let path = format!("{column}[{i}]");
         let bad = |key: &str, found: String, required| Error::BadMessage {
             row: Box::new(row_id()),
@@ -195,31 +189,64 @@ pub(crate) fn messages_of(
         let Value::Object(keys) = item else {
             return Err(bad("", kind(item).to_owned(), "an object with `role` and `content`"));
         };
-        let role_key = if keys.contains_key("role") { "role" } else { "from" };
+        let is_there = |key: &&str| keys.get(*key).is_some_and(|value| !value.is_null());
+        let role_key = ["role", "from"].into_iter().find(is_there).unwrap_or("role");
         let Some(role) = keys.get(role_key).and_then(Value::as_str) else {
-            let found = keys.get(role_key).map_or("nothing", kind).to_owned();
-            return Err(bad("role", found, "text"));
+            let found = keys.get(role_key).map_or("missing", kind).to_owned();
+            return Err(bad(role_key, found, "text"));
         };
         let Some((_, known)) = ROLES.iter().find(|(name, _)| *name == role) else {
+            if rule.unmapped_roles == UnmappedRoles::Drop {
+                *left_out.entry(format!("role `{role}`")).or_default() += 1;
+                continue;
+            }
             return Err(bad(
                 role_key,
                 format!("`{role}`"),
                 "a role such as `system`, `user`, `assistant` or `tool`",
             ));
         };
-        let mut message = as_written(keys, role_key, None, known, &path, row_id)?;
+        let mut message = as_written(keys, role_key, rule.content_key, known, &path, row_id)?;
         if CALLS.contains(&role) {
-            call_written_as_text(&mut message).ok_or_else(|| {
+            let calls = message.get("content").and_then(calls_of).ok_or_else(|| {
                 bad(
                     "",
                     "a call that is not JSON".to_owned(),
                     "an object with `name` and `arguments`",
                 )
             })?;
+            message.set("content", Value::Null);
+            message.set("tool_calls", calls);
         }
-        Ok(message)
+        messages.push(message);
+    }
+    Ok((messages, left_out))
+}
+
+/// Whether a message says nothing at all: templates print `None` for it.
+pub(crate) fn is_silent(message: &Message) -> bool {
+    message.get("content").is_none()
+        && !OTHER_TEXTS.iter().any(|key| says_something(message.get(key)))
+}
+
+/// The items of a list, which some data sets keep as JSON text so that every row has the same columns.
+pub(crate) fn list_of<'a>(
+    column: &str,
+    value: &'a Value,
+    row_id: &dyn Fn() -> RowId,
+) -> Result<Cow<'a, [Value]>> {
+    let found = match value {
+        Value::Array(items) => return Ok(items.into()),
+        Value::String(text) => match serde_json::from_str(text) {
+            Ok(Value::Array(items)) => return Ok(items.into()),
+            Ok(other) => format!("{} as JSON text", kind(&other)),
+            Err(_) => "text that is not JSON".to_owned(),
+        },
+        other => kind(other).to_owned(),
     };
-    items.iter().enumerate().map(message).collect()
+    let path = column.to_owned();
+    let required = "a list, or one as JSON text";
+    Err(Error::BadMessage { row: Box::new(row_id()), path, found, required })
 }
 
 /// A message with all the keys that it has in the row; `role` and `content` by these names.
@@ -245,9 +272,22 @@ fn as_written(
             message.set("content", content(value, &path, row_id)?);
         } else if key == "tool_calls" {
             message.set(key, tool_calls(value, &path, row_id)?);
-        } else {
+        } else if key != "role" && key != "content" {
             message.set(key, value.clone());
         }
+    }
+    // OpenAI's earlier name, which no template prints.
+    if message.get("tool_calls").is_none()
+        && says_something(message.get("function_call"))
+        && let Some(call) = message.remove("function_call")
+    {
+        let calls = calls_of(&call).ok_or_else(|| Error::BadMessage {
+            row: Box::new(row_id()),
+            path: format!("{path}.function_call"),
+            found: "a call that is not JSON".to_owned(),
+            required: "an object with `name` and `arguments`",
+        })?;
+        message.set("tool_calls", calls);
     }
     Ok(message)
 }
@@ -310,9 +350,9 @@ fn tool_calls(
     Ok(Value::Array(calls))
 }
 
-/// Makes a call out of a message whose text is one: `{"name": .., "arguments": ..}`, or a list of them.
-fn call_written_as_text(message: &mut Message) -> Option<()> {
-    let value: Value = match message.get("content")? {
+/// A list of calls from one or several, which may be JSON text: `{"name": .., "arguments": ..}`.
+fn calls_of(value: &Value) -> Option<Vec<Value>> {
+    let value: Value = match value {
         Value::String(text) => serde_json::from_str(text).ok()?,
         other => other.clone(),
     };
@@ -320,24 +360,22 @@ fn call_written_as_text(message: &mut Message) -> Option<()> {
         Value::Array(calls) => calls,
         call => vec![call],
     };
-    let calls: Vec<Value> = calls
-        .into_iter()
-        .map(|call| {
-            call.get("name")?;
-            Some(serde_json::json!({"type": "function", "function": call}))
-        })
-        .collect::<Option<_>>()?;
-    message.set("content", Value::Null);
-    message.set("tool_calls", calls);
-    Some(())
+    let call = |call: Value| {
+        if call.get("name").is_some() {
+            return Some(serde_json::json!({"type": "function", "function": call}));
+        }
+        call.get("function")?.get("name")?;
+        Some(call)
+    };
+    calls.into_iter().map(call).collect()
 }
 
 /// Which of `messages` have labels.
 ///
 /// # Errors
 ///
-/// [`Error::BadMessage`] for a flag that is neither a boolean nor 0 or 1, and for one that asks for labels on what the assistant
-/// did not write.
+/// [`Error::BadRow`] for a flag that is neither a boolean nor 0 or 1, for flags that contradict each other, and with `marked` for one
+/// that asks for labels on what the assistant did not write.
 pub(crate) fn trained(
     messages: &[Message],
     train_on: TrainOn,
@@ -348,11 +386,10 @@ pub(crate) fn trained(
         let flag = flag(message, i, row_id)?;
         if message.role() != ASSISTANT {
             return match (train_on, flag) {
-                (TrainOn::Marked, Some(true)) => Err(Error::BadMessage {
+                (TrainOn::Marked, Some(true)) => Err(Error::BadRow {
                     row: Box::new(row_id()),
-                    path: format!("message {i}"),
-                    found: format!("a flag that trains on role `{}`", message.role()),
-                    required: "flags on what the assistant wrote",
+                    found: format!("message `{i}` of role `{}` is marked", message.role()),
+                    required: "marks on what the assistant wrote",
                 }),
                 _ => Ok(false),
             };
@@ -367,20 +404,27 @@ pub(crate) fn trained(
 }
 
 fn flag(message: &Message, index: usize, row_id: &dyn Fn() -> RowId) -> Result<Option<bool>> {
-    let Some((key, value)) = FLAGS.iter().find_map(|key| Some((key, message.get(key)?))) else {
-        return Ok(None);
-    };
-    let flag = value.as_bool().or_else(|| match value.as_f64() {
-        Some(0.0) => Some(false),
-        Some(1.0) => Some(true),
-        _ => None,
-    });
-    flag.map(Some).ok_or_else(|| Error::BadMessage {
-        row: Box::new(row_id()),
-        path: format!("message {index}, `{key}`"),
-        found: format!("`{value}`"),
-        required: "true, false, 0 or 1",
-    })
+    let bad = |found, required| Error::BadRow { row: Box::new(row_id()), found, required };
+    let mut said = None;
+    for key in FLAGS {
+        let Some(value) = message.get(key) else { continue };
+        let flag = value.as_bool().or_else(|| match value.as_f64() {
+            Some(0.0) => Some(false),
+            Some(1.0) => Some(true),
+            _ => None,
+        });
+        let flag = flag.ok_or_else(|| {
+            bad(format!("message `{index}` has `{key}` of `{value}`"), "true, false, 0 or 1")
+        })?;
+        match said {
+            Some((other, said)) if said != flag => {
+                let found = format!("message `{index}` has `{other}` and `{key}` that differ");
+                return Err(bad(found, "one of them"));
+            }
+            _ => said = Some((key, flag)),
+        }
+    }
+    Ok(said.map(|(_, flag)| flag))
 }
 
 /// Text as it is, numbers and booleans as Python prints them. The reference prints lists and objects too, which trains on
@@ -394,6 +438,14 @@ pub(crate) fn text(
         Value::String(text) => Ok(text.clone()),
         Value::Bool(true) => Ok("True".to_owned()),
         Value::Bool(false) => Ok("False".to_owned()),
+        // Integers of more than 64 bits have lost digits when they come here, and look like other numbers.
+        Value::Number(number) if number.is_f64() && number.as_f64().is_some_and(is_huge) => {
+            Err(Error::NotText {
+                row: Box::new(row_id()),
+                path: path(),
+                found: "a number of more than 64 bits".to_owned(),
+            })
+        }
         Value::Number(number) => Ok(python_number(number)),
         other => Err(Error::NotText {
             row: Box::new(row_id()),
@@ -401,6 +453,10 @@ pub(crate) fn text(
             found: kind(other).to_owned(),
         }),
     }
+}
+
+fn is_huge(number: f64) -> bool {
+    number.abs() >= 2_f64.powi(64)
 }
 
 /// `str(number)` of Python.
@@ -447,12 +503,8 @@ impl RowReader<'_> {
 
     /// The order of the row itself, if one list holds all turns; else the zip of lists of equal length.
     fn in_order(&self) -> Result<Read> {
-        let mut arrays = self.source.role_mapping.iter().filter_map(|(_, path)| match path {
-            RolePath::Items { array, .. } => Some(array),
-            RolePath::Column(_) => None,
-        });
-        match arrays.next() {
-            Some(array) if arrays.all(|other| other == array) => self.in_list_order(array),
+        match self.arrays()[..] {
+            [array] => self.in_list_order(array),
             _ => self.zipped_evenly(),
         }
     }
@@ -467,12 +519,20 @@ impl RowReader<'_> {
         for (i, (role, path)) in mapping.iter().enumerate() {
             if let RolePath::Column(column) = path {
                 let target = if Some(i) < first_items { &mut messages } else { &mut after };
-                let contents =
-                    self.column(column)?.into_iter().filter(|content| !content.is_empty());
+                let contents = self.column(column)?;
+                let num_empty = contents.iter().filter(|content| content.is_empty()).count();
+                if role != "system" && (num_empty > 0 || contents.is_empty()) {
+                    *left_out.entry(no_text_of(role)).or_default() += num_empty.max(1);
+                }
+                let contents = contents.into_iter().filter(|content| !content.is_empty());
                 target.extend(contents.map(|content| Message::new(role, content)));
             }
         }
-        for (i, item) in self.items(array).iter().enumerate() {
+        let items = self.items(array);
+        if items.is_empty() {
+            return Ok((Vec::new(), LeftOut::from([(format!("`{array}` is empty"), 1)])));
+        }
+        for (i, item) in items.iter().enumerate() {
             let selected = mapping.iter().find(|(_, path)| selects(path, item));
             let Some((role, RolePath::Items { field, .. })) = selected else {
                 self.check_unmapped(array, item)?;
@@ -488,29 +548,50 @@ impl RowReader<'_> {
             let content_key = self.source.content_key.as_deref();
             let path = format!("{array}[{i}]");
             let message = as_written(keys, field, content_key, role, &path, self.row_id)?;
-            let says_nothing = message.get("content").is_none()
-                && !OTHER_TEXTS.iter().any(|key| says_something(message.get(key)));
             // An empty system message means that there is none; an empty reply is a reply.
-            if says_nothing || (role == "system" && message.content().is_empty()) {
+            let is_empty =
+                matches!(message.get("content"), Some(Value::String(text)) if text.is_empty());
+            if is_silent(&message) || (role == "system" && is_empty) {
                 *left_out.entry("without text".to_owned()).or_default() += 1;
                 continue;
             }
             messages.push(message);
         }
         messages.append(&mut after);
+        let selects_some = items.iter().any(|item| self.selects_any(item));
+        if messages.is_empty()
+            && !selects_some
+            && self.source.unmapped_roles == UnmappedRoles::Refuse
+        {
+            return Err(self.no_messages());
+        }
         Ok((messages, left_out))
+    }
+
+    fn selects_any(&self, item: &Value) -> bool {
+        self.source.role_mapping.iter().any(|(_, path)| selects(path, item))
+    }
+
+    fn no_messages(&self) -> Error {
+        Error::NoMessages {
+            row: Box::new((self.row_id)()),
+            role_mapping: mapping_text(&self.source.role_mapping),
+            available: available_keys(self.row),
+        }
     }
 
     /// A message that no role selects must not be a tool's, nor call one.
     fn check_unmapped(&self, array: &str, item: &Value) -> Result<()> {
-        let role = ["role", "from"].iter().find_map(|key| item.get(key)?.as_str()).unwrap_or("");
+        let role_key =
+            ["role", "from"].into_iter().find(|key| item.get(key).is_some_and(Value::is_string));
+        let role = role_key.and_then(|key| item[key].as_str()).unwrap_or_default();
         let is_tools = TOOLS.contains(&role) || CALLS.contains(&role);
         let calls = ["tool_calls", "function_call"].iter().any(|key| says_something(item.get(key)));
         if (is_tools || calls) && self.source.unmapped_roles == UnmappedRoles::Refuse {
             return Err(Error::LosesTools {
                 row: Box::new((self.row_id)()),
                 role: role.to_owned(),
-                array: array.to_owned(),
+                path: format!("{array}.{}.{role}", role_key.unwrap_or("role")),
             });
         }
         Ok(())
@@ -518,6 +599,13 @@ impl RowReader<'_> {
 
     /// Roles in separate columns or lists: the same number of messages each. A single system message leads.
     fn zipped_evenly(&self) -> Result<Read> {
+        let mut left_out = LeftOut::new();
+        for array in self.arrays() {
+            for item in self.items(array).iter().filter(|item| !self.selects_any(item)) {
+                self.check_unmapped(array, item)?;
+                *left_out.entry(format!("of no role in `{array}`")).or_default() += 1;
+            }
+        }
         let mut by_role = self.by_role()?;
         by_role.retain(|(role, contents)| {
             !(*role == "system" && contents.iter().all(String::is_empty))
@@ -527,9 +615,12 @@ impl RowReader<'_> {
         let (system, turns): (Vec<_>, Vec<_>) = by_role.into_iter().partition(is_leading_system);
         let num_turns = turns.iter().map(|(_, contents)| contents.len()).max().unwrap_or(0);
         // A question without a reply teaches nothing, and a reply without its question the wrong thing.
-        let says_nothing = |contents: &[String]| contents.iter().all(String::is_empty);
-        if let Some((role, _)) = turns.iter().find(|(_, contents)| says_nothing(contents)) {
-            return Ok((Vec::new(), LeftOut::from([(format!("no text of role `{role}`"), 1)])));
+        let lacks_text = |(role, contents): &&(&str, Vec<String>)| {
+            contents.iter().all(String::is_empty)
+                || (*role != ASSISTANT && contents.iter().any(String::is_empty))
+        };
+        if let Some((role, _)) = turns.iter().find(lacks_text) {
+            return Ok((Vec::new(), LeftOut::from([(no_text_of(role), 1)])));
         }
         if turns.iter().any(|(_, contents)| contents.len() != num_turns) {
             let counts =
@@ -538,7 +629,20 @@ impl RowReader<'_> {
         }
         let mut messages = zip(&system, 1);
         messages.extend(zip(&turns, num_turns));
-        Ok((messages, LeftOut::new()))
+        Ok((messages, left_out))
+    }
+
+    /// The lists that the mapping names, each once.
+    fn arrays(&self) -> Vec<&str> {
+        let mut arrays = Vec::new();
+        for (_, path) in &self.source.role_mapping {
+            if let RolePath::Items { array, .. } = path
+                && !arrays.contains(&array.as_str())
+            {
+                arrays.push(array.as_str());
+            }
+        }
+        arrays
     }
 
     /// The texts of each role, in mapping order.
@@ -551,7 +655,7 @@ impl RowReader<'_> {
                     RolePath::Items { array, .. } => {
                         let mut contents = Vec::new();
                         for item in self.items(array).iter().filter(|item| selects(path, item)) {
-                            contents.extend(self.content(array, item)?);
+                            contents.push(self.content(array, item)?);
                         }
                         contents
                     }
@@ -576,8 +680,8 @@ impl RowReader<'_> {
         self.row.get(array).and_then(Value::as_array).map_or(&[], Vec::as_slice)
     }
 
-    /// The text of one item of `array`, if it has any.
-    fn content(&self, array: &str, item: &Value) -> Result<Option<String>> {
+    /// The text of one item of `array`; empty if it has none.
+    fn content(&self, array: &str, item: &Value) -> Result<String> {
         let present = |key: &str| {
             item.get(key).filter(|value| !value.is_null()).map(|value| (key.to_owned(), value))
         };
@@ -585,12 +689,18 @@ impl RowReader<'_> {
             Some(key) => present(key),
             None => CONTENT_KEYS.into_iter().find_map(present),
         };
-        found.map(|(key, value)| self.text(value, || format!("{array}[].{key}"))).transpose()
+        let text = found.map(|(key, value)| self.text(value, || format!("{array}[].{key}")));
+        Ok(text.transpose()?.unwrap_or_default())
     }
 
     fn text(&self, value: &Value, path: impl Fn() -> String) -> Result<String> {
         text(value, &path, self.row_id)
     }
+}
+
+/// Why a message, or a row that needs it, is left out.
+fn no_text_of(role: &str) -> String {
+    format!("no text of role `{role}`")
 }
 
 fn selects(path: &RolePath, item: &Value) -> bool {

@@ -227,7 +227,7 @@ fn cache_key(
         "source": source.name_or_path,
         "split": source.split,
         "files": hashed(open.files().collect())?,
-        "format": format!("{format:?}"),
+        "rows": format!("{format:?}"),
         "role_mapping": role_mapping,
         "unmapped_roles": source.unmapped_roles.name(),
         "tools_key": source.tools_key,

@@ -274,7 +274,7 @@ pub struct Source {
     pub role_mapping: Vec<(String, RolePath)>,
     /// What is done about messages of roles that the mapping does not name.
     pub unmapped_roles: UnmappedRoles,
-    /// The column of messages; `None` tries `messages`, `conversations`, `conversation`.
+    /// The column of messages; `None` tries `messages`, `conversations`, `conversation`, `dialog`.
     pub messages_key: Option<String>,
     /// The column of tool descriptions; `None` tries `tools`.
     pub tools_key: Option<String>,
@@ -362,10 +362,11 @@ pub enum RowFormat {
     Preference,
 }
 
-/// What is done about messages of roles that a source's role mapping does not name.
+/// What is done about messages of roles that a source's role mapping, or without one the chat template, does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnmappedRoles {
-    /// A row that would lose a call of a tool or its result is refused; other messages are left out and counted.
+    /// A row is refused if it would lose a call of a tool or its result, or if its format has no role mapping; other messages are
+    /// left out and counted.
     Refuse,
     /// All are left out and counted.
     Drop,

@@ -2,19 +2,20 @@
 
 use serde_json::{Map, Value};
 use sterna_hf::Message;
+use sterna_recipe::UnmappedRoles;
 
 use crate::{
     error::{Error, Result, RowId},
-    messages::messages_of,
+    messages::{ListRule, is_silent, messages_of},
     source::kind,
 };
 
 /// A prompt with the reply that is preferred and the one that is not.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Preference {
-    /// Chats: the messages that both have in common, and those of each.
+    /// Chats: the messages that both answer, and those of each.
     Chat {
-        /// What both replies answer; never empty.
+        /// What both replies answer; not empty.
         prompt: Vec<Message>,
         /// The better reply.
         chosen: Vec<Message>,
@@ -38,13 +39,13 @@ impl Preference {
     /// # Errors
     ///
     /// [`Error::BadRow`] and [`Error::BadMessage`] with what is wrong: another kind of value, a reply that is empty, replies that are
-    /// equal, or chats whose prompts differ.
+    /// equal, or no prompt that both have.
     pub fn parse(row: &Map<String, Value>, row_id: &dyn Fn() -> RowId) -> Result<Preference> {
         let bad =
             |found: String, required| Error::BadRow { row: Box::new(row_id()), found, required };
         let value = |key: &str| row.get(key).unwrap_or(&Value::Null);
         let (prompt, chosen, rejected) = (value("prompt"), value("chosen"), value("rejected"));
-        if chosen == rejected {
+        if !chosen.is_null() && chosen == rejected {
             return Err(bad("`chosen` and `rejected` are equal".to_owned(), "two replies"));
         }
         match (prompt, chosen, rejected) {
@@ -57,8 +58,12 @@ impl Preference {
                 };
                 for (key, reply) in [("chosen", chosen), ("rejected", rejected)] {
                     if reply.trim().is_empty() {
-                        return Err(bad(format!("`{key}` is empty"), "a reply"));
+                        return Err(bad(format!("`{key}` has no reply of its own"), "a reply"));
                     }
+                }
+                if prompt.is_empty() && value("prompt").is_null() {
+                    let found = "`chosen` and `rejected` begin with different text";
+                    return Err(bad(found.to_owned(), "one prompt for both"));
                 }
                 Ok(Preference::Text {
                     prompt: prompt.to_owned(),
@@ -66,36 +71,68 @@ impl Preference {
                     rejected: rejected.to_owned(),
                 })
             }
-            (prompt, Value::Array(_), Value::Array(_)) => {
-                let mut chosen = messages_of("chosen", chosen, row_id)?;
-                let mut rejected = messages_of("rejected", rejected, row_id)?;
-                let mut prompt = match prompt {
-                    Value::Null => Vec::new(),
-                    Value::String(text) => vec![Message::new("user", text)],
-                    list => messages_of("prompt", list, row_id)?,
+            (
+                Value::Null | Value::String(_) | Value::Array(_),
+                Value::Array(_),
+                Value::Array(_),
+            ) => {
+                let messages = |key: &str, list: &Value| {
+                    let rule =
+                        ListRule { content_key: None, unmapped_roles: UnmappedRoles::Refuse };
+                    let (messages, _) = messages_of(key, list, rule, row_id)?;
+                    match messages.iter().position(is_silent) {
+                        Some(i) => Err(bad(format!("`{key}[{i}]` has no content"), "text")),
+                        None => Ok(messages),
+                    }
                 };
-                // Many data sets repeat the prompt in both replies.
+                let mut chosen = messages("chosen", chosen)?;
+                let mut rejected = messages("rejected", rejected)?;
                 let shared = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b).count();
-                let repeated: Vec<Message> = chosen.drain(..shared).collect();
-                rejected.drain(..shared);
-                if prompt.is_empty() {
-                    prompt = repeated;
-                } else if !repeated.is_empty() && !repeated.starts_with(&prompt) {
-                    let found = "`prompt` is not what `chosen` and `rejected` begin with";
-                    return Err(bad(found.to_owned(), "the same messages"));
-                } else if repeated.len() > prompt.len() {
-                    prompt = repeated;
-                }
-                if prompt.is_empty() {
-                    let found = "`chosen` and `rejected` begin with different messages";
-                    return Err(bad(found.to_owned(), "one prompt for both"));
-                }
+                let prompt = match prompt {
+                    Value::Array(_) => {
+                        let prompt = messages("prompt", prompt)?;
+                        // Some data sets repeat it in both replies.
+                        if chosen[..shared].starts_with(&prompt) {
+                            chosen.drain(..prompt.len());
+                            rejected.drain(..prompt.len());
+                        }
+                        prompt
+                    }
+                    text => {
+                        let asked = text.as_str().map(|text| Message::new("user", text));
+                        let repeated: Vec<Message> = chosen.drain(..shared).collect();
+                        rejected.drain(..shared);
+                        match asked {
+                            None => repeated,
+                            Some(asked) if repeated.is_empty() => vec![asked],
+                            Some(asked) => {
+                                let is_asked = |message: &Message| {
+                                    message.role() == "user" && message.content() == asked.content()
+                                };
+                                if !repeated.iter().any(is_asked) {
+                                    let found = "`prompt` is not in what `chosen` and `rejected` begin with";
+                                    return Err(bad(found.to_owned(), "the same question"));
+                                }
+                                repeated
+                            }
+                        }
+                    }
+                };
                 for (key, reply) in [("chosen", &chosen), ("rejected", &rejected)] {
                     if reply.is_empty() {
                         return Err(bad(format!("`{key}` has no reply of its own"), "a reply"));
                     }
                 }
+                if prompt.is_empty() {
+                    let found = "`chosen` and `rejected` begin with different messages";
+                    return Err(bad(found.to_owned(), "one prompt for both"));
+                }
                 Ok(Preference::Chat { prompt, chosen, rejected })
+            }
+            (prompt, Value::Array(_), Value::Array(_))
+            | (prompt, Value::String(_), Value::String(_)) => {
+                let found = format!("`prompt` is {}", kind(prompt));
+                Err(bad(found, "text, or a list of messages if the replies are lists"))
             }
             (_, chosen, rejected) => Err(bad(
                 format!("`chosen` is {} and `rejected` {}", kind(chosen), kind(rejected)),

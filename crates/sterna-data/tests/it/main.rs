@@ -4,6 +4,7 @@
 
 mod chats;
 mod conformance;
+mod formats;
 mod masks;
 mod orders;
 mod packs;

@@ -188,7 +188,7 @@ fn errors_name_the_file_and_the_line() {
     let other = write(folder.path(), "other.jsonl", "{\"a\": 1}\n{\"b\": 1}\n");
     assert_eq!(
         error(&other),
-        "source `DIR/other.jsonl` has no column `id`, which role_mapping names; available: `a`, `b`"
+        "source `DIR/other.jsonl` has no column `id`, which the recipe or its format names; available: `a`, `b`"
     );
     fs::create_dir(path("nothing")).unwrap();
     assert_eq!(
@@ -218,7 +218,7 @@ fn errors_name_the_file_and_the_line() {
     let error = rows(&missing).unwrap_err();
     assert!(
         error.to_string().ends_with(
-            "has no column `question`, which role_mapping names; available: `id`, `score`, `flag`, `note`, `messages`"
+            "has no column `question`, which the recipe or its format names; available: `id`, `score`, `flag`, `note`, `messages`"
         ),
         "{error}"
     );

@@ -215,7 +215,7 @@ section! {
     }
     inert {}
     refused {
-        "process" unless ["true"] => "rows that are tokens already are not read: give the chats",
+        "process" unless ["true"] => "`format: tokens` reads rows that are tokens already",
         "sql" unless [] => "it belongs to `type: snowflake`, which is not there yet",
         "table_name" unless [] => "it belongs to `type: snowflake`, which is not there yet",
         "dataset_uri" unless [] => "it belongs to `type: snowflake`, which is not there yet",

@@ -8,8 +8,8 @@ use crate::{
     diagnostic::Diagnostic,
     file::{At, DataFile, Reader, RecipeFile, SourceFile, SourceKeys, SourceKind},
     recipe::{
-        ControlTokens, DataOptions, ExcessLength, LabelMask, Packing, PadTo, RolePath, Sampling,
-        Source, TrainOn, UnmappedRoles,
+        ControlTokens, DataOptions, ExcessLength, LabelMask, Packing, PadTo, RolePath, RowFormat,
+        Sampling, Source, TrainOn, UnmappedRoles,
     },
 };
 
@@ -121,6 +121,7 @@ pub(super) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<DataOpti
     check_packing(file, data, &options, reader);
     check_padding(data, &options, reader);
     check_lengths(data, &options, reader);
+    check_labels(data, &options, reader);
     check_reference(data, &options, reader);
     Some(options)
 }
@@ -207,6 +208,19 @@ fn check_lengths(data: &DataFile, options: &DataOptions, reader: &mut Reader) {
     }
 }
 
+/// `train_on` chooses among replies, and `mask_inputs: false` labels everything.
+fn check_labels(data: &DataFile, options: &DataOptions, reader: &mut Reader) {
+    if let Some(at) = &data.train_on
+        && !options.mask_inputs
+        && at.value != TrainOn::All
+    {
+        let found =
+            format!("`data.train_on` is `{}` and `data.mask_inputs` is off", at.value.name());
+        let hint = "remove `mask_inputs`";
+        conflict(reader, &at.path, found, "one of them", Some(hint));
+    }
+}
+
 /// The reference has roles and texts only, and labels all replies.
 fn check_reference(data: &DataFile, options: &DataOptions, reader: &mut Reader) {
     if options.label_mask != LabelMask::Reference {
@@ -271,11 +285,7 @@ fn source(file: &SourceFile, default_split: &str, reader: &mut Reader) -> Option
             "its replies are in a column of their own, which the reference puts together by hand";
         reader.refuse(&name.path, name.span, format!("= `{name_or_path}`"), why);
     }
-    if let (Some(format), Some(_)) = (&keys.format, &keys.role_mapping) {
-        let found = format!("`{}` and `role_mapping` are both given", format.path);
-        conflict(reader, &format.path, found, "one of them", None);
-        return None;
-    }
+    check_format(keys, reader)?;
     Some(Source {
         split,
         kwargs: kwargs(keys.kwargs.as_ref(), reader),
@@ -291,6 +301,52 @@ fn source(file: &SourceFile, default_split: &str, reader: &mut Reader) -> Option
         epochs: epochs(keys.epochs.as_ref(), reader)?,
         name_or_path,
     })
+}
+
+/// Each key that says where something is in a row has to be one that its format reads.
+fn check_format(keys: &SourceKeys, reader: &mut Reader) -> Option<()> {
+    use RowFormat::{Alpaca, Messages, PromptCompletion, Text};
+    let mapping = keys.role_mapping.as_ref().map(|at| &at.path);
+    let format = keys.format.as_ref().and_then(|at| Some((&at.path, at.value?)));
+    let typed = |key: &Option<At<Option<String>>>| {
+        key.as_ref().filter(|at| at.value.is_some()).map(|at| at.path.clone())
+    };
+    let messages_key = typed(&keys.messages_key);
+    let text_key = typed(&keys.text_key);
+    let chats: &[RowFormat] = &[Messages, PromptCompletion];
+    // The key, the formats that read it, and whether a role mapping does.
+    let readers: [(Option<String>, &[RowFormat], bool); 5] = [
+        (messages_key.clone(), &[Messages], false),
+        (text_key.clone(), &[Text], false),
+        (typed(&keys.tools_key), &[Messages, PromptCompletion, Alpaca], true),
+        (typed(&keys.content_key), chats, true),
+        (keys.unmapped_roles.as_ref().map(|at| at.path.clone()), chats, true),
+    ];
+    let mut conflicts = Vec::new();
+    if let (Some((format, _)), Some(_)) = (format, mapping) {
+        conflicts.push((format.clone(), "`role_mapping` is given too".to_owned()));
+    }
+    if let (Some(key), Some(_)) = (&text_key, &messages_key) {
+        conflicts.push((key.clone(), "`messages_key` is given too".to_owned()));
+    }
+    for (key, formats, by_mapping) in readers {
+        let Some(key) = key else { continue };
+        match format {
+            Some((_, format)) if !formats.contains(&format) => {
+                conflicts.push((key, format!("`format` is `{}`", format.name())));
+            }
+            None if mapping.is_some() && !by_mapping => {
+                conflicts.push((key, "`role_mapping` is given too".to_owned()));
+            }
+            _ => {}
+        }
+    }
+    let is_sound = conflicts.is_empty();
+    for (key, other) in conflicts {
+        let found = format!("`{key}` is set and {other}");
+        conflict(reader, &key, found, "one of them", None);
+    }
+    is_sound.then_some(())
 }
 
 fn refuse_kind(kind: &At<SourceKind>, reader: &mut Reader) {
@@ -345,7 +401,10 @@ fn role_mapping(
 ) -> Option<Vec<(String, RolePath)>> {
     let Some(typed) = &keys.role_mapping else {
         let known = KNOWN_ROLES.iter().find(|(known, _)| *known == name).map(|(_, roles)| *roles);
-        let roles = known.filter(|_| keys.format.is_none()).unwrap_or_default();
+        let has_format = keys.format.as_ref().is_some_and(|at| at.value.is_some())
+            || keys.messages_key.as_ref().is_some_and(|at| at.value.is_some())
+            || keys.text_key.as_ref().is_some_and(|at| at.value.is_some());
+        let roles = known.filter(|_| !has_format).unwrap_or_default();
         return Some(
             roles
                 .iter()

@@ -87,10 +87,12 @@ fn defaults_are_the_references() {
             "name_or_path": "chats",
             "split": "train",
             "kwargs": {},
-            "role_mapping": {
-              "user": "user",
-              "assistant": "assistant"
-            },
+            "format": null,
+            "role_mapping": {},
+            "unmapped_roles": "refuse",
+            "messages_key": null,
+            "tools_key": null,
+            "text_key": null,
             "content_key": null,
             "sample_ratio": null,
             "sample_count": null,
@@ -114,11 +116,15 @@ fn defaults_are_the_references() {
         "always_max_length": false,
         "pad_to": "div_length",
         "filter_samples": true,
+        "excess_length": "drop",
         "pack_samples": false,
         "drop_last": false,
         "fuse_positions_prob": 0.0,
         "repeat_to_pack_max_length": false,
-        "ignore_empty_think": false
+        "ignore_empty_think": false,
+        "train_on": "all",
+        "chat_template_kwargs": {},
+        "control_tokens": "warn"
       },
       "optimizer": {
         "learning_rate": 0.0005,
@@ -216,7 +222,7 @@ fn a_resolved_value_is_shown_as_it_is_typed() {
     assert_eq!(shown("memory.optimizer_on=host", places), r#"{"device":"cpu"}"#);
     let source =
         "data.sources[0]={name_or_path: chats, sample_count: 7, role_mapping: {b: x.y.z, a: t}}";
-    insta::assert_snapshot!(shown(source, "/data/sources/0"), @r#"{"type":"huggingface_instruct","name_or_path":"chats","split":"train","kwargs":{},"role_mapping":{"b":"x.y.z","a":"t"},"content_key":null,"sample_ratio":null,"sample_count":7,"sample_seed":42}"#);
+    insta::assert_snapshot!(shown(source, "/data/sources/0"), @r#"{"type":"huggingface_instruct","name_or_path":"chats","split":"train","kwargs":{},"format":null,"role_mapping":{"b":"x.y.z","a":"t"},"unmapped_roles":"refuse","messages_key":null,"tools_key":null,"text_key":null,"content_key":null,"sample_ratio":null,"sample_count":7,"sample_seed":42}"#);
     insta::assert_snapshot!(shown("scheduler={name: inverse_sqrt}", "/scheduler"), @r#"{"name":"inverse_sqrt","warmup_ratio":0.1,"scheduler_specific_kwargs":{"timescale":null}}"#);
 }
 
@@ -315,7 +321,7 @@ fn roles_of_known_data_sets_are_filled_in() {
         let source = with(&[&format!("data.sources[0]={name}")]).data.sources.remove(0);
         source.role_mapping.iter().map(|(role, path)| format!("{role}={path}")).collect::<Vec<_>>()
     };
-    assert_eq!(roles("chats"), ["user=user", "assistant=assistant"]);
+    assert!(roles("chats").is_empty(), "the columns say what the rows are");
     assert_eq!(
         roles("Open-Orca/OpenOrca:train"),
         ["system=system_prompt", "user=question", "assistant=response"]
@@ -424,6 +430,43 @@ fn our_own_keys_are_there() {
     );
     assert_eq!(recipe.loss_average, LossAverage::Token);
     assert!(recipe.model.random_weights);
+}
+
+#[test]
+fn keys_about_rows_are_shown_as_they_are_typed() {
+    let recipe = with(&[
+        "data.sources[0]={name_or_path: chats, messages_key: turns, tools_key: functions, unmapped_roles: drop}",
+        "data.sources[1]={name_or_path: books, format: text, text_key: body}",
+        "data.sources[2]={name_or_path: rows, format: sharegpt}",
+        "data.train_on=marked",
+        "data.excess_length=split",
+        "data.control_tokens=plain_text",
+        "data.chat_template_kwargs={enable_thinking: false, effort: {level: 3}}",
+    ]);
+    assert!(recipe.notes.is_empty(), "{:?}", recipe.notes);
+    let shown = recipe.to_json();
+    let data = &shown["data"];
+    let keys = ["format", "messages_key", "tools_key", "text_key", "unmapped_roles"];
+    let of_source = |i: usize| keys.map(|key| data["sources"][i][key].to_string()).join(" ");
+    assert_eq!(of_source(0), r#"null "turns" "functions" null "drop""#);
+    assert_eq!(of_source(1), r#""text" null null "body" "refuse""#);
+    assert_eq!(of_source(2), r#""messages" null null null "refuse""#);
+    assert_eq!((&data["train_on"], &data["excess_length"]), (&"marked".into(), &"split".into()));
+    assert_eq!(data["control_tokens"], "plain_text");
+    assert_eq!(
+        data["chat_template_kwargs"],
+        serde_json::json!({"enable_thinking": false, "effort": {"level": 3}})
+    );
+}
+
+#[test]
+fn keys_about_rows_replace_the_roles_of_known_data_sets() {
+    for key in ["format: messages", "messages_key: messages", "text_key: text"] {
+        let set = format!("data.sources[0]={{name_or_path: Open-Orca/SlimOrca, {key}}}");
+        assert!(with(&[&set]).data.sources[0].role_mapping.is_empty(), "{key}");
+    }
+    let set = "data.sources[0]={name_or_path: Open-Orca/SlimOrca, format: null, tools_key: tools}";
+    assert_eq!(with(&[set]).data.sources[0].role_mapping.len(), 3);
 }
 
 #[test]
