@@ -110,27 +110,38 @@ impl Collator {
         Self { pad_token_id, pad_to: data.pad_to, div_length: data.div_length, max_length, sp_size }
     }
 
-    /// Pads `samples` on the right to one length and puts them under each other.
+    /// Tokens of each row of a micro-batch whose longest sample has `longest` tokens.
     ///
     /// # Errors
     ///
     /// [`Error::LongerThanMaxLength`] if `pad_to` is `max_length` and a sample is longer.
+    pub fn padded_len(&self, longest: usize) -> Result<usize> {
+        self.recipe_len(longest).map(|len| len.next_multiple_of(self.sp_size))
+    }
+
+    /// [`Self::padded_len`] before the ranks that share a sequence have their say.
+    fn recipe_len(&self, longest: usize) -> Result<usize> {
+        match self.pad_to {
+            PadTo::DivLength => Ok(longest.next_multiple_of(self.div_length)),
+            PadTo::MaxLength if longest > self.max_length => {
+                Err(Error::LongerThanMaxLength { len: longest, max_length: self.max_length })
+            }
+            PadTo::MaxLength => Ok(self.max_length),
+        }
+    }
+
+    /// Pads `samples` on the right to one length and puts them under each other.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::padded_len`].
     ///
     /// # Source
     ///
     /// ArcticTraining `sft_factory.py` (`pad`, `DataCollatorForCausalLM`): the position buffer starts as `0, 1, 2, ...`, so padding continues the column index.
     pub fn collate(&self, samples: &[Sample]) -> Result<MicroBatch> {
         let longest = samples.iter().map(|sample| sample.input_ids.len()).max().unwrap_or(0);
-        let len = match self.pad_to {
-            PadTo::DivLength => longest.next_multiple_of(self.div_length),
-            PadTo::MaxLength if longest > self.max_length => {
-                return Err(Error::LongerThanMaxLength {
-                    len: longest,
-                    max_length: self.max_length,
-                });
-            }
-            PadTo::MaxLength => self.max_length,
-        };
+        let len = self.recipe_len(longest)?;
         let rows = samples.len();
         let mut batch = MicroBatch {
             input_ids: Vec::with_capacity(rows * len),

@@ -95,9 +95,11 @@ impl Corpus {
 
     /// The samples of source `index`.
     pub(crate) fn samples_of(&self, index: usize) -> Range<u32> {
-        let place = |whole: usize| match self.pieces.is_empty() {
-            true => whole,
-            false => self.pieces.partition_point(|piece| (piece.of as usize) < whole),
+        let place = |whole: usize| {
+            if self.pieces.is_empty() {
+                return whole;
+            }
+            self.pieces.partition_point(|piece| (piece.of as usize) < whole)
         };
         let end = self.starts.get(index + 1).map_or(self.lengths.len(), |&start| place(start));
         place(self.starts[index]) as u32..end as u32
@@ -106,7 +108,7 @@ impl Corpus {
     fn read(&self, sample: u32) -> Result<Tokens> {
         let piece = self.pieces.get(sample as usize).copied();
         let whole = piece.map_or(sample, |piece| piece.of) as usize;
-        let store = self.starts.partition_point(|&start| start <= whole) - 1;
+        let store = self.store_of(sample);
         let Tokens { mut ids, mut is_label } =
             self.stores[store].read(whole - self.starts[store])?;
         if let Some(Piece { start, .. }) = piece {
@@ -118,6 +120,12 @@ impl Corpus {
             }
         }
         Ok(Tokens { ids, is_label })
+    }
+
+    /// The source of a sample.
+    fn store_of(&self, sample: u32) -> usize {
+        let whole = self.pieces.get(sample as usize).map_or(sample, |piece| piece.of) as usize;
+        self.starts.partition_point(|&start| start <= whole) - 1
     }
 }
 
@@ -158,6 +166,11 @@ impl Dataset {
             .iter()
             .map(|&member| self.corpus.lengths[member as usize] as usize)
             .sum()
+    }
+
+    /// Which of the sources each sample of sample `index` comes from.
+    pub fn sources(&self, index: usize) -> impl Iterator<Item = usize> {
+        self.members(index).iter().map(|&member| self.corpus.store_of(member))
     }
 
     /// Reads sample `index`.

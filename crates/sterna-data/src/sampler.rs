@@ -110,7 +110,12 @@ impl<'a> MicroBatches<'a> {
 
     /// The samples of micro-batch `index`, one a row.
     pub fn sample_indices(&self, index: usize) -> Vec<usize> {
-        let (sp_size, dp_rank) = (self.mesh.size(Axis::Sp), self.mesh.local_rank(Axis::Dp));
+        self.sample_indices_of(self.mesh.local_rank(Axis::Dp), index)
+    }
+
+    /// The samples of micro-batch `index` of the sequence-parallel group at `dp_rank`, one a row.
+    pub fn sample_indices_of(&self, dp_rank: usize, index: usize) -> Vec<usize> {
+        let sp_size = self.mesh.size(Axis::Sp);
         let rank = dp_rank * sp_size + index % sp_size;
         let first = index / sp_size * self.micro_batch_size;
         (first..first + self.micro_batch_size)

@@ -12,7 +12,7 @@ pub(crate) mod checkpoint;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use sterna_recipe::Override;
 
 use self::checkpoint::{Checkpoint, Export};
@@ -185,30 +185,69 @@ pub(crate) struct Check {
     pub(crate) overrides: Overrides,
 }
 
-/// Write the batches that each rank would train on.
+/// Show the training data as the model sees it, or write the batches of each rank.
 ///
-/// Writes `rank0.jsonl`, `rank1.jsonl`, ... to the output folder, one line a micro-batch, with the keys `input_ids`,
-/// `labels` (with sequence parallelism `shift_labels`), `position_ids` and `packed_sample_seqlens`.
+/// With --show or --html, the sequences that training starts with: as text with the trained tokens marked, and then what
+/// was read, dropped, packed and padded.
+///
+/// With --steps and --out, `rank0.jsonl`, `rank1.jsonl`, ... in the output folder, one line a micro-batch, with the keys
+/// `input_ids`, `labels` (with sequence parallelism `shift_labels`), `position_ids` and `packed_sample_seqlens`.
 #[derive(Debug, Args)]
+#[command(override_usage = "\
+sterna data [OPTIONS] <RECIPE> --show <N>
+       sterna data [OPTIONS] <RECIPE> --html <FILE>
+       sterna data [OPTIONS] <RECIPE> --steps <N> --out <DIR>")]
+#[command(group(ArgGroup::new("preview").args(["show", "html"]).multiple(true)))]
 #[command(after_help = "\
 Examples:
-  sterna data recipe.yaml --world-size 2 --steps 4 --out batches
-  head -c 300 batches/rank0.jsonl")]
+  sterna data recipe.yaml --show 3
+  sterna data recipe.yaml --html data.html
+  sterna data recipe.yaml --world-size 2 --steps 4 --out batches")]
 pub(crate) struct Data {
     /// The recipe, a YAML file
     pub(crate) recipe: PathBuf,
+
+    /// Print the first N packs, or samples if they are not packed, in the order of training
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub(crate) show: Option<usize>,
+
+    /// Write them to this file as one web page instead; 10 without --show
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+
+    /// Tokens to show of a document; of a longer one, its start and its end
+    #[arg(
+        long = "show-tokens",
+        alias = "show_tokens",
+        value_name = "T",
+        value_parser = parse_count,
+        default_value_t = 2000,
+        requires = "preview"
+    )]
+    pub(crate) show_tokens: usize,
 
     /// Ranks in all; by default the recipe's sequence_parallel_size
     #[arg(long, value_name = "W", value_parser = parse_count, alias = "world_size")]
     pub(crate) world_size: Option<usize>,
 
     /// Micro-batches to write for each rank
-    #[arg(long, value_name = "N", value_parser = parse_count)]
-    pub(crate) steps: usize,
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = parse_count,
+        required_unless_present = "preview",
+        conflicts_with_all = ["show", "html"]
+    )]
+    pub(crate) steps: Option<usize>,
 
     /// Folder to write to; made if it does not exist
-    #[arg(long, value_name = "DIR")]
-    pub(crate) out: PathBuf,
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_unless_present = "preview",
+        conflicts_with_all = ["show", "html"]
+    )]
+    pub(crate) out: Option<PathBuf>,
 
     #[command(flatten)]
     pub(crate) overrides: Overrides,

@@ -36,3 +36,6 @@ pub(crate) const HOME: &str = "HOME";
 
 /// Number of this pod in a Kubernetes indexed job.
 pub(crate) const JOB_COMPLETION_INDEX: &str = "JOB_COMPLETION_INDEX";
+
+/// Set by those who want text without colours: <https://no-color.org>.
+pub(crate) const NO_COLOR: &str = "NO_COLOR";

@@ -67,6 +67,26 @@ fn padding_is_the_references() {
 }
 
 #[test]
+fn the_length_of_a_padded_row_is_known_from_the_longest_sample() {
+    let sample = |len: usize| Sample {
+        input_ids: vec![1; len],
+        labels: vec![1; len],
+        position_ids: (0..len as u32).collect(),
+        seqlens: vec![len],
+    };
+    for (pad_to, sp_size, required) in [
+        (PadTo::DivLength, 1, 12),
+        (PadTo::DivLength, 5, 15),
+        (PadTo::MaxLength, 1, 20),
+        (PadTo::MaxLength, 3, 21),
+    ] {
+        let collator = Collator { pad_token_id: 7, pad_to, div_length: 4, max_length: 20, sp_size };
+        assert_eq!(collator.padded_len(9).unwrap(), required);
+        assert_eq!(collator.collate(&[sample(3), sample(9)]).unwrap().len, required);
+    }
+}
+
+#[test]
 fn padding_refuses_a_sample_that_does_not_fit() {
     let sample = Sample {
         input_ids: vec![1; 9],

@@ -5,7 +5,8 @@
 //! what its fuel can nest, and whoever waits for it watches the clock and the memory of the process. Past a limit the waiting
 //! ends with an error. A thread cannot be stopped; it goes on until the process ends, which that error brings about.
 
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::cell::RefCell;
+use std::sync::mpsc::{RecvTimeoutError, SendError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,11 @@ pub(super) const LIMITS: Limits = Limits { time: Duration::from_secs(30), growth
 
 /// How often the process is looked at.
 const INTERVAL: Duration = Duration::from_millis(20);
+/// When it is looked at first.
+const FIRST_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Stack of a thread that is kept, in bytes: enough for chats of some hundred kilobytes.
+const KEPT_STACK: usize = 1 << 30;
 
 /// Why a template was given up.
 #[derive(Debug, thiserror::Error)]
@@ -56,29 +62,71 @@ pub(super) fn run<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> std::result::Result<T, Overrun> {
     let (sender, result) = channel();
-    let start = (Instant::now(), resident_bytes());
-    thread::Builder::new().name("chat-template".to_owned()).stack_size(stack_bytes).spawn(
-        move || {
+    let start = Instant::now();
+    on_other_thread(
+        stack_bytes,
+        Box::new(move || {
             // Nobody waits any longer if this fails.
             let _ = sender.send(catch_panic(work));
-        },
+        }),
     )?;
+    let given_up = |why: Overrun| {
+        // Its thread may be at work for a long time.
+        KEPT.set(None);
+        Err(why)
+    };
+    let mut resident_at_start = None;
     loop {
-        match result.recv_timeout(INTERVAL) {
+        // What is done at once costs no look at the process.
+        let interval = if resident_at_start.is_none() { FIRST_INTERVAL } else { INTERVAL };
+        match result.recv_timeout(interval) {
             Ok(done) => return Ok(done?),
             Err(RecvTimeoutError::Disconnected) => {
                 unreachable!("the thread sends before it ends, whether or not the work panics")
             }
-            Err(RecvTimeoutError::Timeout) if start.0.elapsed() > limits.time => {
-                return Err(Overrun::Time { limit: limits.time });
+            Err(RecvTimeoutError::Timeout) if start.elapsed() > limits.time => {
+                return given_up(Overrun::Time { limit: limits.time });
             }
             Err(RecvTimeoutError::Timeout) => {
-                if resident_bytes().saturating_sub(start.1) > limits.growth {
-                    return Err(Overrun::Memory { limit_bytes: limits.growth });
+                let resident = resident_bytes();
+                let at_start = *resident_at_start.get_or_insert(resident);
+                if resident.saturating_sub(at_start) > limits.growth {
+                    return given_up(Overrun::Memory { limit_bytes: limits.growth });
                 }
             }
         }
     }
+}
+
+/// What a kept thread does.
+type Job = Box<dyn FnOnce() + Send>;
+
+thread_local! {
+    /// The thread that renders for this one: starting one takes longer than rendering a short chat.
+    static KEPT: RefCell<Option<Sender<Job>>> = const { RefCell::new(None) };
+}
+
+fn on_other_thread(stack_bytes: usize, work: Job) -> std::io::Result<()> {
+    let builder = thread::Builder::new().name("chat-template".to_owned());
+    if stack_bytes > KEPT_STACK {
+        builder.stack_size(stack_bytes).spawn(work)?;
+        return Ok(());
+    }
+    KEPT.with_borrow_mut(|kept| {
+        let work = match kept {
+            Some(jobs) => match jobs.send(work) {
+                Ok(()) => return Ok(()),
+                Err(SendError(work)) => work,
+            },
+            None => work,
+        };
+        let (jobs, queue) = channel::<Job>();
+        builder.stack_size(KEPT_STACK).spawn(move || queue.into_iter().for_each(|job| job()))?;
+        // The thread waits for it.
+        let _ = jobs.send(work);
+        *kept = Some(jobs);
+        Ok(())
+    })
 }
 
 /// Memory of this process; 0 where the system does not tell.

@@ -198,6 +198,7 @@ fn collective_timeout() -> Result<Duration, Failure> {
 /// `--mode process-data`: fills the cache, so that a later run starts at once.
 fn process_data(recipe: &Recipe, env: &RankEnv) -> Result<(), Failure> {
     let narrator = Narrator::new(recipe, env);
+    logging::init(&recipe.logger, env.local_rank, narrator.screen(), None)?;
     let report = data::prepare(recipe, env.world_size)?.datasets.report;
     narrator.data(&report);
     Ok(())

@@ -20,7 +20,7 @@ fn help_of_the_command() {
       train       Train the model of a recipe
       launch      Train as `train` does, or show what that would start
       check       Show what a recipe means, or everything that is wrong with it
-      data        Write the batches that each rank would train on
+      data        Show the training data as the model sees it, or write the batches of each rank
       checkpoint  List, check or export checkpoints
       export      Write a model as a folder that transformers, vLLM and others load
 
@@ -247,14 +247,21 @@ fn help_of_data() {
     assert_snapshot!(Workspace::new().show(&["data", "-h"]), @r"
     exit status: 0
     ----- stdout -----
-    Write the batches that each rank would train on
+    Show the training data as the model sees it, or write the batches of each rank
 
-    Usage: sterna data [OPTIONS] --steps <N> --out <DIR> <RECIPE>
+    Usage: sterna data [OPTIONS] <RECIPE> --show <N>
+           sterna data [OPTIONS] <RECIPE> --html <FILE>
+           sterna data [OPTIONS] <RECIPE> --steps <N> --out <DIR>
 
     Arguments:
       <RECIPE>  The recipe, a YAML file
 
     Options:
+          --show <N>              Print the first N packs, or samples if they are not packed, in the
+                                  order of training
+          --html <FILE>           Write them to this file as one web page instead; 10 without --show
+          --show-tokens <T>       Tokens to show of a document; of a longer one, its start and its end
+                                  [default: 2000]
           --world-size <W>        Ranks in all; by default the recipe's sequence_parallel_size
           --steps <N>             Micro-batches to write for each rank
           --out <DIR>             Folder to write to; made if it does not exist
@@ -262,8 +269,9 @@ fn help_of_data() {
       -h, --help                  Print help (see more with '--help')
 
     Examples:
+      sterna data recipe.yaml --show 3
+      sterna data recipe.yaml --html data.html
       sterna data recipe.yaml --world-size 2 --steps 4 --out batches
-      head -c 300 batches/rank0.jsonl
     ----- stderr -----
     ");
 }
