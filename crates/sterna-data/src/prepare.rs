@@ -68,15 +68,18 @@ impl SetReport {
     /// What became of samples longer than `max_length`, in a sentence; `None` without any, or if they stay as they are.
     pub fn about_length(&self) -> Option<String> {
         let Self { too_long, dropped_too_long, pieces, max_length, longest, .. } = self;
+        let samples = |count: usize| match count {
+            1 => "1 sample".to_owned(),
+            count => format!("{count} samples"),
+        };
         let what = match (*dropped_too_long, *pieces) {
             (0, 0) => return None,
-            (dropped, 0) => format!("dropped {dropped} samples longer"),
-            (0, pieces) => format!("made {pieces} samples of {too_long} longer"),
-            (dropped, pieces) => {
-                format!(
-                    "made {pieces} samples of {too_long} longer, and dropped {dropped} without labels there,"
-                )
-            }
+            (dropped, 0) => format!("dropped {} longer", samples(dropped)),
+            (0, pieces) => format!("made {} of {too_long} longer", samples(pieces)),
+            (dropped, pieces) => format!(
+                "made {} of {too_long} longer, and dropped {dropped} without labels there,",
+                samples(pieces)
+            ),
         };
         Some(format!("{what} than max_length {max_length}; the longest has {longest} tokens"))
     }

@@ -165,7 +165,7 @@ fn samples_longer_than_max_length_become_what_is_asked() {
     assert_eq!(
         dropped.report.train.about_length().unwrap(),
         format!(
-            "dropped 1 samples longer than max_length {limit}; the longest has {longest} tokens"
+            "dropped 1 sample longer than max_length {limit}; the longest has {longest} tokens"
         )
     );
 
