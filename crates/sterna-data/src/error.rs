@@ -436,8 +436,10 @@ pub enum Error {
         /// The longest of them in tokens.
         longest: usize,
     },
-    /// `sample_count` or `sample_ratio` chooses no row.
-    #[error("source `{source_name}`: sample_count or sample_ratio chooses none of `{rows}` rows")]
+    /// `sample_count`, `sample_ratio` or `epochs` chooses no row.
+    #[error(
+        "source `{source_name}`: sample_count, sample_ratio or epochs chooses none of `{rows}` rows"
+    )]
     NothingSampled {
         /// The source.
         source_name: String,
@@ -663,7 +665,7 @@ impl Error {
                 "raise data.max_length, or set data.excess_length to drop, truncate or split"
             }
             Self::NothingSampled { .. } => {
-                "raise sample_count or sample_ratio, or remove the source"
+                "raise sample_count, sample_ratio or epochs, or remove the source"
             }
             Self::NothingLeft { .. } => {
                 "`sterna data RECIPE --show 3` shows rows as the model sees them"

@@ -202,6 +202,20 @@ fn samples_longer_than_max_length_become_what_is_asked() {
     assert_ne!(truncated.fingerprint, split.fingerprint);
 }
 
+/// Far too many samples are refused before there is memory for them.
+#[test]
+fn epochs_that_give_no_sample_or_too_many_are_refused() {
+    let work = Workplace::new();
+    let mut a = chats(&work.write_chats("a", 4));
+    let prepare = |a: &Value| work.prepare(&work.recipe(&json!([a]), &json!({}), &json!({})), 1);
+    a["epochs"] = 0.1.into();
+    assert!(matches!(prepare(&a), Err(Error::NothingSampled { rows: 4, .. })));
+    a["epochs"] = 1e18.into();
+    assert!(matches!(prepare(&a), Err(Error::TooManySamples { .. })));
+    a["epochs"] = 0.9.into();
+    assert_eq!(prepare(&a).unwrap().train.len(), 4, "3.6 samples");
+}
+
 /// Of nothing that is cut a label is left, so that no source has a sample.
 #[test]
 fn samples_that_are_cut_before_their_labels_are_dropped() {
