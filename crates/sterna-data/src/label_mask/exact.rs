@@ -763,7 +763,8 @@ fn common_suffix_len(a: &str, b: &str) -> usize {
 ///
 /// What closes a turn is, in this order: the special tokens in what the template prints behind the last turn, with whitespace
 /// between; without any there, the special token that follows in the middle of the chat, unless it is the one that opens the
-/// reply; without that, the text that the template prints behind each turn. The second result counts replies that nothing closes.
+/// reply; without that, the text that the template prints behind each turn, with the special tokens behind it. The second result
+/// counts replies that nothing closes.
 pub(super) fn labels(
     text: &str,
     encoded: &Encoded,
@@ -830,7 +831,7 @@ enum Closing {
     Special(usize),
     /// The special token that opens the next turn.
     Opening(usize),
-    /// Text.
+    /// Text, and special tokens behind it.
     Text(usize),
 }
 
@@ -873,7 +874,9 @@ fn closing_tokens(
         }
         // A special token may take the whitespace behind it.
         if is_special(encoded.ids[i]) && (to <= closed || is_blank((closed, to))) {
-            if !has_text {
+            if has_text {
+                past_text = i + 1;
+            } else {
                 past_special = i + 1;
             }
         } else if to > closed {

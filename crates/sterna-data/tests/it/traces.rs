@@ -476,3 +476,16 @@ fn a_long_trace_costs_a_few_renderings() {
     assert_eq!(labelled.split('|').count(), 400 * 3, "`<|im_end|>` has two of the separators");
     assert!(labelled.ends_with("<think>\nthought 399\n</think>\n\nreply 399<|im_end|>"));
 }
+
+/// Where replies are JSON, a quotation mark stands between them and the token that ends their turn.
+#[test]
+fn special_tokens_behind_text_that_ends_a_turn_are_labelled() {
+    check(
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content | tojson) + '<|im_end|>\n' }}{% endfor %}",
+        &json!([
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": "He said \"no\""},
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": "same"},
+        ]),
+        "He said \\\"no\\\"\"<|im_end|>|same\"<|im_end|>",
+    );
+}
