@@ -91,7 +91,9 @@ pub(super) fn locate_replies(
             };
             let ends_with_calls =
                 last.kind == LeafKind::Name || (num_to_calls == 0 && calls_tools(&messages[turn]));
-            let ending = if ends_with_calls {
+            // Behind a thought without an answer stands what closes the thought.
+            let goes_on = ends_with_calls || last.kind == LeafKind::Reasoning;
+            let ending = if goes_on {
                 chat.ending(turn, last)?
             } else {
                 if usual_ending.is_none() {
@@ -102,10 +104,10 @@ pub(super) fn locate_replies(
             let common = common_prefix_len(&text[last.end..], &ending);
             let is_whole = common >= ending.trim_end_matches(is_space).len();
             let mut end = last.end;
-            if ends_with_calls {
-                // The end of the calls is what both have in common, but not half of a tag.
-                let calls = text[last.end..last.end + common].trim_end_matches(is_space);
-                end += if is_whole { calls.len() } else { len_without_open_tag(calls) };
+            if goes_on {
+                // Its end is what both have in common, but not half of a tag.
+                let rest = text[last.end..last.end + common].trim_end_matches(is_space);
+                end += if is_whole { rest.len() } else { len_without_open_tag(rest) };
             }
             replies.push(Reply {
                 message: turn,
@@ -285,7 +287,8 @@ impl Chat<'_> {
         opening().map(|len| name.start - len).ok_or((turn, Unaligned::ContextChanges))
     }
 
-    /// What the template prints after `last` of `turn`, which calls tools, when the chat ends there: the calls and the end of the turn.
+    /// What the template prints after `last` of `turn` when the chat ends there: calls of tools, or what closes a thought, and the end of
+    /// the turn.
     fn ending(&self, turn: usize, last: &Printed) -> Result<String, (usize, Unaligned)> {
         let message = &self.conversation.messages[turn];
         let ending = match last.kind {
@@ -295,7 +298,7 @@ impl Chat<'_> {
         ending.map(|ending| ending.get(last.skipped..).unwrap_or_default().to_owned())
     }
 
-    /// The same for a turn without calls.
+    /// The same for a turn that ends with text.
     fn usual_ending(&self, turn: usize) -> Result<String, (usize, Unaligned)> {
         let mut message = self.conversation.messages[turn].clone();
         message.remove("tool_calls");

@@ -489,3 +489,28 @@ fn special_tokens_behind_text_that_ends_a_turn_are_labelled() {
         "He said \\\"no\\\"\"<|im_end|>|same\"<|im_end|>",
     );
 }
+
+#[test]
+fn a_thought_without_an_answer_is_closed() {
+    let chat = json!([
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "", "reasoning_content": "hm"},
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": null, "reasoning_content": "so"},
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "b"},
+    ]);
+    check(HERMES, &chat, "<think>hm</think><|im_end|>|<think>so</think><|im_end|>|b<|im_end|>");
+    let last = json!([chat[0], chat[1]]);
+    check(QWEN3, &last, "<think>\nhm\n</think>\n\n<|im_end|>");
+    check(
+        CHANNELS,
+        &last,
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|><|im_end|>",
+    );
+    // What closes a thought closes no other turn.
+    let text_ends_turns = "{% for m in messages %}{{ '### ' + m.role + '\n' }}{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}\
+        {{ (m.content or '') + '\n### end\n' }}{% endfor %}";
+    check(
+        text_ends_turns,
+        &chat,
+        "<think>hm</think>\n### end|<think>so</think>\n### end|b\n### end",
+    );
+}
