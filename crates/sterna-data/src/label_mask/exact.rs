@@ -85,7 +85,7 @@ pub(super) fn locate_replies(
         for leaves in [to_calls, behind] {
             let (Some(first), Some(last)) = (leaves.first(), leaves.last()) else { continue };
             let start = match first.kind {
-                LeafKind::Reasoning => chat.opening(first),
+                LeafKind::Reasoning => chat.opening(turn, first),
                 LeafKind::Name => chat.opening_of_calls(turn, first)?,
                 LeafKind::Thought | LeafKind::Answer => first.start,
             };
@@ -256,7 +256,7 @@ impl Chat<'_> {
     }
 
     /// Where a turn starts whose first text is of a key such as `reasoning_content`: at what the model has to write to begin it.
-    fn opening(&self, first: &Printed) -> usize {
+    fn opening(&self, turn: usize, first: &Printed) -> usize {
         let before = &self.text[first.before..first.start];
         let header = &*self.openers.header;
         // A prompt that ends with `<think>` leaves only the thought to the model.
@@ -266,25 +266,44 @@ impl Chat<'_> {
         let after_header = (!header.is_empty())
             .then(|| before.rfind(header).map(|at| first.before + at + header.len()))
             .flatten();
-        after_header.unwrap_or_else(|| first.before + start_with_tags(before, &[THINK]))
+        after_header.unwrap_or_else(|| {
+            let tag = start_with_tags(before, &[THINK]);
+            if tag < before.len() {
+                return first.before + tag;
+            }
+            let message = &self.conversation.messages[turn];
+            let thought = REASONING_KEYS.iter().find(|key| !message.text_of(key).is_empty());
+            let opening = thought.and_then(|key| {
+                let mut thinks = Message::new(ASSISTANT, SHORT_REPLY);
+                thinks.set(key, SHORT_REPLY);
+                self.opening_beside_text(thinks, Calls::Text)
+            });
+            let opening = opening.filter(|opening| before.ends_with(&**opening));
+            first.start - opening.map_or(0, |opening| opening.len())
+        })
     }
 
     /// Where calls start that are found by the name of a tool: at what the template prints before it but not before a text.
     fn opening_of_calls(&self, turn: usize, name: &Printed) -> Result<usize, (usize, Unaligned)> {
+        let message = only_calls(&self.conversation.messages[turn]);
+        self.opening_beside_text(message, Calls::Name)
+            .filter(|opening| self.text[..name.start].ends_with(&**opening))
+            .map(|opening| name.start - opening.len())
+            .ok_or((turn, Unaligned::ContextChanges))
+    }
+
+    /// What the template prints before the first text or name of `message` but not before a mere text.
+    fn opening_beside_text(&self, message: Message, calls: Calls) -> Option<String> {
         let before = |message: Message| {
             let chat = self.short_chat(vec![Message::new("user", SHORT), message]);
-            let hidden = Hidden::new(&chat, &[1], "", Calls::Name);
+            let hidden = Hidden::new(&chat, &[1], "", calls);
             let skeleton = (self.render)(&hidden.conversation)?;
             let (marker, _) = hidden.markers_in(&skeleton).next()?;
             Some(skeleton[..marker.start].split_once(SHORT)?.1.to_owned())
         };
-        let opening = || {
-            let of_calls = before(only_calls(&self.conversation.messages[turn]))?;
-            let of_text = before(Message::new(ASSISTANT, SHORT_REPLY))?;
-            let start = common_prefix_len(&of_calls, &of_text);
-            self.text[..name.start].ends_with(&of_calls[start..]).then_some(of_calls.len() - start)
-        };
-        opening().map(|len| name.start - len).ok_or((turn, Unaligned::ContextChanges))
+        let of_message = before(message)?;
+        let of_text = before(Message::new(ASSISTANT, SHORT_REPLY))?;
+        Some(of_message[common_prefix_len(&of_message, &of_text)..].to_owned())
     }
 
     /// What the template prints after `last` of `turn` when the chat ends there: calls of tools, or what closes a thought, and the end of

@@ -514,3 +514,19 @@ fn a_thought_without_an_answer_is_closed() {
         "<think>hm</think>\n### end|<think>so</think>\n### end|b\n### end",
     );
 }
+
+/// The shape of Magistral: no header, and its own tokens around a thought.
+#[test]
+fn tokens_that_open_a_thought_are_labelled() {
+    let template = "{% for m in messages %}{% if m.role == 'user' %}{{ '<|user|>' + m.content + '<|message|>' }}{% else %}\
+        {% if m.reasoning_content %}{{ '[THINK]' + m.reasoning_content + '[/THINK]' }}{% endif %}{{ m.content + '</s>' }}{% endif %}{% endfor %}";
+    check(
+        template,
+        &json!([
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": "yes", "reasoning_content": "hm"},
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": "no"},
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": "so", "reasoning_content": "[/THINK]"},
+        ]),
+        "[THINK]hm[/THINK]yes</s>|no</s>|[THINK][/THINK][/THINK]so</s>",
+    );
+}
