@@ -123,6 +123,11 @@ pub(super) fn locate_replies(
         if !names_of_tools(&messages[turn]).all(says) {
             return Err((turn, Unaligned::CallsNotPrinted));
         }
+        // A template that numbers the calls of a chat prints another number where they are asked for alone.
+        let is_whole = replies[num_before..].iter().all(|reply| reply.is_whole);
+        if !is_whole && !names_of_arguments(&messages[turn]).iter().all(|name| says(name)) {
+            return Err((turn, Unaligned::ContextChanges));
+        }
     }
     Ok(replies)
 }
@@ -164,10 +169,31 @@ fn calls_tools(message: &Message) -> bool {
         || message.get("function_call").is_some()
 }
 
+/// What tools `message` calls, as objects with `name` and `arguments`.
+fn calls_of(message: &Message) -> impl Iterator<Item = &Value> {
+    let calls = message.get("tool_calls").and_then(Value::as_array).into_iter().flatten();
+    let calls = calls.map(|call| call.get("function").unwrap_or(call));
+    calls.chain(message.get("function_call"))
+}
+
 /// The names of the tools that `message` calls.
 fn names_of_tools(message: &Message) -> impl Iterator<Item = &str> {
-    let calls = message.get("tool_calls").and_then(Value::as_array).into_iter().flatten();
-    calls.filter_map(|call| call.get("function").unwrap_or(call).get("name")?.as_str())
+    calls_of(message).filter_map(|call| call.get("name")?.as_str())
+}
+
+/// The names of the arguments of those calls, as far as every template prints them as they are.
+fn names_of_arguments(message: &Message) -> Vec<String> {
+    let names = calls_of(message).flat_map(|call| {
+        let parsed = call.get("arguments").map(|arguments| match arguments {
+            Value::String(text) => serde_json::from_str(text).unwrap_or_default(),
+            other => other.clone(),
+        });
+        let arguments = parsed.and_then(|arguments| arguments.as_object().cloned());
+        let given = arguments.unwrap_or_default().into_iter().filter(|(_, value)| !value.is_null());
+        given.map(|(name, _)| name)
+    });
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    names.filter(|name| name.chars().all(is_plain)).collect()
 }
 
 /// A text of the assistant as printed, and what is known about its edges.

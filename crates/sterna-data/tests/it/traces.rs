@@ -530,3 +530,24 @@ fn tokens_that_open_a_thought_are_labelled() {
         "[THINK]hm[/THINK]yes</s>|no</s>|[THINK][/THINK][/THINK]so</s>",
     );
 }
+
+/// Half a call would be learned as a whole one, and a turn that only calls as an empty one.
+#[test]
+fn calls_that_are_not_found_as_a_whole_are_refused() {
+    let numbered = "{% set ns = namespace(n=0) %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content or '') }}\
+        {% for t in m.tool_calls or [] %}{{ '<tool_call>' + t.function.name + ':' ~ ns.n ~ (t.function.arguments | tojson) + '</tool_call>' }}{% set ns.n = ns.n + 1 %}{% endfor %}\
+        {{ '<|im_end|>\n' }}{% endfor %}";
+    let legacy = json!([
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": null, "function_call": {"name": "depth", "arguments": "{\"lake\": \"Como\"}"}},
+    ]);
+    let calls = |lake: &str| json!({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "depth", "arguments": {"lake": lake}}}]});
+    let twice = json!([{"role": "user", "content": "q"}, calls("Como"), {"role": "tool", "content": "410"}, calls("Garda")]);
+    for (template, chat, turn) in [(numbered, twice, 3), (HERMES, legacy, 1)] {
+        let error = tokenize(&tokenizer(template), &conversation(&chat), rule()).unwrap_err();
+        assert!(
+            matches!(error, Error::ReplyUnaligned { turn: found, .. } if found == turn),
+            "{error}"
+        );
+    }
+}
