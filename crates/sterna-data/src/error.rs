@@ -51,6 +51,8 @@ pub enum Unaligned {
     ContextChanges,
     /// The reply calls tools, and the calls are not in the text.
     CallsNotPrinted,
+    /// Messages are printed in another order than they have.
+    OtherOrder,
     /// The template marks another number of replies than there are.
     OtherGenerations,
 }
@@ -64,6 +66,7 @@ impl fmt::Display for Unaligned {
                 "the template prints other text around it depending on what it says"
             }
             Self::CallsNotPrinted => "the template does not print its calls of tools",
+            Self::OtherOrder => "the template prints messages in another order than they have",
             Self::OtherGenerations => {
                 "the template has more or fewer `{% generation %}` parts than the chat has replies, and only some are trained on"
             }

@@ -129,7 +129,10 @@ pub(super) fn locate_replies(
             return Err((turn, Unaligned::ContextChanges));
         }
     }
-    Ok(replies)
+    match replies.windows(2).find(|pair| pair[0].written.end > pair[1].written.start) {
+        Some(pair) => Err((pair[1].message, Unaligned::OtherOrder)),
+        None => Ok(replies),
+    }
 }
 
 /// The replies of a template that says itself what the assistant wrote (`{% generation %}`), ends of turns included.
@@ -298,12 +301,11 @@ impl Chat<'_> {
                 return first.before + tag;
             }
             let message = &self.conversation.messages[turn];
-            let thought = REASONING_KEYS.iter().find(|key| !message.text_of(key).is_empty());
-            let opening = thought.and_then(|key| {
-                let mut thinks = Message::new(ASSISTANT, SHORT_REPLY);
+            let mut thinks = Message::new(ASSISTANT, SHORT_REPLY);
+            for key in REASONING_KEYS.iter().filter(|key| !message.text_of(key).is_empty()) {
                 thinks.set(key, SHORT_REPLY);
-                self.opening_beside_text(thinks, Calls::Text)
-            });
+            }
+            let opening = self.opening_beside_text(thinks, Calls::Text);
             let opening = opening.filter(|opening| before.ends_with(&**opening));
             first.start - opening.map_or(0, |opening| opening.len())
         })
@@ -377,9 +379,11 @@ impl Chat<'_> {
             Some(ending.replace(&hidden.marker(leaf), &leaf_of.text))
         };
         // Usually a short chat shows the same as the whole one up to here.
-        ending(vec![Message::new("user", SHORT)])
-            .or_else(|| ending(before.to_vec()))
-            .ok_or((turn, Unaligned::ContextChanges))
+        match ending(vec![Message::new("user", SHORT)]) {
+            Some(ending) if ending.contains(SHORT) => Err((turn, Unaligned::OtherOrder)),
+            Some(ending) => Ok(ending),
+            None => ending(before.to_vec()).ok_or((turn, Unaligned::ContextChanges)),
+        }
     }
 
     /// `messages` with the tools and variables of the chat.

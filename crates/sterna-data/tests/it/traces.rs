@@ -551,3 +551,26 @@ fn calls_that_are_not_found_as_a_whole_are_refused() {
         );
     }
 }
+
+/// What follows a reply there is another message, not the end of the turn.
+#[test]
+fn templates_that_print_messages_in_another_order_are_refused() {
+    let reversed = "{% for m in messages | reverse %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}";
+    let tokenizer = tokenizer(reversed);
+    let chat = json!([
+        {"role": "user", "content": "One?"}, {"role": "assistant", "content": "Alpha."},
+        {"role": "user", "content": "Two?"}, {"role": "assistant", "content": "Beta."},
+    ]);
+    for chat in [json!([chat[0], chat[1]]), chat] {
+        let error = tokenize(&tokenizer, &conversation(&chat), rule()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "sample `3` of `chats` (`chats.jsonl:4`): reply `1` cannot be located in the rendered chat: the template prints messages in another order than they have"
+        );
+    }
+    let replies_first = "{% for r in ['assistant', 'user'] %}{% for m in messages if m.role == r %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}{% endfor %}";
+    let chat = conversation(
+        &json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]),
+    );
+    assert!(tokenize(&self::tokenizer(replies_first), &chat, rule()).is_err());
+}
