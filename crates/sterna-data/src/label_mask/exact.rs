@@ -49,8 +49,8 @@ type Render<'a> = dyn Fn(&Conversation) -> Option<String> + 'a;
 
 /// Finds the replies `turns` (indexes of messages of the assistant) in `text`, which is the rendering of `conversation`.
 ///
-/// Costs one rendering besides the one that made `text`, one of a short chat for each turn that calls tools and one for all
-/// others, and a few for each turn if the template rewrites any of them in a way that one rendering does not show.
+/// Costs one rendering besides the one that made `text`, a few of short chats for each turn that calls tools and one for all others,
+/// and some for each turn that the template rewrites in a way that one rendering does not show.
 ///
 /// A turn of which the template prints nothing (thoughts of an earlier turn, say) is not in the result.
 ///
@@ -229,20 +229,24 @@ struct Chat<'a> {
 }
 
 impl Chat<'_> {
-    /// What is printed of each of `turns`, all from one rendering if that works, else one by one.
+    /// What is printed of each of `turns`, all from one rendering if that works, else from one for each half, and so on: a few turns
+    /// that the template rewrites cost a few renderings.
     fn printed(&self, turns: &[usize]) -> Result<Vec<Vec<Printed>>, (usize, Unaligned)> {
-        if turns.is_empty() {
-            return Ok(Vec::new());
+        match *turns {
+            [] => return Ok(Vec::new()),
+            [turn] => return Ok(vec![self.printed_of(turn).map_err(|why| (turn, why))?]),
+            _ => {}
         }
         let all = [Calls::Name, Calls::Text]
             .into_iter()
             .find_map(|calls| self.aligned(turns, calls).and_then(Result::ok));
-        match all {
-            Some(printed) => Ok(printed),
-            None => {
-                turns.iter().map(|&turn| self.printed_of(turn).map_err(|why| (turn, why))).collect()
-            }
+        if let Some(printed) = all {
+            return Ok(printed);
         }
+        let (first, second) = turns.split_at(turns.len() / 2);
+        let mut printed = self.printed(first)?;
+        printed.extend(self.printed(second)?);
+        Ok(printed)
     }
 
     /// `None` if the template refuses the chat with markers.
@@ -973,5 +977,35 @@ impl<'a> CharIndex<'a> {
         self.char += self.text[self.byte..byte].chars().count();
         self.byte = byte;
         self.char
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// One of 512 replies: 9 halvings, each with two tries that fail and one that does not, beside a few that are asked once.
+    #[test]
+    fn a_reply_that_the_template_rewrites_costs_a_few_renderings() {
+        let count = Cell::new(0);
+        let render = |chat: &Conversation| {
+            count.set(count.get() + 1);
+            let print = |message: &Message| {
+                format!("[{}]{}[end]", message.role(), message.content().replace("  ", " "))
+            };
+            Some(chat.messages.iter().map(print).collect::<String>())
+        };
+        let reply = |i| if i == 300 { "two  spaces".to_owned() } else { format!("reply {i}") };
+        let turn = |i| [Message::new("user", "q"), Message::new(ASSISTANT, reply(i))];
+        let chat = Conversation::from((0..512).flat_map(turn).collect::<Vec<_>>());
+        let text = render(&chat).unwrap();
+        let openers = Openers::of(&|chat, _| render(chat));
+        count.set(0);
+        let replies = locate_replies(&text, &chat, &openers, &render).unwrap();
+        let written = |i: usize| &text[replies[i].written.clone()];
+        assert_eq!((replies.len(), written(300), written(511)), (512, "two spaces", "reply 511"));
+        assert!(count.get() < 50, "{}", count.get());
     }
 }
