@@ -327,9 +327,13 @@ impl Chat<'_> {
     /// What the template prints before the first text or name of `message` but not before a mere text.
     fn opening_beside_text(&self, message: Message, calls: Calls) -> Option<String> {
         let before = |message: Message| {
-            let chat = self.short_chat(vec![Message::new("user", SHORT), message]);
-            let hidden = Hidden::new(&chat, &[1], "", calls);
-            let skeleton = (self.render)(&hidden.conversation)?;
+            let (hidden, skeleton) = Self::short_chats().into_iter().find_map(|mut messages| {
+                let last = messages.len();
+                messages.push(message.clone());
+                let hidden = Hidden::new(&self.short_chat(messages), &[last], "", calls);
+                let skeleton = (self.render)(&hidden.conversation)?;
+                Some((hidden, skeleton))
+            })?;
             let (marker, _) = hidden.markers_in(&skeleton).next()?;
             Some(skeleton[..marker.start].split_once(SHORT)?.1.to_owned())
         };
@@ -383,11 +387,17 @@ impl Chat<'_> {
             Some(ending.replace(&hidden.marker(leaf), &leaf_of.text))
         };
         // Usually a short chat shows the same as the whole one up to here.
-        match ending(vec![Message::new("user", SHORT)]) {
+        match Self::short_chats().into_iter().find_map(&ending) {
             Some(ending) if ending.contains(SHORT) => Err((turn, Unaligned::OtherOrder)),
             Some(ending) => Ok(ending),
             None => ending(before.to_vec()).ok_or((turn, Unaligned::ContextChanges)),
         }
+    }
+
+    /// What may stand before a message: some templates ask for a system message.
+    fn short_chats() -> [Vec<Message>; 2] {
+        let user = Message::new("user", SHORT);
+        [vec![user.clone()], vec![Message::new("system", SHORT_AGAIN), user]]
     }
 
     /// `messages` with the tools and variables of the chat.

@@ -574,3 +574,19 @@ fn templates_that_print_messages_in_another_order_are_refused() {
     );
     assert!(tokenize(&self::tokenizer(replies_first), &chat, rule()).is_err());
 }
+
+#[test]
+fn templates_that_ask_for_a_system_message_can_be_asked() {
+    let asks =
+        "{% if messages[0].role != 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+            .to_owned() + QWEN3;
+    check(
+        &asks,
+        &json!([
+            {"role": "system", "content": "s"}, {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "depth", "arguments": {"lake": "Como"}}}]},
+            {"role": "tool", "content": "410"},
+        ]),
+        "<tool_call>\n{\"name\": \"depth\", \"arguments\": {\"lake\": \"Como\"}}\n</tool_call><|im_end|>",
+    );
+}
