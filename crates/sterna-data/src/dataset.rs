@@ -32,8 +32,8 @@ pub(crate) struct Corpus {
     stores: Vec<TokenStore>,
     /// First sample of each store.
     starts: Vec<usize>,
-    /// What each sample is a piece of; empty if all are whole.
-    pieces: Vec<Piece>,
+    /// What each sample is a piece of; `None` if all are whole.
+    pieces: Option<Vec<Piece>>,
     /// Tokens of each sample.
     lengths: Vec<u32>,
 }
@@ -55,7 +55,7 @@ impl Corpus {
             starts.push(lengths.len());
             lengths.extend_from_slice(store.lengths());
         }
-        Self { stores, starts, pieces: Vec::new(), lengths }
+        Self { stores, starts, pieces: None, lengths }
     }
 
     /// With the first `max_length` tokens of samples that are longer, and if `keeps_rest` with the tokens behind them as further
@@ -65,7 +65,8 @@ impl Corpus {
     ///
     /// [`crate::Error::CacheChanged`] if the cached tokens can no longer be read.
     pub(crate) fn cut(self, max_length: usize, keeps_rest: bool) -> Result<Self> {
-        let max_length = max_length as u32;
+        // No sample is longer than what fits.
+        let max_length = u32::try_from(max_length).unwrap_or(u32::MAX);
         let (mut pieces, mut lengths) = (Vec::new(), Vec::new());
         for (of, &len) in self.lengths.iter().enumerate() {
             let of = of as u32;
@@ -86,27 +87,35 @@ impl Corpus {
                 }
             }
         }
-        Ok(Self { pieces, lengths, ..self })
+        Ok(Self { pieces: Some(pieces), lengths, ..self })
     }
 
     pub(crate) fn lengths(&self) -> &[u32] {
         &self.lengths
     }
 
+    /// How many of what was tokenized are in no sample.
+    pub(crate) fn num_cut_away(&self) -> usize {
+        let whole: usize = self.stores.iter().map(|store| store.lengths().len()).sum();
+        self.pieces.as_ref().map_or(0, |pieces| {
+            let starts = pieces.iter().zip(std::iter::once(None).chain(pieces.iter().map(Some)));
+            whole
+                - starts.filter(|(piece, last)| last.is_none_or(|last| last.of != piece.of)).count()
+        })
+    }
+
     /// The samples of source `index`.
     pub(crate) fn samples_of(&self, index: usize) -> Range<u32> {
-        let place = |whole: usize| {
-            if self.pieces.is_empty() {
-                return whole;
-            }
-            self.pieces.partition_point(|piece| (piece.of as usize) < whole)
+        let place = |whole: usize| match &self.pieces {
+            None => whole,
+            Some(pieces) => pieces.partition_point(|piece| (piece.of as usize) < whole),
         };
         let end = self.starts.get(index + 1).map_or(self.lengths.len(), |&start| place(start));
         place(self.starts[index]) as u32..end as u32
     }
 
     fn read(&self, sample: u32) -> Result<Tokens> {
-        let piece = self.pieces.get(sample as usize).copied();
+        let piece = self.pieces.as_ref().map(|pieces| pieces[sample as usize]);
         let whole = piece.map_or(sample, |piece| piece.of) as usize;
         let store = self.store_of(sample);
         let Tokens { mut ids, mut is_label } =
@@ -124,7 +133,8 @@ impl Corpus {
 
     /// The source of a sample.
     fn store_of(&self, sample: u32) -> usize {
-        let whole = self.pieces.get(sample as usize).map_or(sample, |piece| piece.of) as usize;
+        let piece = self.pieces.as_ref().map(|pieces| pieces[sample as usize]);
+        let whole = piece.map_or(sample, |piece| piece.of) as usize;
         self.starts.partition_point(|&start| start <= whole) - 1
     }
 }
@@ -210,7 +220,7 @@ impl Dataset {
         for hash in self.corpus.stores.iter().flat_map(TokenStore::hashes) {
             hasher.update(hash);
         }
-        for (piece, len) in self.corpus.pieces.iter().zip(&self.corpus.lengths) {
+        for (piece, len) in self.corpus.pieces.iter().flatten().zip(&self.corpus.lengths) {
             for number in [piece.of, piece.start, *len] {
                 hasher.update(number.to_le_bytes());
             }

@@ -51,6 +51,8 @@ pub enum Unaligned {
     ContextChanges,
     /// The reply calls tools, and the calls are not in the text.
     CallsNotPrinted,
+    /// Messages are printed in another order than they have.
+    OtherOrder,
     /// The template marks another number of replies than there are.
     OtherGenerations,
 }
@@ -64,6 +66,7 @@ impl fmt::Display for Unaligned {
                 "the template prints other text around it depending on what it says"
             }
             Self::CallsNotPrinted => "the template does not print its calls of tools",
+            Self::OtherOrder => "the template prints messages in another order than they have",
             Self::OtherGenerations => {
                 "the template has more or fewer `{% generation %}` parts than the chat has replies, and only some are trained on"
             }
@@ -448,8 +451,10 @@ pub enum Error {
         /// The longest of them in tokens.
         longest: usize,
     },
-    /// `sample_count` or `sample_ratio` chooses no row.
-    #[error("source `{source_name}`: sample_count or sample_ratio chooses none of `{rows}` rows")]
+    /// `sample_count`, `sample_ratio` or `epochs` chooses no row.
+    #[error(
+        "source `{source_name}`: sample_count, sample_ratio or epochs chooses none of `{rows}` rows"
+    )]
     NothingSampled {
         /// The source.
         source_name: String,
@@ -690,7 +695,7 @@ impl Error {
                 "raise data.max_length, or set data.excess_length to drop, truncate or split"
             }
             Self::NothingSampled { .. } => {
-                "raise sample_count or sample_ratio, or remove the source"
+                "raise sample_count, sample_ratio or epochs, or remove the source"
             }
             Self::NothingLeft { .. } => {
                 "`sterna data RECIPE --show 3` shows rows as the model sees them"

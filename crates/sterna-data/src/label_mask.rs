@@ -77,10 +77,8 @@ pub struct ChatTokenizer<'a> {
 impl<'a> ChatTokenizer<'a> {
     /// Asks the chat template how it opens turns.
     pub fn new(tokenizer: &'a Tokenizer, rule: MaskRule) -> Self {
-        let openers = Openers::of(&|conversation, prompt| {
-            let mut conversation = conversation.clone();
-            conversation.template_kwargs.clone_from(&rule.chat_template_kwargs);
-            tokenizer.render_chat(&conversation, prompt).ok()
+        let openers = Openers::of(&rule.chat_template_kwargs, &|conversation, prompt| {
+            tokenizer.render_chat(conversation, prompt).ok()
         });
         Self { tokenizer, rule, openers }
     }

@@ -182,8 +182,7 @@ impl Context<'_> {
         let corpus = Arc::new(self.fit(corpus)?);
         let lengths = corpus.lengths();
 
-        let mixed = mix(sources, &corpus);
-        check_count(mixed.len(), what)?;
+        let mixed = mix(sources, &corpus, what)?;
         let shuffled: Vec<u32> = numpy_permutation(data.seed, mixed.len())
             .into_iter()
             .map(|place| mixed[place])
@@ -193,10 +192,10 @@ impl Context<'_> {
         let too_long = whole.iter().filter(|&&len| len as usize > self.max_length).count();
         let is_cut = matches!(data.excess_length, ExcessLength::Truncate | ExcessLength::Split);
         let pieces = if is_cut { lengths.len() - (whole.len() - too_long) } else { 0 };
-        let dropped_too_long = match (data.filter_samples, data.excess_length) {
-            (false, _) | (true, ExcessLength::Split) => 0,
-            (true, ExcessLength::Truncate) => too_long - pieces,
-            (true, ExcessLength::Drop | ExcessLength::Raise) => too_long,
+        let dropped_too_long = match data.excess_length {
+            _ if !data.filter_samples => 0,
+            ExcessLength::Truncate | ExcessLength::Split => corpus.num_cut_away(),
+            ExcessLength::Drop | ExcessLength::Raise => too_long,
         };
         let mut report = SetReport {
             sources: reports,
@@ -377,21 +376,35 @@ impl Context<'_> {
 
 /// The samples of all sources one after the other, each source as often as its `epochs` say. What is less than once more is a choice
 /// by its `sample_seed`.
-fn mix(sources: &[Source], corpus: &Corpus) -> Vec<u32> {
+///
+/// # Errors
+///
+/// [`Error::NothingSampled`] if the `epochs` of a source are less than one sample; [`Error::TooManySamples`].
+fn mix(sources: &[Source], corpus: &Corpus, what: &'static str) -> Result<Vec<u32>> {
     let mut mixed = Vec::with_capacity(corpus.lengths().len());
     for (index, source) in sources.iter().enumerate() {
         let samples = corpus.samples_of(index);
+        if samples.is_empty() {
+            continue;
+        }
         let whole = source.epochs.floor();
+        let rest = ((source.epochs - whole) * samples.len() as f64).round() as usize;
+        let count = (whole as usize).saturating_mul(samples.len()).saturating_add(rest);
+        if count == 0 {
+            let (source_name, rows) = (source.name_or_path.clone(), samples.len());
+            return Err(Error::NothingSampled { source_name, rows });
+        }
+        // Before there is memory for them.
+        check_count(mixed.len().saturating_add(count), what)?;
         for _ in 0..whole as usize {
             mixed.extend(samples.clone());
         }
-        let rest = ((source.epochs - whole) * samples.len() as f64).round() as usize;
         if rest > 0 {
             let chosen = PythonRandom::new(source.sample_seed).sample(samples.len(), rest);
             mixed.extend(chosen.into_iter().map(|i| samples.start + i as u32));
         }
     }
-    mixed
+    Ok(mixed)
 }
 
 fn check_count(samples: usize, what: &'static str) -> Result<()> {

@@ -12,7 +12,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sterna_hf::{Conversation, Encoded, Message};
 
 use super::{ASSISTANT, empty_think_len, is_space};
@@ -49,8 +49,8 @@ type Render<'a> = dyn Fn(&Conversation) -> Option<String> + 'a;
 
 /// Finds the replies `turns` (indexes of messages of the assistant) in `text`, which is the rendering of `conversation`.
 ///
-/// Costs one rendering besides the one that made `text`, one of a short chat for each turn that calls tools and one for all
-/// others, and a few for each turn if the template rewrites any of them in a way that one rendering does not show.
+/// Costs one rendering besides the one that made `text`, a few of short chats for each turn that calls tools and one for all others,
+/// and some for each turn that the template rewrites in a way that one rendering does not show.
 ///
 /// A turn of which the template prints nothing (thoughts of an earlier turn, say) is not in the result.
 ///
@@ -85,13 +85,15 @@ pub(super) fn locate_replies(
         for leaves in [to_calls, behind] {
             let (Some(first), Some(last)) = (leaves.first(), leaves.last()) else { continue };
             let start = match first.kind {
-                LeafKind::Reasoning => chat.opening(first),
+                LeafKind::Reasoning => chat.opening(turn, first),
                 LeafKind::Name => chat.opening_of_calls(turn, first)?,
                 LeafKind::Thought | LeafKind::Answer => first.start,
             };
             let ends_with_calls =
                 last.kind == LeafKind::Name || (num_to_calls == 0 && calls_tools(&messages[turn]));
-            let ending = if ends_with_calls {
+            // Behind a thought without an answer stands what closes the thought.
+            let goes_on = ends_with_calls || last.kind == LeafKind::Reasoning;
+            let ending = if goes_on {
                 chat.ending(turn, last)?
             } else {
                 if usual_ending.is_none() {
@@ -102,10 +104,10 @@ pub(super) fn locate_replies(
             let common = common_prefix_len(&text[last.end..], &ending);
             let is_whole = common >= ending.trim_end_matches(is_space).len();
             let mut end = last.end;
-            if ends_with_calls {
-                // The end of the calls is what both have in common, but not half of a tag.
-                let calls = text[last.end..last.end + common].trim_end_matches(is_space);
-                end += if is_whole { calls.len() } else { len_without_open_tag(calls) };
+            if goes_on {
+                // Its end is what both have in common, but not half of a tag.
+                let rest = text[last.end..last.end + common].trim_end_matches(is_space);
+                end += if is_whole { rest.len() } else { len_without_open_tag(rest) };
             }
             replies.push(Reply {
                 message: turn,
@@ -121,8 +123,16 @@ pub(super) fn locate_replies(
         if !names_of_tools(&messages[turn]).all(says) {
             return Err((turn, Unaligned::CallsNotPrinted));
         }
+        // A template that numbers the calls of a chat prints another number where they are asked for alone.
+        let is_whole = replies[num_before..].iter().all(|reply| reply.is_whole);
+        if !is_whole && !names_of_arguments(&messages[turn]).iter().all(|name| says(name)) {
+            return Err((turn, Unaligned::ContextChanges));
+        }
     }
-    Ok(replies)
+    match replies.windows(2).find(|pair| pair[0].written.end > pair[1].written.start) {
+        Some(pair) => Err((pair[1].message, Unaligned::OtherOrder)),
+        None => Ok(replies),
+    }
 }
 
 /// The replies of a template that says itself what the assistant wrote (`{% generation %}`), ends of turns included.
@@ -162,10 +172,31 @@ fn calls_tools(message: &Message) -> bool {
         || message.get("function_call").is_some()
 }
 
+/// What tools `message` calls, as objects with `name` and `arguments`.
+fn calls_of(message: &Message) -> impl Iterator<Item = &Value> {
+    let calls = message.get("tool_calls").and_then(Value::as_array).into_iter().flatten();
+    let calls = calls.map(|call| call.get("function").unwrap_or(call));
+    calls.chain(message.get("function_call"))
+}
+
 /// The names of the tools that `message` calls.
 fn names_of_tools(message: &Message) -> impl Iterator<Item = &str> {
-    let calls = message.get("tool_calls").and_then(Value::as_array).into_iter().flatten();
-    calls.filter_map(|call| call.get("function").unwrap_or(call).get("name")?.as_str())
+    calls_of(message).filter_map(|call| call.get("name")?.as_str())
+}
+
+/// The names of the arguments of those calls, as far as every template prints them as they are.
+fn names_of_arguments(message: &Message) -> Vec<String> {
+    let names = calls_of(message).flat_map(|call| {
+        let parsed = call.get("arguments").map(|arguments| match arguments {
+            Value::String(text) => serde_json::from_str(text).unwrap_or_default(),
+            other => other.clone(),
+        });
+        let arguments = parsed.and_then(|arguments| arguments.as_object().cloned());
+        let given = arguments.unwrap_or_default().into_iter().filter(|(_, value)| !value.is_null());
+        given.map(|(name, _)| name)
+    });
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    names.filter(|name| name.chars().all(is_plain)).collect()
 }
 
 /// A text of the assistant as printed, and what is known about its edges.
@@ -198,20 +229,24 @@ struct Chat<'a> {
 }
 
 impl Chat<'_> {
-    /// What is printed of each of `turns`, all from one rendering if that works, else one by one.
+    /// What is printed of each of `turns`, all from one rendering if that works, else from one for each half, and so on: a few turns
+    /// that the template rewrites cost a few renderings.
     fn printed(&self, turns: &[usize]) -> Result<Vec<Vec<Printed>>, (usize, Unaligned)> {
-        if turns.is_empty() {
-            return Ok(Vec::new());
+        match *turns {
+            [] => return Ok(Vec::new()),
+            [turn] => return Ok(vec![self.printed_of(turn).map_err(|why| (turn, why))?]),
+            _ => {}
         }
         let all = [Calls::Name, Calls::Text]
             .into_iter()
             .find_map(|calls| self.aligned(turns, calls).and_then(Result::ok));
-        match all {
-            Some(printed) => Ok(printed),
-            None => {
-                turns.iter().map(|&turn| self.printed_of(turn).map_err(|why| (turn, why))).collect()
-            }
+        if let Some(printed) = all {
+            return Ok(printed);
         }
+        let (first, second) = turns.split_at(turns.len() / 2);
+        let mut printed = self.printed(first)?;
+        printed.extend(self.printed(second)?);
+        Ok(printed)
     }
 
     /// `None` if the template refuses the chat with markers.
@@ -254,7 +289,7 @@ impl Chat<'_> {
     }
 
     /// Where a turn starts whose first text is of a key such as `reasoning_content`: at what the model has to write to begin it.
-    fn opening(&self, first: &Printed) -> usize {
+    fn opening(&self, turn: usize, first: &Printed) -> usize {
         let before = &self.text[first.before..first.start];
         let header = &*self.openers.header;
         // A prompt that ends with `<think>` leaves only the thought to the model.
@@ -264,28 +299,51 @@ impl Chat<'_> {
         let after_header = (!header.is_empty())
             .then(|| before.rfind(header).map(|at| first.before + at + header.len()))
             .flatten();
-        after_header.unwrap_or_else(|| first.before + start_with_tags(before, &[THINK]))
+        after_header.unwrap_or_else(|| {
+            let tag = start_with_tags(before, &[THINK]);
+            if tag < before.len() {
+                return first.before + tag;
+            }
+            let message = &self.conversation.messages[turn];
+            let mut thinks = Message::new(ASSISTANT, SHORT_REPLY);
+            for key in REASONING_KEYS.iter().filter(|key| !message.text_of(key).is_empty()) {
+                thinks.set(key, SHORT_REPLY);
+            }
+            let opening = self.opening_beside_text(thinks, Calls::Text);
+            let opening = opening.filter(|opening| before.ends_with(&**opening));
+            first.start - opening.map_or(0, |opening| opening.len())
+        })
     }
 
     /// Where calls start that are found by the name of a tool: at what the template prints before it but not before a text.
     fn opening_of_calls(&self, turn: usize, name: &Printed) -> Result<usize, (usize, Unaligned)> {
+        let message = only_calls(&self.conversation.messages[turn]);
+        self.opening_beside_text(message, Calls::Name)
+            .filter(|opening| self.text[..name.start].ends_with(&**opening))
+            .map(|opening| name.start - opening.len())
+            .ok_or((turn, Unaligned::ContextChanges))
+    }
+
+    /// What the template prints before the first text or name of `message` but not before a mere text.
+    fn opening_beside_text(&self, message: Message, calls: Calls) -> Option<String> {
         let before = |message: Message| {
-            let chat = self.short_chat(vec![Message::new("user", SHORT), message]);
-            let hidden = Hidden::new(&chat, &[1], "", Calls::Name);
-            let skeleton = (self.render)(&hidden.conversation)?;
+            let (hidden, skeleton) = Self::short_chats().into_iter().find_map(|mut messages| {
+                let last = messages.len();
+                messages.push(message.clone());
+                let hidden = Hidden::new(&self.short_chat(messages), &[last], "", calls);
+                let skeleton = (self.render)(&hidden.conversation)?;
+                Some((hidden, skeleton))
+            })?;
             let (marker, _) = hidden.markers_in(&skeleton).next()?;
             Some(skeleton[..marker.start].split_once(SHORT)?.1.to_owned())
         };
-        let opening = || {
-            let of_calls = before(only_calls(&self.conversation.messages[turn]))?;
-            let of_text = before(Message::new(ASSISTANT, SHORT_REPLY))?;
-            let start = common_prefix_len(&of_calls, &of_text);
-            self.text[..name.start].ends_with(&of_calls[start..]).then_some(of_calls.len() - start)
-        };
-        opening().map(|len| name.start - len).ok_or((turn, Unaligned::ContextChanges))
+        let of_message = before(message)?;
+        let of_text = before(Message::new(ASSISTANT, SHORT_REPLY))?;
+        Some(of_message[common_prefix_len(&of_message, &of_text)..].to_owned())
     }
 
-    /// What the template prints after `last` of `turn`, which calls tools, when the chat ends there: the calls and the end of the turn.
+    /// What the template prints after `last` of `turn` when the chat ends there: calls of tools, or what closes a thought, and the end of
+    /// the turn.
     fn ending(&self, turn: usize, last: &Printed) -> Result<String, (usize, Unaligned)> {
         let message = &self.conversation.messages[turn];
         let ending = match last.kind {
@@ -295,8 +353,15 @@ impl Chat<'_> {
         ending.map(|ending| ending.get(last.skipped..).unwrap_or_default().to_owned())
     }
 
-    /// The same for a turn without calls.
+    /// The same for a turn that ends with text.
     fn usual_ending(&self, turn: usize) -> Result<String, (usize, Unaligned)> {
+        let Conversation { tools, template_kwargs, .. } = self.conversation;
+        if let Some(ending) = &self.openers.ending
+            && tools.is_null()
+            && *template_kwargs == self.openers.template_kwargs
+        {
+            return Ok(ending.clone());
+        }
         let mut message = self.conversation.messages[turn].clone();
         message.remove("tool_calls");
         self.ending_of(turn, &message, Calls::Text)
@@ -329,9 +394,17 @@ impl Chat<'_> {
             Some(ending.replace(&hidden.marker(leaf), &leaf_of.text))
         };
         // Usually a short chat shows the same as the whole one up to here.
-        ending(vec![Message::new("user", SHORT)])
-            .or_else(|| ending(before.to_vec()))
-            .ok_or((turn, Unaligned::ContextChanges))
+        match Self::short_chats().into_iter().find_map(&ending) {
+            Some(ending) if ending.contains(SHORT) => Err((turn, Unaligned::OtherOrder)),
+            Some(ending) => Ok(ending),
+            None => ending(before.to_vec()).ok_or((turn, Unaligned::ContextChanges)),
+        }
+    }
+
+    /// What may stand before a message: some templates ask for a system message.
+    fn short_chats() -> [Vec<Message>; 2] {
+        let user = Message::new("user", SHORT);
+        [vec![user.clone()], vec![Message::new("system", SHORT_AGAIN), user]]
     }
 
     /// `messages` with the tools and variables of the chat.
@@ -359,14 +432,24 @@ pub(super) struct Openers {
     header: String,
     /// What it prints before that, even if no turn follows.
     always: String,
+    /// What it prints behind a reply that ends a chat without tools; `None` if it refuses the short chat.
+    ending: Option<String>,
+    /// The variables of the template that this holds for.
+    template_kwargs: Map<String, Value>,
 }
 
 impl Openers {
     /// Asks the template, with a chat of one-letter messages.
-    pub(super) fn of(render: &dyn Fn(&Conversation, bool) -> Option<String>) -> Openers {
+    pub(super) fn of(
+        template_kwargs: &Map<String, Value>,
+        render: &dyn Fn(&Conversation, bool) -> Option<String>,
+    ) -> Openers {
         let user = |content: &str| Message::new("user", content);
         let reply = || Message::new(ASSISTANT, SHORT_REPLY);
-        let print = |messages: Vec<Message>, prompt| render(&messages.into(), prompt);
+        let print = |messages: Vec<Message>, prompt| {
+            let template_kwargs = template_kwargs.clone();
+            render(&Conversation { messages, template_kwargs, ..Conversation::default() }, prompt)
+        };
         let header = || {
             let open = print(vec![user(SHORT)], true)?;
             Some(open.strip_prefix(&print(vec![user(SHORT)], false)?)?.to_owned())
@@ -389,7 +472,18 @@ impl Openers {
                 .then(|| before_reply.ends_with(&opens).then(|| always.to_owned()))
                 .flatten()
         };
-        Openers { always: always().unwrap_or_default(), header }
+        let mut openers = Openers {
+            always: always().unwrap_or_default(),
+            header,
+            ending: None,
+            template_kwargs: template_kwargs.clone(),
+        };
+        openers.ending = print(vec![user(SHORT), reply()], false).and_then(|ended| {
+            let ending = openers.strip_from(ended.split_once(SHORT_REPLY)?.1);
+            // Not if messages are printed in another order.
+            (!ending.contains(SHORT)).then(|| ending.to_owned())
+        });
+        openers
     }
 
     /// `ending` without what opens the next turn.
@@ -763,7 +857,8 @@ fn common_suffix_len(a: &str, b: &str) -> usize {
 ///
 /// What closes a turn is, in this order: the special tokens in what the template prints behind the last turn, with whitespace
 /// between; without any there, the special token that follows in the middle of the chat, unless it is the one that opens the
-/// reply; without that, the text that the template prints behind each turn. The second result counts replies that nothing closes.
+/// reply; without that, the text that the template prints behind each turn, with the special tokens behind it. The second result
+/// counts replies that nothing closes.
 pub(super) fn labels(
     text: &str,
     encoded: &Encoded,
@@ -830,7 +925,7 @@ enum Closing {
     Special(usize),
     /// The special token that opens the next turn.
     Opening(usize),
-    /// Text.
+    /// Text, and special tokens behind it.
     Text(usize),
 }
 
@@ -873,7 +968,9 @@ fn closing_tokens(
         }
         // A special token may take the whitespace behind it.
         if is_special(encoded.ids[i]) && (to <= closed || is_blank((closed, to))) {
-            if !has_text {
+            if has_text {
+                past_text = i + 1;
+            } else {
                 past_special = i + 1;
             }
         } else if to > closed {
@@ -918,5 +1015,35 @@ impl<'a> CharIndex<'a> {
         self.char += self.text[self.byte..byte].chars().count();
         self.byte = byte;
         self.char
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// One of 512 replies: 9 halvings, each with two tries that fail and one that does not, beside a few that are asked once.
+    #[test]
+    fn a_reply_that_the_template_rewrites_costs_a_few_renderings() {
+        let count = Cell::new(0);
+        let render = |chat: &Conversation| {
+            count.set(count.get() + 1);
+            let print = |message: &Message| {
+                format!("[{}]{}[end]", message.role(), message.content().replace("  ", " "))
+            };
+            Some(chat.messages.iter().map(print).collect::<String>())
+        };
+        let reply = |i| if i == 300 { "two  spaces".to_owned() } else { format!("reply {i}") };
+        let turn = |i| [Message::new("user", "q"), Message::new(ASSISTANT, reply(i))];
+        let chat = Conversation::from((0..512).flat_map(turn).collect::<Vec<_>>());
+        let text = render(&chat).unwrap();
+        let openers = Openers::of(&Map::new(), &|chat, _| render(chat));
+        count.set(0);
+        let replies = locate_replies(&text, &chat, &openers, &render).unwrap();
+        let written = |i: usize| &text[replies[i].written.clone()];
+        assert_eq!((replies.len(), written(300), written(511)), (512, "two spaces", "reply 511"));
+        assert!(count.get() < 50, "{}", count.get());
     }
 }

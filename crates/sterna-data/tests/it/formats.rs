@@ -1169,7 +1169,7 @@ mod field {
             assert!(matches!(error, Error::NothingSampled { rows: 1, .. }), "{error}");
             assert_eq!(
                 place.refused(&rows, &sample, &json!({})),
-                "source `ROWS`: sample_count or sample_ratio chooses none of `1` rows / raise sample_count or sample_ratio, or remove the source"
+                "source `ROWS`: sample_count, sample_ratio or epochs chooses none of `1` rows / raise sample_count, sample_ratio or epochs, or remove the source"
             );
         }
     }

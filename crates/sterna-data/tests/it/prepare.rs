@@ -202,6 +202,37 @@ fn samples_longer_than_max_length_become_what_is_asked() {
     assert_ne!(truncated.fingerprint, split.fingerprint);
 }
 
+/// Far too many samples are refused before there is memory for them.
+#[test]
+fn epochs_that_give_no_sample_or_too_many_are_refused() {
+    let work = Workplace::new();
+    let mut a = chats(&work.write_chats("a", 4));
+    let prepare = |a: &Value| work.prepare(&work.recipe(&json!([a]), &json!({}), &json!({})), 1);
+    a["epochs"] = 0.1.into();
+    assert!(matches!(prepare(&a), Err(Error::NothingSampled { rows: 4, .. })));
+    a["epochs"] = 1e18.into();
+    assert!(matches!(prepare(&a), Err(Error::TooManySamples { .. })));
+    a["epochs"] = 0.9.into();
+    assert_eq!(prepare(&a).unwrap().train.len(), 4, "3.6 samples");
+}
+
+/// Of nothing that is cut a label is left, so that no source has a sample.
+#[test]
+fn samples_that_are_cut_before_their_labels_are_dropped() {
+    let work = Workplace::new();
+    let sources = [chats(&work.write_chats("a", 7)), chats(&work.write_chats("b", 3))];
+    let prepare = |max_length: u64, excess_length: &str| {
+        let data =
+            json!({"max_length": max_length, "excess_length": excess_length, "div_length": 1});
+        work.prepare(&work.recipe(&json!(sources), &data, &json!({})), 1)
+    };
+    for (max_length, excess_length) in [(1, "split"), (1, "truncate"), (5, "truncate")] {
+        let error = prepare(max_length, excess_length).unwrap_err();
+        assert!(matches!(error, Error::AllTooLong { dropped: 10, .. }), "{error}");
+    }
+    assert_eq!(prepare(1 << 32, "split").unwrap().train.len(), 10, "no sample is longer");
+}
+
 #[test]
 fn evaluation_data_comes_from_a_split_or_from_sources() {
     let work = Workplace::new();

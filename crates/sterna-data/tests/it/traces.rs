@@ -476,3 +476,117 @@ fn a_long_trace_costs_a_few_renderings() {
     assert_eq!(labelled.split('|').count(), 400 * 3, "`<|im_end|>` has two of the separators");
     assert!(labelled.ends_with("<think>\nthought 399\n</think>\n\nreply 399<|im_end|>"));
 }
+
+/// Where replies are JSON, a quotation mark stands between them and the token that ends their turn.
+#[test]
+fn special_tokens_behind_text_that_ends_a_turn_are_labelled() {
+    check(
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content | tojson) + '<|im_end|>\n' }}{% endfor %}",
+        &json!([
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": "He said \"no\""},
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": "same"},
+        ]),
+        "He said \\\"no\\\"\"<|im_end|>|same\"<|im_end|>",
+    );
+}
+
+#[test]
+fn a_thought_without_an_answer_is_closed() {
+    let chat = json!([
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "", "reasoning_content": "hm"},
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": null, "reasoning_content": "so"},
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "b"},
+    ]);
+    check(HERMES, &chat, "<think>hm</think><|im_end|>|<think>so</think><|im_end|>|b<|im_end|>");
+    let last = json!([chat[0], chat[1]]);
+    check(QWEN3, &last, "<think>\nhm\n</think>\n\n<|im_end|>");
+    check(
+        CHANNELS,
+        &last,
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|><|im_end|>",
+    );
+    // What closes a thought closes no other turn.
+    let text_ends_turns = "{% for m in messages %}{{ '### ' + m.role + '\n' }}{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}\
+        {{ (m.content or '') + '\n### end\n' }}{% endfor %}";
+    check(
+        text_ends_turns,
+        &chat,
+        "<think>hm</think>\n### end|<think>so</think>\n### end|b\n### end",
+    );
+}
+
+/// The shape of Magistral: no header, and its own tokens around a thought.
+#[test]
+fn tokens_that_open_a_thought_are_labelled() {
+    let template = "{% for m in messages %}{% if m.role == 'user' %}{{ '<|user|>' + m.content + '<|message|>' }}{% else %}\
+        {% if m.reasoning_content %}{{ '[THINK]' + m.reasoning_content + '[/THINK]' }}{% endif %}{{ m.content + '</s>' }}{% endif %}{% endfor %}";
+    check(
+        template,
+        &json!([
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": "yes", "reasoning_content": "hm"},
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": "no"},
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": "so", "reasoning_content": "[/THINK]"},
+        ]),
+        "[THINK]hm[/THINK]yes</s>|no</s>|[THINK][/THINK][/THINK]so</s>",
+    );
+}
+
+/// Half a call would be learned as a whole one, and a turn that only calls as an empty one.
+#[test]
+fn calls_that_are_not_found_as_a_whole_are_refused() {
+    let numbered = "{% set ns = namespace(n=0) %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content or '') }}\
+        {% for t in m.tool_calls or [] %}{{ '<tool_call>' + t.function.name + ':' ~ ns.n ~ (t.function.arguments | tojson) + '</tool_call>' }}{% set ns.n = ns.n + 1 %}{% endfor %}\
+        {{ '<|im_end|>\n' }}{% endfor %}";
+    let legacy = json!([
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": null, "function_call": {"name": "depth", "arguments": "{\"lake\": \"Como\"}"}},
+    ]);
+    let calls = |lake: &str| json!({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "depth", "arguments": {"lake": lake}}}]});
+    let twice = json!([{"role": "user", "content": "q"}, calls("Como"), {"role": "tool", "content": "410"}, calls("Garda")]);
+    for (template, chat, turn) in [(numbered, twice, 3), (HERMES, legacy, 1)] {
+        let error = tokenize(&tokenizer(template), &conversation(&chat), rule()).unwrap_err();
+        assert!(
+            matches!(error, Error::ReplyUnaligned { turn: found, .. } if found == turn),
+            "{error}"
+        );
+    }
+}
+
+/// What follows a reply there is another message, not the end of the turn.
+#[test]
+fn templates_that_print_messages_in_another_order_are_refused() {
+    let reversed = "{% for m in messages | reverse %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}";
+    let tokenizer = tokenizer(reversed);
+    let chat = json!([
+        {"role": "user", "content": "One?"}, {"role": "assistant", "content": "Alpha."},
+        {"role": "user", "content": "Two?"}, {"role": "assistant", "content": "Beta."},
+    ]);
+    for chat in [json!([chat[0], chat[1]]), chat] {
+        let error = tokenize(&tokenizer, &conversation(&chat), rule()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "sample `3` of `chats` (`chats.jsonl:4`): reply `1` cannot be located in the rendered chat: the template prints messages in another order than they have"
+        );
+    }
+    let replies_first = "{% for r in ['assistant', 'user'] %}{% for m in messages if m.role == r %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}{% endfor %}";
+    let chat = conversation(
+        &json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]),
+    );
+    assert!(tokenize(&self::tokenizer(replies_first), &chat, rule()).is_err());
+}
+
+#[test]
+fn templates_that_ask_for_a_system_message_can_be_asked() {
+    let asks =
+        "{% if messages[0].role != 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+            .to_owned() + QWEN3;
+    check(
+        &asks,
+        &json!([
+            {"role": "system", "content": "s"}, {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "depth", "arguments": {"lake": "Como"}}}]},
+            {"role": "tool", "content": "410"},
+        ]),
+        "<tool_call>\n{\"name\": \"depth\", \"arguments\": {\"lake\": \"Como\"}}\n</tool_call><|im_end|>",
+    );
+}

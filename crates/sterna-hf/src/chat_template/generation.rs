@@ -46,8 +46,9 @@ impl Tracker {
     pub(super) fn spans(&self) -> Option<Vec<Range<usize>>> {
         self.with(|written| {
             let spans = written.spans.clone();
-            let is_known = spans.iter().all(|span| !span.is_empty())
-                && spans.is_sorted_by(|a, b| a.end <= b.start);
+            // Nothing reaches the text between the ends of a captured part; an empty reply may stand beside others.
+            let is_captured = !spans.is_empty() && spans.iter().all(Range::is_empty);
+            let is_known = !is_captured && spans.is_sorted_by(|a, b| a.end <= b.start);
             is_known.then_some(spans)
         })
     }

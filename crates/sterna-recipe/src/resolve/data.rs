@@ -144,6 +144,13 @@ fn check_split(data: &DataOptions, reader: &mut Reader) {
             "one way to get evaluation data",
             hint,
         );
+    } else if eval > 0.0
+        && let Some(source) = data.sources.iter().find(|source| source.epochs > 1.0)
+    {
+        // The same sample would be trained on and held out.
+        let found = format!("{found} and `epochs` of a source is `{}`", source.epochs);
+        let hint = Some("give `eval_sources`, or repeat the source with `epochs` of the recipe");
+        conflict(reader, path, found, "each sample once", hint);
     }
 }
 
