@@ -12,6 +12,7 @@ use crate::{
     cache::SourceStats,
     dataset::{Corpus, Dataset},
     error::{Error, Result},
+    format::Format,
     pack::{PackRule, Packs, pack_global, pack_reference, repeat_to_max_length},
     rng::{MAX_RANDPERM_LEN, PythonRandom, numpy_permutation},
     tokenize::tokenize_source,
@@ -103,6 +104,8 @@ pub struct SourceReport {
     pub name: String,
     /// Its split, with the slice.
     pub split: String,
+    /// What its rows are.
+    pub format: Format,
     /// Whether its tokens were in the cache.
     pub from_cache: bool,
     /// Counts.
@@ -167,11 +170,12 @@ impl Context<'_> {
         let mut stores = Vec::new();
         let mut reports = Vec::new();
         for source in sources {
-            let (store, from_cache) = tokenize_source(source, data, self.tokenizer)?;
+            let (store, format, from_cache) = tokenize_source(source, data, self.tokenizer)?;
             let stats = store.stats().clone();
             reports.push(SourceReport {
                 name: source.name_or_path.clone(),
                 split: source.split.clone(),
+                format,
                 from_cache,
                 stats,
             });

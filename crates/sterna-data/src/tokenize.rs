@@ -21,15 +21,14 @@ use crate::{
 /// has a million tokens.
 const ROWS_AT_ONCE: usize = 256;
 
-/// The tokens of `source`, from the cache or made now. The flag is true if they were there.
+/// The tokens of `source`, from the cache or made now, and what its rows are. The flag is true if the tokens were there.
 pub(crate) fn tokenize_source(
     source: &Source,
     data: &DataOptions,
     tokenizer: &Tokenizer,
-) -> Result<(TokenStore, bool)> {
+) -> Result<(TokenStore, Format, bool)> {
     let open = OpenSource::find(source)?;
     let format = Format::of(source, data.label_mask, &open.columns()?)?;
-    tracing::info!("source `{}`: {format}", source.name_or_path);
     let key = cache_key(&open, &format, data, tokenizer)?;
     let build = |writer: &mut TokenWriter| {
         let (required, optional) = format.columns(source);
@@ -60,7 +59,7 @@ pub(crate) fn tokenize_source(
     let (store, from_cache) =
         cache::load_or_build(&data.cache_dir, &key, data.fail_on_missing_cache, build)?;
     warn_about(source, data, store.stats());
-    Ok((store, from_cache))
+    Ok((store, format, from_cache))
 }
 
 /// The rows that are used, in order: all, or a random choice as Python makes it.

@@ -83,6 +83,9 @@ pub(super) fn data(report: &PrepareReport) -> Vec<String> {
             set.samples,
             base10(set.tokens as f64)
         ));
+        for source in &set.sources {
+            lines.push(format!("{name} {}: {}", source.name, source.format));
+        }
         lines.extend(set.about_length().map(|line| format!("{name} {line}")));
         for source in set.sources.iter().filter(|source| source.stats.samples_without_label > 0) {
             lines.push(format!(

@@ -141,6 +141,7 @@ fn packs_are_shown_with_what_is_trained_and_what_was_counted() {
     Longer.⟨<|im_end|>⟩⟧
 
     ══ source chats, split train
+    read as                         chats by role_mapping
     rows read                       4
     rows dropped                    1 (1 no label)
     messages left out               0
@@ -194,6 +195,7 @@ fn samples_are_shown_without_documents_and_long_ones_in_part() {
     ⟦2 3 1 2 3 1 2 3 1 2 3 1 2 3 ⟨<|im_end|>⟩⟧
 
     ══ source chats, split train
+    read as                         chats by role_mapping
     rows read                       1
     rows dropped                    0
     messages left out               0
@@ -316,6 +318,7 @@ fn a_page_is_whole_and_shows_texts_as_text() {
     <h1>a&lt;b&gt;.yaml: pack 1 of 1</h1>
     <div class="counts">
     <table><caption>source chats, split train</caption>
+    <tr><th>read as</th><td>chats by role_mapping</td></tr>
     <tr><th>rows read</th><td>1</td></tr>
     <tr><th>rows dropped</th><td>0</td></tr>
     <tr><th>messages left out</th><td>0</td></tr>

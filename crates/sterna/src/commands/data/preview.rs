@@ -261,6 +261,7 @@ fn source_counts(source: &SourceReport) -> Counts {
     let dropped: usize = stats.dropped.values().sum();
     let left_out: usize = stats.left_out.values().sum();
     let mut rows = vec![
+        ("read as", source.format.to_string()),
         ("rows read", grouped(stats.samples + dropped)),
         ("rows dropped", with_reasons(dropped, &stats.dropped)),
         ("messages left out", with_reasons(left_out, &stats.left_out)),
