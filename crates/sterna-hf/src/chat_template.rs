@@ -227,18 +227,17 @@ impl ChatTemplate {
         special_tokens: &Map<String, serde_json::Value>,
     ) -> Result<Rendered> {
         let Conversation { messages, tools, template_kwargs } = conversation;
-        let messages = messages.iter().map(|Message(keys)| keys.clone().into()).collect();
-        let context = special_tokens
-            .iter()
-            .chain(template_kwargs)
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .chain([
-                ("messages".to_owned(), serde_json::Value::Array(messages)),
-                ("tools".to_owned(), tools.clone()),
-                ("documents".to_owned(), serde_json::Value::Null),
-                ("add_generation_prompt".to_owned(), add_generation_prompt.into()),
-            ]);
-        self.render_context(&context.collect())
+        let values = messages.iter().map(|Message(keys)| Value::from_pairs(variables(keys)));
+        let context = variables(special_tokens).chain(variables(template_kwargs)).chain([
+            ("messages".to_owned(), values.collect()),
+            ("tools".to_owned(), python::from_json(tools)),
+            ("documents".to_owned(), Value::from(())),
+            ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
+        ]);
+        let input_bytes = messages.iter().map(|Message(keys)| object_bytes(keys)).sum::<usize>()
+            + json_bytes(tools)
+            + object_bytes(template_kwargs);
+        self.run(Value::from_pairs(context), input_bytes)
     }
 
     /// Renders with `context` as the variables of the template, and nothing beside them.
@@ -247,10 +246,10 @@ impl ChatTemplate {
     ///
     /// As [`ChatTemplate::render`].
     pub fn render_context(&self, context: &Map<String, serde_json::Value>) -> Result<Rendered> {
-        let input_bytes = object_bytes(context);
-        let context = Value::from_pairs(
-            context.iter().map(|(name, value)| (name.clone(), python::from_json(value))),
-        );
+        self.run(Value::from_pairs(variables(context)), object_bytes(context))
+    }
+
+    fn run(&self, context: Value, input_bytes: usize) -> Result<Rendered> {
         let fuel = FUEL_BASE + FUEL_FACTOR * input_bytes as u64;
         let limit = OUTPUT_BASE + OUTPUT_FACTOR * input_bytes;
         let mut environment = Environment::clone(&self.environment);
@@ -298,6 +297,11 @@ fn environment(source: String) -> std::result::Result<Environment<'static>, mini
     python::install(&mut environment);
     environment.add_template_owned(NAME, source)?;
     Ok(environment)
+}
+
+/// Names and values of an object, for a template.
+fn variables(object: &Map<String, serde_json::Value>) -> impl Iterator<Item = (String, Value)> {
+    object.iter().map(|(name, value)| (name.clone(), python::from_json(value)))
 }
 
 /// Bytes of a value's texts and names, and some for each value.

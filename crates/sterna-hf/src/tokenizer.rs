@@ -131,9 +131,7 @@ impl Tokenizer {
     ///
     /// [`Error::Tokenizer`] when the model has no token for a character and no unknown token.
     pub fn encode(&self, text: &str) -> Result<Encoded> {
-        let encoding = unless_panicked(|| self.inner.encode_char_offsets(text, false))
-            .map_err(|source| self.failed(source))?;
-        Ok(Encoded { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
+        self.encode_by(&self.inner, text, false)
     }
 
     /// The tokens of `text` with the special tokens that the tokenizer puts around texts, whose offsets are empty.
@@ -142,9 +140,7 @@ impl Tokenizer {
     ///
     /// As [`Self::encode`].
     pub fn encode_with_special_tokens(&self, text: &str) -> Result<Encoded> {
-        let encoding = unless_panicked(|| self.inner.encode_char_offsets(text, true))
-            .map_err(|source| self.failed(source))?;
-        Ok(Encoded { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
+        self.encode_by(&self.inner, text, true)
     }
 
     /// The tokens of `text`, with the letters of special tokens where it spells them.
@@ -158,7 +154,16 @@ impl Tokenizer {
             plain.set_encode_special_tokens(true);
             plain
         });
-        let encoding = unless_panicked(|| plain.encode_char_offsets(text, false))
+        self.encode_by(plain, text, false)
+    }
+
+    fn encode_by(
+        &self,
+        tokenizer: &tokenizers::Tokenizer,
+        text: &str,
+        add_special_tokens: bool,
+    ) -> Result<Encoded> {
+        let encoding = unless_panicked(|| tokenizer.encode_char_offsets(text, add_special_tokens))
             .map_err(|source| self.failed(source))?;
         Ok(Encoded { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
     }

@@ -21,6 +21,7 @@ use self::args::{bind, plain, required, split};
 use self::objects::{Cycler, DictView, Missing, OpenMacro, Part, Range};
 
 pub(super) use self::json::from_json;
+pub(super) use self::ops::is_method;
 
 /// Most spaces of a level of JSON.
 const MAX_INDENT: usize = 64;

@@ -8,77 +8,13 @@
 
 use std::fmt::Write;
 
+use crate::chat_template::python::is_method;
+
 /// How deep an expression may nest. Minijinja refuses the 151st level.
 const MAX_DEPTH: usize = 200;
 
 /// Longest operand of a chain of comparisons that is written twice, in bytes.
 const MAX_REPEATED: usize = 200;
-
-/// Names that are methods of Python's `str`, `list` or `dict`, so that an attribute of that name may be one.
-const METHODS: &[&str] = &[
-    "append",
-    "capitalize",
-    "casefold",
-    "center",
-    "clear",
-    "copy",
-    "count",
-    "encode",
-    "endswith",
-    "expandtabs",
-    "extend",
-    "find",
-    "format",
-    "fromkeys",
-    "get",
-    "index",
-    "insert",
-    "isalnum",
-    "isalpha",
-    "isascii",
-    "isdecimal",
-    "isdigit",
-    "isidentifier",
-    "islower",
-    "isnumeric",
-    "isprintable",
-    "isspace",
-    "istitle",
-    "isupper",
-    "items",
-    "join",
-    "keys",
-    "ljust",
-    "lower",
-    "lstrip",
-    "partition",
-    "pop",
-    "popitem",
-    "remove",
-    "removeprefix",
-    "removesuffix",
-    "replace",
-    "reverse",
-    "rfind",
-    "rindex",
-    "rjust",
-    "rpartition",
-    "rsplit",
-    "rstrip",
-    "setdefault",
-    "sort",
-    "split",
-    "splitlines",
-    "startswith",
-    "strip",
-    "swapcase",
-    "title",
-    "translate",
-    "update",
-    "upper",
-    "values",
-    "zfill",
-];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -487,7 +423,7 @@ impl<'a> Inside<'a> {
                     let dot = self.take()?;
                     let name = self.peek()?;
                     let written = self.take()?;
-                    if METHODS.contains(&name) && !self.is("(") {
+                    if is_method(name) && !self.is("(") {
                         out = format!(" __py_attr({out}, '{name}')");
                     } else {
                         out = out + &dot + &written;
@@ -507,8 +443,7 @@ impl<'a> Inside<'a> {
         // An index or a name that no method has is looked up in one way.
         let first = self.peek()?;
         let is_plain = first.bytes().all(|b| b.is_ascii_digit())
-            || self.kind() == Some(Kind::Text)
-                && !METHODS.contains(&first.trim_matches(['\'', '"']));
+            || self.kind() == Some(Kind::Text) && !is_method(first.trim_matches(['\'', '"']));
         let from = self.at;
         let mut parts = vec![String::new()];
         let mut is_slice = false;

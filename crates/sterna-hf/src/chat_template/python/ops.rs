@@ -211,19 +211,30 @@ pub(super) fn concat(args: &[Value]) -> Result<Value, Error> {
     Ok(Value::from(out))
 }
 
+/// Methods of `list` that leave it as it is.
+const LIST_METHODS: &[&str] = &["copy", "count", "index"];
+/// Methods of `list` that change it.
+const LIST_CHANGES: &[&str] =
+    &["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
+/// Methods of `dict` that leave it as it is.
+const DICT_METHODS: &[&str] = &["copy", "get", "items", "keys", "values"];
+/// Methods of `dict` that change it.
+const DICT_CHANGES: &[&str] = &["clear", "pop", "popitem", "setdefault", "update"];
+
+/// Whether `name` is a method of Python's `str`, `list` or `dict`, so that an attribute of that name may be one.
+pub(in crate::chat_template) fn is_method(name: &str) -> bool {
+    let all = [strings::METHODS, LIST_METHODS, LIST_CHANGES, DICT_METHODS, DICT_CHANGES];
+    // `fromkeys` is one of the class.
+    all.iter().any(|methods| methods.contains(&name)) || name == "fromkeys"
+}
+
 /// `value.name`, where `name` may be a method. What would change the value is undefined, as in the immutable sandbox.
 pub(super) fn attribute(value: &Value, name: &str) -> Result<Value, Error> {
     let (methods, changing): (&[&str], &[&str]) = match value.kind() {
         ValueKind::String => (strings::METHODS, &[]),
         ValueKind::Seq if objects::is_tuple(value) => (&["count", "index"], &[]),
-        ValueKind::Seq | ValueKind::Iterable => (
-            &["copy", "count", "index"],
-            &["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"],
-        ),
-        ValueKind::Map if objects::is_dict(value) => (
-            &["copy", "get", "items", "keys", "values"],
-            &["clear", "pop", "popitem", "setdefault", "update"],
-        ),
+        ValueKind::Seq | ValueKind::Iterable => (LIST_METHODS, LIST_CHANGES),
+        ValueKind::Map if objects::is_dict(value) => (DICT_METHODS, DICT_CHANGES),
         _ => (&[], &[]),
     };
     if changing.contains(&name) {
