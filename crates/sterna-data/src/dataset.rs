@@ -94,13 +94,15 @@ impl Corpus {
         &self.lengths
     }
 
+    /// Tokens of each of what was tokenized, cut or not.
+    pub(crate) fn whole_lengths(&self) -> impl Iterator<Item = u32> {
+        self.stores.iter().flat_map(|store| store.lengths().iter().copied())
+    }
+
     /// How many of what was tokenized are in no sample.
     pub(crate) fn num_cut_away(&self) -> usize {
-        let whole: usize = self.stores.iter().map(|store| store.lengths().len()).sum();
         self.pieces.as_ref().map_or(0, |pieces| {
-            let starts = pieces.iter().zip(std::iter::once(None).chain(pieces.iter().map(Some)));
-            whole
-                - starts.filter(|(piece, last)| last.is_none_or(|last| last.of != piece.of)).count()
+            self.whole_lengths().count() - pieces.chunk_by(|a, b| a.of == b.of).count()
         })
     }
 
@@ -115,26 +117,31 @@ impl Corpus {
     }
 
     fn read(&self, sample: u32) -> Result<Tokens> {
-        let piece = self.pieces.as_ref().map(|pieces| pieces[sample as usize]);
-        let whole = piece.map_or(sample, |piece| piece.of) as usize;
+        let Piece { of, start } = self.piece(sample);
         let store = self.store_of(sample);
         let Tokens { mut ids, mut is_label } =
-            self.stores[store].read(whole - self.starts[store])?;
-        if let Some(Piece { start, .. }) = piece {
-            let (start, len) = (start as usize, self.lengths[sample as usize] as usize);
+            self.stores[store].read(of as usize - self.starts[store])?;
+        let (start, len) = (start as usize, self.lengths[sample as usize] as usize);
+        if len < ids.len() {
             ids = ids[start..start + len].to_vec();
             is_label = is_label[start..start + len].to_vec();
-            if start > 0 {
-                is_label[0] = false;
-            }
+        }
+        if start > 0 {
+            is_label[0] = false;
         }
         Ok(Tokens { ids, is_label })
     }
 
+    fn piece(&self, sample: u32) -> Piece {
+        match &self.pieces {
+            None => Piece { of: sample, start: 0 },
+            Some(pieces) => pieces[sample as usize],
+        }
+    }
+
     /// The source of a sample.
     fn store_of(&self, sample: u32) -> usize {
-        let piece = self.pieces.as_ref().map(|pieces| pieces[sample as usize]);
-        let whole = piece.map_or(sample, |piece| piece.of) as usize;
+        let whole = self.piece(sample).of as usize;
         self.starts.partition_point(|&start| start <= whole) - 1
     }
 }

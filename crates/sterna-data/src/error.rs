@@ -375,7 +375,37 @@ pub enum Error {
         /// Where in the row.
         path: String,
         /// What kind of value it is.
-        found: String,
+        found: &'static str,
+    },
+    /// A number is too large to be text without losing digits.
+    #[error("{row}: `{path}` is a number of more than 64 bits, required: text")]
+    LongNumber {
+        /// The row.
+        row: Box<RowId>,
+        /// Where in the row.
+        path: String,
+    },
+    /// A part of a message is not text: an image, a call of a tool.
+    #[error("{row}: `{path}` is a part of type `{kind}`, required: text")]
+    NotTextPart {
+        /// The row.
+        row: Box<RowId>,
+        /// Where in the row.
+        path: String,
+        /// The type of the part.
+        kind: String,
+    },
+    /// A role that no template knows.
+    #[error(
+        "{row}: `{path}` is `{role}`, required: a role such as `system`, `user`, `assistant` or `tool`"
+    )]
+    UnknownRole {
+        /// The row.
+        row: Box<RowId>,
+        /// Where in the row.
+        path: String,
+        /// The role.
+        role: String,
     },
     /// A message, or a part of one, is not what messages are.
     #[error("{row}: `{path}` is {found}, required: {required}")]
@@ -665,17 +695,15 @@ impl Error {
             Self::UnequalTurns { .. } => {
                 "keep the turns in one list of messages, or set data.label_mask to reference to cut to the shortest role"
             }
-            Self::NotText { found, .. }
-                if ["`thinking`", "`tool_use`", "`tool_call`", "`tool_result`"]
-                    .iter()
-                    .any(|part| found.ends_with(part)) =>
+            Self::NotTextPart { kind, .. }
+                if ["thinking", "tool_use", "tool_call", "tool_result"].contains(&&**kind) =>
             {
                 "write thoughts as `reasoning_content`, calls as `tool_calls`, and results as messages of role `tool`"
             }
-            Self::NotText { found, .. } if found.starts_with("a number") => "write it as text",
-            Self::NotText { found, .. } if found.starts_with("a part") => {
+            Self::NotTextPart { .. } => {
                 "leave out rows with images, audio or video: models are trained on text"
             }
+            Self::LongNumber { .. } => "write it as text",
             Self::NotText { .. } => {
                 "set content_key of the source to the field that holds the text"
             }
@@ -700,7 +728,7 @@ impl Error {
             Self::NothingLeft { .. } => {
                 "`sterna data RECIPE --show 3` shows rows as the model sees them"
             }
-            Self::BadMessage { required, .. } if required.starts_with("a role") => {
+            Self::UnknownRole { .. } => {
                 "set role_mapping of the source, such as `{user: messages.role.customer, assistant: messages.role.agent}`, or unmapped_roles to drop"
             }
             Self::ReplyUnaligned { why: Unaligned::CallsNotPrinted, .. } => {

@@ -541,12 +541,15 @@ fn tokens(row: &Map<String, Value>, row_id: &dyn Fn() -> RowId) -> Result<Parsed
     let ids = ids.iter().map(|&id| u32::try_from(id)).collect::<Result<Vec<u32>, _>>();
     let ids = ids.map_err(|_| bad("`input_ids` has a negative id".to_owned(), "token ids"))?;
     let mut is_label = vec![true; ids.len()];
-    for key in MASK_KEYS {
-        let Some(mask) = integers(key)? else { continue };
-        if mask.len() != ids.len() {
+    let mask = |key: &str| match integers(key)? {
+        Some(mask) if mask.len() != ids.len() => {
             let found = format!("`{key}` has `{}` items, `input_ids` `{}`", mask.len(), ids.len());
-            return Err(bad(found, "as many"));
+            Err(bad(found, "as many"))
         }
+        mask => Ok(mask),
+    };
+    for key in MASK_KEYS {
+        let Some(mask) = mask(key)? else { continue };
         for (i, &value) in mask.iter().enumerate() {
             let marked = if key == "labels" { value != -100 } else { value != 0 };
             if key == "labels" && marked && value != i64::from(ids[i]) {
@@ -556,13 +559,8 @@ fn tokens(row: &Map<String, Value>, row_id: &dyn Fn() -> RowId) -> Result<Parsed
             is_label[i] &= marked;
         }
     }
-    let kept = match integers(PADDING_KEY)? {
+    let kept = match mask(PADDING_KEY)? {
         None => 0..ids.len(),
-        Some(mask) if mask.len() != ids.len() => {
-            let found =
-                format!("`{PADDING_KEY}` has `{}` items, `input_ids` `{}`", mask.len(), ids.len());
-            return Err(bad(found, "as many"));
-        }
         Some(mask) => {
             let first = mask.iter().position(|&value| value != 0).unwrap_or(mask.len());
             let end = mask.iter().rposition(|&value| value != 0).map_or(first, |last| last + 1);

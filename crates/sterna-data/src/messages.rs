@@ -20,9 +20,12 @@ use crate::{
 /// Fields that hold a message's text when the recipe does not say, in order of preference.
 const CONTENT_KEYS: [&str; 4] = ["content", "text", "message", "value"];
 
+/// Fields that hold what the assistant thought.
+pub(crate) const REASONING_KEYS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
 /// Fields that hold what a message's tools or the assistant's thoughts say beside its text.
 pub(crate) const OTHER_TEXTS: [&str; 5] =
-    ["tool_calls", "function_call", "reasoning_content", "thinking", "reasoning"];
+    ["tool_calls", "function_call", REASONING_KEYS[0], REASONING_KEYS[1], REASONING_KEYS[2]];
 
 /// Roles of messages that templates know, by the names that data sets have for them.
 const ROLES: [(&str, &str); 22] = [
@@ -200,11 +203,11 @@ pub(crate) fn messages_of(
                 *left_out.entry(format!("role `{role}`")).or_default() += 1;
                 continue;
             }
-            return Err(bad(
-                role_key,
-                format!("`{role}`"),
-                "a role such as `system`, `user`, `assistant` or `tool`",
-            ));
+            return Err(Error::UnknownRole {
+                row: Box::new(row_id()),
+                path: format!("{path}.{role_key}"),
+                role: role.to_owned(),
+            });
         };
         let mut message = as_written(keys, role_key, rule.content_key, known, &path, row_id)?;
         if CALLS.contains(&role) {
@@ -302,14 +305,13 @@ fn content(value: &Value, path: &dyn Fn() -> String, row_id: &dyn Fn() -> RowId)
                 Value::Object(keys) if keys.get("text").is_some_and(Value::is_string) => {
                     Ok(part.clone())
                 }
-                other => Err(Error::NotText {
-                    row: Box::new(row_id()),
-                    path: format!("{}[{i}]", path()),
-                    found: match other.get("type").and_then(Value::as_str) {
-                        Some(kind) => format!("a part of type `{kind}`"),
-                        None => kind(other).to_owned(),
-                    },
-                }),
+                other => {
+                    let (row, path) = (Box::new(row_id()), format!("{}[{i}]", path()));
+                    Err(match other.get("type").and_then(Value::as_str) {
+                        Some(kind) => Error::NotTextPart { row, path, kind: kind.to_owned() },
+                        None => Error::NotText { row, path, found: kind(other) },
+                    })
+                }
             };
             parts.iter().enumerate().map(part).collect::<Result<Vec<_>>>().map(Value::Array)
         }
@@ -440,18 +442,10 @@ pub(crate) fn text(
         Value::Bool(false) => Ok("False".to_owned()),
         // Integers of more than 64 bits have lost digits when they come here, and look like other numbers.
         Value::Number(number) if number.is_f64() && number.as_f64().is_some_and(is_huge) => {
-            Err(Error::NotText {
-                row: Box::new(row_id()),
-                path: path(),
-                found: "a number of more than 64 bits".to_owned(),
-            })
+            Err(Error::LongNumber { row: Box::new(row_id()), path: path() })
         }
         Value::Number(number) => Ok(python_number(number)),
-        other => Err(Error::NotText {
-            row: Box::new(row_id()),
-            path: path(),
-            found: kind(other).to_owned(),
-        }),
+        other => Err(Error::NotText { row: Box::new(row_id()), path: path(), found: kind(other) }),
     }
 }
 

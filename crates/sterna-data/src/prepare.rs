@@ -181,9 +181,7 @@ impl Context<'_> {
             });
             stores.push(store);
         }
-        let corpus = Corpus::new(stores);
-        let whole = corpus.lengths().to_vec();
-        let corpus = Arc::new(self.fit(corpus)?);
+        let corpus = Arc::new(self.fit(Corpus::new(stores))?);
         let lengths = corpus.lengths();
 
         let mixed = mix(sources, &corpus, what)?;
@@ -191,20 +189,21 @@ impl Context<'_> {
             .into_iter()
             .map(|place| mixed[place])
             .collect();
-        let samples = self.without_too_long(shuffled, lengths, &whole)?;
+        let samples = self.without_too_long(shuffled, &corpus)?;
         let tokens = samples.iter().map(|&sample| u64::from(lengths[sample as usize])).sum();
-        let too_long = whole.iter().filter(|&&len| len as usize > self.max_length).count();
-        let is_cut = matches!(data.excess_length, ExcessLength::Truncate | ExcessLength::Split);
-        let pieces = if is_cut { lengths.len() - (whole.len() - too_long) } else { 0 };
-        let dropped_too_long = match data.excess_length {
-            _ if !data.filter_samples => 0,
-            ExcessLength::Truncate | ExcessLength::Split => corpus.num_cut_away(),
-            ExcessLength::Drop | ExcessLength::Raise => too_long,
+        let num_whole = corpus.whole_lengths().count();
+        let too_long = corpus.whole_lengths().filter(|&len| len as usize > self.max_length).count();
+        let (dropped_too_long, pieces) = match data.excess_length {
+            ExcessLength::Truncate | ExcessLength::Split => {
+                (corpus.num_cut_away(), lengths.len() - (num_whole - too_long))
+            }
+            ExcessLength::Drop | ExcessLength::Raise if data.filter_samples => (too_long, 0),
+            ExcessLength::Drop | ExcessLength::Raise => (0, 0),
         };
         let mut report = SetReport {
             sources: reports,
             max_length: self.max_length,
-            longest: whole.iter().max().map_or(0, |&len| len as usize),
+            longest: corpus.whole_lengths().max().unwrap_or(0) as usize,
             too_long,
             dropped_too_long,
             pieces,
@@ -247,22 +246,18 @@ impl Context<'_> {
         }
     }
 
-    fn without_too_long(
-        &self,
-        mut samples: Vec<u32>,
-        lengths: &[u32],
-        whole: &[u32],
-    ) -> Result<Vec<u32>> {
+    fn without_too_long(&self, mut samples: Vec<u32>, corpus: &Corpus) -> Result<Vec<u32>> {
         if !self.recipe.data.filter_samples {
             return Ok(samples);
         }
+        let lengths = corpus.lengths();
         samples.retain(|&sample| lengths[sample as usize] as usize <= self.max_length);
         if samples.is_empty() {
             return Err(Error::AllTooLong {
-                dropped: whole.len(),
+                dropped: corpus.whole_lengths().count(),
                 max_length: self.max_length,
-                shortest: whole.iter().min().map_or(0, |&len| len as usize),
-                longest: whole.iter().max().map_or(0, |&len| len as usize),
+                shortest: corpus.whole_lengths().min().unwrap_or(0) as usize,
+                longest: corpus.whole_lengths().max().unwrap_or(0) as usize,
             });
         }
         Ok(samples)

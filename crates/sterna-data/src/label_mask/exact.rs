@@ -16,13 +16,13 @@ use serde_json::{Map, Value};
 use sterna_hf::{Conversation, Encoded, Message};
 
 use super::{ASSISTANT, empty_think_len, is_space};
-use crate::error::{Result, Unaligned};
+use crate::{
+    error::{Result, Unaligned},
+    messages::REASONING_KEYS,
+};
 
 const THINK: &str = "<think>";
 const END_THINK: &str = "</think>";
-
-/// Keys of a message that hold what the assistant thought.
-const REASONING_KEYS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// Texts of a chat that no template rewrites.
 const SHORT: &str = "sternaQuestion";
@@ -47,7 +47,7 @@ pub(super) struct Reply {
 /// Renders a chat; `None` if the template fails on it.
 type Render<'a> = dyn Fn(&Conversation) -> Option<String> + 'a;
 
-/// Finds the replies `turns` (indexes of messages of the assistant) in `text`, which is the rendering of `conversation`.
+/// Finds what the assistant wrote in `text`, which is the rendering of `conversation`.
 ///
 /// Costs one rendering besides the one that made `text`, a few of short chats for each turn that calls tools and one for all others,
 /// and some for each turn that the template rewrites in a way that one rendering does not show.
@@ -439,7 +439,7 @@ pub(super) struct Openers {
 }
 
 impl Openers {
-    /// Asks the template, with a chat of one-letter messages.
+    /// Asks the template, with a chat of a word each.
     pub(super) fn of(
         template_kwargs: &Map<String, Value>,
         render: &dyn Fn(&Conversation, bool) -> Option<String>,
@@ -455,8 +455,9 @@ impl Openers {
             Some(open.strip_prefix(&print(vec![user(SHORT)], false)?)?.to_owned())
         };
         let header = header().unwrap_or_default();
+        let ended = print(vec![user(SHORT), reply()], false);
         let always = || {
-            let ended = print(vec![user(SHORT), reply()], false)?;
+            let ended = ended.as_deref()?;
             let goes_on = print(vec![user(SHORT), reply(), user(SHORT_AGAIN)], false)?;
             let (before_user, _) = ended.split_once(SHORT)?;
             let (before_reply, ending) = ended.split_once(SHORT_REPLY)?;
@@ -478,7 +479,7 @@ impl Openers {
             ending: None,
             template_kwargs: template_kwargs.clone(),
         };
-        openers.ending = print(vec![user(SHORT), reply()], false).and_then(|ended| {
+        openers.ending = ended.and_then(|ended| {
             let ending = openers.strip_from(ended.split_once(SHORT_REPLY)?.1);
             // Not if messages are printed in another order.
             (!ending.contains(SHORT)).then(|| ending.to_owned())
@@ -509,8 +510,6 @@ struct Leaf {
     tags: Vec<&'static str>,
     /// Those that it has behind it.
     tags_behind: Vec<&'static str>,
-    /// Whether its message calls tools.
-    calls: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -546,18 +545,19 @@ impl Leaf {
 #[derive(Debug)]
 struct Hidden {
     conversation: Conversation,
-    num_turns: usize,
+    /// For each hidden turn, whether it calls tools.
+    calls: Vec<bool>,
     leaves: Vec<Leaf>,
     /// What every marker starts with: letters and digits only, so that no template rewrites it, and not in the rendered chat.
     stem: String,
 }
 
 impl Hidden {
-    fn empty(conversation: &Conversation, num_turns: usize, text: &str) -> Hidden {
+    fn empty(conversation: &Conversation, turns: &[usize], text: &str) -> Hidden {
         let mut stems = (0..).map(|i| format!("sternaPlaceholder{i}x"));
         Hidden {
             conversation: conversation.clone(),
-            num_turns,
+            calls: turns.iter().map(|&turn| calls_tools(&conversation.messages[turn])).collect(),
             leaves: Vec::new(),
             stem: stems.find(|stem| !text.contains(stem)).expect("a text is finite"),
         }
@@ -565,14 +565,11 @@ impl Hidden {
 
     /// Hides every text of `turns`, and the name of the first tool that each calls if that is how calls are found.
     fn new(conversation: &Conversation, turns: &[usize], text: &str, calls: Calls) -> Hidden {
-        let mut hidden = Hidden::empty(conversation, turns.len(), text);
+        let mut hidden = Hidden::empty(conversation, turns, text);
         for (turn_idx, &turn) in turns.iter().enumerate() {
             let mut message = conversation.messages[turn].clone();
             let has_name = calls == Calls::Name && hidden.hide_name(turn_idx, &mut message);
             hidden.hide(turn_idx, &mut message, has_name);
-            let calls = calls_tools(&message);
-            let of_turn = hidden.leaves.iter_mut().filter(|leaf| leaf.turn_idx == turn_idx);
-            of_turn.for_each(|leaf| leaf.calls = calls);
             hidden.conversation.messages[turn] = message;
         }
         hidden
@@ -580,7 +577,7 @@ impl Hidden {
 
     /// Puts one marker in place of all the texts of `turn`.
     fn whole(conversation: &Conversation, turn: usize, text: &str) -> Hidden {
-        let mut hidden = Hidden::empty(conversation, 1, text);
+        let mut hidden = Hidden::empty(conversation, &[turn], text);
         let marker = hidden.marker(0);
         let message = &mut hidden.conversation.messages[turn];
         for key in REASONING_KEYS {
@@ -678,14 +675,7 @@ impl Hidden {
     ) -> String {
         let marker = self.marker(self.leaves.len());
         let text = text.to_owned();
-        self.leaves.push(Leaf {
-            turn_idx,
-            text,
-            kind,
-            tags,
-            tags_behind: Vec::new(),
-            calls: false,
-        });
+        self.leaves.push(Leaf { turn_idx, text, kind, tags, tags_behind: Vec::new() });
         marker
     }
 
@@ -704,10 +694,9 @@ impl Hidden {
     }
 }
 
-/// Lays `skeleton` over `text`: for each hidden turn, what of it was printed and where; `None` if nothing was, which only thoughts
-/// may meet.
+/// Lays `skeleton` over `text`: for each hidden turn, what of it was printed and where; nothing only of a turn of thoughts.
 fn align(text: &str, skeleton: &str, hidden: &Hidden) -> Result<Vec<Vec<Printed>>, Unaligned> {
-    let mut spans: Vec<Vec<Printed>> = vec![Vec::new(); hidden.num_turns];
+    let mut spans: Vec<Vec<Printed>> = vec![Vec::new(); hidden.calls.len()];
     let mut is_printed = vec![false; hidden.leaves.len()];
     let markers: Vec<_> = hidden.markers_in(skeleton).collect();
     let literal_after = |place: usize| {
@@ -766,13 +755,12 @@ fn align(text: &str, skeleton: &str, hidden: &Hidden) -> Result<Vec<Vec<Printed>
     if text[at..] != *literal {
         return Err(Unaligned::ContextChanges);
     }
-    // Only thoughts are left out of earlier turns.
+    // Only thoughts are left out of earlier turns, and no calls.
     let is_missing = |leaf: &Leaf| {
         let is_thought = matches!(leaf.kind, LeafKind::Thought | LeafKind::Reasoning);
-        spans[leaf.turn_idx].is_empty() && !is_thought
+        spans[leaf.turn_idx].is_empty() && (!is_thought || hidden.calls[leaf.turn_idx])
     };
-    let calls_without_place = |leaf: &Leaf| leaf.calls && spans[leaf.turn_idx].is_empty();
-    if hidden.leaves.iter().any(|leaf| is_missing(leaf) || calls_without_place(leaf)) {
+    if hidden.leaves.iter().any(is_missing) {
         return Err(Unaligned::NotPrinted);
     }
     Ok(spans)
