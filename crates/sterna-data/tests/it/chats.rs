@@ -3,12 +3,11 @@
 use serde_json::{Map, Value, json};
 use sterna_data::{
     Error,
-    error::RowId,
     messages::{Chat, extract_chat},
 };
 use sterna_recipe::{LabelMask, RolePath, Sampling, Source, UnmappedRoles};
 
-use crate::support::fixture;
+use crate::support::{fixture, row_id};
 
 fn source(role_mapping: &[(&str, &str)], content_key: Option<&str>) -> Source {
     let path = |path: &str| match path.split('.').collect::<Vec<_>>()[..] {
@@ -40,13 +39,7 @@ fn source(role_mapping: &[(&str, &str)], content_key: Option<&str>) -> Source {
 }
 
 fn extract(source: &Source, label_mask: LabelMask, row: &Value) -> Result<Chat, Error> {
-    let id = || RowId {
-        source_name: "chats".to_owned(),
-        row: 3,
-        path: "chats.jsonl".into(),
-        line: Some(4),
-    };
-    extract_chat(source, label_mask, row.as_object().unwrap().clone(), &id)
+    extract_chat(source, label_mask, row.as_object().unwrap().clone(), &row_id)
 }
 
 fn pairs(chat: &Chat) -> Vec<(&str, &str)> {

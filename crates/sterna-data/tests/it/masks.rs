@@ -9,19 +9,9 @@ use sterna_data::{
     label_mask::{ChatTokenizer, MaskRule, Tokens},
 };
 use sterna_hf::{Message, Tokenizer};
-use sterna_recipe::{ControlTokens, LabelMask};
+use sterna_recipe::LabelMask;
 
-use crate::support::{fixture, fixture_path, real_inputs};
-
-fn exact() -> MaskRule {
-    MaskRule {
-        mask_inputs: true,
-        label_mask: LabelMask::Exact,
-        ignore_empty_think: false,
-        chat_template_kwargs: serde_json::Map::new(),
-        control_tokens: ControlTokens::Warn,
-    }
-}
+use crate::support::{exact, fixture, fixture_path, real_inputs, row_id, tokenizer_with};
 
 /// The tokens of a chat, with labels on all replies.
 fn tokenize_chat(
@@ -36,24 +26,12 @@ fn tokenize_chat(
     chats.tokenize(&messages.to_vec().into(), &is_trained, row_id).map(|(tokens, _)| tokens)
 }
 
-fn row_id() -> RowId {
-    RowId { source_name: "chats".to_owned(), row: 3, path: "chats.jsonl".into(), line: Some(4) }
-}
-
 fn smollm2() -> Tokenizer {
     Tokenizer::from_dir(&real_inputs().join("SmolLM2-135M-Instruct")).unwrap()
 }
 
-/// The tokenizer of SmolLM2 with another chat template.
 fn with_template(template: &str) -> Tokenizer {
-    let folder = tempfile::tempdir().unwrap();
-    let from = real_inputs().join("SmolLM2-135M-Instruct");
-    fs::copy(from.join("tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
-    let config = fs::read_to_string(from.join("tokenizer_config.json")).unwrap();
-    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
-    config["chat_template"] = template.into();
-    fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
-    Tokenizer::from_dir(folder.path()).unwrap()
+    tokenizer_with(template, &[], &[])
 }
 
 fn messages(pairs: &[(String, String)]) -> Vec<Message> {
@@ -410,25 +388,8 @@ fn with_known_template(name: &str) -> Tokenizer {
         "<|Assistant|>",
         "<|end_of_sentence|>",
     ];
-    let folder = tempfile::tempdir().unwrap();
-    let from = real_inputs().join("SmolLM2-135M-Instruct");
-    let read = |name: &str| -> serde_json::Value {
-        serde_json::from_str(&fs::read_to_string(from.join(name)).unwrap()).unwrap()
-    };
-    let mut tokenizer = read("tokenizer.json");
-    for (i, content) in SPECIAL.into_iter().enumerate() {
-        tokenizer["added_tokens"].as_array_mut().unwrap().push(serde_json::json!({
-            "id": 49152 + i, "content": content, "special": true,
-            "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-        }));
-    }
-    fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    let mut config = read("tokenizer_config.json");
-    config.as_object_mut().unwrap().remove("added_tokens_decoder");
     let template = fixture_path(&format!("../../../sterna-hf/tests/fixtures/chat/{name}.jinja"));
-    config["chat_template"] = fs::read_to_string(template).unwrap().into();
-    fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
-    Tokenizer::from_dir(folder.path()).unwrap()
+    tokenizer_with(&fs::read_to_string(template).unwrap(), &SPECIAL, &[])
 }
 
 /// What is labelled under the templates of well-known model families, on a chat with equal and thoughtful replies.
