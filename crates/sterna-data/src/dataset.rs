@@ -185,6 +185,11 @@ impl Dataset {
             .sum()
     }
 
+    /// Number of sources.
+    pub fn num_sources(&self) -> usize {
+        self.corpus.stores.len()
+    }
+
     /// Which of the sources each sample of sample `index` comes from.
     pub fn sources(&self, index: usize) -> impl Iterator<Item = usize> {
         self.members(index).iter().map(|&member| self.corpus.store_of(member))

@@ -483,7 +483,7 @@ pub enum Error {
     },
     /// `sample_count`, `sample_ratio` or `epochs` chooses no row.
     #[error(
-        "source `{source_name}`: sample_count, sample_ratio or epochs chooses none of `{rows}` rows"
+        "source `{source_name}`: sample_count, sample_ratio, epochs or weight chooses none of `{rows}` rows"
     )]
     NothingSampled {
         /// The source.
@@ -723,7 +723,7 @@ impl Error {
                 "raise data.max_length, or set data.excess_length to drop, truncate or split"
             }
             Self::NothingSampled { .. } => {
-                "raise sample_count, sample_ratio or epochs, or remove the source"
+                "raise sample_count, sample_ratio, epochs, weight or max_length, or remove the source"
             }
             Self::NothingLeft { .. } => {
                 "`sterna data RECIPE --show 3` shows rows as the model sees them"

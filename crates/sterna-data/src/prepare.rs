@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use sterna_hf::Tokenizer;
-use sterna_recipe::{DataOptions, ExcessLength, Packing, Recipe, Source};
+use sterna_recipe::{DataOptions, ExcessLength, Packing, Recipe, Source, StoppingStrategy};
 
 use crate::{
     cache::SourceStats,
@@ -15,7 +15,7 @@ use crate::{
     format::Format,
     pack::{PackRule, Packs, pack_global, pack_reference, repeat_to_max_length},
     rng::{MAX_RANDPERM_LEN, PythonRandom, numpy_permutation},
-    tokenize::tokenize_source,
+    tokenize::{Progress, tokenize_source},
 };
 
 /// What a recipe's `data` section gives.
@@ -115,7 +115,8 @@ pub struct SourceReport {
 /// Makes the data of `recipe` for `world_size` ranks.
 ///
 /// `model_max_length` in tokens is the `max_length` of a recipe that gives none. Tokens are cached in `data.cache_dir`; the rest is
-/// a pure function of the arguments and the files.
+/// a pure function of the arguments and the files. `on_progress` hears of sources that are not in the cache, from none of their rows
+/// on, every few hundred.
 ///
 /// # Errors
 ///
@@ -125,6 +126,7 @@ pub fn prepare(
     model_max_length: usize,
     tokenizer: &Tokenizer,
     world_size: usize,
+    on_progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Datasets> {
     let data = &recipe.data;
     let context = Context {
@@ -133,10 +135,10 @@ pub fn prepare(
         world_size,
         max_length: data.max_length.unwrap_or(model_max_length),
     };
-    let (mut train, mut train_report) = context.load(&data.sources, "training")?;
+    let (mut train, mut train_report) = context.load(&data.sources, "training", on_progress)?;
     let (mut eval, mut eval_report) = (None, None);
     if !data.eval_sources.is_empty() {
-        let (dataset, report) = context.load(&data.eval_sources, "evaluation")?;
+        let (dataset, report) = context.load(&data.eval_sources, "evaluation", on_progress)?;
         (eval, eval_report) = (Some(dataset), Some(report));
     }
     // Split before anything is repeated: held-out samples are never trained on. (The reference repeats first.)
@@ -165,12 +167,18 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    fn load(&self, sources: &[Source], what: &'static str) -> Result<(Dataset, SetReport)> {
+    fn load(
+        &self,
+        sources: &[Source],
+        what: &'static str,
+        on_progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(Dataset, SetReport)> {
         let data = &self.recipe.data;
         let mut stores = Vec::new();
         let mut reports = Vec::new();
         for source in sources {
-            let (store, format, from_cache) = tokenize_source(source, data, self.tokenizer)?;
+            let (store, format, from_cache) =
+                tokenize_source(source, data, self.tokenizer, on_progress)?;
             let stats = store.stats().clone();
             reports.push(SourceReport {
                 name: source.name_or_path.clone(),
@@ -184,7 +192,7 @@ impl Context<'_> {
         let corpus = Arc::new(self.fit(Corpus::new(stores))?);
         let lengths = corpus.lengths();
 
-        let mixed = mix(sources, &corpus, what)?;
+        let mixed = self.mix(sources, &corpus, what)?;
         let shuffled: Vec<u32> = numpy_permutation(data.seed, mixed.len())
             .into_iter()
             .map(|place| mixed[place])
@@ -246,12 +254,60 @@ impl Context<'_> {
         }
     }
 
+    /// The samples of all sources one after the other, each source as often as its `epochs` or its `weight` say. What is less than once
+    /// more is a choice by its `sample_seed`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NothingSampled`] if a source has less than one sample in the mix; [`Error::TooManySamples`].
+    fn mix(&self, sources: &[Source], corpus: &Corpus, what: &'static str) -> Result<Vec<u32>> {
+        let samples: Vec<Vec<u32>> = (0..sources.len())
+            .map(|index| {
+                let samples = corpus.samples_of(index);
+                // A share is one of what is trained on.
+                let is_mixed =
+                    |sample: &u32| sources[index].weight.is_none() || self.fits(corpus, *sample);
+                samples.filter(is_mixed).collect()
+            })
+            .collect();
+        let sizes: Vec<usize> = samples.iter().map(Vec::len).collect();
+        let counts = counts(sources, &sizes, self.recipe.data.stopping_strategy);
+        let mut mixed = Vec::with_capacity(corpus.lengths().len());
+        for (index, (source, count)) in sources.iter().zip(counts).enumerate() {
+            let samples = &samples[index];
+            let rows = corpus.samples_of(index).len();
+            if rows == 0 {
+                continue;
+            }
+            if count == 0 {
+                let source_name = source.name_or_path.clone();
+                return Err(Error::NothingSampled { source_name, rows });
+            }
+            // Before there is memory for them.
+            check_count(mixed.len().saturating_add(count), what)?;
+            for _ in 0..count / samples.len() {
+                mixed.extend_from_slice(samples);
+            }
+            let rest = count % samples.len();
+            if rest > 0 {
+                let chosen = PythonRandom::new(source.sample_seed).sample(samples.len(), rest);
+                mixed.extend(chosen.into_iter().map(|i| samples[i]));
+            }
+        }
+        Ok(mixed)
+    }
+
+    /// Whether a sample is not dropped for its length.
+    fn fits(&self, corpus: &Corpus, sample: u32) -> bool {
+        !self.recipe.data.filter_samples
+            || corpus.lengths()[sample as usize] as usize <= self.max_length
+    }
+
     fn without_too_long(&self, mut samples: Vec<u32>, corpus: &Corpus) -> Result<Vec<u32>> {
         if !self.recipe.data.filter_samples {
             return Ok(samples);
         }
-        let lengths = corpus.lengths();
-        samples.retain(|&sample| lengths[sample as usize] as usize <= self.max_length);
+        samples.retain(|&sample| self.fits(corpus, sample));
         if samples.is_empty() {
             return Err(Error::AllTooLong {
                 dropped: corpus.whole_lengths().count(),
@@ -373,37 +429,31 @@ impl Context<'_> {
     }
 }
 
-/// The samples of all sources one after the other, each source as often as its `epochs` say. What is less than once more is a choice
-/// by its `sample_seed`.
+/// How many samples of each source are in the mix, of sources that have so many.
 ///
-/// # Errors
-///
-/// [`Error::NothingSampled`] if the `epochs` of a source are less than one sample; [`Error::TooManySamples`].
-fn mix(sources: &[Source], corpus: &Corpus, what: &'static str) -> Result<Vec<u32>> {
-    let mut mixed = Vec::with_capacity(corpus.lengths().len());
-    for (index, source) in sources.iter().enumerate() {
-        let samples = corpus.samples_of(index);
-        if samples.is_empty() {
-            continue;
-        }
+/// By weights `w`, a mix of `t` samples has `t * w_i / sum(w)` of source `i`: with `first_exhausted` for the largest `t` that asks no source
+/// for more than it has, with `all_exhausted` for the smallest that takes all of each. Sources without samples do not count.
+fn counts(sources: &[Source], sizes: &[usize], strategy: StoppingStrategy) -> Vec<usize> {
+    let by_epochs = |(source, &size): (&Source, &usize)| {
         let whole = source.epochs.floor();
-        let rest = ((source.epochs - whole) * samples.len() as f64).round() as usize;
-        let count = (whole as usize).saturating_mul(samples.len()).saturating_add(rest);
-        if count == 0 {
-            let (source_name, rows) = (source.name_or_path.clone(), samples.len());
-            return Err(Error::NothingSampled { source_name, rows });
-        }
-        // Before there is memory for them.
-        check_count(mixed.len().saturating_add(count), what)?;
-        for _ in 0..whole as usize {
-            mixed.extend(samples.clone());
-        }
-        if rest > 0 {
-            let chosen = PythonRandom::new(source.sample_seed).sample(samples.len(), rest);
-            mixed.extend(chosen.into_iter().map(|i| samples.start + i as u32));
-        }
-    }
-    Ok(mixed)
+        let rest = ((source.epochs - whole) * size as f64).round() as usize;
+        (whole as usize).saturating_mul(size).saturating_add(rest)
+    };
+    // Samples for each unit of weight.
+    let rates = sources
+        .iter()
+        .zip(sizes)
+        .filter(|(_, size)| **size > 0)
+        .filter_map(|(source, &size)| Some(size as f64 / source.weight?));
+    let rate = match strategy {
+        StoppingStrategy::FirstExhausted => rates.reduce(f64::min),
+        StoppingStrategy::AllExhausted => rates.reduce(f64::max),
+    };
+    let count = |(source, size): (&Source, &usize)| match (source.weight, rate) {
+        (Some(weight), Some(rate)) => (rate * weight).round() as usize,
+        _ => by_epochs((source, size)),
+    };
+    sources.iter().zip(sizes).map(count).collect()
 }
 
 fn check_count(samples: usize, what: &'static str) -> Result<()> {

@@ -21,11 +21,23 @@ use crate::{
 /// has a million tokens.
 const ROWS_AT_ONCE: usize = 256;
 
+/// How far a source has been tokenized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// Its name in the recipe.
+    pub source: &'a str,
+    /// Rows that have been tokenized.
+    pub done: usize,
+    /// Rows that will be.
+    pub total: usize,
+}
+
 /// The tokens of `source`, from the cache or made now, and what its rows are. The flag is true if the tokens were there.
 pub(crate) fn tokenize_source(
     source: &Source,
     data: &DataOptions,
     tokenizer: &Tokenizer,
+    on_progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<(TokenStore, Format, bool)> {
     let open = OpenSource::find(source)?;
     let format = Format::of(source, data.label_mask, &open.columns()?)?;
@@ -47,7 +59,10 @@ pub(crate) fn tokenize_source(
             });
         }
         let parser = RowTokenizer::new(source, format.clone(), data, tokenizer);
-        tokenize_rows(&rows, &selected, &parser, writer)?;
+        let on_rows = |done| {
+            on_progress(Progress { source: &source.name_or_path, done, total: selected.len() });
+        };
+        tokenize_rows(&rows, &selected, &parser, writer, on_rows)?;
         match writer.stats() {
             SourceStats { samples: 0, dropped, .. } => Err(Error::NothingLeft {
                 source_name: source.name_or_path.clone(),
@@ -151,7 +166,10 @@ fn tokenize_rows(
     selected: &[usize],
     tokenizer: &RowTokenizer<'_>,
     writer: &mut TokenWriter,
+    mut on_rows: impl FnMut(usize),
 ) -> Result<()> {
+    let mut done = 0;
+    on_rows(done);
     for chunk in selected.chunks(ROWS_AT_ONCE) {
         let tokenized: Vec<Result<_>> = chunk
             .par_iter()
@@ -167,6 +185,8 @@ fn tokenize_rows(
                 Tokenized::Dropped(why) => writer.drop_row(why),
             }
         }
+        done += chunk.len();
+        on_rows(done);
     }
     Ok(())
 }

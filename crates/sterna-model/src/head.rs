@@ -3,13 +3,16 @@
 //! Only tokens that have a label pass through the head. Their weights are known before the backward starts, so each tile of
 //! logits becomes its own gradient in place and is gone before the next is computed: at no time do more than `tile_len` rows of
 //! logits exist, or twice as many where they are softcapped. Where weights depend on what the model says of all tokens,
-//! [`log_probs`] says it first, by one more forward.
+//! [`loss`] says it first, by one more forward.
+
+use std::ops::Range;
 
 use sterna_arch::Architecture;
+use sterna_ops::cross_entropy::{self, Losses};
 use sterna_ops::tile::tiles;
-use sterna_ops::{cross_entropy, linear, softcap};
+use sterna_ops::{linear, softcap};
 use sterna_torch_sys::copies::upload;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::IGNORE_INDEX;
 use crate::embed::check_vocabulary;
@@ -53,13 +56,13 @@ impl HeadParams {
     }
 }
 
-/// The loss of this rank's tokens, not yet averaged.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LossSum {
-    /// The sum over tokens that have a label, in nats.
-    pub loss_sum: f64,
-    /// How many those are.
-    pub num_valid_tokens: usize,
+/// The losses of a rank's labels, not yet averaged, on the device that computed them.
+#[derive(Debug)]
+pub struct LabelLosses {
+    /// `[labels]`: `-ln p` of each in the order of tokens, in nats; double precision.
+    pub of_labels: Tensor,
+    /// Their sum, added tile by tile: a double-precision scalar.
+    pub sum: Tensor,
 }
 
 /// The logits of every token.
@@ -93,7 +96,7 @@ fn logits_of(arch: &Architecture, lm_head: &Tensor, h: &Tensor) -> Tensor {
     }
 }
 
-/// The loss of a rank's tokens, without gradients.
+/// The losses of a rank's tokens, without gradients.
 ///
 /// # Shapes
 ///
@@ -108,49 +111,21 @@ pub fn loss(
     x: &Tensor,
     shift_labels: &[i64],
     tile_len: i64,
-) -> Result<LossSum, ModelError> {
+) -> Result<LabelLosses, ModelError> {
     let _stage = Stage::Loss.enter();
     let labelled = Labelled::new(arch, params, x, shift_labels)?;
-    let mut loss_sum = Tensor::zeros([], (Kind::Double, x.device()));
+    let mut losses = LabelLosses::empty(labelled.len(), x.device());
     for tile in tiles(labelled.len(), tile_len) {
         let (_, x, labels) = labelled.tile(x, tile.start, tile.end - tile.start);
-        let _ = loss_sum.g_add_(&cross_entropy::forward(&logits(arch, params, &x)?, &labels).sum);
+        losses.put(&tile, &cross_entropy::forward(&logits(arch, params, &x)?, &labels));
     }
-    Ok(labelled.sum(&loss_sum))
+    Ok(losses)
 }
 
-/// The log-probability of each label of a rank's tokens.
-///
-/// # Shapes
-///
-/// As [`loss`]; returns `[labels]` in the order of tokens, double precision, those without a label left out.
-///
-/// # Errors
-///
-/// As [`loss`].
-pub fn log_probs(
-    arch: &Architecture,
-    params: &HeadParams,
-    x: &Tensor,
-    shift_labels: &[i64],
-    tile_len: i64,
-) -> Result<Tensor, ModelError> {
-    let _stage = Stage::Loss.enter();
-    let labelled = Labelled::new(arch, params, x, shift_labels)?;
-    let log_probs = Tensor::empty([labelled.len()], (Kind::Double, x.device()));
-    for tile in tiles(labelled.len(), tile_len) {
-        let (start, len) = (tile.start, tile.end - tile.start);
-        let (_, x, labels) = labelled.tile(x, start, len);
-        let losses = cross_entropy::forward(&logits(arch, params, &x)?, &labels).of_rows;
-        log_probs.narrow(0, start, len).copy_(&losses.narrow(0, 0, len).neg());
-    }
-    Ok(log_probs)
-}
-
-/// The loss of a rank's tokens and, in the same pass, the gradients of the sum of their losses times `weights`.
+/// The losses of a rank's tokens and, in the same pass, the gradients of the sum of their losses times `weights`.
 ///
 /// A weight is what the whole step multiplies a token's loss by (such as one over the number of labels averaged over), so that nothing
-/// is rescaled afterwards. A rank whose tokens have no label returns a loss of 0 and a gradient of zeros. Returns the loss without
+/// is rescaled afterwards. A rank whose tokens have no label returns no losses and a gradient of zeros. Returns the losses without
 /// weights and the gradient of `x`; gradients of the head's weights are added to `grads`.
 ///
 /// # Shapes
@@ -179,13 +154,13 @@ pub fn loss_and_backward(
     shift_labels: &[i64],
     weights: &Tensor,
     tile_len: i64,
-) -> Result<(LossSum, Tensor), ModelError> {
+) -> Result<(LabelLosses, Tensor), ModelError> {
     let lm_head = params.lm_head(arch)?;
     let labelled = Labelled::new(arch, params, x, shift_labels)?;
     check_shape("weights", &weights.size(), &[labelled.len()])?;
-    let mut loss_sum = Tensor::zeros([], (Kind::Double, x.device()));
     let mut d_x = x.zeros_like();
     let _stage = Stage::Loss.enter();
+    let mut losses = LabelLosses::empty(labelled.len(), x.device());
     for tile in tiles(labelled.len(), tile_len) {
         let (start, len) = (tile.start, tile.end - tile.start);
         let (rows, x, labels) = labelled.tile(x, start, len);
@@ -194,8 +169,7 @@ pub fn loss_and_backward(
         let h = normed(arch, params, &x);
         let logits = logits_of(arch, lm_head, &h);
         let capped = arch.head.softcap.map(|cap| (cap, logits.copy()));
-        let losses = cross_entropy::forward_backward(&logits, &labels, &weights);
-        let _ = loss_sum.g_add_(&losses.sum);
+        losses.put(&tile, &cross_entropy::forward_backward(&logits, &labels, &weights));
         let d_logits = match capped {
             Some((cap, capped)) => softcap::backward_(logits, capped, cap),
             None => logits,
@@ -213,7 +187,23 @@ pub fn loss_and_backward(
         let d_x_tile = norm_backward(&arch.head.norm, norm, &grads.own, &x, &d_h);
         let _ = d_x.index_copy_(0, &rows, &d_x_tile.narrow(0, 0, rows.size()[0]));
     }
-    Ok((labelled.sum(&loss_sum), d_x))
+    Ok((losses, d_x))
+}
+
+impl LabelLosses {
+    fn empty(num_labels: i64, device: Device) -> LabelLosses {
+        LabelLosses {
+            of_labels: Tensor::empty([num_labels], (Kind::Double, device)),
+            sum: Tensor::zeros([], (Kind::Double, device)),
+        }
+    }
+
+    /// Takes the losses of a tile of labels, which has more rows than those.
+    fn put(&mut self, tile: &Range<i64>, losses: &Losses) {
+        let len = tile.end - tile.start;
+        self.of_labels.narrow(0, tile.start, len).copy_(&losses.of_rows.narrow(0, 0, len));
+        let _ = self.sum.g_add_(&losses.sum);
+    }
 }
 
 /// Rows of a tile are a multiple of this.
@@ -265,9 +255,5 @@ impl Labelled {
         let labels = self.labels.narrow(0, start, len);
         let labels = labels.pad([0, num_more], "constant", Some(IGNORE_INDEX as f64));
         (rows, x, labels)
-    }
-
-    fn sum(&self, loss_sum: &Tensor) -> LossSum {
-        LossSum { loss_sum: loss_sum.double_value(&[]), num_valid_tokens: self.len() as usize }
     }
 }

@@ -43,7 +43,7 @@ pub use recipe::{
     DeepSpeedOptions, ExcessLength, KeepAttention, LabelMask, LogLevel, LoggerOptions, LossAverage,
     MemoryOptions, ModelOptions, NonFinitePolicy, OptimizerOptions, Packing, PadTo, Place, Ramp,
     Ranks, Recipe, RolePath, RowFormat, Sampling, Schedule, SchedulerOptions, Source,
-    TokenizerOptions, TrainOn, UnmappedRoles, ZeroStage,
+    StoppingStrategy, TokenizerOptions, TrainOn, UnmappedRoles, ZeroStage,
 };
 pub use source::{Origin, RecipeSource, Span};
 pub use sterna_arch::DType;

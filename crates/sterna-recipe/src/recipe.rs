@@ -232,6 +232,8 @@ pub struct DataOptions {
     pub filter_samples: bool,
     /// What is done about them.
     pub excess_length: ExcessLength,
+    /// How many samples a mix by weights has.
+    pub stopping_strategy: StoppingStrategy,
     /// Put several samples into one sequence.
     pub pack_samples: bool,
     /// Drop the pack that is not full at the end of a packing batch.
@@ -287,8 +289,11 @@ pub struct Source {
     pub sample: Sampling,
     /// Seeds the choice of rows.
     pub sample_seed: u64,
-    /// How often its samples are in an epoch of the mix, above 0: 2.5 is all of them twice and half of them once more.
+    /// How often its samples are in an epoch of the mix, above 0: 2.5 is all of them twice and half of them once more. 1 if there are
+    /// weights.
     pub epochs: f64,
+    /// Its share of the samples of the mix, relative to the weights of the others; all sources of a side have one, or none has.
+    pub weight: Option<f64>,
 }
 
 /// Where the messages of one role are in a row.
@@ -394,6 +399,15 @@ pub enum ExcessLength {
     Split,
     /// It ends the run.
     Raise,
+}
+
+/// How many samples a mix by weights has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoppingStrategy {
+    /// As many as there can be without using a sample twice.
+    FirstExhausted,
+    /// As few as there can be with every sample used.
+    AllExhausted,
 }
 
 /// What is done about the names of special tokens, such as `<|im_end|>`, in the texts of a row.

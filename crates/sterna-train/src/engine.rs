@@ -10,13 +10,13 @@ use sterna_comm::Comm;
 use sterna_data::MicroBatch;
 use sterna_mesh::Axis;
 use sterna_model::{
-    AttentionContext, BlockContext, BlockGrads, BlockParams, HeadGroup, IGNORE_INDEX,
-    Implementation, Keep, Kept, Routing, Streaming, block, embed,
-    head::{self, HeadGrads, HeadParams},
+    AttentionContext, BlockContext, BlockGrads, BlockParams, HeadGroup, Implementation, Keep, Kept,
+    Routing, Streaming, block, embed,
+    head::{self, HeadGrads, HeadParams, LabelLosses},
 };
 use sterna_plan::{Plan, TileLengths};
 use sterna_recipe::{AttnImplementation, Place, Recipe};
-use sterna_torch_sys::copies::Copies;
+use sterna_torch_sys::copies::{Copies, upload};
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use self::{experts::ExpertUnits, shard::Shard};
@@ -98,6 +98,24 @@ fn implementation_of(name: AttnImplementation) -> Implementation {
         | AttnImplementation::FlexAttention
         | AttnImplementation::FlashAttention3 => Implementation::Automatic,
     }
+}
+
+/// A rank's part of the loss of a micro-batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BatchLoss {
+    /// Of what is minimised.
+    pub loss: f64,
+    /// Of each sample, row after row.
+    pub of_samples: Vec<SampleLoss>,
+}
+
+/// A rank's part of the loss of a sample.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct SampleLoss {
+    /// The sum of `-ln p` over labels, in nats.
+    pub sum: f64,
+    /// Labels.
+    pub num_labels: usize,
 }
 
 /// A model whose states are sharded over the world and whose sequence is split over the sp group.
@@ -187,7 +205,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Forward and backward of one micro-batch. Gradients of what `objective` makes of it, and of the auxiliary loss of its routers,
-    /// are added to what the units hold; returns this rank's part of that loss.
+    /// are added to what the units hold; returns this rank's part of that loss, and of those of the samples.
     ///
     /// # Communication
     ///
@@ -206,7 +224,7 @@ impl<'a> Engine<'a> {
         &mut self,
         batch: &MicroBatch,
         objective: &dyn Objective,
-    ) -> Result<f64, TrainError> {
+    ) -> Result<BatchLoss, TrainError> {
         let _no_grad = no_grad_guard();
         let mut shard = Shard::new(&self.model, batch);
         let num_layers = self.model.arch.layers.len();
@@ -226,7 +244,8 @@ impl<'a> Engine<'a> {
         self.model.finish_routing(&mut shard, batch, objective.share(batch))?;
         let segments: Vec<Range<usize>> = keep.segments(num_layers).rev().collect();
         keep.prefetch(&mut kept[segments[0].start])?;
-        let (loss, mut dx) = self.loss_and_backward(&shard, x, segments[0].start, objective)?;
+        let (loss, mut dx) =
+            self.loss_and_backward(&shard, batch, x, segments[0].start, objective)?;
         // Of the sequence, as this rank's part.
         let aux_loss = shard.routing.as_ref().map_or(0.0, Routing::loss);
         let aux_loss = aux_loss / self.model.comm.mesh.size(Axis::Sp) as f64;
@@ -258,7 +277,7 @@ impl<'a> Engine<'a> {
         }
         drop(weight);
         self.zero.reduce(world, gradients)?;
-        Ok(loss + aux_loss)
+        Ok(BatchLoss { loss: loss.loss + aux_loss, ..loss })
     }
 
     /// Forward of a block; `counts_routes` is [`BlockContext::counts_routes`], `next_kept` what starts to come back beside it.
@@ -345,7 +364,7 @@ impl<'a> Engine<'a> {
         Ok(restored)
     }
 
-    /// Forward of one micro-batch: this rank's part of the summed loss.
+    /// Forward of one micro-batch: this rank's part of the sum of `-ln p` over labels.
     ///
     /// # Communication
     ///
@@ -354,7 +373,7 @@ impl<'a> Engine<'a> {
     /// # Errors
     ///
     /// As [`Engine::forward_backward`].
-    pub fn forward(&mut self, batch: &MicroBatch) -> Result<f64, TrainError> {
+    pub fn forward(&mut self, batch: &MicroBatch) -> Result<BatchLoss, TrainError> {
         let _no_grad = no_grad_guard();
         let shard = Shard::new(&self.model, batch);
         let keep = Keep { attention: false, graph: false };
@@ -364,8 +383,8 @@ impl<'a> Engine<'a> {
         }
         let params = self.head_params()?;
         let tile_len = self.model.options.tiles.head as i64;
-        let sum = head::loss(self.model.arch, &params, &x, &shard.shift_labels, tile_len)?;
-        Ok(sum.loss_sum)
+        let losses = head::loss(self.model.arch, &params, &x, &shard.shift_labels, tile_len)?;
+        Ok(BatchLoss::new(&shard, batch, &losses))
     }
 
     /// Activations after the embedding, `[b * s/p, d]`.
@@ -415,33 +434,57 @@ impl<'a> Engine<'a> {
     fn loss_and_backward(
         &mut self,
         shard: &Shard,
+        batch: &MicroBatch,
         x: Tensor,
         next_layer_idx: usize,
         objective: &dyn Objective,
-    ) -> Result<(f64, Tensor), TrainError> {
+    ) -> Result<(BatchLoss, Tensor), TrainError> {
         let params = self.head_params()?;
         let Model { comm, arch, units, options, .. } = &self.model;
         let world = comm.world();
         self.zero.prefetch(world, units.layer(next_layer_idx))?;
         let tile_len = options.tiles.head as i64;
         let labels = &shard.shift_labels;
-        let num_labels = labels.iter().filter(|label| **label != IGNORE_INDEX).count();
-        let mut log_probs = || Ok(head::log_probs(arch, &params, &x, labels, tile_len)?);
-        let mut labelled = Labels::new(num_labels, options.device, comm.sp(), &mut log_probs);
+        let mut log_probs = || Ok(head::loss(arch, &params, &x, labels, tile_len)?.of_labels.neg());
+        let mut labelled =
+            Labels::new(shard.samples.len(), options.device, comm.sp(), &mut log_probs);
         let TokenWeights { weights, loss } = objective.token_weights(&mut labelled)?;
         let of_head = self.zero.gradients(units.head())?;
         let is_tied = arch.is_tied();
         let of_embed = is_tied.then(|| self.zero.gradients(Units::EMBEDDING)).transpose()?;
         let embedding = of_embed.as_ref().and_then(|of_embed| views_of(of_embed).remove(0));
         let mut grads = HeadGrads { own: views_of(&of_head), embedding };
-        let (sum, dx) =
+        let (losses, dx) =
             head::loss_and_backward(arch, &params, &mut grads, &x, labels, &weights, tile_len)?;
         drop((params, grads, x));
         self.zero.reduce(world, of_head)?;
         if let Some(of_embed) = of_embed {
             self.zero.reduce(world, of_embed)?;
         }
-        Ok((loss.value(sum.loss_sum), dx))
+        let of_batch = BatchLoss::new(shard, batch, &losses);
+        Ok((BatchLoss { loss: loss.value(of_batch.loss), ..of_batch }, dx))
+    }
+}
+
+impl BatchLoss {
+    /// The sums over labels. The host waits for them.
+    fn new(shard: &Shard, batch: &MicroBatch, losses: &LabelLosses) -> Self {
+        let num_samples = batch.packed_sample_seqlens.iter().map(Vec::len).sum();
+        let mut of_samples = vec![SampleLoss::default(); num_samples];
+        let device = losses.sum.device();
+        let samples = upload(Tensor::from_slice(&shard.samples), device);
+        // The sum over all, then those of samples: one read.
+        let sums = Tensor::zeros([1 + num_samples as i64], (Kind::Double, device));
+        sums.get(0).copy_(&losses.sum);
+        let _ = sums.narrow(0, 1, num_samples as i64).index_add_(0, &samples, &losses.of_labels);
+        let sums = Vec::<f64>::try_from(sums).expect("one dimension, double precision");
+        for (of_sample, sum) in of_samples.iter_mut().zip(&sums[1..]) {
+            of_sample.sum = *sum;
+        }
+        for sample in &shard.samples {
+            of_samples[*sample as usize].num_labels += 1;
+        }
+        Self { loss: sums[0], of_samples }
     }
 }
 

@@ -27,6 +27,7 @@ pub use observe::{
     memory::HostMemory,
     metrics::{EvalMetrics, IterationMetrics},
     phases::{Phase, PhaseMemory, PhaseTime, StepMemory, StepTime},
+    sources::SourceMetrics,
     timeline::TimelineLayer,
 };
 pub use oom::OutOfMemory;

@@ -6,4 +6,5 @@ pub mod gpus;
 pub mod memory;
 pub mod metrics;
 pub mod phases;
+pub mod sources;
 pub mod timeline;

@@ -6,6 +6,7 @@ mod steps;
 
 use std::{
     collections::BTreeSet,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -48,6 +49,7 @@ use crate::{
         memory::HostMemory,
         metrics::{EvalMetrics, IterationMetrics, MetricsFile},
         phases::Phase,
+        sources::{self, SourceSums},
     },
     oom,
     optim::{LrSchedule, clip_scale},
@@ -57,6 +59,8 @@ use crate::{
 
 /// Receives what a run has to say. The library itself prints nothing.
 pub trait Observer {
+    /// Rows of a source have been tokenized; not called for what is in the cache.
+    fn on_tokenize(&mut self, progress: sterna_data::Progress<'_>);
     /// Everything is known and nothing has been computed; `processor` is this rank's.
     fn on_start(
         &mut self,
@@ -186,7 +190,9 @@ fn run(
 ) -> Result<TrainSummary, TrainError> {
     let (assets, weights) = Assets::resolve(recipe, config)?;
     let max_length = assets.config.max_position_embeddings;
-    let datasets = sterna_data::prepare(recipe, max_length, &assets.tokenizer, env.world_size)?;
+    let on_progress = &mut |progress: sterna_data::Progress<'_>| observer.on_tokenize(progress);
+    let datasets =
+        sterna_data::prepare(recipe, max_length, &assets.tokenizer, env.world_size, on_progress)?;
     let mut trainer =
         Trainer::new(recipe, env, comm, &assets, &datasets, plan, device, weights.as_ref(), stop)?;
     // The pages of a mapped file count as memory of this process for as long as it is mapped.
@@ -228,6 +234,8 @@ struct StepReport {
     reference_tflos: f64,
     model_tflos: f64,
     seqlen: f64,
+    /// As [`SourceSums::values`].
+    by_source: Vec<f64>,
 }
 
 impl<'a> Trainer<'a> {
@@ -507,19 +515,26 @@ impl<'a> Trainer<'a> {
         let step_started = Instant::now();
 
         let mut loss = 0.0;
+        let sp_size = self.comm.mesh.size(Axis::Sp);
+        let mut by_source = SourceSums::new(self.datasets.train.num_sources());
         let objectives = Sft::of_step(self.comm, self.recipe.loss_average, &batches)?;
         for (i, (batch, objective)) in batches.iter().zip(&objectives).enumerate() {
             if i > 0 && matches!(self.early_exit()?, Some(EarlyExit::Signal(_))) {
                 self.engine.zero.discard_gradients()?;
                 return Ok(None);
             }
-            loss += self.engine.forward_backward(batch, objective)?;
+            let of_batch = self.engine.forward_backward(batch, objective)?;
+            loss += of_batch.loss;
+            let samples = self.stream.sample_indices(self.stream_index(first + i));
+            let sources = sources_of(&self.datasets.train, samples);
+            by_source.add(&sources, batch, &of_batch, sp_size);
         }
         self.engine.phases.begin(Phase::Step);
         self.engine.zero.finish_gradients(self.comm.world())?;
-        let report = self.report(&batches, loss)?;
+        let report = self.report(&batches, loss, &by_source)?;
         let grad_norm = self.engine.zero.gradient_norm(self.comm.world())?;
-        let is_skipped = self.is_skipped(step, report.loss, grad_norm)?;
+        self.warn_without_labels(step, &batches);
+        let is_skipped = self.is_skipped(step, &report, grad_norm)?;
         let lr = self.schedule.lr(step - 1);
         if is_skipped {
             self.engine.zero.discard_gradients()?;
@@ -549,6 +564,7 @@ impl<'a> Trainer<'a> {
             seqlen: report.seqlen,
             num_tokens: report.num_tokens.round() as u64,
             num_valid_tokens: report.num_valid_tokens.round() as u64,
+            sources: sources::metrics(&self.datasets.report.train.sources, &report.by_source),
             iter_time,
             step_time,
             iter_tflops: report.reference_tflos / (world_size * iter_time),
@@ -585,10 +601,31 @@ impl<'a> Trainer<'a> {
         Ok(Some(cuda::memory(index)?))
     }
 
-    /// Whether the step is left out because its loss or gradient is not finite, as the recipe decides. All ranks see the same two
-    /// numbers.
-    fn is_skipped(&self, step: u64, loss: f64, grad_norm: f64) -> Result<bool, TrainError> {
-        let values = [("loss", loss), ("gradient norm", grad_norm)];
+    /// Says that micro-batches add nothing to the step: there is nothing to train on in them. Those of other groups are said by these.
+    fn warn_without_labels(&self, step: u64, batches: &[MicroBatch]) {
+        let num = batches.iter().filter(|batch| batch.num_valid_tokens() == 0).count();
+        if num > 0 && self.comm.mesh.local_rank(Axis::Sp) == 0 {
+            tracing::warn!(
+                "step `{step}`: {num} of {} micro-batches have no label and change nothing",
+                batches.len()
+            );
+        }
+    }
+
+    /// Whether the step is left out because it has no label, or because its loss or gradient is not finite, as the recipe decides. All
+    /// ranks see the same numbers.
+    fn is_skipped(
+        &self,
+        step: u64,
+        report: &StepReport,
+        grad_norm: f64,
+    ) -> Result<bool, TrainError> {
+        if report.num_valid_tokens == 0.0 {
+            // Momentum and weight decay would still move the weights.
+            tracing::warn!("step `{step}` is skipped: none of its tokens has a label");
+            return Ok(true);
+        }
+        let values = [("loss", report.loss), ("gradient norm", grad_norm)];
         let Some((name, value)) = values.into_iter().find(|(_, value)| !value.is_finite()) else {
             return Ok(false);
         };
@@ -609,12 +646,21 @@ impl<'a> Trainer<'a> {
 
     /// Micro-batch number `index` of the run, counted over epochs.
     fn micro_batch(&self, index: usize) -> Result<MicroBatch, TrainError> {
-        let index = if self.recipe.overfit_first_batch { 0 } else { index % self.stream.len() };
-        Ok(self.stream.get(index)?)
+        Ok(self.stream.get(self.stream_index(index))?)
+    }
+
+    /// Where an epoch has micro-batch number `index` of the run.
+    fn stream_index(&self, index: usize) -> usize {
+        if self.recipe.overfit_first_batch { 0 } else { index % self.stream.len() }
     }
 
     /// Sums what the ranks know of a step. `loss` is this rank's part of the scaled sum.
-    fn report(&self, batches: &[MicroBatch], loss: f64) -> Result<StepReport, TrainError> {
+    fn report(
+        &self,
+        batches: &[MicroBatch],
+        loss: f64,
+        by_source: &SourceSums,
+    ) -> Result<StepReport, TrainError> {
         let is_flash = self.recipe.model.attn_implementation.is_flash();
         let recompute = !self.recipe.model.disable_activation_checkpoint;
         let arch = &self.assets.config.arch;
@@ -634,17 +680,15 @@ impl<'a> Trainer<'a> {
         // Every rank of a sequence-parallel group knows the same micro-batches: each contributes its share of them.
         let share = 1.0 / self.comm.mesh.size(Axis::Sp) as f64;
         let num_micro_batches = (batches.len() * self.comm.mesh.size(Axis::Dp)) as f64;
-        let sums = sum(
-            self.comm.world(),
-            &[
-                loss,
-                num_tokens as f64 * share,
-                num_valid_tokens as f64 * share,
-                reference_tflos * share,
-                model_tflos * share,
-                seqlen as f64 * share / num_micro_batches,
-            ],
-        )?;
+        let of_step = [
+            loss,
+            num_tokens as f64 * share,
+            num_valid_tokens as f64 * share,
+            reference_tflos * share,
+            model_tflos * share,
+            seqlen as f64 * share / num_micro_batches,
+        ];
+        let sums = sum(self.comm.world(), &[&of_step, by_source.values()].concat())?;
         Ok(StepReport {
             loss: sums[0],
             num_tokens: sums[1],
@@ -652,6 +696,7 @@ impl<'a> Trainer<'a> {
             reference_tflos: sums[3],
             model_tflos: sums[4],
             seqlen: sums[5],
+            by_source: sums[of_step.len()..].to_vec(),
         })
     }
 
@@ -673,23 +718,34 @@ impl<'a> Trainer<'a> {
         let collator = *self.stream.collator();
         let rows = self.recipe.micro_batch_size;
         let (mut loss, mut num_valid_tokens) = (0.0, 0.0);
+        let mut by_source = SourceSums::new(dataset.num_sources());
         for first in (0..dataset.len()).step_by(rows * mesh.size(Axis::Dp)) {
             let start = first + mesh.local_rank(Axis::Dp) * rows;
             let is_counted = start < dataset.len();
             let start = if is_counted { start } else { first };
-            let batch = eval_batch(dataset, &collator, start, rows)?;
-            let loss_sum = self.engine.forward(&batch)?;
+            let samples = start..(start + rows).min(dataset.len());
+            let batch = eval_batch(dataset, &collator, samples.clone())?;
+            let of_batch = self.engine.forward(&batch)?;
             if is_counted {
-                loss += loss_sum;
+                loss += of_batch.loss;
                 num_valid_tokens += batch.num_valid_tokens() as f64 / mesh.size(Axis::Sp) as f64;
+                let sources = sources_of(dataset, samples);
+                by_source.add(&sources, &batch, &of_batch, mesh.size(Axis::Sp));
             }
         }
-        let sums = sum(self.comm.world(), &[loss, num_valid_tokens])?;
+        let of_all = [loss, num_valid_tokens];
+        let sums = sum(self.comm.world(), &[&of_all, by_source.values()].concat())?;
+        let PrepareReport { train, eval } = &self.datasets.report;
         let metrics = EvalMetrics {
             iter,
             max_iter: self.steps.num_steps,
             loss: sums[0] / sums[1].max(1.0),
             num_valid_tokens: sums[1].round() as u64,
+            // Without sources of its own, it was split off what is trained on.
+            sources: sources::metrics(
+                &eval.as_ref().unwrap_or(train).sources,
+                &sums[of_all.len()..],
+            ),
             num_samples: dataset.len(),
             time: started.elapsed().as_secs_f64(),
         };
@@ -777,14 +833,17 @@ fn announce(completed: Option<PathBuf>, observer: &mut dyn Observer) -> Option<P
     completed.inspect(|dir| observer.on_checkpoint(dir))
 }
 
-/// Up to `rows` samples from `start` on, as one micro-batch.
+/// The source of each sample that samples, or packs, of a dataset are made of.
+fn sources_of(dataset: &Dataset, indices: impl IntoIterator<Item = usize>) -> Vec<usize> {
+    indices.into_iter().flat_map(|index| dataset.sources(index)).collect()
+}
+
+/// Samples as one micro-batch.
 fn eval_batch(
     dataset: &Dataset,
     collator: &Collator,
-    start: usize,
-    rows: usize,
+    samples: Range<usize>,
 ) -> Result<MicroBatch, TrainError> {
-    let end = (start + rows).min(dataset.len());
-    let samples = (start..end).map(|index| dataset.sample(index)).collect::<Result<Vec<_>, _>>()?;
+    let samples = samples.map(|index| dataset.sample(index)).collect::<Result<Vec<_>, _>>()?;
     Ok(collator.collate(&samples)?)
 }

@@ -9,7 +9,7 @@ mod screen;
 
 use std::time::Duration;
 
-use sterna_train::{EvalMetrics, IterationMetrics};
+use sterna_train::{EvalMetrics, IterationMetrics, SourceMetrics};
 
 pub(crate) use narrator::Narrator;
 pub(crate) use screen::Screen;
@@ -61,9 +61,16 @@ fn gpu_memory(metrics: &IterationMetrics) -> Vec<String> {
 
 /// The line for one evaluation.
 pub(crate) fn eval_line(metrics: &EvalMetrics) -> String {
+    let of_source = |source: &SourceMetrics| {
+        let loss = source.loss.map_or_else(|| "no labels".to_owned(), |loss| format!("{loss:.4}"));
+        format!("{}: {loss}", source.name)
+    };
+    let by_source: Vec<String> = metrics.sources.iter().map(of_source).collect();
+    let by_source =
+        if by_source.is_empty() { String::new() } else { format!(" ({})", by_source.join(", ")) };
     [
         progress("Eval", metrics.iter, metrics.max_iter),
-        format!("loss: {:.4}", metrics.loss),
+        format!("loss: {:.4}{by_source}", metrics.loss),
         format!("samples: {}", metrics.num_samples),
         format!("labels: {}", metrics.num_valid_tokens),
         format!("eval time: {}", seconds(metrics.time)),
@@ -137,6 +144,7 @@ mod tests {
             seqlen: 3_800_000.0,
             num_tokens: 3_799_000,
             num_valid_tokens: 1_000_000,
+            sources: Vec::new(),
             iter_time: 12.345,
             step_time: 12.3,
             iter_tflops: 456.7,
@@ -161,15 +169,25 @@ mod tests {
 
     #[test]
     fn an_evaluation_is_aligned_with_it() {
-        let metrics = EvalMetrics {
+        let mut metrics = EvalMetrics {
             iter: 1,
             max_iter: 4,
             loss: 2.5,
             num_valid_tokens: 512,
+            sources: Vec::new(),
             num_samples: 6,
             time: 3.25,
         };
         assert_snapshot!(eval_line(&metrics), @" Eval iter: 1/4  25% | loss: 2.5000 | samples: 6 | labels: 512 | eval time: 3.250s");
+        let of_source = |name: &str, loss| SourceMetrics {
+            name: name.to_owned(),
+            split: "train".to_owned(),
+            loss,
+            num_tokens: 600,
+            num_valid_tokens: 512,
+        };
+        metrics.sources = vec![of_source("chats.jsonl", Some(2.5)), of_source("code.jsonl", None)];
+        assert_snapshot!(eval_line(&metrics), @" Eval iter: 1/4  25% | loss: 2.5000 (chats.jsonl: 2.5000, code.jsonl: no labels) | samples: 6 | labels: 512 | eval time: 3.250s");
     }
 
     #[test]

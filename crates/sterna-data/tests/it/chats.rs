@@ -35,6 +35,7 @@ fn source(role_mapping: &[(&str, &str)], content_key: Option<&str>) -> Source {
         text_key: None,
         sample_seed: 42,
         epochs: 1.0,
+        weight: None,
     }
 }
 

@@ -47,7 +47,7 @@ fn check(name: &str) {
     let tokenizer = Tokenizer::from_dir(&inputs.join("SmolLM2-135M-Instruct")).unwrap();
     let world_size = golden["world_size"].as_u64().unwrap() as usize;
 
-    let datasets = prepare(&recipe, 8192, &tokenizer, world_size).unwrap();
+    let datasets = prepare(&recipe, 8192, &tokenizer, world_size, &mut |_| ()).unwrap();
     let ranks = golden["ranks"].as_array().unwrap();
     assert_eq!(ranks.len(), world_size);
     for (rank, golden) in ranks.iter().enumerate() {

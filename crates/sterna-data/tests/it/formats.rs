@@ -64,7 +64,7 @@ impl Place {
         let mut section = json!({"sources": [entry], "max_length": 4096, "cache_dir": cache_dir});
         section.as_object_mut().unwrap().extend(data.as_object().unwrap().clone());
         let recipe = json!({"model": {"name_or_path": "model"}, "data": section});
-        prepare(&recipe_from_json(&recipe), 4096, &self.tokenizer, 1)
+        prepare(&recipe_from_json(&recipe), 4096, &self.tokenizer, 1, &mut |_| ())
     }
 
     /// The text of each sample in the order of the rows, and the texts with labels, with `|` between them.
@@ -1169,7 +1169,7 @@ mod field {
             assert!(matches!(error, Error::NothingSampled { rows: 1, .. }), "{error}");
             assert_eq!(
                 place.refused(&rows, &sample, &json!({})),
-                "source `ROWS`: sample_count, sample_ratio or epochs chooses none of `1` rows / raise sample_count, sample_ratio or epochs, or remove the source"
+                "source `ROWS`: sample_count, sample_ratio, epochs or weight chooses none of `1` rows / raise sample_count, sample_ratio, epochs, weight or max_length, or remove the source"
             );
         }
     }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use sterna_data::{Datasets, Error, MicroBatches, prepare, rng::PythonRandom};
+use sterna_data::{Datasets, Error, MicroBatches, Progress, prepare, rng::PythonRandom};
 use sterna_hf::Tokenizer;
 use sterna_mesh::Mesh;
 
@@ -60,7 +60,7 @@ impl Workplace {
     }
 
     fn prepare(&self, recipe: &Value, world_size: usize) -> Result<Datasets, Error> {
-        prepare(&recipe_from_json(recipe), 8192, &self.tokenizer, world_size)
+        prepare(&recipe_from_json(recipe), 8192, &self.tokenizer, world_size, &mut |_| ())
     }
 
     /// The question of each sample, in order.
@@ -399,6 +399,67 @@ fn the_cache_serves_only_what_was_asked_for() {
 }
 
 #[test]
+fn weights_are_shares_of_the_samples() {
+    let work = Workplace::new();
+    let (mut a, mut b) = (chats(&work.write_chats("a", 20)), chats(&work.write_chats("b", 10)));
+    (a["weight"], b["weight"]) = (3.into(), 1.into());
+    let shares = |data: Value| {
+        let recipe = work.recipe(&json!([a, b]), &data, &json!({}));
+        let questions = work.questions(&work.prepare(&recipe, 1).unwrap().train);
+        let of = |name: &str| {
+            let mut of: Vec<_> = questions.iter().filter(|text| text.contains(name)).collect();
+            let count = of.len();
+            of.sort();
+            of.dedup();
+            (count, of.len())
+        };
+        (of("a "), of("b "))
+    };
+    // All 20 of `a` and a third as many of `b`; or all 10 of `b` and three times as many of `a`.
+    assert_eq!(shares(json!({})), ((20, 20), (7, 7)));
+    assert_eq!(shares(json!({"stopping_strategy": "first_exhausted"})), ((20, 20), (7, 7)));
+    assert_eq!(shares(json!({"stopping_strategy": "all_exhausted"})), ((30, 20), (10, 10)));
+    // Shares are those of what is trained on: of each seven replies, those of one to three words fit.
+    let lens = |name: &Value| {
+        let recipe = work.recipe(&json!([name]), &json!({}), &json!({}));
+        let train = work.prepare(&recipe, 1).unwrap().train;
+        (0..train.len()).map(|index| train.sample_len(index)).collect::<Vec<_>>()
+    };
+    let mut lens_of_a = lens(&a);
+    lens_of_a.sort_unstable();
+    let max_length = lens_of_a[9];
+    let fit = |name: &Value| lens(name).into_iter().filter(|len| *len <= max_length).count();
+    let (of_a, of_b) = (fit(&a), fit(&b));
+    assert!(of_a < 20 && of_b < 10 && of_b > 0, "{of_a} {of_b}");
+    let ((num_a, _), (num_b, _)) = shares(json!({"max_length": max_length}));
+    assert_eq!((num_a, num_b), (of_a.min(3 * of_b), of_b.min((of_a + 1) / 3)));
+    let recipe = work.recipe(&json!([a, b]), &json!({"max_length": 5}), &json!({}));
+    assert!(matches!(work.prepare(&recipe, 1), Err(Error::NothingSampled { rows: 20, .. })));
+}
+
+#[test]
+fn progress_is_told_of_what_is_not_in_the_cache() {
+    let work = Workplace::new();
+    let (a, b) = (chats(&work.write_chats("a", 600)), chats(&work.write_chats("b", 3)));
+    let heard = |sources: &Value| {
+        let mut heard = Vec::new();
+        let recipe = recipe_from_json(&work.recipe(sources, &json!({}), &json!({})));
+        let on_progress = &mut |progress: Progress<'_>| {
+            let file = progress.source.rsplit('/').next().unwrap().to_owned();
+            heard.push((file, progress.done, progress.total));
+        };
+        prepare(&recipe, 8192, &work.tokenizer, 1, on_progress).unwrap();
+        heard
+    };
+    let of = |file: &str, done, total| (file.to_owned(), done, total);
+    assert_eq!(heard(&json!([b])), [of("b.jsonl", 0, 3), of("b.jsonl", 3, 3)]);
+    let of_both = heard(&json!([b, a]));
+    assert_eq!(of_both[0], of("a.jsonl", 0, 600), "the other is in the cache");
+    assert_eq!(of_both[of_both.len() - 1], of("a.jsonl", 600, 600));
+    assert!(of_both.len() > 2 && of_both.is_sorted(), "{of_both:?}");
+}
+
+#[test]
 fn a_missing_cache_can_be_an_error() {
     let work = Workplace::new();
     let a = chats(&work.write_chats("a", 4));
@@ -619,7 +680,7 @@ fn groups_share_the_epoch() {
         &json!({"sequence_parallel_size": 3, "micro_batch_size": 1}),
     );
     let recipe = recipe_from_json(&recipe);
-    let data = prepare(&recipe, 8192, &work.tokenizer, 6).unwrap();
+    let data = prepare(&recipe, 8192, &work.tokenizer, 6, &mut |_| ()).unwrap();
     let group = |dp_rank| {
         let mesh = Mesh::new(3 * dp_rank as usize, 6, 3).expect("it divides");
         MicroBatches::new(&data.train, &recipe, mesh, 8192, work.tokenizer.pad_token_id())

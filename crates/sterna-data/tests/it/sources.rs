@@ -33,6 +33,7 @@ fn source(path: &Path, split: &str) -> Source {
         text_key: None,
         sample_seed: 42,
         epochs: 1.0,
+        weight: None,
     }
 }
 

@@ -6,8 +6,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::tiny::Tiny;
 
-/// Labels of other weights, in tiles that begin anywhere: `d/dx` of the weighted sum is the sum of those of each label alone, and
-/// log-probabilities are in the order of the labels.
+/// Labels of other weights, in tiles that begin anywhere: `d/dx` of the weighted sum is the sum of those of each label alone, and losses
+/// are in the order of the labels.
 #[test]
 fn each_label_has_its_own_weight_whatever_the_tile() {
     let tiny = Tiny::fixture("llama_tied");
@@ -31,7 +31,7 @@ fn each_label_has_its_own_weight_whatever_the_tile() {
         let (loss, d_x) =
             head::loss_and_backward(arch, &params, &mut grads, &x, labels, weights, tile_len)
                 .unwrap();
-        (loss.loss_sum, d_x, grads.embedding.unwrap())
+        (loss.sum.double_value(&[]), d_x, grads.embedding.unwrap())
     };
     let weights = Tensor::randn([places.len() as i64], f64s);
     let one = Tensor::ones([1], f64s);
@@ -44,12 +44,9 @@ fn each_label_has_its_own_weight_whatever_the_tile() {
         d_x += d_x_alone * weight;
         d_embedding += d_embedding_alone * weight;
         for tile_len in [1, 2, 3, 9] {
-            let log_probs = head::log_probs(arch, &params, &x, &labels, tile_len).unwrap();
-            let log_prob = log_probs.double_value(&[label_idx as i64]);
-            assert!(
-                (log_prob + loss).abs() < 1e-12,
-                "{log_prob} of label {label_idx}, loss {loss}"
-            );
+            let losses = head::loss(arch, &params, &x, &labels, tile_len).unwrap();
+            let of_label = losses.of_labels.double_value(&[label_idx as i64]);
+            assert!((of_label - loss).abs() < 1e-12, "{of_label} of label {label_idx}, not {loss}");
         }
     }
     for tile_len in [1, 2, 3, 9] {

@@ -167,7 +167,7 @@ fn large_loss_with_labels_at_the_far_end() {
         let (loss, d_x) =
             head::loss_and_backward(&config.arch, &params, &mut grads, x, labels, &weights, 1024)
                 .unwrap();
-        (loss, d_x, grads.own.remove(1).unwrap())
+        (loss.sum, d_x, grads.own.remove(1).unwrap())
     };
     let mut labels = vec![IGNORE_INDEX; NUM_TOKENS as usize];
     for row in places().iter().flat_map(|start| *start..start + NUM_ROWS) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use safetensors::{Dtype, SafeTensors};
 use sterna_arch::{Ffn, Init, Layer, ModelConfig, ParamSpec};
 use sterna_comm::{Comm, RankEnv, ReduceOp};
-use sterna_model::head::{self, HeadGrads, HeadParams, LossSum};
+use sterna_model::head::{self, HeadGrads, HeadParams, LabelLosses};
 use sterna_model::{
     AttentionContext, BlockContext, BlockGrads, BlockParams, Documents, Experts, HeadGroup,
     Implementation, Keep, KeysValues, KeysValuesStore, ModelError, Routing, Streaming, block,
@@ -334,7 +334,7 @@ impl Tiny {
         let num_labels = shift_labels.iter().filter(|label| **label != -100).count() as i64;
         let scale = 1.0 / num_valid_tokens as f64;
         let token_weights = Tensor::full([num_labels], scale, (Kind::Double, Device::Cpu));
-        let (loss_sum, mut d_x) = head::loss_and_backward(
+        let (losses, mut d_x) = head::loss_and_backward(
             arch,
             &head_params,
             &mut head_grads,
@@ -344,15 +344,13 @@ impl Tiny {
             tile_len,
         )
         .unwrap();
-        assert_eq!(
-            head::loss(arch, &head_params, &x, &shift_labels, tile_len).unwrap(),
-            loss_sum,
-            "with and without gradients"
-        );
-        let log_probs = head::log_probs(arch, &head_params, &x, &shift_labels, tile_len).unwrap();
-        assert_eq!(log_probs.size(), [num_labels]);
-        let difference = log_probs.sum(Kind::Double).double_value(&[]) + loss_sum.loss_sum;
-        assert!(difference.abs() <= 1e-12 * loss_sum.loss_sum, "{difference:e}");
+        let forward = head::loss(arch, &head_params, &x, &shift_labels, tile_len).unwrap();
+        assert_eq!(forward.of_labels, losses.of_labels, "with and without gradients");
+        assert_eq!(forward.sum, losses.sum, "with and without gradients");
+        assert_eq!(losses.of_labels.size(), [num_labels]);
+        let loss_sum = losses.sum.double_value(&[]);
+        let difference = losses.of_labels.sum(Kind::Double).double_value(&[]) - loss_sum;
+        assert!(difference.abs() <= 1e-12 * loss_sum, "{difference:e}");
         for (layer_idx, kept) in all_kept.into_iter().enumerate().rev() {
             let layer = &arch.layers[layer_idx];
             let params = block_params(layer_idx);
@@ -390,7 +388,7 @@ impl Tiny {
         Outcome {
             logits: gather(comm, batch, &logits),
             aux_loss,
-            loss: mean_loss(comm, loss_sum, num_valid_tokens),
+            loss: mean_loss(comm, &losses, num_valid_tokens),
             grads,
         }
     }
@@ -416,8 +414,9 @@ pub(crate) fn read_tensors(path: &Path) -> BTreeMap<String, Tensor> {
         .collect()
 }
 
-fn mean_loss(comm: &Comm, loss_sum: LossSum, num_valid_tokens: usize) -> f64 {
-    let total = Tensor::from_slice(&[loss_sum.loss_sum, loss_sum.num_valid_tokens as f64]);
+fn mean_loss(comm: &Comm, losses: &LabelLosses, num_valid_tokens: usize) -> f64 {
+    let num_labels = losses.of_labels.size()[0] as f64;
+    let total = Tensor::from_slice(&[losses.sum.double_value(&[]), num_labels]);
     comm.sp().all_reduce_(&total, ReduceOp::Sum).unwrap();
     assert_eq!(total.double_value(&[1]) as usize, num_valid_tokens);
     total.double_value(&[0]) / num_valid_tokens as f64

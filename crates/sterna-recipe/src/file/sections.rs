@@ -5,7 +5,7 @@ use crate::{
     recipe::{
         AttnImplementation, CheckpointKind, ControlTokens, ExcessLength, KeepAttention, LabelMask,
         LogLevel, LossAverage, NonFinitePolicy, Packing, PadTo, Place, Ramp, Ranks, RowFormat,
-        TrainOn, UnmappedRoles,
+        StoppingStrategy, TrainOn, UnmappedRoles,
     },
     yaml::{Content, Node, join, scalar::Meaning},
 };
@@ -172,6 +172,7 @@ section! {
         "pad_to" => pad_to: PadTo => Numbers,
         "filter_samples" => filter_samples: Flag => Inputs,
         "excess_length" => excess_length: ExcessLength => Inputs,
+        "stopping_strategy" => stopping_strategy: StoppingStrategy => Inputs,
         "pack_samples" => pack_samples: Flag => Inputs,
         "drop_last" => drop_last: Flag => Inputs,
         "fuse_positions_prob" => fuse_positions_prob: Fraction => Inputs,
@@ -212,6 +213,7 @@ section! {
         "sample_count" => sample_count: Maybe<Int<0>> => Host,
         "sample_seed" => sample_seed: Int<0> => Host,
         "epochs" => epochs: Maybe<Real> => Host,
+        "weight" => weight: Maybe<Real> => Host,
     }
     inert {}
     refused {
@@ -286,6 +288,7 @@ impl SourceKeys {
             sample_count: None,
             sample_seed: None,
             epochs: None,
+            weight: None,
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     recipe::{
         AttnImplementation, CheckpointKind, ControlTokens, ExcessLength, KeepAttention, LabelMask,
         LogLevel, LossAverage, NonFinitePolicy, Packing, PadTo, Place, Ramp, Ranks, RowFormat,
-        TrainOn, UnmappedRoles,
+        StoppingStrategy, TrainOn, UnmappedRoles,
     },
     yaml::{Content, Node, scalar::Meaning},
 };
@@ -465,6 +465,10 @@ names! {
         "truncate" => Truncate,
         "split" => Split,
         "raise" => Raise,
+    }
+    StoppingStrategy {
+        "first_exhausted" => FirstExhausted,
+        "all_exhausted" => AllExhausted,
     }
     ControlTokens { "warn" => Warn, "plain_text" => PlainText, }
     Packing { "reference" => Reference, "global" => Global, }

@@ -9,7 +9,7 @@ use crate::{
     file::{At, DataFile, Reader, RecipeFile, SourceFile, SourceKeys, SourceKind},
     recipe::{
         ControlTokens, DataOptions, ExcessLength, LabelMask, Packing, PadTo, RolePath, RowFormat,
-        Sampling, Source, TrainOn, UnmappedRoles,
+        Sampling, Source, StoppingStrategy, TrainOn, UnmappedRoles,
     },
 };
 
@@ -113,6 +113,7 @@ pub(super) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<DataOpti
         repeat_to_pack_max_length: or(data.repeat_to_pack_max_length.as_ref(), false),
         ignore_empty_think: or(data.ignore_empty_think.as_ref(), false),
         excess_length: or(data.excess_length.as_ref(), ExcessLength::Drop),
+        stopping_strategy: or(data.stopping_strategy.as_ref(), StoppingStrategy::FirstExhausted),
         train_on: or(data.train_on.as_ref(), TrainOn::All),
         chat_template_kwargs: or(data.chat_template_kwargs.as_ref(), Map::new()),
         control_tokens: or(data.control_tokens.as_ref(), ControlTokens::Warn),
@@ -121,6 +122,7 @@ pub(super) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<DataOpti
     check_packing(file, data, &options, reader);
     check_padding(data, &options, reader);
     check_lengths(data, &options, reader);
+    check_weights(data, &options, reader);
     check_labels(data, &options, reader);
     check_reference(data, &options, reader);
     Some(options)
@@ -215,6 +217,34 @@ fn check_lengths(data: &DataFile, options: &DataOptions, reader: &mut Reader) {
     }
 }
 
+/// Weights are relative to each other, and repeated samples cannot be held out.
+fn check_weights(data: &DataFile, options: &DataOptions, reader: &mut Reader) {
+    let has_weight = |source: &Source| source.weight.is_some();
+    let files = [&data.sources, &data.eval_sources];
+    for (sources, files) in [&options.sources, &options.eval_sources].into_iter().zip(files) {
+        let files: Vec<_> = files.iter().flat_map(|at| &at.value).collect();
+        // Sources with errors are missing.
+        if sources.len() != files.len() || !sources.iter().any(has_weight) {
+            continue;
+        }
+        for (source, file) in sources.iter().zip(files).filter(|(source, _)| !has_weight(source)) {
+            let name = &source.name_or_path;
+            let found = format!("source `{name}` has no `weight` and others have one");
+            conflict(reader, &file.path, found, "a `weight` of each source, or of none", None);
+        }
+    }
+    let Some(at) = &data.stopping_strategy else { return };
+    let found = format!("`data.stopping_strategy` is `{}`", at.value.name());
+    if !options.sources.iter().chain(&options.eval_sources).any(has_weight) {
+        let found = format!("{found} and no source has a `weight`");
+        conflict(reader, &at.path, found, "a `weight` of each source", None);
+    } else if at.value == StoppingStrategy::AllExhausted && options.train_eval_split.1 > 0.0 {
+        let found = format!("{found} and `data.train_eval_split` holds samples out");
+        let hint = Some("give `eval_sources`, or use `first_exhausted`");
+        conflict(reader, &at.path, found, "each sample once", hint);
+    }
+}
+
 /// `train_on` chooses among replies, and `mask_inputs: false` labels everything.
 fn check_labels(data: &DataFile, options: &DataOptions, reader: &mut Reader) {
     if let Some(at) = &data.train_on
@@ -238,6 +268,7 @@ fn check_reference(data: &DataFile, options: &DataOptions, reader: &mut Reader) 
         data.chat_template_kwargs.as_ref().map(|at| &at.path),
         data.control_tokens.as_ref().map(|at| &at.path),
         data.excess_length.as_ref().map(|at| &at.path),
+        data.stopping_strategy.as_ref().map(|at| &at.path),
     ];
     let keys_of_sources =
         [&data.sources, &data.eval_sources].into_iter().flatten().flat_map(|at| {
@@ -249,6 +280,7 @@ fn check_reference(data: &DataFile, options: &DataOptions, reader: &mut Reader) 
                     keys.tools_key.as_ref().map(|at| &at.path),
                     keys.text_key.as_ref().map(|at| &at.path),
                     keys.unmapped_roles.as_ref().map(|at| &at.path),
+                    keys.weight.as_ref().map(|at| &at.path),
                 ]
             })
         });
@@ -305,7 +337,8 @@ fn source(file: &SourceFile, default_split: &str, reader: &mut Reader) -> Option
         content_key: or(keys.content_key.as_ref(), None),
         sample: sampling(file, reader)?,
         sample_seed: or(keys.sample_seed.as_ref(), 42) as u64,
-        epochs: epochs(keys.epochs.as_ref(), reader)?,
+        epochs: above_zero(keys.epochs.as_ref(), reader).ok()?.unwrap_or(1.0),
+        weight: weight(keys, reader).ok()?,
         name_or_path,
     })
 }
@@ -478,15 +511,32 @@ fn kwargs(typed: Option<&At<Map<String, Value>>>, reader: &mut Reader) -> Map<St
     kept
 }
 
-/// How often a source is in the mix: once, unless it says another number above 0.
-fn epochs(typed: Option<&At<Option<f64>>>, reader: &mut Reader) -> Option<f64> {
-    let Some((at, epochs)) = typed.and_then(|at| Some((at, at.value?))) else { return Some(1.0) };
-    if epochs > 0.0 && epochs.is_finite() {
-        return Some(epochs);
+/// A source's weight, which says what its epochs are.
+fn weight(keys: &SourceKeys, reader: &mut Reader) -> Result<Option<f64>, Reported> {
+    let typed = |at: &Option<At<Option<f64>>>| at.as_ref().is_some_and(|at| at.value.is_some());
+    if let Some(at) = keys.weight.as_ref().filter(|_| typed(&keys.weight) && typed(&keys.epochs)) {
+        let found = format!("`{}` is set, and `epochs` of the source too", at.path);
+        conflict(reader, &at.path, found, "one of them", Some("remove one of them"));
+        return Err(Reported);
+    }
+    above_zero(keys.weight.as_ref(), reader)
+}
+
+/// The reader has been told what is wrong.
+struct Reported;
+
+/// A number above 0, if there is one.
+fn above_zero(
+    typed: Option<&At<Option<f64>>>,
+    reader: &mut Reader,
+) -> Result<Option<f64>, Reported> {
+    let Some((at, number)) = typed.and_then(|at| Some((at, at.value?))) else { return Ok(None) };
+    if number > 0.0 && number.is_finite() {
+        return Ok(Some(number));
     }
     let required = "a number above 0; remove the source to leave it out";
-    reader.error(Diagnostic::value(&at.path, at.span, format!("`{epochs}`"), required));
-    None
+    reader.error(Diagnostic::value(&at.path, at.span, format!("`{number}`"), required));
+    Err(Reported)
 }
 
 fn sampling(file: &SourceFile, reader: &mut Reader) -> Option<Sampling> {

@@ -97,7 +97,8 @@ fn defaults_are_the_references() {
             "sample_ratio": null,
             "sample_count": null,
             "sample_seed": 42,
-            "epochs": 1.0
+            "epochs": 1.0,
+            "weight": null
           }
         ],
         "eval_sources": [],
@@ -118,6 +119,7 @@ fn defaults_are_the_references() {
         "pad_to": "div_length",
         "filter_samples": true,
         "excess_length": "drop",
+        "stopping_strategy": "first_exhausted",
         "pack_samples": false,
         "drop_last": false,
         "fuse_positions_prob": 0.0,
@@ -223,7 +225,7 @@ fn a_resolved_value_is_shown_as_it_is_typed() {
     assert_eq!(shown("memory.optimizer_on=host", places), r#"{"device":"cpu"}"#);
     let source =
         "data.sources[0]={name_or_path: chats, sample_count: 7, role_mapping: {b: x.y.z, a: t}}";
-    insta::assert_snapshot!(shown(source, "/data/sources/0"), @r#"{"type":"huggingface_instruct","name_or_path":"chats","split":"train","kwargs":{},"format":null,"role_mapping":{"b":"x.y.z","a":"t"},"unmapped_roles":"refuse","messages_key":null,"tools_key":null,"text_key":null,"content_key":null,"sample_ratio":null,"sample_count":7,"sample_seed":42,"epochs":1.0}"#);
+    insta::assert_snapshot!(shown(source, "/data/sources/0"), @r#"{"type":"huggingface_instruct","name_or_path":"chats","split":"train","kwargs":{},"format":null,"role_mapping":{"b":"x.y.z","a":"t"},"unmapped_roles":"refuse","messages_key":null,"tools_key":null,"text_key":null,"content_key":null,"sample_ratio":null,"sample_count":7,"sample_seed":42,"epochs":1.0,"weight":null}"#);
     insta::assert_snapshot!(shown("scheduler={name: inverse_sqrt}", "/scheduler"), @r#"{"name":"inverse_sqrt","warmup_ratio":0.1,"scheduler_specific_kwargs":{"timescale":null}}"#);
 }
 

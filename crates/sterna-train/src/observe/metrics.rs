@@ -15,6 +15,7 @@ use crate::{
         gpus::BoardMemory,
         memory::HostMemory,
         phases::{StepMemory, StepTime},
+        sources::{self, SourceMetrics},
     },
 };
 
@@ -33,7 +34,7 @@ pub struct IterationMetrics {
     pub lr: f64,
     /// l2 norm of the gradient before clipping.
     pub grad_norm: f64,
-    /// Whether the step changed nothing because its loss or gradient is not finite.
+    /// Whether the step changed nothing because its loss or gradient is not finite, or because it has no label.
     pub is_skipped: bool,
     /// Tokens of a micro-batch, as the reference counts them: padding included unless `attn_implementation` is flash.
     /// Mean over micro-batches.
@@ -42,6 +43,8 @@ pub struct IterationMetrics {
     pub num_tokens: u64,
     /// Tokens of the step over all ranks that the loss counts.
     pub num_valid_tokens: u64,
+    /// What each source contributed, if there are several.
+    pub sources: Vec<SourceMetrics>,
     /// Seconds from the last step's end to this one's, data included.
     pub iter_time: f64,
     /// Seconds of the step itself.
@@ -109,6 +112,9 @@ impl IterationMetrics {
             row["device_memory"]["nvml_used"] = json!(board.used);
             row["device_memory"]["nvml_total"] = json!(board.total);
         }
+        if !self.sources.is_empty() {
+            row["sources"] = sources::json(&self.sources);
+        }
         if self.is_skipped {
             row["skipped"] = json!(true);
         }
@@ -127,6 +133,8 @@ pub struct EvalMetrics {
     pub loss: f64,
     /// Labelled tokens.
     pub num_valid_tokens: u64,
+    /// Those of each source, and their loss, if there are several.
+    pub sources: Vec<SourceMetrics>,
     /// Samples (packs) evaluated.
     pub num_samples: usize,
     /// Seconds.
@@ -222,6 +230,9 @@ impl MetricsFile {
         row.insert("iter".to_owned(), json!(metrics.iter));
         row.insert("loss/eval".to_owned(), json!(metrics.loss));
         row.insert("num_valid_tokens/eval".to_owned(), json!(metrics.num_valid_tokens));
+        if !metrics.sources.is_empty() {
+            row.insert("sources/eval".to_owned(), sources::json(&metrics.sources));
+        }
         self.append_row(&Value::Object(row))
     }
 

@@ -22,6 +22,8 @@ pub(crate) struct Recorder {
 }
 
 impl Observer for Recorder {
+    fn on_tokenize(&mut self, _: sterna_data::Progress<'_>) {}
+
     fn on_start(
         &mut self,
         _: &sterna_plan::Plan,

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 use sterna_comm::RankEnv;
-use sterna_data::PrepareReport;
+use sterna_data::{PrepareReport, Progress};
 use sterna_plan::Plan;
 use sterna_torch_sys::memory::{ByKind, MemoryKind};
 use sterna_train::{
@@ -25,6 +25,8 @@ use crate::tiny;
 struct Limit(u64);
 
 impl Observer for Limit {
+    fn on_tokenize(&mut self, _: Progress<'_>) {}
+
     fn on_start(&mut self, _: &Plan, _: &PrepareReport, _: u64, processor: &Processor) {
         let Processor::Gpu(gpu) = processor else { panic!("{processor:?}") };
         assert_eq!(gpu.properties.name, "Fake GPU");

@@ -84,6 +84,42 @@ fn warn_goes_on_with_what_is_left() {
     assert!(iterations.iter().all(|metrics| !metrics.is_skipped));
 }
 
+/// Some replies are not rendered as they are written, and the reference's search does not find them. Each chat is a step, and momentum
+/// would move the weights.
+#[test]
+fn a_step_without_labels_leaves_everything_as_it_is() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut recipe = tiny::recipe(folder.path());
+    let edit = |path: &str, from: &str, to: &str| {
+        let path = folder.path().join(path);
+        let text = fs::read_to_string(&path).expect("readable");
+        assert!(text.contains(from), "{text}");
+        fs::write(&path, text.replace(from, to)).expect("written");
+    };
+    edit(
+        "model/tokenizer_config.json",
+        "message['content']",
+        "message['content']|replace('!', '.')",
+    );
+    edit("chats.jsonl", " is 1\"", " is 1!\"");
+    recipe["data"]["label_mask"] = json!("reference");
+    recipe["data"]["pack_samples"] = json!(false);
+    recipe["data"]["train_eval_split"] = json!([1.0, 0.0]);
+    recipe["eval_interval"] = json!(0);
+    recipe["checkpoint"] =
+        json!({"output_dir": folder.path().join("ckpt"), "save_end_of_training": true});
+    recipe["exit_iteration"] = json!(0);
+    let recipe = tiny::load(folder.path(), "searched", &recipe);
+    let mut recorder = Recorder::default();
+    train(&recipe, &RankEnv::single(), &TrainOptions::default(), &mut recorder).expect("trained");
+    let skipped: Vec<bool> = recorder.iterations.iter().map(|step| step.is_skipped).collect();
+    // i * i % 17 is 1 for 1, 16, 18, 33 and 35.
+    assert_eq!(skipped.iter().filter(|is_skipped| **is_skipped).count(), 5, "{skipped:?}");
+    assert!(recorder.iterations.iter().all(|step| step.is_skipped == (step.num_valid_tokens == 0)));
+    let manifest = Checkpoint::open(&recorder.checkpoints[0]).expect("good").manifest;
+    assert_eq!((manifest.step, manifest.num_updates), (40, 35));
+}
+
 #[test]
 fn a_run_that_is_resumed_after_a_skipped_step_is_the_whole_run() {
     let folder = tempfile::tempdir().expect("a temporary folder");

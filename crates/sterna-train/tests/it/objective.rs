@@ -47,14 +47,14 @@ fn weights_that_depend_on_the_model_give_the_gradient_of_the_loss() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let of = OneBatch::new(folder.path());
     let mut engine = of.engine(of.options());
-    let loss = engine.forward_backward(&of.batch, &Squared).expect("computed");
-    let sum = engine.forward(&of.batch).expect("computed");
+    let loss = engine.forward_backward(&of.batch, &Squared).expect("computed").loss;
+    let sum = engine.forward(&of.batch).expect("computed").loss;
     assert!((loss / (sum * sum / 2.0) - 1.0).abs() < 1e-12, "{loss} of {sum}");
     let norm = engine.zero.gradient_norm(of.comm.world()).expect("one rank");
     // Down and up again by a ten-thousandth of the loss, which fp32 tells apart to a thousandth.
     let by = 1e-4 * loss / norm.powi(2);
     let squared = |engine: &mut Engine<'_>| {
-        let sum = engine.forward(&of.batch).expect("computed");
+        let sum = engine.forward(&of.batch).expect("computed").loss;
         sum * sum / 2.0
     };
     descend(&of, &mut engine, by);
@@ -75,7 +75,7 @@ fn a_weight_that_was_computed_counts_as_one_that_was_known() {
         engine.forward_backward(&of.batch, objective).expect("computed");
         engine.zero.gradient_norm(of.comm.world()).expect("one rank")
     };
-    let sum = of.engine(of.options()).forward(&of.batch).expect("computed");
+    let sum = of.engine(of.options()).forward(&of.batch).expect("computed").loss;
     let (computed, known) = (norm_of(&Squared), norm_of(&Sft::new(sum)));
     assert!((computed / known - 1.0).abs() < 1e-6, "{computed} and {known}");
 }
@@ -83,7 +83,7 @@ fn a_weight_that_was_computed_counts_as_one_that_was_known() {
 /// Loss and gradient norm of ranks that share the sequence, all of them together.
 fn squared(of: &OneBatch) -> (f64, f64) {
     let mut engine = of.engine(of.options());
-    let loss = engine.forward_backward(&of.batch, &Squared).expect("computed");
+    let loss = engine.forward_backward(&of.batch, &Squared).expect("computed").loss;
     engine.zero.finish_gradients(of.comm.world()).expect("reduced");
     let loss = Tensor::from(loss);
     of.comm.sp().all_reduce_(&loss, ReduceOp::Sum).expect("reduced");

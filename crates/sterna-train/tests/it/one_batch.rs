@@ -36,7 +36,7 @@ impl OneBatch {
         let model = folder.join("model");
         let config = ModelConfig::from_dir(&model).expect("a config");
         let tokenizer = Tokenizer::from_dir(&model).expect("a tokenizer");
-        let data = prepare(&recipe, 96, &tokenizer, 1).expect("data");
+        let data = prepare(&recipe, 96, &tokenizer, 1, &mut |_| ()).expect("data");
         let timeout = std::time::Duration::from_secs(30);
         let comm = Comm::init(env, env.world_size, timeout).expect("joined");
         let batches =

@@ -13,7 +13,7 @@ fn tiles_change_neither_loss_nor_gradient() {
         let options = of.options();
         let keep = KeepPolicy { num_attention, ..options.keep.clone() };
         let mut engine = of.engine(EngineOptions { tiles, keep, ..options });
-        let loss = engine.forward_backward(&of.batch, &Sft::new(0.125)).expect("computed");
+        let loss = engine.forward_backward(&of.batch, &Sft::new(0.125)).expect("computed").loss;
         engine.zero.finish_gradients(of.comm.world()).expect("one rank");
         (loss, engine.zero.gradient_norm(of.comm.world()).expect("one rank"))
     };

@@ -26,6 +26,8 @@ use crate::tiny;
 struct Live(Vec<ByKind>);
 
 impl Observer for Live {
+    fn on_tokenize(&mut self, _: sterna_data::Progress<'_>) {}
+
     fn on_start(
         &mut self,
         _: &Plan,

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal as _, Write as _};
 use std::path::Path;
 
-use sterna_data::{Datasets, MicroBatches, write_rank_jsonl};
+use sterna_data::{Datasets, MicroBatches, Progress, write_rank_jsonl};
 use sterna_hf::{Tokenizer, hub};
 use sterna_mesh::Mesh;
 use sterna_recipe::{LoggerOptions, Recipe};
@@ -38,8 +38,9 @@ pub(crate) fn run(args: &Data) -> Result<(), Failure> {
     }
     // The log files belong to the run that the recipe is for.
     let logger = LoggerOptions { output_dir: None, ..recipe.logger.clone() };
-    logging::init(&logger, 0, &Screen::plain(), None)?;
-    let prepared = prepare(&recipe, world_size)?;
+    let screen = Screen::with_live_line();
+    logging::init(&logger, 0, &screen, None)?;
+    let prepared = prepare(&recipe, world_size, &screen)?;
     match (args.steps, &args.out) {
         (Some(steps), Some(out)) => write_batches(&prepared, &recipe, world_size, steps, out),
         _ => show(&prepared, &recipe, world_size, args),
@@ -126,7 +127,22 @@ impl Prepared {
 }
 
 /// Reads, tokenizes and packs the data of `recipe`, or takes it from the cache.
-pub(super) fn prepare(recipe: &Recipe, world_size: usize) -> Result<Prepared, Failure> {
+pub(super) fn prepare(
+    recipe: &Recipe,
+    world_size: usize,
+    screen: &Screen,
+) -> Result<Prepared, Failure> {
+    screen.doing("reading data");
+    let prepared = prepare_showing(recipe, world_size, screen);
+    screen.finish();
+    prepared
+}
+
+fn prepare_showing(
+    recipe: &Recipe,
+    world_size: usize,
+    screen: &Screen,
+) -> Result<Prepared, Failure> {
     // The model is looked at only when the recipe leaves the length to it.
     let max_length = match recipe.data.max_length {
         Some(max_length) => max_length,
@@ -135,8 +151,9 @@ pub(super) fn prepare(recipe: &Recipe, world_size: usize) -> Result<Prepared, Fa
     let tokenizer = hub::resolve_model_config(&recipe.tokenizer.name_or_path)
         .and_then(|dir| Tokenizer::from_dir(&dir))
         .map_err(|err| Failure::from_error(Exit::Usage, &err).with_hint(err.hint()))?;
-    let datasets =
-        sterna_data::prepare(recipe, max_length, &tokenizer, world_size).map_err(data_failure)?;
+    let on_progress = &mut |progress: Progress<'_>| screen.tokenizing(progress);
+    let datasets = sterna_data::prepare(recipe, max_length, &tokenizer, world_size, on_progress)
+        .map_err(data_failure)?;
     Ok(Prepared { datasets, tokenizer, max_length })
 }
 

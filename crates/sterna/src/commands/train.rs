@@ -199,7 +199,7 @@ fn collective_timeout() -> Result<Duration, Failure> {
 fn process_data(recipe: &Recipe, env: &RankEnv) -> Result<(), Failure> {
     let narrator = Narrator::new(recipe, env);
     logging::init(&recipe.logger, env.local_rank, narrator.screen(), None)?;
-    let report = data::prepare(recipe, env.world_size)?.datasets.report;
+    let report = data::prepare(recipe, env.world_size, narrator.screen())?.datasets.report;
     narrator.data(&report);
     Ok(())
 }

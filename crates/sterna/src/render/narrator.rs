@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use sterna_comm::RankEnv;
-use sterna_data::PrepareReport;
+use sterna_data::{PrepareReport, Progress};
 use sterna_plan::Plan;
 use sterna_recipe::Recipe;
 use sterna_train::{EarlyExit, EvalMetrics, IterationMetrics, Observer, Processor, TrainSummary};
@@ -91,6 +91,13 @@ fn first_estimate(num_steps_left: u64, seconds_left: f64) -> Option<String> {
 }
 
 impl Observer for Narrator {
+    fn on_tokenize(&mut self, progress: Progress<'_>) {
+        self.screen.tokenizing(progress);
+        if progress.done == progress.total {
+            self.screen.doing("reading model and data");
+        }
+    }
+
     fn on_start(
         &mut self,
         plan: &Plan,

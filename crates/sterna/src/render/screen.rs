@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use sterna_data::Progress;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// stderr as seen by one rank. Cheap to clone; clones share the live line.
@@ -39,6 +40,22 @@ impl Screen {
         self.set_style("{spinner} {msg} ({elapsed})");
         self.live.set_message(what.to_owned());
         self.live.enable_steady_tick(Duration::from_millis(200));
+    }
+
+    /// Shows in the live line how many rows of a source are tokenized, how fast, and the time that is left.
+    pub(crate) fn tokenizing(&self, progress: Progress<'_>) {
+        let Progress { source, done, total } = progress;
+        if done == 0 {
+            self.live.set_position(0);
+            self.live.set_length(total as u64);
+            self.set_style(
+                "{spinner} tokenizing {msg} [{bar:30}] {human_pos}/{human_len} rows ({per_sec:0}, about {eta} left)",
+            );
+            self.live.set_message(source.to_owned());
+            // The rate is that of this source.
+            self.live.reset();
+        }
+        self.live.set_position(done as u64);
     }
 
     /// Shows `done` of `total` steps in the live line, with figures behind.

@@ -154,6 +154,7 @@ fn source(path: &Path) -> Source {
         text_key: None,
         sample_seed: 42,
         epochs: 1.0,
+        weight: None,
     }
 }
 
