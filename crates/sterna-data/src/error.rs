@@ -53,7 +53,7 @@ pub enum Unaligned {
     CallsNotPrinted,
     /// Messages are printed in another order than they have.
     OtherOrder,
-    /// The template marks another number of replies than there are.
+    /// A part that the template marks is of no reply, or of one that is trained on and one that is not.
     OtherGenerations,
 }
 
@@ -68,7 +68,7 @@ impl fmt::Display for Unaligned {
             Self::CallsNotPrinted => "the template does not print its calls of tools",
             Self::OtherOrder => "the template prints messages in another order than they have",
             Self::OtherGenerations => {
-                "the template has more or fewer `{% generation %}` parts than the chat has replies, and only some are trained on"
+                "only some replies are trained on, and a `{% generation %}` part of the template is of none of them, or of several"
             }
         })
     }

@@ -122,9 +122,10 @@ impl<'a> ChatTokenizer<'a> {
             ),
             (true, LabelMask::Exact) => {
                 let render = |chat: &Conversation| tokenizer.render_chat(chat, false).ok();
+                let located = || exact::locate_replies(&text, conversation, &self.openers, &render);
                 let replies = match generated.filter(|spans| !spans.is_empty()) {
-                    Some(spans) => exact::generated(spans, conversation, is_trained),
-                    None => exact::locate_replies(&text, conversation, &self.openers, &render),
+                    Some(spans) => exact::generated(spans, conversation, is_trained, located),
+                    None => located(),
                 };
                 let mut replies = replies.map_err(|(turn, why)| Error::ReplyUnaligned {
                     row: Box::new(row_id()),

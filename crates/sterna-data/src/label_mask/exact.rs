@@ -137,34 +137,43 @@ pub(super) fn locate_replies(
 
 /// The replies of a template that says itself what the assistant wrote (`{% generation %}`), ends of turns included.
 ///
+/// Which reply a part is of matters where only some are trained on: `located` then finds the replies, as [`locate_replies`] does.
+///
 /// # Errors
 ///
-/// [`Unaligned::OtherGenerations`] if the template marks more or fewer parts than there are replies, and only some have labels.
+/// [`Unaligned::OtherGenerations`] if a part is of no reply, or of several that are not all trained on; errors of `located`.
 pub(super) fn generated(
     spans: Vec<Range<usize>>,
     conversation: &Conversation,
     is_trained: &[bool],
+    located: impl FnOnce() -> Result<Vec<Reply>, (usize, Unaligned)>,
 ) -> Result<Vec<Reply>, (usize, Unaligned)> {
     let messages = conversation.messages.iter().enumerate();
-    let turns: Vec<usize> =
-        messages.filter(|(_, message)| message.role() == ASSISTANT).map(|(i, _)| i).collect();
-    let is_whole_chat = turns.iter().all(|&turn| is_trained[turn]);
-    if spans.len() != turns.len() && !is_whole_chat {
-        return Err((turns.first().copied().unwrap_or(0), Unaligned::OtherGenerations));
-    }
-    let reply = |(i, written): (usize, Range<usize>)| Reply {
-        // All have labels where they are not one for one.
-        message: turns[i.min(turns.len() - 1)],
+    let mut turns = messages.filter(|(_, message)| message.role() == ASSISTANT).map(|(i, _)| i);
+    let Some(first_turn) = turns.next() else { return Ok(Vec::new()) };
+    let reply = |message: usize, written: Range<usize>| Reply {
+        message,
         closed: written.end,
         written,
         is_whole: false,
         ends_turn: false,
     };
-    Ok(if turns.is_empty() {
-        Vec::new()
-    } else {
-        spans.into_iter().enumerate().map(reply).collect()
-    })
+    if is_trained[first_turn] && turns.all(|turn| is_trained[turn]) {
+        return Ok(spans.into_iter().map(|span| reply(first_turn, span)).collect());
+    }
+    let located = located()?;
+    let of_span = |span: Range<usize>| {
+        let mut of = located
+            .iter()
+            .filter(|reply| reply.written.start < span.end && span.start < reply.closed)
+            .map(|reply| reply.message);
+        let message = of.next().ok_or((first_turn, Unaligned::OtherGenerations))?;
+        match of.find(|other| is_trained[*other] != is_trained[message]) {
+            Some(other) => Err((other, Unaligned::OtherGenerations)),
+            None => Ok(reply(message, span)),
+        }
+    };
+    spans.into_iter().map(of_span).collect()
 }
 
 fn calls_tools(message: &Message) -> bool {

@@ -423,6 +423,28 @@ fn templates_that_say_what_was_generated_are_believed() {
     assert_eq!(labelled(&tokenizer, &tokens), "two<|im_end|>");
 }
 
+/// As many parts as replies, of which the first has both: which reply a part is of is not a matter of counting.
+#[test]
+fn a_generated_part_is_of_the_reply_that_it_has() {
+    let twice = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and m.thinking %}\
+        {% generation %}{{ m.thinking }}{% endgeneration %}{{ '\n' }}{% generation %}{{ m.content }}{% endgeneration %}\
+        {% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}";
+    let chat = json!([
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "one", "thinking": "hm"},
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "two"},
+    ]);
+    let tokenizer = tokenizer(twice);
+    let chats = ChatTokenizer::new(&tokenizer, exact());
+    let labels = |is_trained: [bool; 4]| {
+        let (tokens, _) = chats.tokenize(&conversation(&chat), &is_trained, row_id).unwrap();
+        labelled(&tokenizer, &tokens)
+    };
+    assert_eq!(labels([false, true, false, true]), "hm|one");
+    assert_eq!(labels([false, true, false, false]), "hm|one");
+    // By their number, the second part would be that of the second reply.
+    assert_eq!(labels([false, false, false, true]), "");
+}
+
 /// Many turns cost as many renderings of a short chat, not of the whole one.
 #[test]
 fn a_long_trace_costs_a_few_renderings() {
