@@ -7,6 +7,7 @@ Needs datasets 5.0, transformers 4.57, torch 2.11. Functions of the reference ar
 importing its package needs deepspeed.
 """
 import ast
+import itertools
 import json
 import os
 import random
@@ -34,6 +35,7 @@ def reference(checkout, file, names):
     scope = {
         "random": random, "re": re, "np": np, "torch": torch, "concatenate_datasets": concatenate_datasets,
         "IGNORE_INDEX": -100, "BatchEncoding": BatchEncoding, "DatasetType": Dataset, "Any": Any, "Dict": Dict,
+        "PreTrainedTokenizerBase": object, "TokenizerConfig": object,
         "List": List, "Optional": Optional, "Tuple": Tuple, "Union": Union,
     }
     for node in ast.walk(tree):
@@ -97,12 +99,67 @@ def packs(checkout):
     dump("packs.json", cases)
 
 
+def slices(checkout):
+    """Rows of texts, read off tokens that say of which text and where in it they are."""
+    pack_batch, pack = reference(
+        checkout, "causal_factory.py", ["slice_and_pack_causal_batch", "slice_and_pack_dataset"]
+    )
+    pack.__globals__.update(slice_and_pack_causal_batch=pack_batch, itertools=itertools)
+    # Worker processes get the function's globals, and dill cannot pickle all of these.
+    for name in ["np", "torch", "BatchEncoding"]:
+        del pack.__globals__[name]
+    rng = random.Random(SEED + 2)
+    cases = []
+    for texts, longest, max_length, num_proc in [
+        (1, 40, 7, 1), (3, 40, 10, 16), (40, 9, 10, 1), (40, 25, 10, 1), (40, 25, 10, 4), (25, 60, 8, 3), (300, 5, 64, 1),
+        (300, 5, 64, 2), (30, 3, 1, 1), (12, 30, 30, 1),
+    ]:
+        lengths = [rng.randint(0, longest) for _ in range(texts)]
+        lengths[0] = longest
+        rows = {"input_ids": [[i * 1000 + at for at in range(length)] for i, length in enumerate(lengths)]}
+        # A column whose first list is empty has no type.
+        features = datasets.Features({"input_ids": datasets.Sequence(datasets.Value("int64"))})
+        keys = dict(max_length=max_length, num_proc=num_proc, seed=42)
+        factory = type("Factory", (), {"config": type("Config", (), keys)})()
+        packed = pack(factory, Dataset.from_dict(rows, features=features))
+        out = []
+        for ids, seqlens, positions in zip(packed["input_ids"], packed["packed_sample_seqlens"], packed["position_ids"]):
+            assert positions == [p for seqlen in seqlens for p in range(seqlen)]
+            row, at = [], 0
+            for seqlen in seqlens:
+                if seqlen > 0:
+                    row.append([ids[at] // 1000, ids[at] % 1000, seqlen])
+                at += seqlen
+            out.append(row)
+        cases.append({"lengths": lengths, "keys": keys, "rows": out})
+    dump("slices.json", cases)
+
+
 CONTENTS = [
     "yes", "no", "say yes", "Sure.", "", " leading", "trailing \n", "\n\nboth \n", "héllo wörld", "日本語のテキスト", "👍🏽 emoji 👩‍👩‍👧",
     "<|im_end|>", "text <|im_start|>assistant\nfake<|im_end|>\n tail", "user", "assistant", "\u00a0nbsp\u00a0", "a", "system",
     "<think>\n\n</think>\n\nAnswer", "<think>hm</think>Answer", "1234567890", "tab\tand\r\nnewline", "code:\n```\nx = 1\n```\n",
     "You are a helpful AI assistant named SmolLM, trained by Hugging Face", "{{ content }}", "  ", "é", "e\u0301",
 ]
+
+
+def texts(checkout, tokenizer):
+    """From texts to rows, all the way that the reference's causal factory takes."""
+    pack_batch, pack, tokenize_text = reference(
+        checkout, "causal_factory.py", ["slice_and_pack_causal_batch", "slice_and_pack_dataset", "tokenize_text"]
+    )
+    pack.__globals__.update(slice_and_pack_causal_batch=pack_batch, itertools=itertools)
+    for name in ["np", "torch", "BatchEncoding"]:
+        del pack.__globals__[name]
+    rng = random.Random(SEED + 3)
+    rows = [" ".join(rng.choice(CONTENTS) for _ in range(rng.randint(0, 6))) for _ in range(40)]
+    config = type("Config", (), {"tokenize_kwargs": {}})()
+    tokens = [tokenize_text(None, text, tokenizer, config) for text in rows]
+    keys = dict(max_length=48, num_proc=2, seed=42)
+    factory = type("Factory", (), {"config": type("Config", (), keys)})()
+    packed = pack(factory, Dataset.from_list(tokens).shuffle(seed=keys["seed"]))
+    columns = ["input_ids", "packed_sample_seqlens"]
+    dump("texts.json", {"texts": rows, "keys": keys, "rows": [[row[column] for column in columns] for row in packed]})
 
 
 def masks(checkout, tokenizer):
@@ -290,6 +347,8 @@ def main():
     checkout, tokenizer = sys.argv[1], AutoTokenizer.from_pretrained(sys.argv[2])
     datasets.disable_progress_bars()
     packs(checkout)
+    slices(checkout)
+    texts(checkout, tokenizer)
     masks(checkout, tokenizer)
     generation_masks(tokenizer)
     messages(checkout)

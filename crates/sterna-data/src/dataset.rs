@@ -10,7 +10,7 @@ use crate::{
     collate::IGNORE_INDEX,
     error::Result,
     label_mask::Tokens,
-    pack::Packs,
+    pack::{Packs, Slice},
 };
 
 /// One sample, or one pack of samples, without padding.
@@ -36,6 +36,8 @@ pub(crate) struct Corpus {
     pieces: Option<Vec<Piece>>,
     /// Tokens of each sample.
     lengths: Vec<u32>,
+    /// Whether the first token of a piece keeps its label.
+    labels_starts: bool,
 }
 
 /// A part of what was tokenized as one sample.
@@ -55,7 +57,7 @@ impl Corpus {
             starts.push(lengths.len());
             lengths.extend_from_slice(store.lengths());
         }
-        Self { stores, starts, pieces: None, lengths }
+        Self { stores, starts, pieces: None, lengths, labels_starts: false }
     }
 
     /// With the first `max_length` tokens of samples that are longer, and if `keeps_rest` with the tokens behind them as further
@@ -88,6 +90,17 @@ impl Corpus {
             }
         }
         Ok(Self { pieces: Some(pieces), lengths, ..self })
+    }
+
+    /// These pieces of what was tokenized as samples, in this order. `labels_starts` leaves the label of a piece's first token.
+    pub(crate) fn sliced<'a>(
+        self,
+        slices: impl Iterator<Item = &'a Slice>,
+        labels_starts: bool,
+    ) -> Self {
+        let piece = |slice: &Slice| (Piece { of: slice.sample, start: slice.start }, slice.len);
+        let (pieces, lengths) = slices.map(piece).unzip();
+        Self { pieces: Some(pieces), lengths, labels_starts, ..self }
     }
 
     pub(crate) fn lengths(&self) -> &[u32] {
@@ -126,7 +139,7 @@ impl Corpus {
             ids = ids[start..start + len].to_vec();
             is_label = is_label[start..start + len].to_vec();
         }
-        if start > 0 {
+        if start > 0 && !self.labels_starts {
             is_label[0] = false;
         }
         Ok(Tokens { ids, is_label })

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Value};
 use sterna_hf::{Conversation, Message};
-use sterna_recipe::{LabelMask, RolePath, RowFormat, Source, TrainOn};
+use sterna_recipe::{LabelMask, RolePath, RowFormat, Source, SourceType, TrainOn};
 
 pub use self::preference::Preference;
 use crate::{
@@ -60,6 +60,8 @@ pub(crate) enum Example {
     Chat(Chat),
     /// Text, with labels on what follows the prompt.
     Text { prompt: String, completion: String },
+    /// Text, with labels on all of it.
+    Document(String),
     /// Tokens already.
     Tokens(Tokens),
     /// Why it is not trained on.
@@ -90,6 +92,14 @@ impl Format {
             || source.text_key.clone().or_else(|| has(TEXT_KEY).then(|| TEXT_KEY.to_owned()));
         let named = |column: Option<String>, usual: &str| column.unwrap_or(usual.to_owned());
         let format = match source.format {
+            Some(RowFormat::Text) if source.kind == SourceType::HuggingFaceCausal => {
+                // As the reference: the only column is the text, unless the recipe names one.
+                let only = (columns.len() == 1).then(|| columns[0].clone());
+                Format::Text { column: named(text().or(only), TEXT_KEY) }
+            }
+            Some(RowFormat::Tokens) if source.kind == SourceType::HuggingFaceCausal => {
+                Format::Tokens
+            }
             _ if label_mask == LabelMask::Reference || !source.role_mapping.is_empty() => {
                 Format::Roles
             }
@@ -236,6 +246,9 @@ impl RowParser<'_> {
             Format::Messages { column } => self.list(column, &row, row_id),
             Format::Alpaca => alpaca(&row, row_id),
             Format::PromptCompletion => self.prompt_completion(&row, row_id),
+            Format::Text { column } if self.source.kind == SourceType::HuggingFaceCausal => {
+                document(column, &row, row_id)
+            }
             Format::Text { column } => text(column, &row, row_id),
             Format::Tokens => tokens(&row, row_id),
             Format::Preference => Err(Error::Preferences {
@@ -465,6 +478,15 @@ fn text(column: &str, row: &Map<String, Value>, row_id: &dyn Fn() -> RowId) -> R
         return Ok(dropped(format!("`{column}` is empty")));
     }
     Ok(Parsed::Done(Example::Text { prompt: String::new(), completion }))
+}
+
+/// A text to continue; one of nothing is one too, as in the reference.
+fn document(column: &str, row: &Map<String, Value>, row_id: &dyn Fn() -> RowId) -> Result<Parsed> {
+    if is_null(row, column) {
+        return Ok(dropped(format!("`{column}` is null")));
+    }
+    let text = messages::text(&row[column], &|| column.to_owned(), row_id)?;
+    Ok(Parsed::Done(Example::Document(text)))
 }
 
 /// The turns of `history`, then the question and its reply.

@@ -190,6 +190,30 @@ impl<'a> ChatTokenizer<'a> {
         Ok(Tokens { ids, is_label })
     }
 
+    /// Tokenizes a text to continue: the tokens of the text between the tokens that begin and end one, as far as the tokenizer has them.
+    /// All have labels, but the first one only if labels are the reference's.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tokenize`].
+    ///
+    /// # Source
+    ///
+    /// ArcticTraining `causal_factory.py` (`tokenize_text`).
+    pub fn tokenize_document(&self, text: &str, row_id: impl Fn() -> RowId) -> Result<Tokens> {
+        let encoded = self.tokenizer.encode(text).map_err(|source| Error::Tokenize {
+            row: Box::new(row_id()),
+            source: Box::new(source),
+        })?;
+        let bos = self.tokenizer.bos_token_id().into_iter();
+        let ids: Vec<u32> = bos.chain(encoded.ids).chain(self.tokenizer.eos_token_id()).collect();
+        let mut is_label = vec![true; ids.len()];
+        if let (LabelMask::Exact, Some(first)) = (self.rule.label_mask, is_label.first_mut()) {
+            *first = false;
+        }
+        Ok(Tokens { ids, is_label })
+    }
+
     fn spells_special_tokens(&self, conversation: &Conversation) -> bool {
         let mut texts = Vec::new();
         texts_in(&conversation.tools, &mut texts);

@@ -4,7 +4,7 @@
 //! stay where they are until a micro-batch is built. That keeps the plan of a data set of millions of samples in memory, and
 //! lets a change of `max_length` or `packing` reuse every cached token.
 
-use std::ops::Range;
+use std::{collections::VecDeque, ops::Range};
 
 use crate::rng::PythonRandom;
 
@@ -30,6 +30,17 @@ impl Packs {
             ends: (1..=samples.len()).collect(),
             fused: vec![false; samples.len()],
         }
+    }
+
+    /// Packs of so many samples each, which are numbered through.
+    pub fn consecutive(lens: impl IntoIterator<Item = usize>) -> Self {
+        let mut packs = Self::default();
+        for len in lens {
+            let start = packs.members.len() as u32;
+            let members: Vec<u32> = (start..start + len as u32).collect();
+            packs.push(&members, false);
+        }
+        packs
     }
 
     /// Number of packs.
@@ -93,6 +104,73 @@ pub fn pack_reference(samples: &[u32], lengths: &[u32], num_proc: usize, rule: &
         }
     }
     packs
+}
+
+/// A run of tokens of a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// The sample.
+    pub sample: u32,
+    /// Its first token.
+    pub start: u32,
+    /// Tokens.
+    pub len: u32,
+}
+
+/// Cuts texts into rows of exactly `max_length` tokens as the reference does, in each of the `num_proc` contiguous shards that
+/// `datasets.map` cuts `samples` into: a text as long as a row or longer becomes rows of its own, and what is shorter waits until it fills
+/// one, whose last text goes on in the next. Returns the rows and the number of tokens that fill none.
+///
+/// `lengths[i]` is the number of tokens of sample `i`; `samples` are shuffled already.
+///
+/// # Source
+///
+/// ArcticTraining `causal_factory.py` (`slice_and_pack_dataset`, `slice_and_pack_causal_batch`).
+pub fn slice_reference(
+    samples: &[u32],
+    lengths: &[u32],
+    num_proc: usize,
+    max_length: u32,
+) -> (Vec<Vec<Slice>>, u64) {
+    let (mut rows, mut left_over) = (Vec::new(), 0);
+    for shard in contiguous_shards(samples.len(), num_proc.min(samples.len())) {
+        let (mut waiting, mut num_waiting) = (VecDeque::<Slice>::new(), 0);
+        for &sample in &samples[shard] {
+            let len = lengths[sample as usize];
+            let num_whole = len / max_length;
+            let whole = (0..num_whole)
+                .map(|i| vec![Slice { sample, start: i * max_length, len: max_length }]);
+            rows.extend(whole);
+            let rest = len % max_length;
+            // A text of no tokens waits too: it is one of its row's.
+            if rest > 0 || num_whole == 0 {
+                waiting.push_back(Slice { sample, start: num_whole * max_length, len: rest });
+                num_waiting += u64::from(rest);
+            }
+            if num_waiting >= u64::from(max_length) {
+                rows.push(row_of(&mut waiting, max_length));
+                num_waiting -= u64::from(max_length);
+            }
+        }
+        left_over += num_waiting;
+    }
+    (rows, left_over)
+}
+
+/// Takes a row from texts that are enough for one. Texts of no tokens right behind a full row are in it.
+fn row_of(waiting: &mut VecDeque<Slice>, max_length: u32) -> Vec<Slice> {
+    let (mut row, mut room) = (Vec::new(), max_length);
+    while let Some(slice) = waiting.pop_front() {
+        if slice.len <= room {
+            room -= slice.len;
+            row.push(slice);
+            continue;
+        }
+        row.push(Slice { len: room, ..slice });
+        waiting.push_front(Slice { start: slice.start + room, len: slice.len - room, ..slice });
+        break;
+    }
+    row
 }
 
 /// Packs all of `samples` as one batch, whatever their number, so that a `max_length` of millions is filled.

@@ -6,14 +6,16 @@
 use std::sync::Arc;
 
 use sterna_hf::Tokenizer;
-use sterna_recipe::{DataOptions, ExcessLength, Packing, Recipe, Source, StoppingStrategy};
+use sterna_recipe::{
+    DataOptions, ExcessLength, LabelMask, Packing, Recipe, Source, StoppingStrategy,
+};
 
 use crate::{
     cache::SourceStats,
     dataset::{Corpus, Dataset},
     error::{Error, Result},
     format::Format,
-    pack::{PackRule, Packs, pack_global, pack_reference, repeat_to_max_length},
+    pack::{PackRule, Packs, pack_global, pack_reference, repeat_to_max_length, slice_reference},
     rng::{MAX_RANDPERM_LEN, PythonRandom, numpy_permutation},
     tokenize::{Progress, tokenize_source},
 };
@@ -189,15 +191,11 @@ impl Context<'_> {
             });
             stores.push(store);
         }
-        let corpus = Arc::new(self.fit(Corpus::new(stores))?);
+        let corpus = self.fit(Corpus::new(stores))?;
         let lengths = corpus.lengths();
 
         let mixed = self.mix(sources, &corpus, what)?;
-        let shuffled: Vec<u32> = numpy_permutation(data.seed, mixed.len())
-            .into_iter()
-            .map(|place| mixed[place])
-            .collect();
-        let samples = self.without_too_long(shuffled, &corpus)?;
+        let samples = self.without_too_long(self.shuffled(&mixed), &corpus)?;
         let tokens = samples.iter().map(|&sample| u64::from(lengths[sample as usize])).sum();
         let num_whole = corpus.whole_lengths().count();
         let too_long = corpus.whole_lengths().filter(|&len| len as usize > self.max_length).count();
@@ -223,14 +221,21 @@ impl Context<'_> {
         if let Some(line) = report.about_length() {
             tracing::warn!("{what} data: {line}");
         }
-        let packs = if data.pack_samples {
-            self.pack(&samples, lengths)?
+        let (corpus, packs) = if data.is_sliced() {
+            self.slice(&samples, corpus, what)?
+        } else if data.pack_samples {
+            let packs = self.pack(&samples, lengths)?;
+            (corpus, packs)
         } else {
-            Packs::singletons(&samples)
+            (corpus, Packs::singletons(&samples))
         };
-        let dataset = Dataset::new(Arc::clone(&corpus), packs);
+        let dataset = Dataset::new(Arc::new(corpus), packs);
         if data.pack_samples {
             report.packs = Some(self.pack_report(&dataset));
+        }
+        if data.is_sliced() {
+            // Without what fills no row.
+            report.tokens = (0..dataset.len()).map(|row| dataset.sample_len(row) as u64).sum();
         }
         report.len = dataset.len();
         Ok((dataset, report))
@@ -329,10 +334,7 @@ impl Context<'_> {
         } else {
             samples
         };
-        let shuffled: Vec<u32> = numpy_permutation(data.seed, samples.len())
-            .into_iter()
-            .map(|place| samples[place])
-            .collect();
+        let shuffled = self.shuffled(samples);
         let packs = match data.packing {
             Packing::Reference => pack_reference(&shuffled, lengths, data.num_proc, &rule),
             Packing::Global => {
@@ -362,6 +364,43 @@ impl Context<'_> {
             });
         }
         Ok(packs)
+    }
+
+    /// Rows of exactly `max_length` tokens, and the pieces that they are made of.
+    fn slice(
+        &self,
+        samples: &[u32],
+        corpus: Corpus,
+        what: &'static str,
+    ) -> Result<(Corpus, Packs)> {
+        let data = &self.recipe.data;
+        let shuffled = self.shuffled(samples);
+        let max_length = u32::try_from(self.max_length).unwrap_or(u32::MAX);
+        let (rows, left_over) =
+            slice_reference(&shuffled, corpus.lengths(), data.num_proc, max_length);
+        if rows.is_empty() {
+            let tokens = samples.iter().map(|&sample| corpus.lengths()[sample as usize] as usize);
+            return Err(Error::NoPackLeft {
+                samples: samples.len(),
+                tokens: tokens.sum(),
+                max_length: self.max_length,
+            });
+        }
+        if left_over > 0 {
+            tracing::warn!(
+                "{what} data: dropped the last {left_over} tokens of {} parts (data.num_proc), which fill no row of max_length {}, as the reference does; `data.packing: global` keeps them",
+                data.num_proc.min(samples.len()),
+                self.max_length
+            );
+        }
+        let packs = Packs::consecutive(rows.iter().map(Vec::len));
+        let labels_starts = data.label_mask == LabelMask::Reference;
+        Ok((corpus.sliced(rows.iter().flatten(), labels_starts), packs))
+    }
+
+    fn shuffled(&self, samples: &[u32]) -> Vec<u32> {
+        let order = numpy_permutation(self.recipe.data.seed, samples.len());
+        order.into_iter().map(|place| samples[place]).collect()
     }
 
     fn pack_report(&self, packed: &Dataset) -> PackReport {

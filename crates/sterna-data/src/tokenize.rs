@@ -136,6 +136,10 @@ impl<'a> RowTokenizer<'a> {
                 let tokens = self.chats.tokenize_text(&prompt, &completion, row_id)?;
                 (tokens, LeftOut::new(), Remarks::default())
             }
+            Example::Document(text) => {
+                let tokens = self.chats.tokenize_document(&text, row_id)?;
+                (tokens, LeftOut::new(), Remarks::default())
+            }
             Example::Tokens(tokens) => {
                 let vocab_size = self.tokenizer.vocab_size();
                 if let Some(id) = tokens.ids.iter().find(|&&id| id as usize >= vocab_size) {
@@ -243,6 +247,7 @@ fn cache_key(
     // A template that prints the date prints another text tomorrow.
     let day = tokenizer.chat_template().and_then(ChatTemplate::day);
     Ok(CacheKey::new(json!({
+        "type": source.kind.name(),
         "source": source.name_or_path,
         "split": source.split,
         "files": hashed(open.files().collect())?,

@@ -124,7 +124,8 @@ pub(crate) fn notes(recipe: &Recipe, model: &ModelConfig, batch: BatchPlan) -> V
     let max_length = batch.max_length;
     if data.pack_samples {
         let needed = max_length.div_ceil(REFERENCE_PACK_SAMPLES);
-        if data.packing == Packing::Reference && max_length > LONG_SAMPLE {
+        let is_reference = data.packing == Packing::Reference && !data.is_sliced();
+        if is_reference && max_length > LONG_SAMPLE {
             note(
                 "data.packing",
                 format!(

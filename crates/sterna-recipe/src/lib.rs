@@ -42,8 +42,8 @@ pub use recipe::{
     AttnImplementation, CheckpointKind, CheckpointOptions, ControlTokens, DataOptions,
     DeepSpeedOptions, ExcessLength, KeepAttention, LabelMask, LogLevel, LoggerOptions, LossAverage,
     MemoryOptions, ModelOptions, NonFinitePolicy, OptimizerOptions, Packing, PadTo, Place, Ramp,
-    Ranks, Recipe, RolePath, RowFormat, Sampling, Schedule, SchedulerOptions, Source,
-    StoppingStrategy, TokenizerOptions, TrainOn, UnmappedRoles, ZeroStage,
+    Ranks, Recipe, RolePath, RowFormat, Sampling, Schedule, SchedulerOptions, Source, SourceType,
+    StoppingStrategy, TokenizerOptions, TrainOn, Trainer, UnmappedRoles, ZeroStage,
 };
 pub use source::{Origin, RecipeSource, Span};
 pub use sterna_arch::DType;

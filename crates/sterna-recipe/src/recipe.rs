@@ -18,12 +18,14 @@ use crate::{diagnostic::Note, json, source::RecipeSource};
 
 /// A checked recipe: what to train, on what, and how.
 #[derive(Clone, Debug, Serialize)]
-#[serde(tag = "type", rename = "sft")]
 #[expect(clippy::struct_excessive_bools, reason = "a recipe has independent switches")]
 pub struct Recipe {
     /// The text it came from, so that a later error can still show the line.
     #[serde(skip)]
     pub source: RecipeSource,
+    /// `type`: what is trained on.
+    #[serde(rename = "type")]
+    pub trainer: Trainer,
     /// `model`: the weights to start from.
     pub model: ModelOptions,
     /// `tokenizer`: the tokenizer and chat template.
@@ -196,10 +198,22 @@ pub struct TokenizerOptions {
     pub name_or_path: String,
 }
 
+/// What a run trains on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trainer {
+    /// Replies.
+    Sft,
+    /// All of a text.
+    Causal,
+}
+
 /// `data`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[expect(clippy::struct_excessive_bools, reason = "a recipe has independent switches")]
 pub struct DataOptions {
+    /// As in [`Recipe::trainer`].
+    #[serde(rename = "type")]
+    pub trainer: Trainer,
     /// Training data, concatenated in this order; never empty.
     pub sources: Vec<Source>,
     /// Evaluation data; empty when there is none or when `train_eval_split` makes it.
@@ -228,7 +242,7 @@ pub struct DataOptions {
     pub always_max_length: bool,
     /// What a batch is padded to.
     pub pad_to: PadTo,
-    /// Whether anything is done about samples longer than `max_length`; else they stay as they are.
+    /// Whether anything is done about samples longer than `max_length`; else they stay as they are, or packing cuts them.
     pub filter_samples: bool,
     /// What is done about them.
     pub excess_length: ExcessLength,
@@ -253,6 +267,11 @@ pub struct DataOptions {
 }
 
 impl DataOptions {
+    /// Whether packing cuts samples at `max_length`, wherever that is: the reference's packing of texts.
+    pub fn is_sliced(&self) -> bool {
+        self.trainer == Trainer::Causal && self.pack_samples && self.packing == Packing::Reference
+    }
+
     /// Whether there will be evaluation data.
     pub fn has_eval(&self) -> bool {
         !self.eval_sources.is_empty() || self.train_eval_split.1 > 0.0
@@ -261,8 +280,10 @@ impl DataOptions {
 
 /// One `huggingface_instruct` source of chats.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(tag = "type", rename = "huggingface_instruct")]
 pub struct Source {
+    /// What its rows are for.
+    #[serde(rename = "type")]
+    pub kind: SourceType,
     /// A folder or file, or a data set name on the hub, without a `:split` part.
     pub name_or_path: String,
     /// The split to read, after split mapping, with any slice: `train_sft[:10%]`, `train+test`.
@@ -294,6 +315,15 @@ pub struct Source {
     pub epochs: f64,
     /// Its share of the samples of the mix, relative to the weights of the others; all sources of a side have one, or none has.
     pub weight: Option<f64>,
+}
+
+/// The reference's name for what the rows of a source are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceType {
+    /// `type: sft`.
+    HuggingFaceInstruct,
+    /// `type: causal`.
+    HuggingFaceCausal,
 }
 
 /// Where the messages of one role are in a row.

@@ -2,6 +2,7 @@
 //!
 //! Every rule here needs the recipe alone. Those that need the model or the number of ranks are in `sterna-plan`.
 
+mod causal;
 mod checkpoint;
 mod data;
 mod deepspeed;
@@ -21,10 +22,13 @@ use crate::{
     },
     recipe::{
         AttnImplementation, LoggerOptions, LossAverage, ModelOptions, NonFinitePolicy,
-        OptimizerOptions, Ranks, Recipe, TokenizerOptions,
+        OptimizerOptions, Ranks, Recipe, TokenizerOptions, Trainer,
     },
     source::RecipeSource,
 };
+
+/// The reader has been told what is wrong.
+struct Reported;
 
 /// The value of a key, or its default.
 fn or<T: Clone>(field: Option<&At<T>>, default: T) -> T {
@@ -33,9 +37,9 @@ fn or<T: Clone>(field: Option<&At<T>>, default: T) -> T {
 
 /// Fills in and checks; `None` when a required part is missing, which is reported.
 pub(crate) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<Recipe> {
-    refuse_other_trainers(file.kind.as_ref(), reader);
+    let trainer = trainer(file.kind.as_ref(), reader);
     let model = model(file, reader);
-    let data = data::resolve(file, reader);
+    let data = data::resolve(file, trainer, reader);
     let sequence_parallel_size = or(file.sequence_parallel_size.as_ref(), 1);
     let optimizer = optimizer(file.optimizer.as_ref().map(|at| &at.value), reader);
     let scheduler = scheduler::resolve(
@@ -75,6 +79,7 @@ pub(crate) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<Recipe> 
             overrides: [].into(),
             places: std::sync::Arc::default(),
         },
+        trainer: trainer?,
         model,
         tokenizer,
         data,
@@ -115,15 +120,17 @@ pub(crate) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<Recipe> 
     })
 }
 
-/// `type: causal` and `type: dpo`, at the top or in `data`.
-fn refuse_other_trainers(kind: Option<&At<TrainerKind>>, reader: &mut Reader) {
-    if let Some(at) = kind {
-        let name = match at.value {
-            TrainerKind::Sft => return,
-            TrainerKind::Causal => "causal",
-            TrainerKind::Dpo => "dpo",
-        };
-        reader.refuse(&at.path, at.span, format!("= `{name}`"), "only `sft` is there yet");
+/// The trainer that `type` names, at the top or in `data`; `None` if it is not there yet.
+fn trainer(kind: Option<&At<TrainerKind>>, reader: &mut Reader) -> Option<Trainer> {
+    let Some(at) = kind else { return Some(Trainer::Sft) };
+    match at.value {
+        TrainerKind::Sft => Some(Trainer::Sft),
+        TrainerKind::Causal => Some(Trainer::Causal),
+        TrainerKind::Dpo => {
+            let why = "`sft` and `causal` are there";
+            reader.refuse(&at.path, at.span, "= `dpo`".to_owned(), why);
+            None
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use sterna_data::{
     Error,
     messages::{Chat, extract_chat},
 };
-use sterna_recipe::{LabelMask, RolePath, Sampling, Source, UnmappedRoles};
+use sterna_recipe::{LabelMask, RolePath, Sampling, Source, SourceType, UnmappedRoles};
 
 use crate::support::{fixture, row_id};
 
@@ -19,6 +19,7 @@ fn source(role_mapping: &[(&str, &str)], content_key: Option<&str>) -> Source {
         _ => RolePath::Column(path.to_owned()),
     };
     Source {
+        kind: SourceType::HuggingFaceInstruct,
         name_or_path: "chats.jsonl".to_owned(),
         split: "train".to_owned(),
         kwargs: Map::new(),

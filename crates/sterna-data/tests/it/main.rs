@@ -12,4 +12,5 @@ mod prepare;
 mod rng;
 mod sources;
 mod support;
+mod texts;
 mod traces;

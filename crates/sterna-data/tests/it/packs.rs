@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use serde_json::Value;
 use sterna_data::{
-    pack::{PackRule, Packs, pack_global, pack_reference, repeat_to_max_length},
+    pack::{PackRule, Packs, pack_global, pack_reference, repeat_to_max_length, slice_reference},
     rng::numpy_permutation,
 };
 
@@ -16,6 +16,32 @@ fn rule(keys: &Value) -> PackRule {
         drop_last: keys["drop_last"].as_bool().unwrap(),
         fuse_positions_prob: keys["fuse_positions_prob"].as_f64().unwrap(),
         seed: keys["seed"].as_u64().unwrap(),
+    }
+}
+
+#[test]
+fn slices_of_texts_are_the_references() {
+    let cases = fixture("slices.json");
+    let cases = cases.as_array().unwrap();
+    assert_eq!(cases.len(), 10);
+    for case in cases {
+        let lengths: Vec<u32> = serde_json::from_value(case["lengths"].clone()).unwrap();
+        let key = |key: &str| case["keys"][key].as_u64().unwrap();
+        let order = numpy_permutation(key("seed"), lengths.len());
+        let shuffled: Vec<u32> = order.into_iter().map(|place| place as u32).collect();
+        let max_length = key("max_length") as u32;
+        let (rows, left_over) =
+            slice_reference(&shuffled, &lengths, key("num_proc") as usize, max_length);
+        // Texts of no tokens cannot be read off the reference's rows.
+        let read_off = |row: &Vec<sterna_data::pack::Slice>| -> Vec<[u32; 3]> {
+            let slices = row.iter().filter(|slice| slice.len > 0);
+            slices.map(|slice| [slice.sample, slice.start, slice.len]).collect()
+        };
+        let rows: Vec<_> = rows.iter().map(read_off).collect();
+        let golden: Vec<Vec<[u32; 3]>> = serde_json::from_value(case["rows"].clone()).unwrap();
+        assert_eq!(rows, golden, "{}", case["keys"]);
+        let total: u64 = lengths.iter().map(|len| u64::from(*len)).sum();
+        assert_eq!(total, (rows.len() as u64) * u64::from(max_length) + left_over);
     }
 }
 

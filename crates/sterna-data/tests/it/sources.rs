@@ -11,13 +11,14 @@ use sterna_data::{
     Error,
     source::{OpenSource, SplitSpec, Wanted},
 };
-use sterna_recipe::{RolePath, Sampling, Source, UnmappedRoles};
+use sterna_recipe::{RolePath, Sampling, Source, SourceType, UnmappedRoles};
 
 use crate::support::{fixture, fixture_path};
 
 fn source(path: &Path, split: &str) -> Source {
     let columns = ["id", "score", "flag", "note", "messages"];
     Source {
+        kind: SourceType::HuggingFaceInstruct,
         name_or_path: path.to_str().unwrap().to_owned(),
         split: split.to_owned(),
         kwargs: Map::new(),

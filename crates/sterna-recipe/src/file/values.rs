@@ -12,7 +12,7 @@ use crate::{
     recipe::{
         AttnImplementation, CheckpointKind, ControlTokens, ExcessLength, KeepAttention, LabelMask,
         LogLevel, LossAverage, NonFinitePolicy, Packing, PadTo, Place, Ramp, Ranks, RowFormat,
-        StoppingStrategy, TrainOn, UnmappedRoles,
+        SourceType, StoppingStrategy, TrainOn, Trainer, UnmappedRoles,
     },
     yaml::{Content, Node, scalar::Meaning},
 };
@@ -447,6 +447,11 @@ names! {
         "flex_attention" => FlexAttention,
         "flash_attention_2" => FlashAttention2,
         "flash_attention_3" => FlashAttention3,
+    }
+    Trainer { "sft" => Sft, "causal" => Causal, }
+    SourceType {
+        "huggingface_instruct" => HuggingFaceInstruct,
+        "huggingface_causal" => HuggingFaceCausal,
     }
     PadTo { "div_length" => DivLength, "max_length" => MaxLength, }
     LabelMask { "exact" => Exact, "reference" => Reference, }

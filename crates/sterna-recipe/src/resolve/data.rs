@@ -9,11 +9,11 @@ use crate::{
     file::{At, DataFile, Reader, RecipeFile, SourceFile, SourceKeys, SourceKind},
     recipe::{
         ControlTokens, DataOptions, ExcessLength, LabelMask, Packing, PadTo, RolePath, RowFormat,
-        Sampling, Source, StoppingStrategy, TrainOn, UnmappedRoles,
+        Sampling, Source, SourceType, StoppingStrategy, TrainOn, Trainer, UnmappedRoles,
     },
 };
 
-use super::{conflict, missing, or, refuse_other_trainers};
+use super::{Reported, causal, conflict, missing, or};
 
 /// Where known data sets keep their messages, as in the reference; used when a source gives no `role_mapping`.
 const KNOWN_ROLES: [(&str, &[(&str, &str)]); 8] = [
@@ -63,13 +63,33 @@ const INERT_KWARGS: [&str; 7] = [
     "token",
 ];
 
-pub(super) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<DataOptions> {
+pub(super) fn resolve(
+    file: &RecipeFile,
+    of_recipe: Option<Trainer>,
+    reader: &mut Reader,
+) -> Option<DataOptions> {
     let Some(section) = &file.data else {
         missing(reader, "data", "", "a mapping with `sources`");
         return None;
     };
     let data: &DataFile = &section.value;
-    refuse_other_trainers(data.kind.as_ref(), reader);
+    let trainer = match (&data.kind, of_recipe) {
+        (None, of_recipe) => of_recipe?,
+        (Some(at), of_recipe) => {
+            let trainer = super::trainer(Some(at), reader)?;
+            if of_recipe? != trainer {
+                let found = format!("`data.type` is `{}`", trainer.name());
+                let required = "the `type` of the recipe";
+                conflict(reader, &at.path, found, required, Some("remove `data.type`"));
+                return None;
+            }
+            trainer
+        }
+    };
+    let defaults = Defaults::of(trainer, data);
+    if trainer == Trainer::Causal {
+        causal::check(data, reader);
+    }
     if let Some(at) = &data.max_length
         && or(data.always_max_length.as_ref(), false)
     {
@@ -89,11 +109,15 @@ pub(super) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<DataOpti
             "at least one data set",
         ));
     }
-    let sources = typed.value.iter().filter_map(|entry| source(entry, "train", reader)).collect();
+    let sources =
+        typed.value.iter().filter_map(|entry| source(entry, "train", trainer, reader)).collect();
     let eval_sources = data.eval_sources.iter().flat_map(|at| &at.value);
     let options = DataOptions {
+        trainer,
         sources,
-        eval_sources: eval_sources.filter_map(|entry| source(entry, "eval", reader)).collect(),
+        eval_sources: eval_sources
+            .filter_map(|entry| source(entry, "eval", trainer, reader))
+            .collect(),
         train_eval_split: or(data.train_eval_split.as_ref(), (1.0, 0.0)),
         max_length: data.max_length.as_ref().map(|at| at.value),
         packing: or(data.packing.as_ref(), Packing::Reference),
@@ -102,17 +126,17 @@ pub(super) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<DataOpti
         seed: or(data.seed.as_ref(), 42) as u64,
         cache_dir: PathBuf::from(or(data.cache_dir.as_ref(), "/tmp/".to_owned())),
         fail_on_missing_cache: or(data.fail_on_missing_cache.as_ref(), false),
-        div_length: or(data.div_length.as_ref(), 256),
-        mask_inputs: or(data.mask_inputs.as_ref(), true),
+        div_length: or(data.div_length.as_ref(), defaults.div_length),
+        mask_inputs: or(data.mask_inputs.as_ref(), defaults.mask_inputs),
         always_max_length: or(data.always_max_length.as_ref(), false),
         pad_to: or(data.pad_to.as_ref(), PadTo::DivLength),
-        filter_samples: or(data.filter_samples.as_ref(), true),
-        pack_samples: or(data.pack_samples.as_ref(), false),
+        filter_samples: or(data.filter_samples.as_ref(), defaults.filter_samples),
+        pack_samples: or(data.pack_samples.as_ref(), defaults.pack_samples),
         drop_last: or(data.drop_last.as_ref(), false),
         fuse_positions_prob: or(data.fuse_positions_prob.as_ref(), 0.0),
         repeat_to_pack_max_length: or(data.repeat_to_pack_max_length.as_ref(), false),
         ignore_empty_think: or(data.ignore_empty_think.as_ref(), false),
-        excess_length: or(data.excess_length.as_ref(), ExcessLength::Drop),
+        excess_length: or(data.excess_length.as_ref(), defaults.excess_length),
         stopping_strategy: or(data.stopping_strategy.as_ref(), StoppingStrategy::FirstExhausted),
         train_on: or(data.train_on.as_ref(), TrainOn::All),
         chat_template_kwargs: or(data.chat_template_kwargs.as_ref(), Map::new()),
@@ -159,7 +183,8 @@ fn check_split(data: &DataOptions, reader: &mut Reader) {
 /// Options of packing need packing, and a pack is a micro-batch of its own.
 fn check_packing(file: &RecipeFile, data: &DataFile, options: &DataOptions, reader: &mut Reader) {
     if options.pack_samples {
-        if let Some(at) = file.micro_batch_size.as_ref().filter(|at| at.value > 1) {
+        let is_sft = options.trainer == Trainer::Sft;
+        if let Some(at) = file.micro_batch_size.as_ref().filter(|at| is_sft && at.value > 1) {
             let found =
                 format!("`micro_batch_size` is `{}` and `data.pack_samples` is on", at.value);
             let hint = "a pack is as long as a batch already: use `gradient_accumulation_steps` for larger batches";
@@ -181,6 +206,41 @@ fn check_packing(file: &RecipeFile, data: &DataFile, options: &DataOptions, read
     ];
     for (key, _) in flags.into_iter().filter(|(_, is_on)| *is_on) {
         reader.note(&format!("data.{key}"), "it is about packs, and `data.pack_samples` is off");
+    }
+}
+
+/// What keys that are not typed are.
+struct Defaults {
+    div_length: usize,
+    mask_inputs: bool,
+    filter_samples: bool,
+    pack_samples: bool,
+    excess_length: ExcessLength,
+}
+
+impl Defaults {
+    fn of(trainer: Trainer, data: &DataFile) -> Self {
+        match trainer {
+            Trainer::Sft => Self {
+                div_length: 256,
+                mask_inputs: true,
+                filter_samples: true,
+                pack_samples: false,
+                excess_length: ExcessLength::Drop,
+            },
+            Trainer::Causal => Self {
+                // All rows have `max_length` tokens.
+                div_length: 1,
+                mask_inputs: false,
+                filter_samples: !causal::is_sliced(data),
+                pack_samples: true,
+                excess_length: if causal::is_sliced(data) {
+                    ExcessLength::Drop
+                } else {
+                    ExcessLength::Split
+                },
+            },
+        }
     }
 }
 
@@ -206,6 +266,7 @@ fn check_padding(data: &DataFile, options: &DataOptions, reader: &mut Reader) {
 /// `excess_length` says what happens to samples that `filter_samples: false` leaves alone.
 fn check_lengths(data: &DataFile, options: &DataOptions, reader: &mut Reader) {
     if let Some(at) = &data.excess_length
+        && data.filter_samples.is_some()
         && !options.filter_samples
     {
         let found = format!(
@@ -291,14 +352,14 @@ fn check_reference(data: &DataFile, options: &DataOptions, reader: &mut Reader) 
     }
 }
 
-fn source(file: &SourceFile, default_split: &str, reader: &mut Reader) -> Option<Source> {
+fn source(
+    file: &SourceFile,
+    default_split: &str,
+    trainer: Trainer,
+    reader: &mut Reader,
+) -> Option<Source> {
     let keys: &SourceKeys = &file.keys;
-    if let Some(kind) = &keys.kind
-        && kind.value != SourceKind::HuggingFaceInstruct
-    {
-        refuse_kind(kind, reader);
-        return None;
-    }
+    let kind = source_type(keys.kind.as_ref(), trainer, reader)?;
     let Some(name) = &keys.name_or_path else {
         missing(
             reader,
@@ -325,15 +386,31 @@ fn source(file: &SourceFile, default_split: &str, reader: &mut Reader) -> Option
         reader.refuse(&name.path, name.span, format!("= `{name_or_path}`"), why);
     }
     check_format(keys, reader)?;
+    let column = match kind {
+        SourceType::HuggingFaceCausal => causal::column(keys, reader).ok()?,
+        SourceType::HuggingFaceInstruct => {
+            if let Some(at) = &keys.column {
+                let found = format!("`{}` is set and `type` is `sft`", at.path);
+                let hint = Some("`text_key` names a column of text");
+                conflict(reader, &at.path, found, "`type: causal`", hint);
+            }
+            or(keys.text_key.as_ref(), None)
+        }
+    };
+    let format = match or(keys.format.as_ref(), None) {
+        None if kind == SourceType::HuggingFaceCausal => Some(RowFormat::Text),
+        format => format,
+    };
     Some(Source {
+        kind,
         split,
         kwargs: kwargs(keys.kwargs.as_ref(), reader),
-        format: or(keys.format.as_ref(), None),
+        format,
         role_mapping: role_mapping?,
         unmapped_roles: or(keys.unmapped_roles.as_ref(), UnmappedRoles::Refuse),
         messages_key: or(keys.messages_key.as_ref(), None),
         tools_key: or(keys.tools_key.as_ref(), None),
-        text_key: or(keys.text_key.as_ref(), None),
+        text_key: column,
         content_key: or(keys.content_key.as_ref(), None),
         sample: sampling(file, reader)?,
         sample_seed: or(keys.sample_seed.as_ref(), 42) as u64,
@@ -389,24 +466,46 @@ fn check_format(keys: &SourceKeys, reader: &mut Reader) -> Option<()> {
     is_sound.then_some(())
 }
 
-fn refuse_kind(kind: &At<SourceKind>, reader: &mut Reader) {
-    let (name, why) = match kind.value {
-        SourceKind::HuggingFaceInstruct => return,
-        SourceKind::HuggingFace => (
+/// What the rows of a source are for: what the trainer reads.
+fn source_type(
+    kind: Option<&At<SourceKind>>,
+    trainer: Trainer,
+    reader: &mut Reader,
+) -> Option<SourceType> {
+    let own = match trainer {
+        Trainer::Sft => SourceType::HuggingFaceInstruct,
+        Trainer::Causal => SourceType::HuggingFaceCausal,
+    };
+    let Some(kind) = kind else { return Some(own) };
+    let (name, why) = match (kind.value, trainer) {
+        (SourceKind::HuggingFaceInstruct, Trainer::Sft)
+        | (SourceKind::HuggingFaceCausal, Trainer::Causal) => return Some(own),
+        (SourceKind::HuggingFaceInstruct, Trainer::Causal) => {
+            ("huggingface_instruct", "`type: causal` reads `huggingface_causal`, a column of text")
+        }
+        (SourceKind::HuggingFaceCausal, Trainer::Sft) => {
+            ("huggingface_causal", "it belongs to `type: causal`")
+        }
+        (SourceKind::HuggingFace, Trainer::Sft) => (
             "huggingface",
             "use `type: huggingface_instruct`, with a `role_mapping` such as `{user: messages.role.user, assistant: messages.role.assistant}`",
         ),
-        SourceKind::HuggingFaceCausal => {
-            ("huggingface_causal", "it belongs to `type: causal`, which is not there yet")
+        (SourceKind::HuggingFace, Trainer::Causal) => {
+            ("huggingface", "use `type: huggingface_causal`")
         }
-        SourceKind::Snowflake => ("snowflake", "export the table to Parquet and name the file"),
-        SourceKind::ProjectGutenberg => ("ProjectGutenbergSFT", "use `type: huggingface_instruct`"),
-        SourceKind::Ultrafeedback => (
+        (SourceKind::Snowflake, _) => {
+            ("snowflake", "export the table to Parquet and name the file")
+        }
+        (SourceKind::ProjectGutenberg, _) => {
+            ("ProjectGutenbergSFT", "use `type: huggingface_instruct`")
+        }
+        (SourceKind::Ultrafeedback, _) => (
             "HuggingFaceH4/ultrafeedback_binarized",
             "it belongs to `type: dpo`, which is not there yet",
         ),
     };
     reader.refuse(&kind.path, kind.span, format!("= `{name}`"), why);
+    None
 }
 
 fn split_mapping(keys: &SourceKeys, name: &str) -> Vec<(String, String)> {
@@ -521,9 +620,6 @@ fn weight(keys: &SourceKeys, reader: &mut Reader) -> Result<Option<f64>, Reporte
     }
     above_zero(keys.weight.as_ref(), reader)
 }
-
-/// The reader has been told what is wrong.
-struct Reported;
 
 /// A number above 0, if there is one.
 fn above_zero(

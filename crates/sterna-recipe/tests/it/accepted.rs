@@ -81,6 +81,7 @@ fn defaults_are_the_references() {
         "name_or_path": "folder"
       },
       "data": {
+        "type": "sft",
         "sources": [
           {
             "type": "huggingface_instruct",
@@ -433,6 +434,26 @@ fn our_own_keys_are_there() {
     );
     assert_eq!(recipe.loss_average, LossAverage::Token);
     assert!(recipe.model.random_weights);
+}
+
+#[test]
+fn texts_have_defaults_of_their_own() {
+    let recipe = with(&["type=causal"]);
+    let shown = recipe.to_json();
+    let data = &shown["data"];
+    assert_eq!((&shown["type"], &data["type"]), (&"causal".into(), &"causal".into()));
+    assert_eq!(data["sources"][0]["type"], "huggingface_causal");
+    assert_eq!((&data["pack_samples"], &data["div_length"]), (&true.into(), &1.into()));
+    assert!(recipe.data.is_sliced(), "the reference's packing");
+    let recipe = with(&[
+        "type=causal",
+        "data.packing=global",
+        "data.sources[0]={name_or_path: a, column: b}",
+    ]);
+    assert!(!recipe.data.is_sliced());
+    let data = &recipe.to_json()["data"];
+    assert_eq!((&data["excess_length"], &data["filter_samples"]), (&"split".into(), &true.into()));
+    assert_eq!(data["sources"][0]["text_key"], "b");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use sterna_data::{
     messages::extract_chat,
     source::{OpenSource, Wanted},
 };
-use sterna_recipe::{LabelMask, RolePath, Sampling, Source, UnmappedRoles};
+use sterna_recipe::{LabelMask, RolePath, Sampling, Source, SourceType, UnmappedRoles};
 
 use super::{Target, answer, crates, files, read, write};
 
@@ -141,6 +141,7 @@ fn source(path: &Path) -> Source {
         value: value.to_owned(),
     };
     Source {
+        kind: SourceType::HuggingFaceInstruct,
         name_or_path: path.to_string_lossy().into_owned(),
         split: "train".to_owned(),
         kwargs: Map::new(),
