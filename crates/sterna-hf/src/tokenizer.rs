@@ -225,11 +225,25 @@ impl Tokenizer {
         conversation: &Conversation,
         add_generation_prompt: bool,
     ) -> Result<Rendered> {
-        let template = self
-            .chat_template
-            .as_ref()
-            .ok_or_else(|| Error::NoChatTemplate { dir: self.dir.clone() })?;
-        template.render_tracked(conversation, add_generation_prompt, self.special_tokens.by_role())
+        let special_tokens = self.special_tokens.by_role();
+        self.template()?.render_tracked(conversation, add_generation_prompt, special_tokens)
+    }
+
+    /// [`ChatTemplate::render_all`] with the names of this tokenizer's special tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoChatTemplate`].
+    pub fn render_all(
+        &self,
+        conversations: &[(&Conversation, bool)],
+    ) -> Result<Vec<Result<Rendered>>> {
+        Ok(self.template()?.render_all(conversations, self.special_tokens.by_role()))
+    }
+
+    fn template(&self) -> Result<&ChatTemplate> {
+        let missing = || Error::NoChatTemplate { dir: self.dir.clone() };
+        self.chat_template.as_ref().ok_or_else(missing)
     }
 
     /// Whether the chat template prints the texts of a `content` that is a list of parts, instead of the list as Python writes it.
