@@ -6,11 +6,13 @@
 mod exact;
 mod reference;
 
+use std::ops::Range;
+
 use serde_json::{Map, Value};
 use sterna_hf::{Conversation, Encoded, Rendered, Tokenizer};
 use sterna_recipe::{ControlTokens, DataOptions, LabelMask};
 
-use self::exact::Openers;
+use self::exact::{Hidden, Openers};
 use crate::{
     error::{Error, Result, RowId},
     messages::OTHER_TEXTS,
@@ -67,6 +69,33 @@ pub struct Remarks {
     pub has_control_tokens: bool,
 }
 
+/// A chat before it is tokenized.
+pub(crate) struct Untokenized<'a> {
+    pub(crate) conversation: &'a Conversation,
+    /// Which messages may have labels, `[messages]`.
+    pub(crate) is_trained: &'a [bool],
+    /// Names the row.
+    pub(crate) row_id: &'a dyn Fn() -> RowId,
+}
+
+/// What the template is given of a chat.
+struct Read {
+    conversation: Conversation,
+    stand_ins: StandIns,
+    has_control_tokens: bool,
+}
+
+/// A chat with tokens and without labels.
+struct EncodedChat {
+    text: String,
+    tokens: Encoded,
+    /// What the template says that the assistant wrote, if it says so.
+    generated: Option<Vec<Range<usize>>>,
+    /// Else the chat that finds it, and its rendering if the template renders it.
+    hidden: Option<Hidden>,
+    skeleton: Option<String>,
+}
+
 /// What turns the chats of a source into tokens.
 pub struct ChatTokenizer<'a> {
     tokenizer: &'a Tokenizer,
@@ -94,24 +123,92 @@ impl<'a> ChatTokenizer<'a> {
         is_trained: &[bool],
         row_id: impl Fn() -> RowId,
     ) -> Result<(Tokens, Remarks)> {
-        let (tokenizer, rule) = (self.tokenizer, &self.rule);
+        let chat = Untokenized { conversation, is_trained, row_id: &row_id };
+        only(self.tokenize_all(&[chat]))
+    }
+
+    /// [`Self::tokenize`] of several chats, which takes less time than one by one. What follows a chat whose rendering had to be given
+    /// up has no result.
+    pub(crate) fn tokenize_all(&self, chats: &[Untokenized<'_>]) -> Vec<Result<(Tokens, Remarks)>> {
+        let read: Vec<_> = chats.iter().map(|chat| self.read(chat.conversation)).collect();
+        let rendered = self.render_all(read.iter().map(|read| &read.conversation));
+        let mut results: Vec<_> = chats
+            .iter()
+            .zip(&read)
+            .zip(rendered)
+            .map(|((chat, read), rendered)| self.encode_rendered(chat, read, rendered))
+            .collect();
+        // The second rendering of each, all in one go too.
+        let mut asked: Vec<_> =
+            results.iter_mut().filter_map(|result| result.as_mut().ok()).collect();
+        asked.retain(|encoded| encoded.hidden.is_some());
+        let hidden = asked.iter().filter_map(|encoded| encoded.hidden.as_ref());
+        let skeletons = self.render_all(hidden.map(Hidden::conversation));
+        for (encoded, skeleton) in asked.into_iter().zip(skeletons) {
+            encoded.skeleton = skeleton.ok().map(|rendered| rendered.text);
+        }
+        let all = chats.iter().zip(&read).zip(results);
+        all.map(|((chat, read), encoded)| self.label(chat, read, encoded?)).collect()
+    }
+
+    fn render_all<'b>(
+        &self,
+        conversations: impl Iterator<Item = &'b Conversation>,
+    ) -> Vec<Result<Rendered, sterna_hf::Error>> {
+        let conversations: Vec<_> =
+            conversations.map(|conversation| (conversation, false)).collect();
+        if conversations.is_empty() {
+            return Vec::new();
+        }
+        // Without a template none is rendered.
+        self.tokenizer.render_all(&conversations).unwrap_or_else(|error| vec![Err(error)])
+    }
+
+    /// What of a chat the template is given.
+    fn read(&self, conversation: &Conversation) -> Read {
+        let rule = &self.rule;
         let mut conversation = self.as_the_template_reads_it(conversation);
-        let mut remarks = Remarks::default();
+        let mut has_control_tokens = false;
         let mut stand_ins = StandIns::default();
         if rule.label_mask == LabelMask::Exact {
-            remarks.has_control_tokens = self.spells_special_tokens(&conversation);
-            if remarks.has_control_tokens && rule.control_tokens == ControlTokens::PlainText {
+            has_control_tokens = self.spells_special_tokens(&conversation);
+            if has_control_tokens && rule.control_tokens == ControlTokens::PlainText {
                 stand_ins = self.stand_in_for_special_tokens(&mut conversation);
             }
         }
-        let conversation = &conversation;
-        let failed = |source| Error::Template { row: Box::new(row_id()), source: Box::new(source) };
+        Read { conversation, stand_ins, has_control_tokens }
+    }
+
+    fn encode_rendered(
+        &self,
+        chat: &Untokenized<'_>,
+        read: &Read,
+        rendered: Result<Rendered, sterna_hf::Error>,
+    ) -> Result<EncodedChat> {
+        let row = || Box::new((chat.row_id)());
         let Rendered { text, generated } =
-            tokenizer.render_tracked(conversation, false).map_err(failed)?;
-        let encoded = self.encode(&text, &stand_ins).map_err(|source| Error::Tokenize {
-            row: Box::new(row_id()),
-            source: Box::new(source),
-        })?;
+            rendered.map_err(|source| Error::Template { row: row(), source: Box::new(source) })?;
+        let tokens = self
+            .encode(&text, &read.stand_ins)
+            .map_err(|source| Error::Tokenize { row: row(), source: Box::new(source) })?;
+        let generated = generated.filter(|spans| !spans.is_empty());
+        let is_asked = self.rule.mask_inputs
+            && self.rule.label_mask == LabelMask::Exact
+            && generated.is_none();
+        let hidden = is_asked.then(|| Hidden::all_turns(&read.conversation, &text));
+        Ok(EncodedChat { text, tokens, generated, hidden, skeleton: None })
+    }
+
+    fn label(
+        &self,
+        chat: &Untokenized<'_>,
+        read: &Read,
+        encoded: EncodedChat,
+    ) -> Result<(Tokens, Remarks)> {
+        let (tokenizer, rule, conversation) = (self.tokenizer, &self.rule, &read.conversation);
+        let mut remarks =
+            Remarks { has_control_tokens: read.has_control_tokens, ..Remarks::default() };
+        let EncodedChat { text, tokens: encoded, generated, hidden, skeleton } = encoded;
         let mut is_label = match (rule.mask_inputs, rule.label_mask) {
             (false, _) => vec![true; encoded.ids.len()],
             (true, LabelMask::Reference) => reference::labels(
@@ -121,14 +218,17 @@ impl<'a> ChatTokenizer<'a> {
                 rule.ignore_empty_think,
             ),
             (true, LabelMask::Exact) => {
+                let is_trained = chat.is_trained;
                 let render = |chat: &Conversation| tokenizer.render_chat(chat, false).ok();
-                let located = || exact::locate_replies(&text, conversation, &self.openers, &render);
-                let replies = match generated.filter(|spans| !spans.is_empty()) {
+                let first = hidden.map(|hidden| (hidden, skeleton));
+                let located =
+                    || exact::locate_replies(&text, conversation, &self.openers, &render, first);
+                let replies = match generated {
                     Some(spans) => exact::generated(spans, conversation, is_trained, located),
                     None => located(),
                 };
                 let mut replies = replies.map_err(|(turn, why)| Error::ReplyUnaligned {
-                    row: Box::new(row_id()),
+                    row: Box::new((chat.row_id)()),
                     turn,
                     why,
                 })?;
@@ -300,6 +400,11 @@ impl<'a> ChatTokenizer<'a> {
         }
         conversation
     }
+}
+
+/// The result of the one chat that was asked for.
+fn only<T>(mut results: Vec<T>) -> T {
+    results.pop().expect("the first has a result")
 }
 
 /// Names in place of special tokens that texts spell: `STEM0y`, `STEM1y` and so on, of which no text has the stem.

@@ -11,7 +11,7 @@ use crate::{
     cache::{self, CacheKey, SourceStats, TokenStore, TokenWriter},
     error::{Error, Result, RowId, reasons},
     format::{Example, Format, RowParser},
-    label_mask::{ChatTokenizer, MaskRule, Remarks, Tokens},
+    label_mask::{ChatTokenizer, MaskRule, Remarks, Tokens, Untokenized},
     messages::{Chat, LeftOut},
     rng::PythonRandom,
     source::{OpenSource, Rows, Wanted},
@@ -20,6 +20,8 @@ use crate::{
 /// Rows that are tokenized before their tokens are written: enough to keep all cores busy, few enough to hold in memory even if each
 /// has a million tokens.
 const ROWS_AT_ONCE: usize = 256;
+/// Most of them that are tokenized in one go, whose chats are rendered together.
+const ROWS_IN_ONE_GO: usize = 8;
 
 /// How far a source has been tokenized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,47 +123,81 @@ impl<'a> RowTokenizer<'a> {
         }
     }
 
-    pub(crate) fn tokenize(
+    /// Tokenizes rows, each of which `row_ids` names in the same order. What follows a chat whose rendering had to be given up has no
+    /// result.
+    pub(crate) fn tokenize_all(
         &self,
-        row: Map<String, Value>,
-        row_id: &dyn Fn() -> RowId,
-    ) -> Result<Tokenized> {
-        let (tokens, left_out, remarks) = match self.parser.parse(row, row_id)? {
-            Example::Chat(chat) => {
-                let Chat { conversation, is_trained, left_out } = chat;
-                let (tokens, remarks) = self.chats.tokenize(&conversation, &is_trained, row_id)?;
-                (tokens, left_out, remarks)
-            }
-            Example::Text { prompt, completion } => {
-                let tokens = self.chats.tokenize_text(&prompt, &completion, row_id)?;
-                (tokens, LeftOut::new(), Remarks::default())
-            }
-            Example::Document(text) => {
-                let tokens = self.chats.tokenize_document(&text, row_id)?;
-                (tokens, LeftOut::new(), Remarks::default())
-            }
-            Example::Tokens(tokens) => {
-                let vocab_size = self.tokenizer.vocab_size();
-                if let Some(id) = tokens.ids.iter().find(|&&id| id as usize >= vocab_size) {
-                    return Err(Error::BadRow {
-                        row: Box::new(row_id()),
-                        found: format!("`input_ids` has `{id}`"),
-                        required: "ids of the tokenizer",
-                    });
+        rows: Vec<Result<Map<String, Value>>>,
+        row_ids: &[&dyn Fn() -> RowId],
+    ) -> Vec<Result<Tokenized>> {
+        let rows = rows.into_iter().zip(row_ids);
+        let examples: Vec<Result<Example>> =
+            rows.map(|(row, &row_id)| self.parser.parse(row?, row_id)).collect();
+        let chats: Vec<_> = examples
+            .iter()
+            .zip(row_ids)
+            .filter_map(|(example, &row_id)| match example {
+                Ok(Example::Chat(Chat { conversation, is_trained, .. })) => {
+                    Some(Untokenized { conversation, is_trained, row_id })
                 }
-                (tokens, LeftOut::new(), Remarks::default())
-            }
-            Example::Dropped(why) => return Ok(Tokenized::Dropped(why)),
-        };
+                _ => None,
+            })
+            .collect();
+        let mut chats = self.chats.tokenize_all(&chats).into_iter();
+        let mut results = Vec::with_capacity(examples.len());
+        for (example, &row_id) in examples.into_iter().zip(row_ids) {
+            let result = match example {
+                Ok(Example::Chat(chat)) => {
+                    let Some(tokenized) = chats.next() else { break };
+                    tokenized.map(|(tokens, remarks)| (tokens, chat.left_out, remarks))
+                }
+                Ok(Example::Text { prompt, completion }) => {
+                    let tokens = self.chats.tokenize_text(&prompt, &completion, row_id);
+                    tokens.map(|tokens| (tokens, LeftOut::new(), Remarks::default()))
+                }
+                Ok(Example::Document(text)) => {
+                    let tokens = self.chats.tokenize_document(&text, row_id);
+                    tokens.map(|tokens| (tokens, LeftOut::new(), Remarks::default()))
+                }
+                Ok(Example::Tokens(tokens)) => self
+                    .check_ids(&tokens, row_id)
+                    .map(|()| (tokens, LeftOut::new(), Remarks::default())),
+                Ok(Example::Dropped(why)) => {
+                    results.push(Ok(Tokenized::Dropped(why)));
+                    continue;
+                }
+                Err(error) => Err(error),
+            };
+            results.push(result.map(|(tokens, left_out, remarks)| {
+                self.why_dropped(&tokens)
+                    .map_or(Tokenized::Sample { tokens, left_out, remarks }, |why| {
+                        Tokenized::Dropped(why.to_owned())
+                    })
+            }));
+        }
+        results
+    }
+
+    fn check_ids(&self, tokens: &Tokens, row_id: &dyn Fn() -> RowId) -> Result<()> {
+        let vocab_size = self.tokenizer.vocab_size();
+        match tokens.ids.iter().find(|&&id| id as usize >= vocab_size) {
+            None => Ok(()),
+            Some(id) => Err(Error::BadRow {
+                row: Box::new(row_id()),
+                found: format!("`input_ids` has `{id}`"),
+                required: "ids of the tokenizer",
+            }),
+        }
+    }
+
+    /// Why `tokens` are no sample, if they are none.
+    fn why_dropped(&self, tokens: &Tokens) -> Option<&'static str> {
         if tokens.ids.is_empty() {
-            return Ok(Tokenized::Dropped("no token".to_owned()));
+            return Some("no token");
         }
         // The reference keeps them, and so the order of its batches.
         let keeps_all = self.parser.label_mask == LabelMask::Reference;
-        if !keeps_all && !tokens.is_label.contains(&true) {
-            return Ok(Tokenized::Dropped("no label".to_owned()));
-        }
-        Ok(Tokenized::Sample { tokens, left_out, remarks })
+        (!keeps_all && !tokens.is_label.contains(&true)).then_some("no label")
     }
 }
 
@@ -172,15 +208,21 @@ fn tokenize_rows(
     writer: &mut TokenWriter,
     mut on_rows: impl FnMut(usize),
 ) -> Result<()> {
+    let in_one_go = (ROWS_AT_ONCE / (4 * rayon::current_num_threads())).clamp(1, ROWS_IN_ONE_GO);
     let mut done = 0;
     on_rows(done);
     for chunk in selected.chunks(ROWS_AT_ONCE) {
-        let tokenized: Vec<Result<_>> = chunk
-            .par_iter()
-            .map(|&row| tokenizer.tokenize(rows.row(row)?, &|| rows.id(row)))
+        let tokenized: Vec<Vec<Result<_>>> = chunk
+            .par_chunks(in_one_go)
+            .map(|chunk| {
+                let read = chunk.iter().map(|&row| rows.row(row)).collect();
+                let ids: Vec<_> = chunk.iter().map(|&row| move || rows.id(row)).collect();
+                let ids: Vec<_> = ids.iter().map(|id| id as &dyn Fn() -> RowId).collect();
+                tokenizer.tokenize_all(read, &ids)
+            })
             .collect();
         // In order, so that the first bad row is the one that is reported.
-        for row in tokenized {
+        for row in tokenized.into_iter().flatten() {
             match row? {
                 Tokenized::Sample { tokens, left_out, remarks } => {
                     writer.push(&tokens)?;

@@ -226,18 +226,31 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         special_tokens: &Map<String, serde_json::Value>,
     ) -> Result<Rendered> {
-        let Conversation { messages, tools, template_kwargs } = conversation;
-        let values = messages.iter().map(|Message(keys)| Value::from_pairs(variables(keys)));
-        let context = variables(special_tokens).chain(variables(template_kwargs)).chain([
-            ("messages".to_owned(), values.collect()),
-            ("tools".to_owned(), python::from_json(tools)),
-            ("documents".to_owned(), Value::from(())),
-            ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
-        ]);
-        let input_bytes = messages.iter().map(|Message(keys)| object_bytes(keys)).sum::<usize>()
-            + json_bytes(tools)
-            + object_bytes(template_kwargs);
-        self.run(Value::from_pairs(context), input_bytes)
+        sandbox::only(self.render_all(&[(conversation, add_generation_prompt)], special_tokens))
+    }
+
+    /// [`ChatTemplate::render_tracked`] of several conversations, each with whether to add a generation prompt, in less time than one by
+    /// one. What follows an [`Error::TemplateOverrun`] is not rendered and has no result.
+    pub fn render_all(
+        &self,
+        conversations: &[(&Conversation, bool)],
+        special_tokens: &Map<String, serde_json::Value>,
+    ) -> Vec<Result<Rendered>> {
+        let input = |&(conversation, add_generation_prompt): &(&Conversation, bool)| {
+            let Conversation { messages, tools, template_kwargs } = conversation;
+            let values = messages.iter().map(|Message(keys)| Value::from_pairs(variables(keys)));
+            let context = variables(special_tokens).chain(variables(template_kwargs)).chain([
+                ("messages".to_owned(), values.collect()),
+                ("tools".to_owned(), python::from_json(tools)),
+                ("documents".to_owned(), Value::from(())),
+                ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
+            ]);
+            let bytes = messages.iter().map(|Message(keys)| object_bytes(keys)).sum::<usize>()
+                + json_bytes(tools)
+                + object_bytes(template_kwargs);
+            Input { context: Value::from_pairs(context), bytes }
+        };
+        self.run(conversations.iter().map(input).collect())
     }
 
     /// Renders with `context` as the variables of the template, and nothing beside them.
@@ -246,26 +259,32 @@ impl ChatTemplate {
     ///
     /// As [`ChatTemplate::render`].
     pub fn render_context(&self, context: &Map<String, serde_json::Value>) -> Result<Rendered> {
-        self.run(Value::from_pairs(variables(context)), object_bytes(context))
+        let (bytes, context) = (object_bytes(context), Value::from_pairs(variables(context)));
+        sandbox::only(self.run(vec![Input { context, bytes }]))
     }
 
-    fn run(&self, context: Value, input_bytes: usize) -> Result<Rendered> {
-        let fuel = FUEL_BASE + FUEL_FACTOR * input_bytes as u64;
-        let limit = OUTPUT_BASE + OUTPUT_FACTOR * input_bytes;
+    fn run(&self, inputs: Vec<Input>) -> Vec<Result<Rendered>> {
+        let stack_bytes = |input: &Input| STACK_BASE + STACK_PER_FUEL * input.fuel() as usize;
+        let stack_bytes = inputs.iter().map(stack_bytes).max().unwrap_or(0).min(MAX_STACK);
         let mut environment = Environment::clone(&self.environment);
-        environment.set_fuel(Some(fuel));
         let tracker = Tracker::default();
         tracker.install(&mut environment);
-        let stack_bytes = (STACK_BASE + STACK_PER_FUEL * fuel as usize).min(MAX_STACK);
-        sandbox::run(stack_bytes, LIMITS, move || {
-            let mut out = Limited { text: Vec::new(), limit, tracker };
-            environment.get_template(NAME)?.render_captured_to(context, &mut out)?;
+        let render = move |input: Input| -> std::result::Result<Rendered, minijinja::Error> {
+            environment.set_fuel(Some(input.fuel()));
+            tracker.reset();
+            let limit = OUTPUT_BASE + OUTPUT_FACTOR * input.bytes;
+            let mut out = Limited { text: Vec::new(), limit, tracker: tracker.clone() };
+            environment.get_template(NAME)?.render_captured_to(input.context, &mut out)?;
             let text = String::from_utf8(out.text)
                 .map_err(|_| invalid("the template wrote bytes that are not text"))?;
             Ok(Rendered { text, generated: out.tracker.spans() })
-        })
-        .map_err(|source| Error::TemplateOverrun { path: self.path.clone(), source })?
-        .map_err(|source| self.failed(source))
+        };
+        let outcomes = sandbox::run_each(stack_bytes, LIMITS, inputs, render);
+        let results = outcomes.into_iter().map(|outcome| match outcome {
+            Ok(rendered) => rendered.map_err(|source| self.failed(source)),
+            Err(source) => Err(Error::TemplateOverrun { path: self.path.clone(), source }),
+        });
+        results.collect()
     }
 
     fn failed(&self, source: minijinja::Error) -> Error {
@@ -284,6 +303,20 @@ impl ChatTemplate {
 impl std::fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ChatTemplate").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// What a template is rendered with.
+struct Input {
+    context: Value,
+    /// Of its texts and names.
+    bytes: usize,
+}
+
+impl Input {
+    /// Instructions that its rendering may run.
+    fn fuel(&self) -> u64 {
+        FUEL_BASE + FUEL_FACTOR * self.bytes as u64
     }
 }
 

@@ -6,6 +6,7 @@
 //! written them all.
 
 mod special_tokens;
+mod words;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use serde_json::{Map, Value};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 
 use self::special_tokens::SpecialTokens;
+use self::words::Words;
 use crate::chat_template::{ChatTemplate, Conversation, Rendered};
 use crate::error::{Error, Result};
 use crate::panics::catch_panic;
@@ -34,6 +36,8 @@ pub struct Tokenizer {
     model_max_length: Option<usize>,
     /// Of which special tokens are text; made when it is needed.
     plain: Arc<OnceLock<tokenizers::Tokenizer>>,
+    /// Encodes word by word; `None` if only the crate can encode.
+    words: Arc<Option<Words>>,
     /// Finds special tokens in a text; `None` if there are too many to look for.
     spelled: Arc<OnceLock<Option<AhoCorasick>>>,
 }
@@ -119,6 +123,7 @@ impl Tokenizer {
                 .and_then(Value::as_u64)
                 .and_then(|len| usize::try_from(len).ok()),
             special_tokens,
+            words: Arc::new(catch_panic(|| Words::of(&inner)).ok().flatten()),
             inner,
             plain: Arc::default(),
             spelled: Arc::default(),
@@ -131,6 +136,11 @@ impl Tokenizer {
     ///
     /// [`Error::Tokenizer`] when the model has no token for a character and no unknown token.
     pub fn encode(&self, text: &str) -> Result<Encoded> {
+        if let Some(words) = &*self.words
+            && let Some(encoded) = words.encode(&self.inner, text)
+        {
+            return Ok(encoded);
+        }
         self.encode_by(&self.inner, text, false)
     }
 
@@ -215,11 +225,25 @@ impl Tokenizer {
         conversation: &Conversation,
         add_generation_prompt: bool,
     ) -> Result<Rendered> {
-        let template = self
-            .chat_template
-            .as_ref()
-            .ok_or_else(|| Error::NoChatTemplate { dir: self.dir.clone() })?;
-        template.render_tracked(conversation, add_generation_prompt, self.special_tokens.by_role())
+        let special_tokens = self.special_tokens.by_role();
+        self.template()?.render_tracked(conversation, add_generation_prompt, special_tokens)
+    }
+
+    /// [`ChatTemplate::render_all`] with the names of this tokenizer's special tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoChatTemplate`].
+    pub fn render_all(
+        &self,
+        conversations: &[(&Conversation, bool)],
+    ) -> Result<Vec<Result<Rendered>>> {
+        Ok(self.template()?.render_all(conversations, self.special_tokens.by_role()))
+    }
+
+    fn template(&self) -> Result<&ChatTemplate> {
+        let missing = || Error::NoChatTemplate { dir: self.dir.clone() };
+        self.chat_template.as_ref().ok_or_else(missing)
     }
 
     /// Whether the chat template prints the texts of a `content` that is a list of parts, instead of the list as Python writes it.

@@ -9,6 +9,7 @@
 //! Calls of tools stay as they are in that second rendering. Where they end is what follows when the chat ends with them
 //! ([`Chat::ending`]).
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -49,6 +50,8 @@ type Render<'a> = dyn Fn(&Conversation) -> Option<String> + 'a;
 
 /// Finds what the assistant wrote in `text`, which is the rendering of `conversation`.
 ///
+/// `first` is [`Hidden::all_turns`] and its rendering, if somebody has made them already.
+///
 /// Costs one rendering besides the one that made `text`, a few of short chats for each turn that calls tools and one for all others,
 /// and some for each turn that the template rewrites in a way that one rendering does not show.
 ///
@@ -62,11 +65,11 @@ pub(super) fn locate_replies(
     conversation: &Conversation,
     openers: &Openers,
     render: &Render<'_>,
+    first: Option<(Hidden, Option<String>)>,
 ) -> Result<Vec<Reply>, (usize, Unaligned)> {
-    let chat = Chat { text, conversation, openers, render };
+    let chat = Chat { text, conversation, openers, render, first: Cell::new(first) };
     let messages = &conversation.messages;
-    let turns: Vec<usize> =
-        (0..messages.len()).filter(|&i| messages[i].role() == ASSISTANT).collect();
+    let turns = turns_of(conversation);
     let mut names = HashSet::new();
     for &turn in &turns {
         let mut new = names_of_tools(&messages[turn]).filter(|name| names.insert(*name));
@@ -148,8 +151,7 @@ pub(super) fn generated(
     is_trained: &[bool],
     located: impl FnOnce() -> Result<Vec<Reply>, (usize, Unaligned)>,
 ) -> Result<Vec<Reply>, (usize, Unaligned)> {
-    let messages = conversation.messages.iter().enumerate();
-    let mut turns = messages.filter(|(_, message)| message.role() == ASSISTANT).map(|(i, _)| i);
+    let mut turns = turns_of(conversation).into_iter();
     let Some(first_turn) = turns.next() else { return Ok(Vec::new()) };
     let reply = |message: usize, written: Range<usize>| Reply {
         message,
@@ -174,6 +176,12 @@ pub(super) fn generated(
         }
     };
     spans.into_iter().map(of_span).collect()
+}
+
+/// Which messages are the assistant's.
+fn turns_of(conversation: &Conversation) -> Vec<usize> {
+    let messages = conversation.messages.iter().enumerate();
+    messages.filter(|(_, message)| message.role() == ASSISTANT).map(|(i, _)| i).collect()
 }
 
 fn calls_tools(message: &Message) -> bool {
@@ -235,6 +243,8 @@ struct Chat<'a> {
     conversation: &'a Conversation,
     openers: &'a Openers,
     render: &'a Render<'a>,
+    /// What is asked first, of all turns at once, if that was done before.
+    first: Cell<Option<(Hidden, Option<String>)>>,
 }
 
 impl Chat<'_> {
@@ -264,9 +274,12 @@ impl Chat<'_> {
         turns: &[usize],
         calls: Calls,
     ) -> Option<Result<Vec<Vec<Printed>>, Unaligned>> {
-        let hidden = Hidden::new(self.conversation, turns, self.text, calls);
-        let skeleton = (self.render)(&hidden.conversation)?;
-        Some(align(self.text, &skeleton, &hidden))
+        let (hidden, skeleton) = self.first.take().unwrap_or_else(|| {
+            let hidden = Hidden::new(self.conversation, turns, self.text, calls);
+            let skeleton = (self.render)(&hidden.conversation);
+            (hidden, skeleton)
+        });
+        Some(align(self.text, &skeleton?, &hidden))
     }
 
     /// What is printed of one turn, all other turns as they are.
@@ -552,7 +565,7 @@ impl Leaf {
 
 /// A chat with markers in place of what the assistant wrote in some turns.
 #[derive(Debug)]
-struct Hidden {
+pub(super) struct Hidden {
     conversation: Conversation,
     /// For each hidden turn, whether it calls tools.
     calls: Vec<bool>,
@@ -582,6 +595,16 @@ impl Hidden {
             hidden.conversation.messages[turn] = message;
         }
         hidden
+    }
+
+    /// Hides every turn of the assistant: what a template is asked first about a chat.
+    pub(super) fn all_turns(conversation: &Conversation, text: &str) -> Hidden {
+        Hidden::new(conversation, &turns_of(conversation), text, Calls::Name)
+    }
+
+    /// The chat with its markers.
+    pub(super) fn conversation(&self) -> &Conversation {
+        &self.conversation
     }
 
     /// Puts one marker in place of all the texts of `turn`.
@@ -1017,8 +1040,6 @@ impl<'a> CharIndex<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use super::*;
 
     /// One of 512 replies: 9 halvings, each with two tries that fail and one that does not, beside a few that are asked once.
@@ -1038,7 +1059,7 @@ mod tests {
         let text = render(&chat).unwrap();
         let openers = Openers::of(&Map::new(), &|chat, _| render(chat));
         count.set(0);
-        let replies = locate_replies(&text, &chat, &openers, &render).unwrap();
+        let replies = locate_replies(&text, &chat, &openers, &render, None).unwrap();
         let written = |i: usize| &text[replies[i].written.clone()];
         assert_eq!((replies.len(), written(300), written(511)), (512, "two spaces", "reply 511"));
         assert!(count.get() < 50, "{}", count.get());

@@ -36,6 +36,11 @@ impl Tracker {
         });
     }
 
+    /// Forgets the rendering before.
+    pub(super) fn reset(&self) {
+        self.with(|written| *written = Written::default());
+    }
+
     /// Notes that some more is written.
     pub(super) fn write(&self, bytes: usize) {
         self.with(|written| written.bytes += bytes);

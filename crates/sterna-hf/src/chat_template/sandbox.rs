@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 use std::sync::mpsc::{RecvTimeoutError, SendError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -61,41 +62,73 @@ pub(super) fn run<T: Send + 'static>(
     limits: Limits,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> std::result::Result<T, Overrun> {
-    let (sender, result) = channel();
-    let start = Instant::now();
-    on_other_thread(
-        stack_bytes,
-        Box::new(move || {
+    only(run_each(stack_bytes, limits, vec![work], |work| work()))
+}
+
+/// The outcome of the one thing that was asked for.
+pub(super) fn only<T>(mut outcomes: Vec<T>) -> T {
+    outcomes.pop().expect("the first has an outcome")
+}
+
+/// Runs `work` on each of `inputs` in turn, all in one go on such a thread: to hand something to another thread and to wait for it takes
+/// longer than rendering a short chat. Each has all of `limits`; what follows one that was given up is not run and has no outcome.
+pub(super) fn run_each<I: Send + 'static, T: Send + 'static>(
+    stack_bytes: usize,
+    limits: Limits,
+    inputs: Vec<I>,
+    mut work: impl FnMut(I) -> T + Send + 'static,
+) -> Vec<std::result::Result<T, Overrun>> {
+    let outcomes = Arc::new(Mutex::new(Vec::with_capacity(inputs.len())));
+    let (sender, is_done) = channel();
+    let job = {
+        let outcomes = Arc::clone(&outcomes);
+        move || {
+            for input in inputs {
+                let outcome = catch_panic(|| work(input)).map_err(Overrun::from);
+                lock(&outcomes).push(outcome);
+            }
             // Nobody waits any longer if this fails.
-            let _ = sender.send(catch_panic(work));
-        }),
-    )?;
-    let given_up = |why: Overrun| {
-        // Its thread may be at work for a long time.
-        KEPT.set(None);
-        Err(why)
+            let _ = sender.send(());
+        }
     };
+    if let Err(error) = on_other_thread(stack_bytes, Box::new(job)) {
+        return vec![Err(error.into())];
+    }
+    let mut num_done = 0;
+    let mut start = Instant::now();
     let mut resident_at_start = None;
-    loop {
+    let given_up = loop {
         // What is done at once costs no look at the process.
         let interval = if resident_at_start.is_none() { FIRST_INTERVAL } else { INTERVAL };
-        match result.recv_timeout(interval) {
-            Ok(done) => return Ok(done?),
+        match is_done.recv_timeout(interval) {
+            Ok(()) => return std::mem::take(&mut lock(&outcomes)),
             Err(RecvTimeoutError::Disconnected) => {
                 unreachable!("the thread sends before it ends, whether or not the work panics")
             }
-            Err(RecvTimeoutError::Timeout) if start.elapsed() > limits.time => {
-                return given_up(Overrun::Time { limit: limits.time });
-            }
-            Err(RecvTimeoutError::Timeout) => {
-                let resident = resident_bytes();
-                let at_start = *resident_at_start.get_or_insert(resident);
-                if resident.saturating_sub(at_start) > limits.growth {
-                    return given_up(Overrun::Memory { limit_bytes: limits.growth });
-                }
-            }
+            Err(RecvTimeoutError::Timeout) => {}
         }
-    }
+        let resident = resident_bytes();
+        let num_done_now = lock(&outcomes).len();
+        if num_done_now > num_done {
+            (num_done, start, resident_at_start) = (num_done_now, Instant::now(), None);
+        }
+        let at_start = *resident_at_start.get_or_insert(resident);
+        if start.elapsed() > limits.time {
+            break Overrun::Time { limit: limits.time };
+        }
+        if resident.saturating_sub(at_start) > limits.growth {
+            break Overrun::Memory { limit_bytes: limits.growth };
+        }
+    };
+    // Its thread may be at work for a long time.
+    KEPT.set(None);
+    let mut outcomes = std::mem::take(&mut *lock(&outcomes));
+    outcomes.push(Err(given_up));
+    outcomes
+}
+
+fn lock<T>(outcomes: &Mutex<T>) -> MutexGuard<'_, T> {
+    outcomes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a kept thread does.
@@ -155,6 +188,20 @@ mod tests {
             pages.len()
         });
         assert!(matches!(large, Err(Overrun::Memory { .. })), "{large:?}");
+    }
+
+    #[test]
+    fn each_has_the_limits_to_itself_and_none_follows_one_that_is_given_up() {
+        let sleep = |millis| thread::sleep(Duration::from_millis(millis));
+        let outcomes = run_each(1 << 20, SMALL, vec![50, 50, 50, 2000, 0], sleep);
+        assert_eq!(outcomes.len(), 4);
+        assert!(outcomes[..3].iter().all(Result::is_ok), "{outcomes:?}");
+        assert!(matches!(outcomes[3], Err(Overrun::Time { .. })), "{outcomes:?}");
+        let halves = run_each(1 << 20, LIMITS, vec![4, 3, 2], |n: usize| {
+            assert!(n.is_multiple_of(2), "it is odd");
+            n / 2
+        });
+        assert!(matches!(&halves[..], [Ok(2), Err(Overrun::Panicked(_)), Ok(1)]), "{halves:?}");
     }
 
     #[test]
