@@ -80,7 +80,8 @@ pub(crate) fn errors(recipe: &Recipe, model: &ModelConfig, world_size: usize) ->
     }
     let data = &recipe.data;
     let max_length = data.max_length.unwrap_or(model.max_position_embeddings);
-    let tokens = recipe.micro_batch_size.saturating_mul(padded_length(recipe, max_length));
+    let row_length = padded_length(recipe, data.row_length(max_length));
+    let tokens = recipe.micro_batch_size.saturating_mul(row_length);
     if tokens > MAX_TOKENS {
         let found = format!("a micro-batch has up to `{tokens}` tokens, padded");
         let key = if recipe.source.is_set("data.max_length") {
@@ -146,6 +147,8 @@ pub(crate) fn notes(recipe: &Recipe, model: &ModelConfig, batch: BatchPlan) -> V
         );
     }
     let positions = model.max_position_embeddings;
+    // A row may have several samples.
+    let max_length = data.max_length.unwrap_or(positions);
     if max_length > positions {
         let what = if data.pack_samples && data.fuse_positions_prob == 0.0 {
             "positions restart in each sample of a pack, so only longer samples go beyond it"

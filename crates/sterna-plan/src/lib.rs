@@ -322,7 +322,7 @@ impl ZeroPlan {
 impl BatchPlan {
     fn new(recipe: &Recipe, model: &ModelConfig, mesh: Mesh) -> Self {
         let data = &recipe.data;
-        let max_length = data.max_length.unwrap_or(model.max_position_embeddings);
+        let max_length = data.row_length(data.max_length.unwrap_or(model.max_position_embeddings));
         let padded_length =
             check::padded_length(recipe, max_length).next_multiple_of(mesh.size(Axis::Sp));
         let micro_batches_per_step =

@@ -446,8 +446,7 @@ impl<'a> Engine<'a> {
         let tile_len = options.tiles.head as i64;
         let labels = &shard.shift_labels;
         let mut log_probs = || Ok(head::loss(arch, &params, &x, labels, tile_len)?.of_labels.neg());
-        let mut labelled =
-            Labels::new(shard.samples.len(), options.device, comm.sp(), &mut log_probs);
+        let mut labelled = Labels::new(&shard.samples, options.device, comm.sp(), &mut log_probs);
         let TokenWeights { weights, loss } = objective.token_weights(&mut labelled)?;
         let of_head = self.zero.gradients(units.head())?;
         let is_tied = arch.is_tied();

@@ -145,6 +145,7 @@ mod tests {
             num_tokens: 3_799_000,
             num_valid_tokens: 1_000_000,
             sources: Vec::new(),
+            figures: Vec::new(),
             iter_time: 12.345,
             step_time: 12.3,
             iter_tflops: 456.7,
@@ -175,6 +176,7 @@ mod tests {
             loss: 2.5,
             num_valid_tokens: 512,
             sources: Vec::new(),
+            figures: Vec::new(),
             num_samples: 6,
             time: 3.25,
         };

@@ -45,6 +45,8 @@ pub struct IterationMetrics {
     pub num_valid_tokens: u64,
     /// What each source contributed, if there are several.
     pub sources: Vec<SourceMetrics>,
+    /// What the objective reports beside the loss: means under their names.
+    pub figures: Vec<(&'static str, f64)>,
     /// Seconds from the last step's end to this one's, data included.
     pub iter_time: f64,
     /// Seconds of the step itself.
@@ -115,6 +117,9 @@ impl IterationMetrics {
         if !self.sources.is_empty() {
             row["sources"] = sources::json(&self.sources);
         }
+        for (name, mean) in &self.figures {
+            row[*name] = json!(mean);
+        }
         if self.is_skipped {
             row["skipped"] = json!(true);
         }
@@ -129,12 +134,14 @@ pub struct EvalMetrics {
     pub iter: u64,
     /// Optimizer steps of the whole run.
     pub max_iter: u64,
-    /// Mean loss over all labelled tokens of the evaluation data; every token weighs the same.
+    /// Mean loss over all labelled tokens of the evaluation data, each of which weighs the same; over all pairs of preferences.
     pub loss: f64,
     /// Labelled tokens.
     pub num_valid_tokens: u64,
     /// Those of each source, and their loss, if there are several.
     pub sources: Vec<SourceMetrics>,
+    /// As [`IterationMetrics::figures`].
+    pub figures: Vec<(&'static str, f64)>,
     /// Samples (packs) evaluated.
     pub num_samples: usize,
     /// Seconds.
@@ -232,6 +239,9 @@ impl MetricsFile {
         row.insert("num_valid_tokens/eval".to_owned(), json!(metrics.num_valid_tokens));
         if !metrics.sources.is_empty() {
             row.insert("sources/eval".to_owned(), sources::json(&metrics.sources));
+        }
+        for (name, mean) in &metrics.figures {
+            row.insert(format!("{name}/eval"), json!(mean));
         }
         self.append_row(&Value::Object(row))
     }

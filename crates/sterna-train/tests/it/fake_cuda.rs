@@ -182,6 +182,8 @@ struct HostWaits(Vec<(String, u64)>);
 impl Observer for HostWaits {
     fn on_tokenize(&mut self, _: Progress<'_>) {}
 
+    fn on_reference(&mut self, _: usize, _: usize) {}
+
     fn on_start(&mut self, _: &Plan, _: &PrepareReport, _: u64, _: &sterna_train::Processor) {
         sterna_fake_cuda::reset_host_syncs();
     }
