@@ -281,6 +281,18 @@ FAMILIES_4 = {
         norm_topk_prob=True,
         mlp_only_layers=[0],
     ),
+    "olmoe": dict(BASE, intermediate_size=6, num_experts=5, num_experts_per_tok=2, attention_bias=True),
+    # The first layer has no experts.
+    "qwen2_moe": dict(
+        BASE,
+        moe_intermediate_size=6,
+        shared_expert_intermediate_size=10,
+        num_experts=5,
+        num_experts_per_tok=2,
+        norm_topk_prob=False,
+        mlp_only_layers=[0],
+        **NO_PAD,
+    ),
     "mixtral": dict(
         BASE, head_dim=4, intermediate_size=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=7, **NO_PAD
     ),
@@ -365,7 +377,9 @@ SEEDS = {
     "gemma4_text": SEED + 1,
     "mixtral": SEED + 24,
     "olmo": SEED + 1,
+    "olmoe": SEED + 6,
     "phi3": SEED + 4,
+    "qwen2_moe": SEED + 23,
     "qwen3_moe": SEED + 7,
     "stablelm": SEED + 1,
 }

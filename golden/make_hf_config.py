@@ -106,6 +106,8 @@ HELIUM = {"model_type": "helium", "head_dim": 16}
 # The class does not replace a missing head_dim.
 HUNYUAN = {"model_type": "hunyuan_v1_dense", "head_dim": 16}
 QWEN3_MOE = {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+OLMOE = {"model_type": "olmoe", "num_experts": 4, "num_experts_per_tok": 2}
+QWEN2_MOE = {**QWEN3_MOE, "model_type": "qwen2_moe", "shared_expert_intermediate_size": 40}
 MIXTRAL = {"model_type": "mixtral", "num_local_experts": 3}
 SLIDING, FULL = "sliding_attention", "full_attention"
 MIXED = {"layer_types": [FULL, SLIDING, FULL], "sliding_window": 6}
@@ -224,6 +226,15 @@ MORE_CASES = [
     ("qwen3_moe, balanced by default", {**QWEN3_MOE, "output_router_logits": True}),
     ("qwen3_moe, window off", {**QWEN3_MOE, "sliding_window": 6}),
     ("qwen3_moe, window on", {**QWEN3_MOE, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
+    ("olmoe", {"model_type": "olmoe", "num_hidden_layers": 1}),
+    ("olmoe, normed, biases, tied", {**OLMOE, "norm_topk_prob": True, "attention_bias": True, "tie_word_embeddings": True}),
+    ("olmoe, balanced by default, null heads", {**OLMOE, "output_router_logits": True, "num_key_value_heads": None}),
+    ("olmoe, rope scaling", {**OLMOE, "rope_scaling": {"type": "linear", "factor": 4.0}}),
+    ("qwen2_moe", {"model_type": "qwen2_moe", "num_hidden_layers": 1, "num_key_value_heads": 4}),
+    ("qwen2_moe, every second, and one of them dense", {**QWEN2_MOE, "num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]}),
+    ("qwen2_moe, no experts", {**QWEN2_MOE, "num_experts": 0}),
+    ("qwen2_moe, no biases, tied", {**QWEN2_MOE, "qkv_bias": False, "tie_word_embeddings": True}),
+    ("qwen2_moe, balanced and normed", {**QWEN2_MOE, "output_router_logits": True, "router_aux_loss_coef": 0.02, "norm_topk_prob": True}),
     ("mixtral", {"model_type": "mixtral"}),
     ("mixtral, window", {**MIXTRAL, "sliding_window": 6}),
     ("mixtral, head_dim, tied", {**MIXTRAL, "head_dim": 24, "tie_word_embeddings": True, "num_experts_per_tok": 1}),

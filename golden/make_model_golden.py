@@ -346,6 +346,14 @@ CASES = {
         dict(QWEN3_MOE, norm_topk_prob=False, mlp_only_layers=[0], pad_token_id=3),
         [10, 6],
     ),
+    # Norms over all heads.
+    "olmoe": ("olmoe", dict(QWEN3_MOE, intermediate_size=8, attention_bias=True, pad_token_id=3), [10, 6]),
+    # A shared expert behind a gate in the second layer, an MLP in the first; query, key and value biases.
+    "qwen2_moe": (
+        "qwen2_moe",
+        dict(QWEN3_MOE, shared_expert_intermediate_size=12, mlp_only_layers=[0], pad_token_id=3),
+        [10, 6],
+    ),
     "mixtral": ("mixtral", dict(MIXTRAL, sliding_window=5, pad_token_id=3), [10, 6]),
     # No token chooses one of the experts.
     "mixtral_idle": (
@@ -367,6 +375,8 @@ SEEDS = {
     "qwen3_moe_unnormed": 20261639,
     "qwen3_moe_dense": 20262359,
     "mixtral": 20265350,
+    "olmoe": 20261983,
+    "qwen2_moe": 20262297,
     "mixtral_idle": 20262085,
 }
 

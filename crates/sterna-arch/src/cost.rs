@@ -54,8 +54,10 @@ impl Layer {
             Ffn::Dense(_) => widths * f,
             // Rows that experts read and give: with the MLP's tensors, or with the gradient of their weights.
             Ffn::Moe(moe) => {
-                let rows = moe.num_experts_per_tok * d;
-                (2 * rows + widths * f).max(4 * rows + (widths - 2) * f) + 2 * moe.experts.len()
+                let shared = moe.shared.as_ref().map_or(0, |shared| shared.mlp.intermediate_size);
+                let (rows, f) = (moe.num_experts_per_tok * d, f - shared);
+                let of_experts = (2 * rows + widths * f).max(4 * rows + (widths - 2) * f);
+                of_experts.max(d + widths * shared) + 2 * moe.experts.len()
             }
         };
         (2 + self.num_output_norms()) * d + of_ffn

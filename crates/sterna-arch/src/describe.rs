@@ -7,11 +7,11 @@ use crate::config::{layers, rope_section};
 use crate::error::Result;
 use crate::families::{
     EmbeddingScale, Experts, Family, Fused, LogitsScale, Mlp, NormEps, NormParams, QkNorms, Scale,
-    Setting,
+    Setting, Shared,
 };
 use crate::layer::{
     Activation, Architecture, Attention, Dense, Elementwise, Embed, Ffn, Head, Layer, Linear, Moe,
-    Norm, NormKind, QkNorm, QkNormWidth,
+    Norm, NormKind, QkNorm, QkNormWidth, SharedExpert,
 };
 use crate::parameters::{Init, ParamSpec};
 use crate::wrappers::Names;
@@ -152,6 +152,8 @@ struct ExpertsOfModel {
     num_per_tok: usize,
     intermediate_size: usize,
     norm_topk_prob: bool,
+    /// With its width.
+    shared: Option<(&'static Shared, usize)>,
     /// Of each layer.
     is_sparse: Vec<bool>,
 }
@@ -384,32 +386,43 @@ impl Facts {
     }
 
     fn moe(&self, params: &mut Params, experts: &ExpertsOfModel) -> Moe {
-        let (d, f, normal) = (self.hidden_size, experts.intermediate_size, self.normal());
+        let (d, normal) = (self.hidden_size, self.normal());
         let names = &experts.facts;
         let router = params.linear(names.router, experts.num, d, false, normal);
         let expert = |expert_idx: usize| {
-            let mut linear = |name: &str, out: usize, in_features: usize| {
-                let name = format!("{}.{expert_idx}.{name}", names.list);
-                params.linear(&name, out, in_features, false, normal)
-            };
-            let [gate, up, down] = names.projections;
-            Dense {
-                intermediate_size: f,
-                gate: Some(linear(gate, f, d)),
-                up: linear(up, f, d),
-                down: linear(down, d, f),
-                activation: match self.activation {
-                    ActivationName::Elementwise(function) => Activation::Elementwise(function),
-                    ActivationName::Xielu => unreachable!("no class with experts has it"),
-                },
-            }
+            let name = format!("{}.{expert_idx}", names.list);
+            self.expert(params, &name, names.projections, experts.intermediate_size)
         };
+        let all = (0..experts.num).map(expert).collect();
+        let shared = experts.shared.map(|(facts, f)| SharedExpert {
+            mlp: self.expert(params, facts.name, ["gate_proj", "up_proj", "down_proj"], f),
+            gate: facts.gate.map(|gate| params.linear(gate, 1, d, false, normal)),
+        });
         Moe {
             router,
-            experts: (0..experts.num).map(expert).collect(),
+            experts: all,
             groups: std::iter::once(0..experts.num).collect(),
             num_experts_per_tok: experts.num_per_tok,
             norm_topk_prob: experts.norm_topk_prob,
+            shared,
+        }
+    }
+
+    fn expert(&self, params: &mut Params, name: &str, projections: [&str; 3], f: usize) -> Dense {
+        let (d, normal) = (self.hidden_size, self.normal());
+        let mut linear = |projection: &str, out: usize, in_features: usize| {
+            params.linear(&format!("{name}.{projection}"), out, in_features, false, normal)
+        };
+        let [gate, up, down] = projections;
+        Dense {
+            intermediate_size: f,
+            gate: Some(linear(gate, f, d)),
+            up: linear(up, f, d),
+            down: linear(down, d, f),
+            activation: match self.activation {
+                ActivationName::Elementwise(function) => Activation::Elementwise(function),
+                ActivationName::Xielu => unreachable!("no class with experts has it"),
+            },
         }
     }
 
@@ -632,20 +645,27 @@ fn experts(reader: &Reader<'_>, facts: &'static Experts) -> Result<Option<Expert
             Setting::Always => true,
             Setting::Key(key, default) => reader.flag(key, default)?,
         },
+        shared: match &facts.shared {
+            Some(shared) => {
+                let (key, default) = shared.intermediate_size;
+                Some((shared, reader.or(key, default, Reader::size)?))
+            }
+            None => None,
+        },
         is_sparse,
     }))
 }
 
 /// Transformers adds that loss where a config has routers give their logits.
 fn router_aux_loss_coef(reader: &Reader<'_>, facts: &Facts) -> Result<Option<f64>> {
-    let has_experts =
-        facts.experts.as_ref().is_some_and(|experts| experts.is_sparse.contains(&true));
-    if !has_experts || !reader.flag("output_router_logits", false)? {
+    let experts = facts.experts.as_ref().filter(|experts| experts.is_sparse.contains(&true));
+    let Some(experts) = experts else { return Ok(None) };
+    if !reader.flag("output_router_logits", false)? {
         return Ok(None);
     }
     // Transformers fails at `null`, which is no default there.
-    let key = "router_aux_loss_coef";
-    let coef = reader.entry(key).map_or(Ok(0.001), |value| reader.non_negative(key, value))?;
+    let (key, default) = ("router_aux_loss_coef", experts.facts.aux_loss_coef);
+    let coef = reader.entry(key).map_or(Ok(default), |value| reader.non_negative(key, value))?;
     Ok(Some(coef).filter(|coef| *coef > 0.0))
 }
 

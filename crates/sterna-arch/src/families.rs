@@ -27,8 +27,10 @@ mod nemotron;
 mod olmo;
 mod olmo2;
 mod olmo3;
+mod olmoe;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
 mod seed_oss;
@@ -388,6 +390,36 @@ pub(crate) struct Experts {
     pub(crate) list: &'static str,
     /// Gate, up and down of an expert.
     pub(crate) projections: [&'static str; 3],
+    /// What all tokens go through beside their experts.
+    pub(crate) shared: Option<Shared>,
+    /// What the auxiliary loss of routers is multiplied by where a config does not say it.
+    pub(crate) aux_loss_coef: f64,
+}
+
+impl Experts {
+    /// Those of Qwen, which most classes took over.
+    const USUAL: Self = Self {
+        num: ("num_experts", 0),
+        num_per_tok: 0,
+        intermediate_size: ("moe_intermediate_size", None),
+        norm_topk_prob: Setting::Key("norm_topk_prob", false),
+        may_be_dense: false,
+        router: "mlp.gate",
+        list: "mlp.experts",
+        projections: ["gate_proj", "up_proj", "down_proj"],
+        shared: None,
+        aux_loss_coef: 0.001,
+    };
+}
+
+/// An expert that every token takes, with the projections of a usual MLP.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Shared {
+    pub(crate) name: &'static str,
+    /// A map to one number whose sigmoid multiplies its output.
+    pub(crate) gate: Option<&'static str>,
+    /// The key of its width, and its default.
+    pub(crate) intermediate_size: (&'static str, usize),
 }
 
 /// What rows of the embedding are multiplied by.
@@ -438,8 +470,10 @@ pub(crate) static ALL: &[&Family] = &[
     &olmo::OLMO,
     &olmo2::OLMO2,
     &olmo3::OLMO3,
+    &olmoe::OLMOE,
     &phi3::PHI3,
     &qwen2::QWEN2,
+    &qwen2_moe::QWEN2_MOE,
     &qwen3::QWEN3,
     &qwen3_moe::QWEN3_MOE,
     &seed_oss::SEED_OSS,

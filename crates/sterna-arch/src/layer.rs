@@ -162,7 +162,8 @@ pub enum Ffn {
     Moe(Moe),
 }
 
-/// Experts: `y = sum over the chosen e of w_e * expert_e(x)`, where `w` are the largest of `softmax(router(x))`.
+/// Experts: `y = sum over the chosen e of w_e * expert_e(x)`, where `w` are the largest of `softmax(router(x))`, and an expert of all
+/// tokens beside them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moe {
     /// To `[experts]`.
@@ -175,6 +176,17 @@ pub struct Moe {
     pub num_experts_per_tok: usize,
     /// Whether the weights of a token's experts are divided by their sum.
     pub norm_topk_prob: bool,
+    /// What every token goes through, too; its output is added.
+    pub shared: Option<SharedExpert>,
+}
+
+/// An expert that every token takes: `mlp(x)`, or `sigmoid(gate(x)) * mlp(x)`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SharedExpert {
+    /// The MLP.
+    pub mlp: Dense,
+    /// To `[1]`.
+    pub gate: Option<Linear>,
 }
 
 /// An MLP: `down(act(gate(x)) * up(x))`, or `down(act(up(x)))` without a gate.
@@ -352,12 +364,13 @@ impl Layer {
     /// Its linear maps.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         let Attention { q, k, v, gate: gate_of_o, o, .. } = &self.attention;
-        let (router, mlps) = match &self.ffn {
-            Ffn::Dense(dense) => (None, std::slice::from_ref(dense)),
-            Ffn::Moe(moe) => (Some(&moe.router), &moe.experts[..]),
+        let (router, mlps, shared) = match &self.ffn {
+            Ffn::Dense(dense) => (None, std::slice::from_ref(dense), None),
+            Ffn::Moe(moe) => (Some(&moe.router), &moe.experts[..], moe.shared.as_ref()),
         };
         let attention = [q, k].into_iter().chain(v).chain(gate_of_o).chain([o]);
-        attention.chain(router).chain(mlps.iter().flat_map(Dense::linears))
+        let shared = shared.into_iter().flat_map(|shared| shared.mlp.linears().chain(&shared.gate));
+        attention.chain(router).chain(mlps.iter().flat_map(Dense::linears)).chain(shared)
     }
 }
 
@@ -383,16 +396,20 @@ impl Ffn {
     pub fn width(&self) -> usize {
         match self {
             Ffn::Dense(dense) => dense.intermediate_size,
-            Ffn::Moe(moe) => moe.num_experts_per_tok * moe.experts[0].intermediate_size,
+            Ffn::Moe(moe) => {
+                let shared = moe.shared.as_ref().map_or(0, |shared| shared.mlp.intermediate_size);
+                moe.num_experts_per_tok * moe.experts[0].intermediate_size + shared
+            }
         }
     }
 
     /// The largest weight of it, in elements.
     pub fn largest_weight(&self) -> usize {
-        let linears: &mut dyn Iterator<Item = &Linear> = match self {
-            Ffn::Dense(dense) => &mut dense.linears(),
-            Ffn::Moe(moe) => &mut moe.experts[0].linears(),
+        let mlps = match self {
+            Ffn::Dense(dense) => [Some(dense), None],
+            Ffn::Moe(moe) => [Some(&moe.experts[0]), moe.shared.as_ref().map(|shared| &shared.mlp)],
         };
+        let linears = mlps.into_iter().flatten().flat_map(Dense::linears);
         linears.map(|linear| linear.out_features() * linear.in_features).max().unwrap_or(0)
     }
 

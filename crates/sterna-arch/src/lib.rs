@@ -27,7 +27,7 @@ pub use families::Family;
 pub use heads::HeadSplit;
 pub use layer::{
     Activation, Architecture, Attention, Dense, Elementwise, Embed, Ffn, Head, Layer, Linear, Moe,
-    Norm, NormKind, QkNorm, QkNormWidth,
+    Norm, NormKind, QkNorm, QkNormWidth, SharedExpert,
 };
 pub use parameters::{Init, ParamSpec};
 pub use rope::{Rope, RopeLayout, RopeScaling};

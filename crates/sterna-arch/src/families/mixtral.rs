@@ -21,10 +21,10 @@ pub(super) const MIXTRAL: Family = Family {
         num_per_tok: 2,
         intermediate_size: ("intermediate_size", None),
         norm_topk_prob: Setting::Always,
-        may_be_dense: false,
         router: "block_sparse_moe.gate",
         list: "block_sparse_moe.experts",
         projections: ["w1", "w3", "w2"],
+        ..Experts::USUAL
     }),
     ..Family::USUAL
 };

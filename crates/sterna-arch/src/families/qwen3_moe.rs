@@ -15,11 +15,8 @@ pub(super) const QWEN3_MOE: Family = Family {
         num: ("num_experts", 128),
         num_per_tok: 8,
         intermediate_size: ("moe_intermediate_size", Some(768)),
-        norm_topk_prob: Setting::Key("norm_topk_prob", false),
         may_be_dense: true,
-        router: "mlp.gate",
-        list: "mlp.experts",
-        projections: ["gate_proj", "up_proj", "down_proj"],
+        ..Experts::USUAL
     }),
     ..Family::USUAL
 };

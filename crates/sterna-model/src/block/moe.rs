@@ -5,8 +5,9 @@
 //!   for tile of tokens:   r, h; the router's choice      for tile of tokens:   r, h; the router's choice
 //!   for group of experts: its weights                    for group of experts: its weights
 //!     for tile of rows:     y[tokens] += w * expert(h)     for tile of rows:     recompute; d_h[tokens] +=, weight grads +=
-//!   for tile of tokens:   y += r                           its gradients go
-//!                                                        for tile of tokens:   the router's d_h, then d_o, d_x, weight grads +=
+//!   for tile of tokens:   y += shared(h), y += r           its gradients go
+//!                                                        for tile of tokens:   d_h of the shared expert and the router,
+//!                                                                              then d_o, d_x, weight grads +=
 //! ```
 //!
 //! Every token of the rank is routed before the first expert computes, so that an expert has all its rows at once, and each group of
@@ -18,7 +19,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use sterna_arch::{Dense, Moe};
+use sterna_arch::{Dense, Moe, SharedExpert};
 use sterna_ops::accumulate_kind;
 use sterna_ops::tile::tiles;
 use tch::Tensor;
@@ -69,6 +70,8 @@ pub(super) struct MoeSaved {
     mlp: Option<Tensor>,
     /// What each run of rows has computed, if everything is kept.
     rows: VecDeque<RowsSaved>,
+    /// The same of the shared expert, of each tile of tokens.
+    shared: VecDeque<DenseSaved>,
 }
 
 /// Which experts each token takes.
@@ -103,12 +106,13 @@ struct RowsSaved {
 
 impl MoeSaved {
     pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        let MoeSaved { before, h, routes, mlp, rows } = self;
+        let MoeSaved { before, h, routes, mlp, rows, shared } = self;
         let of_rows =
             rows.iter().flat_map(|rows| [&rows.x].into_iter().chain(rows.dense.tensors()));
         let Routes { chosen, top, order, .. } = routes;
         let before = before.iter().flat_map(BeforeFfn::tensors);
-        before.chain([h, chosen, top, order]).chain(mlp).chain(of_rows)
+        let of_shared = shared.iter().flat_map(DenseSaved::tensors);
+        before.chain([h, chosen, top, order]).chain(mlp).chain(of_rows).chain(of_shared)
     }
 }
 
@@ -126,7 +130,7 @@ pub(super) fn forward(
     if !save {
         saved.before.iter_mut().for_each(|before| before.attended = None);
     }
-    let y = apply(ctx, moe, experts, &mut saved, save)?;
+    let y = apply(ctx, moe, params, experts, &mut saved, save)?;
     saved.mlp = (save && ctx.layer.post_ffn_norm.is_some()).then(|| y.copy());
     for (tile, before) in tiles(y.size()[0], ctx.mlp_tile_len).zip(&saved.before) {
         let _stage = Stage::Mlp.enter();
@@ -159,12 +163,13 @@ pub(super) fn backward(
         None => route(ctx, moe, params, x, o),
     };
     if ctx.layer.post_ffn_norm.is_some() && saved.mlp.is_none() {
-        saved.mlp = Some(apply(ctx, moe, experts, &mut saved, false)?);
+        saved.mlp = Some(apply(ctx, moe, params, experts, &mut saved, false)?);
     }
     let d_mlp = d_mlp(ctx, params, grads, saved.mlp.as_ref(), d_y);
-    let MoeSaved { mut before, h, routes, rows, .. } = saved;
+    let MoeSaved { mut before, h, routes, rows, mut shared, .. } = saved;
     let (d_h, d_weights) = experts_backward(ctx, moe, experts, &routes, rows, &h, &d_mlp)?;
-    drop(d_mlp);
+    // Only a shared expert reads it again.
+    let d_mlp = moe.shared.as_ref().map(|expert| (expert, d_mlp));
     for tile in tiles(x.size()[0], ctx.mlp_tile_len) {
         let _stage = Stage::Mlp.enter();
         let before = before.pop_front().expect("one for each tile");
@@ -176,6 +181,10 @@ pub(super) fn backward(
             top: part(&routes.top, &tile),
             d_weights: part(&d_weights, &tile),
         };
+        if let Some((expert, d_mlp)) = &d_mlp {
+            let d_mlp = part(d_mlp, &tile);
+            shared_backward(expert, params, grads, shared.pop_front(), &before.h, d_mlp, &mut d_h);
+        }
         router_backward(ctx, moe, params, grads, &before.h, &route, &mut d_h);
         let d_o = mlp::before_ffn_backward(ctx, params, grads, before, &x, &o, &d_y, d_h, &d_x);
         d_o_of_tile(tile.start, &d_o);
@@ -209,7 +218,8 @@ fn route(
         before.push_back(BeforeFfn { h, ..of_tile });
     }
     let routes = Routes::new(moe, Tensor::cat(&top, 0), Tensor::cat(&chosen, 0));
-    MoeSaved { before, h: whole_h, routes, mlp: None, rows: VecDeque::new() }
+    let (rows, shared) = (VecDeque::new(), VecDeque::new());
+    MoeSaved { before, h: whole_h, routes, mlp: None, rows, shared }
 }
 
 /// `[tile, experts]`, single precision (double for double).
@@ -217,15 +227,16 @@ fn probabilities(moe: &Moe, params: &BlockParams, h: &Tensor) -> Tensor {
     params.project(&moe.router, h).softmax(-1, accumulate_kind(h.kind()))
 }
 
-/// The output of the experts, `[s, d]`.
+/// The output of the experts, `[s, d]`; `params` are those of the layer without them.
 fn apply(
     ctx: &BlockContext<'_>,
     moe: &Moe,
+    params: &BlockParams,
     experts: &mut dyn Experts,
     saved: &mut MoeSaved,
     save: bool,
 ) -> Result<Tensor, ModelError> {
-    let MoeSaved { h, routes, rows: rows_saved, .. } = saved;
+    let MoeSaved { h, routes, rows: rows_saved, shared: shared_saved, .. } = saved;
     let weights = routes.weights(moe).to_kind(h.kind()).view(-1);
     let mut y = h.zeros_like();
     for (group_idx, group) in moe.groups.iter().enumerate() {
@@ -242,7 +253,51 @@ fn apply(
             }
         }
     }
+    let Some(shared) = &moe.shared else { return Ok(y) };
+    for tile in tiles(h.size()[0], ctx.mlp_tile_len) {
+        let _stage = Stage::Mlp.enter();
+        let h = part(h, &tile);
+        let of_tile = dense::recompute(&shared.mlp, params, &h);
+        let mut output = h.empty_like();
+        dense::finish(&shared.mlp, params, &of_tile, &mut output);
+        if let Some(gate) = &shared.gate {
+            output = output.g_mul_(&params.project(gate, &h).sigmoid());
+        }
+        let _ = part(&y, &tile).g_add_(&output);
+        if save {
+            shared_saved.push_back(of_tile);
+        }
+    }
     Ok(y)
+}
+
+/// Adds the gradient of `h` `[tile, d]` through the shared expert to `d_h`, from that of the output of all experts; weight gradients `+=`.
+///
+/// Of `y = g * mlp(h)`, `g = sigmoid(z)`, it is that of `mlp` for `g * dL/dy`, and `dL/dz = g (1 - g) sum over d of dL/dy * mlp(h)`.
+fn shared_backward(
+    expert: &SharedExpert,
+    params: &BlockParams,
+    grads: &mut BlockGrads,
+    saved: Option<DenseSaved>,
+    h: &Tensor,
+    d_y: Tensor,
+    d_h: &mut Tensor,
+) {
+    let saved = saved.unwrap_or_else(|| dense::recompute(&expert.mlp, params, h));
+    let mut d_output = d_y;
+    if let Some(gate) = &expert.gate {
+        let g = params.project(gate, h).sigmoid();
+        let mut output = h.empty_like();
+        dense::finish(&expert.mlp, params, &saved, &mut output);
+        let kind = accumulate_kind(h.kind());
+        let d_g = (&d_output * output).sum_dim_intlist(-1_i64, true, kind);
+        let d_z = (d_g * (&g - &g * &g)).to_kind(h.kind());
+        params.add_project_backward(grads, gate, h, &d_z, d_h);
+        // It may be a part of the gradient of the residual stream, which others read.
+        d_output = &d_output * g;
+    }
+    let of_mlp = dense::backward(&expert.mlp, params, grads, saved, h, d_output);
+    let _ = d_h.g_add_(&of_mlp);
 }
 
 /// The gradient of the output of the experts from that of the result.

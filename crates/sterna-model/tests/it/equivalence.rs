@@ -17,8 +17,9 @@ const KEEP_ALL: Keep = Keep { attention: true, graph: true };
 /// One for each thing that ranks, groups or tiles could get wrong: nine query heads on three kv heads; biases; a window; one kv head for
 /// all ranks; norms on queries and keys over a head, over all heads, with a row or a tensor for each, and after the rotary embedding;
 /// softcaps; clamps; two rotary embeddings; norms on outputs; branches side by side; fused projections; trained activations; heads that
-/// differ between layers, and values that are keys; queries that grow with their position; gates on outputs; experts.
-const MODELS: [&str; 23] = [
+/// differ between layers, and values that are keys; queries that grow with their position; gates on outputs; experts, with one of all
+/// tokens.
+const MODELS: [&str; 25] = [
     "llama_tied",
     "llama_biased",
     "mistral_window",
@@ -39,7 +40,9 @@ const MODELS: [&str; 23] = [
     "muse_glimmer_text",
     "olmo",
     "olmo2",
+    "olmoe",
     "phi3",
+    "qwen2_moe",
     "qwen3_moe",
     "stablelm_parallel",
 ];
@@ -125,7 +128,7 @@ fn tiles_of_queries_change_nothing_but_the_order_of_sums() {
 /// The order of sums is that of the experts, whatever their groups.
 #[test]
 fn groups_of_experts_change_nothing() {
-    for name in ["mixtral", "qwen3_moe"] {
+    for name in ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe"] {
         let mut tiny = Tiny::fixture(name);
         for (tile_len, keep) in [(1 << 20, How::PLAIN.keep), (7, KEEP_ATTENTION), (5, KEEP_ALL)] {
             let how = How { tile_len, keep, ..How::PLAIN };

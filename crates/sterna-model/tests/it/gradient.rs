@@ -133,6 +133,18 @@ fn of_a_block_with_experts() {
     }
 }
 
+/// And one that all tokens take, behind a gate.
+#[test]
+fn of_a_block_with_a_shared_expert() {
+    let config = config(&json!({
+        "model_type": "qwen2_moe", "hidden_size": 12, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 4,
+        "shared_expert_intermediate_size": 5,
+    }));
+    for graph in [false, true] {
+        check_keeping(&config, Keep { attention: true, graph });
+    }
+}
+
 /// As a layer whose output goes through a norm before it joins the residual stream: what the norm reads is computed again, or kept.
 #[test]
 fn of_a_block_with_experts_and_a_norm_on_their_output() {
