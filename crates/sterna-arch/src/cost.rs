@@ -82,6 +82,14 @@ impl Layer {
         }
     }
 
+    /// Bytes of a token that a layer with experts keeps beside its input: which it takes, each a 16-bit integer.
+    pub fn route_bytes(&self) -> usize {
+        match &self.ffn {
+            Ffn::Dense(_) => 0,
+            Ffn::Moe(moe) => 2 * moe.num_experts_per_tok,
+        }
+    }
+
     fn num_output_norms(&self) -> usize {
         [&self.post_attention_norm, &self.post_ffn_norm].into_iter().flatten().count()
     }

@@ -22,7 +22,7 @@ use std::ops::Range;
 use sterna_arch::{Dense, Moe, SharedExpert};
 use sterna_ops::accumulate_kind;
 use sterna_ops::tile::tiles;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::BlockContext;
 use super::dense::{self, DenseSaved};
@@ -116,7 +116,8 @@ impl MoeSaved {
     }
 }
 
-/// The result, `[s, d]`, from `x` `[s, d]` and `o` `[s, n, h]`, and what a backward will read, if wanted.
+/// The result, `[s, d]`, from `x` `[s, d]` and `o` `[s, n, h]`, which experts each token takes ([`super::Kept::route`]), and what a
+/// backward will read, if wanted.
 pub(super) fn forward(
     ctx: &BlockContext<'_>,
     moe: &Moe,
@@ -125,7 +126,7 @@ pub(super) fn forward(
     x: &Tensor,
     o: &Tensor,
     save: bool,
-) -> Result<(Tensor, Option<MoeSaved>), ModelError> {
+) -> Result<(Tensor, Tensor, Option<MoeSaved>), ModelError> {
     let mut saved = route(ctx, moe, params, x, o);
     if !save {
         saved.before.iter_mut().for_each(|before| before.attended = None);
@@ -136,7 +137,8 @@ pub(super) fn forward(
         let _stage = Stage::Mlp.enter();
         mlp::after_ffn(ctx, params, &before.r, None, &mut part(&y, &tile));
     }
-    Ok((y, save.then_some(saved)))
+    let route = saved.routes.chosen.to_kind(Kind::Int16);
+    Ok((y, route, save.then_some(saved)))
 }
 
 /// Gives `d_o_of_tile` the gradient of each tile of `o` with its first token, and writes that of `x` `[s, d]` to `d_x`; weight gradients
@@ -192,7 +194,7 @@ pub(super) fn backward(
     Ok(())
 }
 
-/// Everything before the experts, and which of them each token takes.
+/// Everything before the experts, and which of them each token takes: those of the context, or the most probable.
 fn route(
     ctx: &BlockContext<'_>,
     moe: &Moe,
@@ -209,11 +211,16 @@ fn route(
         let mut h = part(&whole_h, &tile);
         h.copy_(&of_tile.h);
         let probs = probabilities(moe, params, &h);
-        let (top_of_tile, chosen_of_tile) = probs.topk(k, -1, true, true);
-        if let (Some(routing), true) = (ctx.routing, ctx.counts_routes) {
-            routing.count(tile.start, &probs, &chosen_of_tile);
-        }
-        top.push(top_of_tile);
+        let chosen_of_tile = if let Some(route) = ctx.route {
+            part(route, &tile).to_kind(Kind::Int64)
+        } else {
+            let (_, chosen) = probs.topk(k, -1, true, true);
+            if let Some(routing) = ctx.routing {
+                routing.count(tile.start, &probs, &chosen);
+            }
+            chosen
+        };
+        top.push(probs.gather(-1, &chosen_of_tile, false));
         chosen.push(chosen_of_tile);
         before.push_back(BeforeFfn { h, ..of_tile });
     }

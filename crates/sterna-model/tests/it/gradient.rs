@@ -53,7 +53,7 @@ fn check_keeping(config: &ModelConfig, keep: Keep) {
             qkv_tile_len: 3,
         },
         routing: None,
-        counts_routes: false,
+        route: None,
         mlp_tile_len: 4,
     };
     let x = Tensor::randn([7, arch.hidden_size as i64], F64);
