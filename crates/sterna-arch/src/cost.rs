@@ -12,7 +12,7 @@ impl Layer {
             Ffn::Dense(_) => all,
             Ffn::Moe(moe) => {
                 let of_expert: usize = moe.experts[0].linears().map(of).sum();
-                all - (moe.experts.len() - moe.num_experts_per_tok) * of_expert
+                all - (moe.experts.len() - moe.router.num_experts_per_tok) * of_expert
             }
         }
     }
@@ -55,7 +55,7 @@ impl Layer {
             // Rows that experts read and give: with the MLP's tensors, or with the gradient of their weights.
             Ffn::Moe(moe) => {
                 let shared = moe.shared.as_ref().map_or(0, |shared| shared.mlp.intermediate_size);
-                let (rows, f) = (moe.num_experts_per_tok * d, f - shared);
+                let (rows, f) = (moe.router.num_experts_per_tok * d, f - shared);
                 let of_experts = (2 * rows + widths * f).max(4 * rows + (widths - 2) * f);
                 of_experts.max(d + widths * shared) + 2 * moe.experts.len()
             }
@@ -77,7 +77,7 @@ impl Layer {
         match &self.ffn {
             Ffn::Dense(_) => 0,
             Ffn::Moe(moe) => {
-                2 * moe.num_experts_per_tok * self.hidden_size() + 2 * moe.experts.len()
+                2 * moe.router.num_experts_per_tok * self.hidden_size() + 2 * moe.experts.len()
             }
         }
     }
@@ -86,7 +86,7 @@ impl Layer {
     pub fn route_bytes(&self) -> usize {
         match &self.ffn {
             Ffn::Dense(_) => 0,
-            Ffn::Moe(moe) => 2 * moe.num_experts_per_tok,
+            Ffn::Moe(moe) => 2 * moe.router.num_experts_per_tok,
         }
     }
 

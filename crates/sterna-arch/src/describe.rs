@@ -7,11 +7,11 @@ use crate::config::{layers, rope_section};
 use crate::error::Result;
 use crate::families::{
     EmbeddingScale, Experts, Family, Fused, LogitsScale, Mlp, NormEps, NormParams, QkNorms, Scale,
-    Setting, Shared,
+    Setting, Shared, SharedSize, SparseLayers,
 };
 use crate::layer::{
-    Activation, Architecture, Attention, Dense, Elementwise, Embed, Ffn, Head, Layer, Linear, Moe,
-    Norm, NormKind, QkNorm, QkNormWidth, SharedExpert,
+    Activation, Architecture, Attention, Dense, Elementwise, Embed, ExpertGroups, Ffn, Head, Layer,
+    Linear, Moe, Norm, NormKind, QkNorm, QkNormWidth, Router, SharedExpert, TopkNorm,
 };
 use crate::parameters::{Init, ParamSpec};
 use crate::wrappers::Names;
@@ -151,7 +151,9 @@ struct ExpertsOfModel {
     num: usize,
     num_per_tok: usize,
     intermediate_size: usize,
-    norm_topk_prob: bool,
+    expert_groups: Option<ExpertGroups>,
+    topk_norm: Option<TopkNorm>,
+    scale: f64,
     /// With its width.
     shared: Option<(&'static Shared, usize)>,
     /// Of each layer.
@@ -380,7 +382,9 @@ impl Facts {
 
     fn ffn(&self, params: &mut Params, layer_idx: usize) -> Ffn {
         match &self.experts {
-            Some(experts) if experts.is_sparse[layer_idx] => Ffn::Moe(self.moe(params, experts)),
+            Some(experts) if experts.is_sparse[layer_idx] => {
+                Ffn::Moe(Box::new(self.moe(params, experts)))
+            }
             _ => Ffn::Dense(self.dense(params)),
         }
     }
@@ -388,7 +392,21 @@ impl Facts {
     fn moe(&self, params: &mut Params, experts: &ExpertsOfModel) -> Moe {
         let (d, normal) = (self.hidden_size, self.normal());
         let names = &experts.facts;
-        let router = params.linear(names.router, experts.num, d, false, normal);
+        let of_router = &names.router;
+        let router = Router {
+            map: params.linear(of_router.name, experts.num, d, false, normal),
+            scores: of_router.scores,
+            is_fp32: of_router.is_fp32,
+            correction_bias: of_router.correction_bias.map(|name| {
+                let bias = params.buffer(name, &[experts.num], 0.0);
+                params.specs[bias].is_fp32 = true;
+                bias
+            }),
+            expert_groups: experts.expert_groups,
+            num_experts_per_tok: experts.num_per_tok,
+            topk_norm: experts.topk_norm,
+            scale: experts.scale,
+        };
         let expert = |expert_idx: usize| {
             let name = format!("{}.{expert_idx}", names.list);
             self.expert(params, &name, names.projections, experts.intermediate_size)
@@ -398,14 +416,7 @@ impl Facts {
             mlp: self.expert(params, facts.name, ["gate_proj", "up_proj", "down_proj"], f),
             gate: facts.gate.map(|gate| params.linear(gate, 1, d, false, normal)),
         });
-        Moe {
-            router,
-            experts: all,
-            groups: std::iter::once(0..experts.num).collect(),
-            num_experts_per_tok: experts.num_per_tok,
-            norm_topk_prob: experts.norm_topk_prob,
-            shared,
-        }
+        Moe { router, experts: all, groups: std::iter::once(0..experts.num).collect(), shared }
     }
 
     fn expert(&self, params: &mut Params, name: &str, projections: [&str; 3], f: usize) -> Dense {
@@ -610,61 +621,114 @@ fn experts(reader: &Reader<'_>, facts: &'static Experts) -> Result<Option<Expert
     if num == 0 {
         return Ok(None);
     }
-    let num_per_tok = reader.or("num_experts_per_tok", facts.num_per_tok, Reader::size)?;
+    let size = |(key, default): (&str, Option<usize>)| match default {
+        Some(default) => reader.or(key, default, Reader::size),
+        None => reader.required(key, Reader::size),
+    };
+    let num_per_tok = size(facts.num_per_tok)?;
     if num_per_tok > num {
         let required = format!("at most the `{num}` experts");
-        return Err(reader.wrong("num_experts_per_tok", &Value::from(num_per_tok), required));
+        return Err(reader.wrong(facts.num_per_tok.0, &Value::from(num_per_tok), required));
     }
-    let num_layers = reader.required("num_hidden_layers", Reader::num_layers)?;
-    let is_sparse = if facts.may_be_dense {
-        let step = reader.or("decoder_sparse_step", 1, Reader::size)?;
-        let none = Value::Array(Vec::new());
-        let dense = reader.get("mlp_only_layers").unwrap_or(&none);
-        let required = "a list of numbers of layers";
-        let numbers = dense.as_array().and_then(|list| list.iter().map(Value::as_u64).collect());
-        let dense: Vec<u64> =
-            numbers.ok_or_else(|| reader.wrong("mlp_only_layers", dense, required))?;
-        let is_sparse = |layer_idx: usize| {
-            !dense.contains(&(layer_idx as u64)) && (layer_idx + 1).is_multiple_of(step)
-        };
-        (0..num_layers).map(is_sparse).collect()
-    } else {
-        vec![true; num_layers]
+    let intermediate_size = size(facts.intermediate_size)?;
+    let shared = match &facts.shared {
+        Some(shared) => {
+            let width = match shared.intermediate_size {
+                SharedSize::Key(key, default) => reader.or(key, default, Reader::size)?,
+                SharedSize::Experts(key, default) => size((key, default))? * intermediate_size,
+            };
+            Some((shared, width))
+        }
+        None => None,
     };
-    let (width, default) = facts.intermediate_size;
+    let router = &facts.router;
+    let norm_topk_prob = match router.norm_topk_prob {
+        Setting::Never => false,
+        Setting::Always => true,
+        Setting::Key(key, default) => reader.flag(key, default)?,
+    };
     Ok(Some(ExpertsOfModel {
         facts,
         num,
         num_per_tok,
-        intermediate_size: match default {
-            Some(default) => reader.or(width, default, Reader::size)?,
-            None => reader.required(width, Reader::size)?,
+        intermediate_size,
+        expert_groups: if router.has_groups {
+            expert_groups(reader, num, num_per_tok)?
+        } else {
+            None
         },
-        norm_topk_prob: match facts.norm_topk_prob {
-            Setting::Never => false,
-            Setting::Always => true,
-            Setting::Key(key, default) => reader.flag(key, default)?,
+        topk_norm: norm_topk_prob.then_some(TopkNorm { added: router.norm_added, least: 0.0 }),
+        scale: match router.scale {
+            Some((key, default)) => reader.or(key, default, Reader::positive)?,
+            None => 1.0,
         },
-        shared: match &facts.shared {
-            Some(shared) => {
-                let (key, default) = shared.intermediate_size;
-                Some((shared, reader.or(key, default, Reader::size)?))
-            }
-            None => None,
-        },
-        is_sparse,
+        shared,
+        is_sparse: sparse_layers(reader, facts)?,
     }))
+}
+
+/// `None` where one group has all experts.
+fn expert_groups(
+    reader: &Reader<'_>,
+    num_experts: usize,
+    num_per_tok: usize,
+) -> Result<Option<ExpertGroups>> {
+    let num = reader.or("n_group", 1, Reader::size)?;
+    let num_chosen = reader.or("topk_group", 1, Reader::size)?;
+    if num_chosen > num {
+        let required = format!("at most n_group `{num}`");
+        return Err(reader.wrong("topk_group", &Value::from(num_chosen), required));
+    }
+    if num == num_chosen {
+        return Ok(None);
+    }
+    if !num_experts.is_multiple_of(num) || num_experts / num < 2 {
+        let required = format!("a divisor of the `{num_experts}` experts that leaves two a group");
+        return Err(reader.wrong("n_group", &Value::from(num), required));
+    }
+    if num_experts / num * num_chosen < num_per_tok {
+        let required = format!("groups that have the `{num_per_tok}` experts of a token");
+        return Err(reader.wrong("topk_group", &Value::from(num_chosen), required));
+    }
+    Ok(Some(ExpertGroups { num, num_chosen }))
+}
+
+/// Whether each layer has experts.
+fn sparse_layers(reader: &Reader<'_>, facts: &Experts) -> Result<Vec<bool>> {
+    let num_layers = reader.required("num_hidden_layers", Reader::num_layers)?;
+    Ok(match facts.layers {
+        SparseLayers::All => vec![true; num_layers],
+        SparseLayers::AllButFirst(default) => {
+            let first = reader.or("first_k_dense_replace", default, Reader::count)?;
+            (0..num_layers).map(|layer_idx| layer_idx >= first).collect()
+        }
+        SparseLayers::Stepped => {
+            let step = reader.or("decoder_sparse_step", 1, Reader::size)?;
+            let none = Value::Array(Vec::new());
+            let dense = reader.get("mlp_only_layers").unwrap_or(&none);
+            let required = "a list of numbers of layers";
+            let numbers =
+                dense.as_array().and_then(|list| list.iter().map(Value::as_u64).collect());
+            let dense: Vec<u64> =
+                numbers.ok_or_else(|| reader.wrong("mlp_only_layers", dense, required))?;
+            let is_sparse = |layer_idx: usize| {
+                !dense.contains(&(layer_idx as u64)) && (layer_idx + 1).is_multiple_of(step)
+            };
+            (0..num_layers).map(is_sparse).collect()
+        }
+    })
 }
 
 /// Transformers adds that loss where a config has routers give their logits.
 fn router_aux_loss_coef(reader: &Reader<'_>, facts: &Facts) -> Result<Option<f64>> {
     let experts = facts.experts.as_ref().filter(|experts| experts.is_sparse.contains(&true));
-    let Some(experts) = experts else { return Ok(None) };
+    let default = experts.and_then(|experts| experts.facts.aux_loss_coef);
+    let Some(default) = default else { return Ok(None) };
     if !reader.flag("output_router_logits", false)? {
         return Ok(None);
     }
     // Transformers fails at `null`, which is no default there.
-    let (key, default) = ("router_aux_loss_coef", experts.facts.aux_loss_coef);
+    let key = "router_aux_loss_coef";
     let coef = reader.entry(key).map_or(Ok(default), |value| reader.non_negative(key, value))?;
     Ok(Some(coef).filter(|coef| *coef > 0.0))
 }

@@ -7,6 +7,7 @@ mod apertus;
 mod arcee;
 mod cohere;
 mod cohere2;
+mod dots1;
 mod ernie4_5;
 mod exaone4;
 mod gemma;
@@ -15,6 +16,7 @@ mod gemma3_text;
 mod gemma4_text;
 mod glm;
 mod glm4;
+mod glm4_moe;
 mod granite;
 mod helium;
 mod hunyuan_v1_dense;
@@ -41,7 +43,7 @@ mod vaultgemma;
 
 use std::fmt;
 
-use crate::layer::{NormKind, QkNormWidth};
+use crate::layer::{NormKind, QkNormWidth, RouterScores};
 use crate::rope::RopeLayout;
 use crate::wrappers::Wrapper;
 
@@ -259,6 +261,13 @@ pub(crate) enum Windows {
     AllIfUsed,
     /// Where `use_sliding_window` is on, those of `layer_types`, or from `max_window_layers` on; of 4,096 tokens where none is given.
     Chosen,
+    /// Those of `layer_types`, or from `max_window_layers` on, if `sliding_window` is a number.
+    From {
+        /// Of so many tokens where `sliding_window` is missing.
+        default: usize,
+        /// The first where `max_window_layers` is missing.
+        first: usize,
+    },
     /// Where `use_sliding_window` is on and `sliding_window` a number, those of `layer_types`, or those that are not rotated.
     NotRotated,
     /// Those of `layer_types`, or all but every `every`-th, which a `sliding_window_pattern` may change.
@@ -378,37 +387,85 @@ pub(crate) enum Mlp {
 pub(crate) struct Experts {
     /// The key of how many there are, and its default.
     pub(crate) num: (&'static str, usize),
-    /// How many a token takes where the config does not say it.
-    pub(crate) num_per_tok: usize,
+    /// The key of how many a token takes, and its default; `None` where a config has to say it.
+    pub(crate) num_per_tok: (&'static str, Option<usize>),
     /// The key of their width, and its default; `None` where a config has to say it.
     pub(crate) intermediate_size: (&'static str, Option<usize>),
-    pub(crate) norm_topk_prob: Setting,
-    /// Whether `mlp_only_layers` and `decoder_sparse_step` leave layers without.
-    pub(crate) may_be_dense: bool,
-    pub(crate) router: &'static str,
+    /// Which layers have them.
+    pub(crate) layers: SparseLayers,
+    pub(crate) router: RouterFacts,
     /// The list of experts.
     pub(crate) list: &'static str,
     /// Gate, up and down of an expert.
     pub(crate) projections: [&'static str; 3],
     /// What all tokens go through beside their experts.
     pub(crate) shared: Option<Shared>,
-    /// What the auxiliary loss of routers is multiplied by where a config does not say it.
-    pub(crate) aux_loss_coef: f64,
+    /// What the auxiliary loss of routers is multiplied by where a config does not say it; `None` for a class without that loss.
+    pub(crate) aux_loss_coef: Option<f64>,
 }
 
 impl Experts {
     /// Those of Qwen, which most classes took over.
     const USUAL: Self = Self {
         num: ("num_experts", 0),
-        num_per_tok: 0,
+        num_per_tok: ("num_experts_per_tok", None),
         intermediate_size: ("moe_intermediate_size", None),
-        norm_topk_prob: Setting::Key("norm_topk_prob", false),
-        may_be_dense: false,
-        router: "mlp.gate",
+        layers: SparseLayers::All,
+        router: RouterFacts::SOFTMAX,
         list: "mlp.experts",
         projections: ["gate_proj", "up_proj", "down_proj"],
         shared: None,
-        aux_loss_coef: 0.001,
+        aux_loss_coef: Some(0.001),
+    };
+}
+
+/// Which layers have experts.
+#[derive(Debug, PartialEq)]
+pub(crate) enum SparseLayers {
+    All,
+    /// Every `decoder_sparse_step`-th, without those of `mlp_only_layers`.
+    Stepped,
+    /// All but the first `first_k_dense_replace`; with its default.
+    AllButFirst(usize),
+}
+
+/// A router, and the names of what it has.
+#[derive(Debug, PartialEq)]
+pub(crate) struct RouterFacts {
+    pub(crate) name: &'static str,
+    pub(crate) scores: RouterScores,
+    pub(crate) is_fp32: bool,
+    /// A buffer for the choice alone.
+    pub(crate) correction_bias: Option<&'static str>,
+    /// Whether `n_group` and `topk_group` choose among groups first.
+    pub(crate) has_groups: bool,
+    /// Whether scores of the chosen are divided by their sum, and what is added to that.
+    pub(crate) norm_topk_prob: Setting,
+    pub(crate) norm_added: f64,
+    /// A key for what the weights are multiplied by, and its default.
+    pub(crate) scale: Option<(&'static str, f64)>,
+}
+
+impl RouterFacts {
+    const SOFTMAX: Self = Self {
+        name: "mlp.gate",
+        scores: RouterScores::Softmax,
+        is_fp32: false,
+        correction_bias: None,
+        has_groups: false,
+        norm_topk_prob: Setting::Key("norm_topk_prob", false),
+        norm_added: 0.0,
+        scale: None,
+    };
+    /// `DeepSeek` 3's, which many classes took over.
+    const SIGMOID: Self = Self {
+        scores: RouterScores::Sigmoid,
+        is_fp32: true,
+        correction_bias: Some("mlp.gate.e_score_correction_bias"),
+        has_groups: true,
+        norm_added: 1e-20,
+        scale: Some(("routed_scaling_factor", 1.0)),
+        ..Self::SOFTMAX
     };
 }
 
@@ -418,8 +475,16 @@ pub(crate) struct Shared {
     pub(crate) name: &'static str,
     /// A map to one number whose sigmoid multiplies its output.
     pub(crate) gate: Option<&'static str>,
-    /// The key of its width, and its default.
-    pub(crate) intermediate_size: (&'static str, usize),
+    pub(crate) intermediate_size: SharedSize,
+}
+
+/// The width of such an expert.
+#[derive(Debug, PartialEq)]
+pub(crate) enum SharedSize {
+    /// A key, and its default.
+    Key(&'static str, usize),
+    /// That of so many experts, by a key and its default; `None` where a config has to say it.
+    Experts(&'static str, Option<usize>),
 }
 
 /// What rows of the embedding are multiplied by.
@@ -450,6 +515,7 @@ pub(crate) static ALL: &[&Family] = &[
     &arcee::ARCEE,
     &cohere::COHERE,
     &cohere2::COHERE2,
+    &dots1::DOTS1,
     &ernie4_5::ERNIE4_5,
     &exaone4::EXAONE4,
     &gemma::GEMMA,
@@ -458,6 +524,7 @@ pub(crate) static ALL: &[&Family] = &[
     &gemma4_text::GEMMA4_TEXT,
     &glm::GLM,
     &glm4::GLM4,
+    &glm4_moe::GLM4_MOE,
     &granite::GRANITE,
     &helium::HELIUM,
     &hunyuan_v1_dense::HUNYUAN_V1_DENSE,

@@ -17,6 +17,7 @@ mod attention;
 mod dense;
 mod mlp;
 mod moe;
+mod router;
 
 use std::collections::VecDeque;
 

@@ -25,9 +25,9 @@ pub(super) const OLMOE: Family = Family {
     heads_fill_hidden: true,
     experts: Some(Experts {
         num: ("num_experts", 64),
-        num_per_tok: 8,
+        num_per_tok: ("num_experts_per_tok", Some(8)),
         intermediate_size: ("intermediate_size", None),
-        aux_loss_coef: 0.01,
+        aux_loss_coef: Some(0.01),
         ..Experts::USUAL
     }),
     ..Family::USUAL

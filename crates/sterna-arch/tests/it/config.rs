@@ -110,8 +110,13 @@ fn check_experts(name: &str, arch: &Architecture, case: &Value) {
         assert_eq!(is_sparse, true, "{name}");
         assert_eq!(moe.experts.len() as u64, case["num_experts"].as_u64().unwrap(), "{name}");
         let num_per_tok = case["num_experts_per_tok"].as_u64().unwrap();
-        assert_eq!(moe.num_experts_per_tok as u64, num_per_tok, "{name}");
-        assert_eq!(moe.norm_topk_prob, case["norm_topk_prob"], "{name}");
+        let router = &moe.router;
+        assert_eq!(router.num_experts_per_tok as u64, num_per_tok, "{name}");
+        assert_eq!(router.topk_norm.is_some(), case["norm_topk_prob"], "{name}");
+        let scale = case["routed_scaling_factor"].as_f64().unwrap_or(1.0);
+        assert_eq!(router.scale, scale, "{name}");
+        let groups = router.expert_groups.map(|groups| json!([groups.num, groups.num_chosen]));
+        assert_eq!(groups.unwrap_or_default(), case["expert_groups"], "{name}");
     }
 }
 
@@ -683,7 +688,7 @@ fn routers_are_balanced_where_a_config_says_so() {
         config["num_experts_per_tok"] = json!(2);
         parse(&config).map(|config| config.arch.router_aux_loss_coef)
     };
-    for model_type in ["mixtral", "qwen3_moe"] {
+    for model_type in ["mixtral", "qwen2_moe", "qwen3_moe"] {
         for (keys, coef) in [
             (json!({}), None),
             (json!({"router_aux_loss_coef": 0.5}), None),
