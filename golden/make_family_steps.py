@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from checkpoint_names import as_in_checkpoint
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -321,6 +322,17 @@ FAMILIES_4 = {
         max_window_layers=1,
         **NO_PAD,
     ),
+    # The first layer has no experts.
+    "ernie4_5_moe": dict(
+        BASE,
+        **TIED,
+        **WIDE,
+        moe_intermediate_size=5,
+        moe_num_experts=5,
+        moe_k=2,
+        moe_num_shared_experts=1,
+    ),
+    "hunyuan_v1_moe": dict(BASE, **WIDE, intermediate_size=6, num_experts=5, moe_topk=2),
     "mixtral": dict(
         BASE, head_dim=4, intermediate_size=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=7, **NO_PAD
     ),
@@ -366,6 +378,10 @@ FAMILIES_5 = {
         ),
         use_bidirectional_attention="vision",
     ),
+    # Half of a head rotates.
+    "minimax_m2": dict(
+        BASE_5, **WIDE, intermediate_size=6, num_local_experts=5, num_experts_per_tok=2, rotary_dim=4, **NO_PAD
+    ),
     # A sliding layer, and full layers with and without rotary embeddings.
     "muse_glimmer_text": dict(
         BASE_5,
@@ -402,9 +418,12 @@ NORMS_OF_ONE_MORE = ("gemma", "gemma2", "gemma3_text", "nemotron", "vaultgemma")
 SEEDS = {
     "cohere2": SEED + 2,
     "dots1": SEED + 14,
+    "ernie4_5_moe": SEED + 21,
     "ernie4_5": SEED + 1,
     "gemma4_text": SEED + 1,
     "glm4_moe": SEED + 16,
+    "hunyuan_v1_moe": SEED + 25,
+    "minimax_m2": SEED + 14,
     "mixtral": SEED + 24,
     "olmo": SEED + 1,
     "olmoe": SEED + 6,
@@ -434,6 +453,9 @@ class Decoder:
             )
         self.config = config
         self.model = make.from_config(whole, dtype=dtype, attn_implementation="eager").eval()
+        if hasattr(self.model, "set_experts_implementation"):
+            # Grouped products need wider rows on a CPU.
+            self.model.set_experts_implementation("eager")
         for name, buffer in self.model.named_buffers():
             # Those of Apertus are made in bf16, and are read from the checkpoint.
             assert not buffer.is_floating_point() or buffer.dtype == dtype or ".act_fn." in name, (name, buffer.dtype)
@@ -451,13 +473,21 @@ class Decoder:
         """Parameters, and what else a checkpoint holds."""
         in_checkpoint = self.model.state_dict().keys()
         others = [*self.model.named_buffers(), *((n, p) for n, p in self.model.named_parameters() if not p.requires_grad)]
-        return self.params() | dict(self._named((name, value) for name, value in others if name in in_checkpoint))
+        others = dict(self._named((name, value) for name, value in others if name in in_checkpoint))
+        return self._in_checkpoint(self.params() | others)
+
+    def trained(self):
+        """Parameters, by the names of a checkpoint."""
+        return self._in_checkpoint(self.params())
+
+    def _in_checkpoint(self, tensors):
+        return as_in_checkpoint({name: value.data for name, value in tensors.items()}, self.config.model_type)
 
     def load(self, tensors):
         own = self.tensors()
         assert own.keys() == tensors.keys(), own.keys() ^ tensors.keys()
         for name, value in own.items():
-            value.data.copy_(tensors[name])
+            value.copy_(tensors[name])
 
     def logits(self, input_ids, **kwargs):
         return self.model(input_ids=input_ids, use_cache=False, **kwargs).logits
@@ -465,7 +495,7 @@ class Decoder:
     def balance(self, input_ids):
         """The auxiliary loss, times its coefficient."""
         out = self.model(input_ids=input_ids, use_cache=False, output_router_logits=True)
-        num_experts, top_k = self.model.num_experts, self.config.num_experts_per_tok
+        num_experts, top_k = self.model.num_experts, self.model.num_experts_per_tok
         return ROUTER_AUX_LOSS_COEF * load_balancing_loss_func(out.router_logits, num_experts, top_k)
 
     def is_balanced(self):
@@ -520,8 +550,8 @@ def random_weights(decoder, generator):
 def train(decoder, data, is_padded=False, is_balanced=False):
     """Losses, norms of gradients, changes of parameters; all chats in a forward of their own, or in one batch. For a mixture of
     experts also how far apart, at the least, the scores of a chosen and of another expert are, and all choices."""
-    initial = {name: param.detach().clone() for name, param in decoder.params().items()}
-    is_exempt = {name: any(part in name.lower() for part in NO_DECAY) for name in initial}
+    initial = {name: value.clone() for name, value in decoder.trained().items()}
+    is_exempt = {name: any(part in name.lower() for part in NO_DECAY) for name in decoder.params()}
     groups = [
         dict(params=[p for name, p in decoder.params().items() if is_exempt[name] == exempt], weight_decay=weight_decay)
         for exempt, weight_decay in [(False, WEIGHT_DECAY), (True, 0.0)]
@@ -557,7 +587,7 @@ def train(decoder, data, is_padded=False, is_balanced=False):
         losses.append(loss)
         norms.append(sum(grad.double().square().sum().item() for grad in grads) ** 0.5)
         optimizer.step()
-    deltas = {name: param.detach() - initial[name] for name, param in decoder.params().items()}
+    deltas = {name: value - initial[name] for name, value in decoder.trained().items()}
     return dict(losses=losses, grad_norms=norms, deltas=deltas, gap=min(watched.gaps, default=None), choices=watched.choices)
 
 
@@ -618,6 +648,8 @@ def reread(folder):
         assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
         # From_pretrained leaves the parameters of Apertus's activation in the bf16 that its class makes them in.
         model = model.eval().to(FP32)
+        if hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation("eager")
         return lambda ids: model(input_ids=ids, use_cache=False).logits
     decoder = Decoder(config, FP32)
     decoder.load({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
@@ -654,7 +686,7 @@ def make(model_type, data):
 
     found = train(decoder, data)
     after = last_logits(decoder, data)
-    buffers = decoder.tensors().keys() - decoder.params().keys()
+    buffers = decoder.tensors().keys() - decoder.trained().keys()
     assert all(torch.equal(decoder.tensors()[name], weights[name]) for name in buffers)
 
     # In fp32 too, with sums in another order.

@@ -110,6 +110,8 @@ OLMOE = {"model_type": "olmoe", "num_experts": 4, "num_experts_per_tok": 2}
 QWEN2_MOE = {**QWEN3_MOE, "model_type": "qwen2_moe", "shared_expert_intermediate_size": 40}
 GLM4_MOE = {"model_type": "glm4_moe", "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 DOTS1 = {**GLM4_MOE, "model_type": "dots1", "n_shared_experts": 1}
+ERNIE4_5_MOE = {"model_type": "ernie4_5_moe", "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24}
+HUNYUAN_V1_MOE = {"model_type": "hunyuan_v1_moe", "head_dim": 16}
 MIXTRAL = {"model_type": "mixtral", "num_local_experts": 3}
 SLIDING, FULL = "sliding_attention", "full_attention"
 MIXED = {"layer_types": [FULL, SLIDING, FULL], "sliding_window": 6}
@@ -246,6 +248,11 @@ MORE_CASES = [
     ("dots1, groups, a factor", {**DOTS1, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5, "head_dim": 24}),
     ("dots1, a window from a layer on", {**DOTS1, "sliding_window": 6, "max_window_layers": 1}),
     ("dots1, no window", {**DOTS1, "sliding_window": None, "max_window_layers": 1}),
+    ("ernie4_5_moe", {"model_type": "ernie4_5_moe", "num_hidden_layers": 2}),
+    ("ernie4_5_moe, every second from the third to the fifth, untied", {**ERNIE4_5_MOE, "num_hidden_layers": 8, "moe_layer_start_index": 2, "moe_layer_end_index": 5, "moe_layer_interval": 2, "tie_word_embeddings": False}),
+    ("ernie4_5_moe, no shared experts, balanced", {**ERNIE4_5_MOE, "moe_num_shared_experts": 0, "output_router_logits": True}),
+    ("hunyuan_v1_moe", {**HUNYUAN_V1_MOE, "num_hidden_layers": 1}),
+    ("hunyuan_v1_moe, lists, biases, tied, alpha", {**HUNYUAN_V1_MOE, "num_experts": [4, 4, 4], "moe_topk": [2, 2, 2], "attention_bias": True, "tie_word_embeddings": True, "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}}),
     ("mixtral", {"model_type": "mixtral"}),
     ("mixtral, window", {**MIXTRAL, "sliding_window": 6}),
     ("mixtral, head_dim, tied", {**MIXTRAL, "head_dim": 24, "tie_word_embeddings": True, "num_experts_per_tok": 1}),
@@ -290,7 +297,7 @@ def facts(name, given, config, model):
         "name": name,
         "config": given,
         # A tied head is not a parameter of its own.
-        "parameters": [[key, list(value.shape)] for key, value in model.named_parameters()],
+        "parameters": [[key, list(value.shape)] for key, value in model.named_parameters() if value.requires_grad],
         "sliding_window": [window(config, layer.self_attn) for layer in layers],
         "is_rotated": [bool(getattr(layer.self_attn, "use_rope", True)) for layer in layers],
         "multipliers": [
@@ -307,7 +314,7 @@ def facts(name, given, config, model):
         "rope_theta": config.rope_theta,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_id,
-        "num_parameters": model.num_parameters(),
+        "num_parameters": sum(value.numel() for value in model.parameters() if value.requires_grad),
     }
 
 
@@ -389,6 +396,7 @@ def more_facts(config, model):
     # Tensors of a checkpoint that are not trained.
     state = model.state_dict()
     buffers = [[key, list(value.shape)] for key, value in model.named_buffers() if key in state]
+    buffers += [[key, list(value.shape)] for key, value in model.named_parameters() if not value.requires_grad]
     if buffers:
         found["buffers"] = buffers
     return found

@@ -392,6 +392,29 @@ CASES = {
         ),
         [10, 6],
     ),
+    # A bias for the choice, and a shared expert.
+    "ernie4_5_moe": (
+        "ernie4_5_moe",
+        dict(
+            BASE,
+            **TIED,
+            intermediate_size=12,
+            output_router_logits=True,
+            router_aux_loss_coef=0.5,
+            moe_intermediate_size=5,
+            moe_num_experts=5,
+            moe_k=2,
+            moe_num_shared_experts=2,
+            moe_layer_start_index=1,
+            pad_token_id=3,
+        ),
+        [10, 6],
+    ),
+    "hunyuan_v1_moe": (
+        "hunyuan_v1_moe",
+        dict(BASE, intermediate_size=8, head_dim=8, num_experts=5, moe_topk=2, attention_bias=True, pad_token_id=3),
+        [10, 6],
+    ),
     "mixtral": ("mixtral", dict(MIXTRAL, sliding_window=5, pad_token_id=3), [10, 6]),
     # No token chooses one of the experts.
     "mixtral_idle": (
@@ -409,6 +432,8 @@ EAGER_ONLY = ("gemma2", "vaultgemma")
 SEEDS = {
     # With the usual seed transformers' own bf16 errors are a third smaller than with six others.
     "ernie4_5": 11,
+    "ernie4_5_moe": 20261217,
+    "hunyuan_v1_moe": 20261149,
     "dots1": 20261462,
     "glm4_moe": 20261220,
     "qwen3_moe": 20263093,
@@ -428,6 +453,8 @@ def randomize(model, generator):
         noise = torch.randn(param.shape, generator=generator)
         if "norm" in name and name.endswith(".weight"):
             value = centre + 0.2 * noise
+        elif name.endswith("e_score_correction_bias"):
+            continue
         elif ".act_fn." in name:
             # The parameters of an activation stay near to where its class begins.
             value = param.data + 0.2 * noise
@@ -453,7 +480,8 @@ def new_model(config, attn_implementation):
 
 def choices_of(router_logits, config):
     """The experts of each token; their order has no effect."""
-    return [logits.topk(config.num_experts_per_tok).indices.sort().values for logits in router_logits]
+    k = getattr(config, "moe_k", None) or getattr(config, "num_experts_per_tok", None)
+    return [logits.topk(k).indices.sort().values for logits in router_logits]
 
 
 def run(model, input_ids, shift_labels, lengths):
@@ -493,6 +521,7 @@ def run(model, input_ids, shift_labels, lengths):
     grads = {
         name: torch.zeros_like(param) if param.grad is None else param.grad.detach().clone()
         for name, param in model.named_parameters()
+        if param.requires_grad
     }
     return torch.cat(logits), loss, grads, aux_loss, router_logits
 
@@ -522,6 +551,11 @@ def make(name, model_type, overrides, lengths):
 
     # How far transformers' own bf16 is from its fp32: what a bf16 implementation may be off by.
     half = new_model(config, "eager" if model_type in EAGER_ONLY else "sdpa").to(torch.bfloat16)
+    if model_type == "ernie4_5_moe":
+        # As from_pretrained has it.
+        for key, module in half.named_modules():
+            if key.endswith((".gate", ".moe_statics")):
+                module.float()
     for key, value in half.state_dict().items():
         if key in weights:
             value.copy_(weights[key])

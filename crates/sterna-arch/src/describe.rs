@@ -397,8 +397,8 @@ impl Facts {
             map: params.linear(of_router.name, experts.num, d, false, normal),
             scores: of_router.scores,
             is_fp32: of_router.is_fp32,
-            correction_bias: of_router.correction_bias.map(|name| {
-                let bias = params.buffer(name, &[experts.num], 0.0);
+            correction_bias: of_router.correction_bias.map(|(name, shape)| {
+                let bias = params.buffer(name, &[shape, &[experts.num]].concat(), 0.0);
                 params.specs[bias].is_fp32 = true;
                 bias
             }),
@@ -617,13 +617,17 @@ fn experts(reader: &Reader<'_>, facts: &'static Experts) -> Result<Option<Expert
     let (key, default) = facts.num;
     // Transformers 5 writes the one name for all classes.
     let key = [key, "num_local_experts"].into_iter().find(|key| reader.get(key).is_some());
-    let num = key.map_or(Ok(default), |key| reader.or(key, default, Reader::num_experts))?;
+    let num = key.map_or(Ok(default), |key| {
+        let value = alike(reader, key)?;
+        value.map_or(Ok(default), |value| reader.num_experts(key, value))
+    })?;
     if num == 0 {
         return Ok(None);
     }
-    let size = |(key, default): (&str, Option<usize>)| match default {
-        Some(default) => reader.or(key, default, Reader::size),
-        None => reader.required(key, Reader::size),
+    let size = |(key, default): (&str, Option<usize>)| match (alike(reader, key)?, default) {
+        (Some(value), _) => reader.size(key, value),
+        (None, Some(default)) => Ok(default),
+        (None, None) => reader.required(key, Reader::size),
     };
     let num_per_tok = size(facts.num_per_tok)?;
     if num_per_tok > num {
@@ -634,10 +638,12 @@ fn experts(reader: &Reader<'_>, facts: &'static Experts) -> Result<Option<Expert
     let shared = match &facts.shared {
         Some(shared) => {
             let width = match shared.intermediate_size {
-                SharedSize::Key(key, default) => reader.or(key, default, Reader::size)?,
+                SharedSize::Key(key, default) => size((key, Some(default)))?,
+                // Of some classes there may be none.
+                SharedSize::Experts(key, _) if reader.get(key).is_some_and(|num| num == 0) => 0,
                 SharedSize::Experts(key, default) => size((key, default))? * intermediate_size,
             };
-            Some((shared, width))
+            Some((shared, width)).filter(|(_, width)| *width > 0)
         }
         None => None,
     };
@@ -657,7 +663,15 @@ fn experts(reader: &Reader<'_>, facts: &'static Experts) -> Result<Option<Expert
         } else {
             None
         },
-        topk_norm: norm_topk_prob.then_some(TopkNorm { added: router.norm_added, least: 0.0 }),
+        topk_norm: if norm_topk_prob {
+            let least = match router.norm_least {
+                Some((key, default)) => reader.or(key, default, Reader::non_negative)?,
+                None => 0.0,
+            };
+            Some(TopkNorm { added: router.norm_added, least })
+        } else {
+            None
+        },
         scale: match router.scale {
             Some((key, default)) => reader.or(key, default, Reader::positive)?,
             None => 1.0,
@@ -665,6 +679,18 @@ fn experts(reader: &Reader<'_>, facts: &'static Experts) -> Result<Option<Expert
         shared,
         is_sparse: sparse_layers(reader, facts)?,
     }))
+}
+
+/// A number, or the one that a list has for every layer.
+fn alike<'v>(reader: &Reader<'v>, key: &str) -> Result<Option<&'v Value>> {
+    let Some(value) = reader.get(key) else { return Ok(None) };
+    let Some([first, others @ ..]) = value.as_array().map(Vec::as_slice) else {
+        return Ok(Some(value));
+    };
+    if others.iter().any(|other| other != first) {
+        return Err(reader.wrong(key, value, "one number for all layers"));
+    }
+    Ok(Some(first))
 }
 
 /// `None` where one group has all experts.
@@ -701,6 +727,18 @@ fn sparse_layers(reader: &Reader<'_>, facts: &Experts) -> Result<Vec<bool>> {
         SparseLayers::AllButFirst(default) => {
             let first = reader.or("first_k_dense_replace", default, Reader::count)?;
             (0..num_layers).map(|layer_idx| layer_idx >= first).collect()
+        }
+        SparseLayers::Between => {
+            let start = reader.or("moe_layer_start_index", 1, Reader::count)?;
+            let interval = reader.or("moe_layer_interval", 1, Reader::size)?;
+            let end = reader.get("moe_layer_end_index").filter(|end| **end != -1);
+            let end = end.map(|end| reader.count("moe_layer_end_index", end)).transpose()?;
+            let is_sparse = |layer_idx: usize| {
+                (layer_idx + 1).is_multiple_of(interval)
+                    && layer_idx >= start
+                    && end.is_none_or(|end| layer_idx <= end)
+            };
+            (0..num_layers).map(is_sparse).collect()
         }
         SparseLayers::Stepped => {
             let step = reader.or("decoder_sparse_step", 1, Reader::size)?;

@@ -9,6 +9,7 @@ mod cohere;
 mod cohere2;
 mod dots1;
 mod ernie4_5;
+mod ernie4_5_moe;
 mod exaone4;
 mod gemma;
 mod gemma2;
@@ -20,7 +21,9 @@ mod glm4_moe;
 mod granite;
 mod helium;
 mod hunyuan_v1_dense;
+mod hunyuan_v1_moe;
 mod llama;
+mod minimax_m2;
 mod ministral3;
 mod mistral;
 mod mixtral;
@@ -313,6 +316,8 @@ pub(crate) struct RopeFacts {
     pub(crate) layout: RopeLayout,
     /// The default of `partial_rotary_factor`; `None` for a class that turns whole heads.
     pub(crate) partial: Option<f64>,
+    /// Whether a `rotary_dim` says how much of a head turns where no factor does.
+    pub(crate) has_rotary_dim: bool,
     /// What layers with a window have.
     pub(crate) sliding: SlidingRope,
     /// Whether all versions of the class read `rope_scaling`.
@@ -335,6 +340,7 @@ impl RopeFacts {
     const USUAL: Self = Self {
         layout: RopeLayout::Halves,
         partial: None,
+        has_rotary_dim: false,
         sliding: SlidingRope::Same,
         is_scalable: true,
         rounds_once: false,
@@ -387,7 +393,8 @@ pub(crate) enum Mlp {
 pub(crate) struct Experts {
     /// The key of how many there are, and its default.
     pub(crate) num: (&'static str, usize),
-    /// The key of how many a token takes, and its default; `None` where a config has to say it.
+    /// The key of how many a token takes, and its default; `None` where a config has to say it. It may be a list with a number for each
+    /// layer, as the other sizes may, if all are equal.
     pub(crate) num_per_tok: (&'static str, Option<usize>),
     /// The key of their width, and its default; `None` where a config has to say it.
     pub(crate) intermediate_size: (&'static str, Option<usize>),
@@ -427,6 +434,9 @@ pub(crate) enum SparseLayers {
     Stepped,
     /// All but the first `first_k_dense_replace`; with its default.
     AllButFirst(usize),
+    /// Every `moe_layer_interval`-th from `moe_layer_start_index` to `moe_layer_end_index`, whose -1 is the last layer; 1, 1 and -1 where
+    /// they are missing.
+    Between,
 }
 
 /// A router, and the names of what it has.
@@ -435,13 +445,15 @@ pub(crate) struct RouterFacts {
     pub(crate) name: &'static str,
     pub(crate) scores: RouterScores,
     pub(crate) is_fp32: bool,
-    /// A buffer for the choice alone.
-    pub(crate) correction_bias: Option<&'static str>,
+    /// A buffer for the choice alone, and the sizes that its shape has before the number of experts.
+    pub(crate) correction_bias: Option<(&'static str, &'static [usize])>,
     /// Whether `n_group` and `topk_group` choose among groups first.
     pub(crate) has_groups: bool,
     /// Whether scores of the chosen are divided by their sum, and what is added to that.
     pub(crate) norm_topk_prob: Setting,
     pub(crate) norm_added: f64,
+    /// A key for the least that they are divided by, and its default.
+    pub(crate) norm_least: Option<(&'static str, f64)>,
     /// A key for what the weights are multiplied by, and its default.
     pub(crate) scale: Option<(&'static str, f64)>,
 }
@@ -455,13 +467,14 @@ impl RouterFacts {
         has_groups: false,
         norm_topk_prob: Setting::Key("norm_topk_prob", false),
         norm_added: 0.0,
+        norm_least: None,
         scale: None,
     };
     /// `DeepSeek` 3's, which many classes took over.
     const SIGMOID: Self = Self {
         scores: RouterScores::Sigmoid,
         is_fp32: true,
-        correction_bias: Some("mlp.gate.e_score_correction_bias"),
+        correction_bias: Some(("mlp.gate.e_score_correction_bias", &[])),
         has_groups: true,
         norm_added: 1e-20,
         scale: Some(("routed_scaling_factor", 1.0)),
@@ -517,6 +530,7 @@ pub(crate) static ALL: &[&Family] = &[
     &cohere2::COHERE2,
     &dots1::DOTS1,
     &ernie4_5::ERNIE4_5,
+    &ernie4_5_moe::ERNIE4_5_MOE,
     &exaone4::EXAONE4,
     &gemma::GEMMA,
     &gemma2::GEMMA2,
@@ -528,7 +542,9 @@ pub(crate) static ALL: &[&Family] = &[
     &granite::GRANITE,
     &helium::HELIUM,
     &hunyuan_v1_dense::HUNYUAN_V1_DENSE,
+    &hunyuan_v1_moe::HUNYUAN_V1_MOE,
     &llama::LLAMA,
+    &minimax_m2::MINIMAX_M2,
     &ministral3::MINISTRAL3,
     &mistral::MISTRAL,
     &mixtral::MIXTRAL,
