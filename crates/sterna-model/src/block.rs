@@ -47,7 +47,7 @@ pub struct BlockContext<'a> {
     pub layer_idx: usize,
     /// What its attention needs to know.
     pub attention: AttentionContext<'a>,
-    /// The routers' auxiliary loss, if the model has one.
+    /// What routers choose and their auxiliary loss, in a model with experts.
     pub routing: Option<&'a Routing>,
     /// Which experts each token takes, as the first forward of a micro-batch has decided ([`Kept::route`]), for what computes the block
     /// again. `None` decides, and adds what is chosen to `routing`.

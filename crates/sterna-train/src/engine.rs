@@ -6,7 +6,7 @@ mod shard;
 use std::{ops::Range, rc::Rc};
 
 use sterna_arch::{Architecture, Layer, UnitLayout, Units};
-use sterna_comm::Comm;
+use sterna_comm::{Comm, ReduceOp};
 use sterna_data::MicroBatch;
 use sterna_mesh::Axis;
 use sterna_model::{
@@ -107,6 +107,8 @@ pub struct Engine<'a> {
     pub zero: Zero,
     /// The memory that each phase of a step takes.
     pub phases: Phases,
+    /// How many of this rank's tokens took each expert since they were last asked for, `[layers, experts]`.
+    loads: Option<Tensor>,
 }
 
 /// What is computed, without weights and activations.
@@ -173,7 +175,7 @@ impl<'a> Engine<'a> {
             },
         )?;
         let model = Model { comm, arch, units, head_groups, options };
-        Ok(Self { model, zero, phases: Phases::new() })
+        Ok(Self { model, zero, phases: Phases::new(), loads: None })
     }
 
     /// Dtype of weights and activations.
@@ -224,6 +226,12 @@ impl<'a> Engine<'a> {
         }
 
         self.model.finish_routing(&mut shard, batch, objective.share(batch))?;
+        if let Some(routing) = &shard.routing {
+            self.loads = Some(match self.loads.take() {
+                Some(mut loads) => loads.g_add_(routing.loads()),
+                None => routing.loads().shallow_clone(),
+            });
+        }
         let segments: Vec<Range<usize>> = keep.segments(num_layers).rev().collect();
         keep.prefetch(&mut kept[segments[0].start])?;
         let (loss, mut dx) = self.loss_and_backward(&shard, x, segments[0].start, objective)?;
@@ -259,6 +267,26 @@ impl<'a> Engine<'a> {
         drop(weight);
         self.zero.reduce(world, gradients)?;
         Ok(loss + aux_loss)
+    }
+
+    /// How many tokens of all ranks the busiest expert of a layer has taken over the mean of its experts, in the layer where that is
+    /// most, since the last call; `None` in a model without experts. The host waits for the device.
+    ///
+    /// # Communication
+    ///
+    /// One all-reduce over the world in a model with experts. Collective.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Comm`] if a peer failed.
+    pub fn take_expert_loads(&mut self) -> Result<Option<f64>, TrainError> {
+        let Some(loads) = self.loads.take() else { return Ok(None) };
+        self.model.comm.world().all_reduce_(&loads, ReduceOp::Sum)?;
+        let largest = loads.amax([-1_i64].as_slice(), false);
+        let sums = loads.sum_dim_intlist(-1_i64, false, Kind::Double);
+        // A layer without experts has taken none.
+        let of_layers = largest * loads.size()[1] / sums.clamp_min(1.0);
+        Ok(Some(of_layers.max().double_value(&[])))
     }
 
     /// Forward of a block; `route` is [`BlockContext::route`], `next_kept` what starts to come back beside it.

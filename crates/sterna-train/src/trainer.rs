@@ -519,6 +519,7 @@ impl<'a> Trainer<'a> {
         self.engine.zero.finish_gradients(self.comm.world())?;
         let report = self.report(&batches, loss)?;
         let grad_norm = self.engine.zero.gradient_norm(self.comm.world())?;
+        let moe_load_max_over_mean = self.engine.take_expert_loads()?;
         let is_skipped = self.is_skipped(step, report.loss, grad_norm)?;
         let lr = self.schedule.lr(step - 1);
         if is_skipped {
@@ -545,6 +546,7 @@ impl<'a> Trainer<'a> {
             loss: report.loss,
             lr,
             grad_norm,
+            moe_load_max_over_mean,
             is_skipped,
             seqlen: report.seqlen,
             num_tokens: report.num_tokens.round() as u64,

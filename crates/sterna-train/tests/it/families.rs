@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sterna_comm::RankEnv;
 use sterna_hf::WeightFiles;
 use sterna_testkit::{TestRank, spawn_ranks};
-use sterna_train::{TrainOptions, train};
+use sterna_train::{IterationMetrics, TrainOptions, train};
 use tch::{Kind, Tensor};
 
 use crate::conformance::{Recorder, double};
@@ -301,7 +301,7 @@ fn routers_are_balanced() {
     }
 }
 
-/// Losses and norms of gradients with balanced routers.
+/// Losses, norms of gradients and loads of experts with balanced routers.
 fn balanced_steps(folder: &Path, env: &RankEnv, changes: &Changes) -> Vec<f64> {
     let mut recipe = recipe("qwen3_moe", folder);
     for (path, value) in with(balanced(), changes) {
@@ -310,7 +310,12 @@ fn balanced_steps(folder: &Path, env: &RankEnv, changes: &Changes) -> Vec<f64> {
     let recipe = tiny::load(folder, &format!("recipe-{}", env.rank), &recipe);
     let mut recorder = Recorder::default();
     train(&recipe, env, &TrainOptions::default(), &mut recorder).expect("trained");
-    recorder.iterations.iter().flat_map(|step| [step.loss, step.grad_norm]).collect()
+    let of_step = |step: &IterationMetrics| {
+        let load = step.moe_load_max_over_mean.expect("of a model with experts");
+        assert!((1.0..=5.0).contains(&load), "{load}, of five experts");
+        [step.loss, step.grad_norm, load]
+    };
+    recorder.iterations.iter().flat_map(of_step).collect()
 }
 
 /// Rows of unequal lengths have padding, a pack has none.
