@@ -333,6 +333,19 @@ FAMILIES_4 = {
         moe_num_shared_experts=1,
     ),
     "hunyuan_v1_moe": dict(BASE, **WIDE, intermediate_size=6, num_experts=5, moe_topk=2),
+    # Experts in one tensor.
+    "granitemoe": dict(
+        BASE,
+        **TIED,
+        intermediate_size=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        embedding_multiplier=12.0,
+        residual_multiplier=0.22,
+        attention_multiplier=0.3,
+        logits_scaling=1.7,
+        attention_bias=True,
+    ),
     "mixtral": dict(
         BASE, head_dim=4, intermediate_size=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=7, **NO_PAD
     ),
@@ -422,6 +435,7 @@ SEEDS = {
     "ernie4_5": SEED + 1,
     "gemma4_text": SEED + 1,
     "glm4_moe": SEED + 16,
+    "granitemoe": SEED + 7,
     "hunyuan_v1_moe": SEED + 25,
     "minimax_m2": SEED + 14,
     "mixtral": SEED + 24,

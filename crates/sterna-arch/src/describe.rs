@@ -6,8 +6,8 @@ use crate::config::reader::Reader;
 use crate::config::{layers, rope_section};
 use crate::error::Result;
 use crate::families::{
-    EmbeddingScale, Experts, Family, Fused, LogitsScale, Mlp, NormEps, NormParams, QkNorms, Scale,
-    Setting, Shared, SharedSize, SparseLayers,
+    EmbeddingScale, ExpertWeights, Experts, Family, Fused, LogitsScale, Mlp, NormEps, NormParams,
+    QkNorms, Scale, Setting, Shared, SharedSize, SparseLayers,
 };
 use crate::layer::{
     Activation, Architecture, Attention, Dense, Elementwise, Embed, ExpertGroups, Ffn, Head, Layer,
@@ -407,11 +407,33 @@ impl Facts {
             topk_norm: experts.topk_norm,
             scale: experts.scale,
         };
-        let expert = |expert_idx: usize| {
-            let name = format!("{}.{expert_idx}", names.list);
-            self.expert(params, &name, names.projections, experts.intermediate_size)
-        };
-        let all = (0..experts.num).map(expert).collect();
+        let f = experts.intermediate_size;
+        let all =
+            match &names.weights {
+                ExpertWeights::Each { list, projections } => {
+                    let expert = |expert_idx: usize| {
+                        self.expert(params, &format!("{list}.{expert_idx}"), *projections, f)
+                    };
+                    (0..experts.num).map(expert).collect()
+                }
+                ExpertWeights::Stacked { gate_up, down } => {
+                    let mut stacked = |name: &str, out: usize, in_features: usize| {
+                        let name = format!("{name}.weight");
+                        params.push(&name, &[experts.num, out, in_features], normal)
+                    };
+                    let (gate_up, down) = (stacked(gate_up, 2 * f, d), stacked(down, d, f));
+                    let map = |weight: usize, first: usize, out: usize, in_features: usize| {
+                        Linear { weight, bias: None, rows: first..first + out, in_features }
+                    };
+                    let expert = |expert_idx: usize| {
+                        let first = expert_idx * 2 * f;
+                        let gate = map(gate_up, first, f, d);
+                        let up = map(gate_up, first + f, f, d);
+                        self.mlp(gate, up, map(down, expert_idx * d, d, f))
+                    };
+                    (0..experts.num).map(expert).collect()
+                }
+            };
         let shared = experts.shared.map(|(facts, f)| SharedExpert {
             mlp: self.expert(params, facts.name, ["gate_proj", "up_proj", "down_proj"], f),
             gate: facts.gate.map(|gate| params.linear(gate, 1, d, false, normal)),
@@ -425,11 +447,17 @@ impl Facts {
             params.linear(&format!("{name}.{projection}"), out, in_features, false, normal)
         };
         let [gate, up, down] = projections;
+        let (gate, up) = (linear(gate, f, d), linear(up, f, d));
+        let down = linear(down, d, f);
+        self.mlp(gate, up, down)
+    }
+
+    fn mlp(&self, gate: Linear, up: Linear, down: Linear) -> Dense {
         Dense {
-            intermediate_size: f,
-            gate: Some(linear(gate, f, d)),
-            up: linear(up, f, d),
-            down: linear(down, d, f),
+            intermediate_size: up.out_features(),
+            gate: Some(gate),
+            up,
+            down,
             activation: match self.activation {
                 ActivationName::Elementwise(function) => Activation::Elementwise(function),
                 ActivationName::Xielu => unreachable!("no class with experts has it"),

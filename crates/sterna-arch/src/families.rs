@@ -19,6 +19,7 @@ mod glm;
 mod glm4;
 mod glm4_moe;
 mod granite;
+mod granitemoe;
 mod helium;
 mod hunyuan_v1_dense;
 mod hunyuan_v1_moe;
@@ -401,10 +402,7 @@ pub(crate) struct Experts {
     /// Which layers have them.
     pub(crate) layers: SparseLayers,
     pub(crate) router: RouterFacts,
-    /// The list of experts.
-    pub(crate) list: &'static str,
-    /// Gate, up and down of an expert.
-    pub(crate) projections: [&'static str; 3],
+    pub(crate) weights: ExpertWeights,
     /// What all tokens go through beside their experts.
     pub(crate) shared: Option<Shared>,
     /// What the auxiliary loss of routers is multiplied by where a config does not say it; `None` for a class without that loss.
@@ -419,11 +417,22 @@ impl Experts {
         intermediate_size: ("moe_intermediate_size", None),
         layers: SparseLayers::All,
         router: RouterFacts::SOFTMAX,
-        list: "mlp.experts",
-        projections: ["gate_proj", "up_proj", "down_proj"],
+        weights: ExpertWeights::Each {
+            list: "mlp.experts",
+            projections: ["gate_proj", "up_proj", "down_proj"],
+        },
         shared: None,
         aux_loss_coef: Some(0.001),
     };
+}
+
+/// The tensors that checkpoints store experts in.
+#[derive(Debug, PartialEq)]
+pub(crate) enum ExpertWeights {
+    /// Three an expert, the gate, `up` and `down` of a list.
+    Each { list: &'static str, projections: [&'static str; 3] },
+    /// Two in all: `[experts, 2f, d]`, the gate before `up`, and `[experts, d, f]`.
+    Stacked { gate_up: &'static str, down: &'static str },
 }
 
 /// Which layers have experts.
@@ -540,6 +549,7 @@ pub(crate) static ALL: &[&Family] = &[
     &glm4::GLM4,
     &glm4_moe::GLM4_MOE,
     &granite::GRANITE,
+    &granitemoe::GRANITEMOE,
     &helium::HELIUM,
     &hunyuan_v1_dense::HUNYUAN_V1_DENSE,
     &hunyuan_v1_moe::HUNYUAN_V1_MOE,

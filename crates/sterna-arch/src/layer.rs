@@ -290,7 +290,7 @@ pub enum Elementwise {
 /// A linear map: some rows of a weight, and of a bias.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Linear {
-    /// Index of the weight `[out, in]` in [`Layer::params`].
+    /// Index of the weight `[out, in]` in [`Layer::params`]. Of one with more dimensions all but the last count as rows.
     pub weight: usize,
     /// Index of the bias `[out]`.
     pub bias: Option<usize>,

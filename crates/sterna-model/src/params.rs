@@ -190,6 +190,7 @@ pub(crate) fn norm_backward(
 
 /// The rows of a weight or bias that a linear map has, sharing memory.
 fn rows_of(map: &Linear, x: &Tensor) -> Tensor {
+    let x = if x.dim() > 2 { x.flatten(0, -2) } else { x.shallow_clone() };
     x.narrow(0, map.rows.start as i64, map.rows.len() as i64)
 }
 

@@ -18,14 +18,15 @@ const KEEP_ALL: Keep = Keep { attention: true, graph: true };
 /// all ranks; norms on queries and keys over a head, over all heads, with a row or a tensor for each, and after the rotary embedding;
 /// softcaps; clamps; two rotary embeddings; norms on outputs; branches side by side; fused projections; trained activations; heads that
 /// differ between layers, and values that are keys; queries that grow with their position; gates on outputs; experts, with one of all
-/// tokens, chosen by probabilities, or by sigmoids with a bias and among groups.
-const MODELS: [&str; 30] = [
+/// tokens, chosen by probabilities, or by sigmoids with a bias and among groups, in tensors of their own or in one.
+const MODELS: [&str; 31] = [
     "llama_tied",
     "llama_biased",
     "mistral_window",
     "qwen2",
     "qwen3",
     "granite",
+    "granitemoe",
     "seed_oss",
     "smollm3",
     "apertus",

@@ -105,6 +105,7 @@ goldens! {
     glm4,
     glm4_moe,
     granite,
+    granitemoe,
     helium,
     hunyuan_v1_dense,
     hunyuan_v1_dense_alpha,
