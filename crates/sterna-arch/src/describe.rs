@@ -788,11 +788,14 @@ fn sparse_layers(reader: &Reader<'_>, facts: &Experts) -> Result<Vec<bool>> {
 /// Transformers adds that loss where a config has routers give their logits.
 fn router_aux_loss_coef(reader: &Reader<'_>, facts: &Facts) -> Result<Option<f64>> {
     let experts = facts.experts.as_ref().filter(|experts| experts.is_sparse.contains(&true));
-    let default = experts.and_then(|experts| experts.facts.aux_loss_coef);
-    let Some(default) = default else { return Ok(None) };
+    let Some(experts) = experts else { return Ok(None) };
     if !reader.flag("output_router_logits", false)? {
         return Ok(None);
     }
+    let Some(default) = experts.facts.aux_loss_coef else {
+        let required = "`false`: routers of this family have no auxiliary loss";
+        return Err(reader.refuse("output_router_logits", "`true`", required));
+    };
     // Transformers fails at `null`, which is no default there.
     let key = "router_aux_loss_coef";
     let coef = reader.entry(key).map_or(Ok(default), |value| reader.non_negative(key, value))?;

@@ -698,6 +698,11 @@ fn what_experts_would_do_otherwise_is_refused_by_name() {
             "required: groups that have the `8` experts of a token",
         ),
         ("minimax_m2", json!({"router_jitter_noise": 0.1}), "key `router_jitter_noise` is `0.1`"),
+        (
+            "glm4_moe",
+            json!({"output_router_logits": true}),
+            "key `output_router_logits` is `true`, required: `false`: routers of this family",
+        ),
     ] {
         let error = parse(&small(model_type, &keys)).expect_err(model_type).to_string();
         assert!(error.contains(words), "{model_type}: {error}");
