@@ -6,7 +6,7 @@ mod shard;
 use std::{ops::Range, rc::Rc};
 
 use sterna_arch::{Architecture, Layer, UnitLayout, Units};
-use sterna_comm::Comm;
+use sterna_comm::{Comm, ReduceOp};
 use sterna_data::MicroBatch;
 use sterna_mesh::Axis;
 use sterna_model::{
@@ -125,6 +125,8 @@ pub struct Engine<'a> {
     pub zero: Zero,
     /// The memory that each phase of a step takes.
     pub phases: Phases,
+    /// How many of this rank's tokens took each expert since they were last asked for, `[layers, experts]`.
+    loads: Option<Tensor>,
 }
 
 /// What is computed, without weights and activations.
@@ -191,7 +193,7 @@ impl<'a> Engine<'a> {
             },
         )?;
         let model = Model { comm, arch, units, head_groups, options };
-        Ok(Self { model, zero, phases: Phases::new() })
+        Ok(Self { model, zero, phases: Phases::new(), loads: None })
     }
 
     /// Dtype of weights and activations.
@@ -236,12 +238,18 @@ impl<'a> Engine<'a> {
         let mut kept = Vec::with_capacity(num_layers);
         for layer_idx in 0..num_layers {
             let of_block = Keep { attention: keep.keeps_attention(layer_idx), graph: keep.graph };
-            let (y, of_block) = self.block_forward(&shard, layer_idx, &x, of_block, true, None)?;
+            let (y, of_block) = self.block_forward(&shard, layer_idx, None, &x, of_block, None)?;
             x = y;
             kept.push(keep.put(layer_idx, layer_idx + 1 == num_layers, of_block)?);
         }
 
         self.model.finish_routing(&mut shard, batch, objective.share(batch))?;
+        if let Some(routing) = &shard.routing {
+            self.loads = Some(match self.loads.take() {
+                Some(mut loads) => loads.g_add_(routing.loads()),
+                None => routing.loads().shallow_clone(),
+            });
+        }
         let segments: Vec<Range<usize>> = keep.segments(num_layers).rev().collect();
         keep.prefetch(&mut kept[segments[0].start])?;
         let (loss, mut dx) =
@@ -280,19 +288,39 @@ impl<'a> Engine<'a> {
         Ok(BatchLoss { loss: loss.loss + aux_loss, ..loss })
     }
 
-    /// Forward of a block; `counts_routes` is [`BlockContext::counts_routes`], `next_kept` what starts to come back beside it.
+    /// How many tokens of all ranks the busiest expert of a layer has taken over the mean of its experts, in the layer where that is
+    /// most, since the last call; `None` in a model without experts. The host waits for the device.
+    ///
+    /// # Communication
+    ///
+    /// One all-reduce over the world in a model with experts. Collective.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Comm`] if a peer failed.
+    pub fn take_expert_loads(&mut self) -> Result<Option<f64>, TrainError> {
+        let Some(loads) = self.loads.take() else { return Ok(None) };
+        self.model.comm.world().all_reduce_(&loads, ReduceOp::Sum)?;
+        let largest = loads.amax([-1_i64].as_slice(), false);
+        let sums = loads.sum_dim_intlist(-1_i64, false, Kind::Double);
+        // A layer without experts has taken none.
+        let of_layers = largest * loads.size()[1] / sums.clamp_min(1.0);
+        Ok(Some(of_layers.max().double_value(&[])))
+    }
+
+    /// Forward of a block; `route` is [`BlockContext::route`], `next_kept` what starts to come back beside it.
     fn block_forward(
         &mut self,
         shard: &Shard,
         layer_idx: usize,
+        route: Option<&Tensor>,
         x: &Tensor,
         keep: Keep,
-        counts_routes: bool,
         next_kept: Option<&mut KeptBlock>,
     ) -> Result<(Tensor, Kept), TrainError> {
         let next = self.model.units.after(layer_idx);
         let params = self.block_params(layer_idx, Some(next), next_kept)?;
-        let context = BlockContext { counts_routes, ..self.model.context(shard, layer_idx) };
+        let context = BlockContext { route, ..self.model.context(shard, layer_idx) };
         let mut experts =
             ExpertUnits::new(&self.model, &mut self.zero, layer_idx, Some(next), None);
         Ok(block::forward(&context, &params, Some(&mut experts), x, keep)?)
@@ -347,7 +375,8 @@ impl<'a> Engine<'a> {
             let (y, of_block) = if let Some(mixer) = &of_block.mixer {
                 let next = Some(self.model.units.after(layer_idx));
                 let params = self.block_params(layer_idx, next, next_kept)?;
-                let context = self.model.context(shard, layer_idx);
+                let route = of_block.route.as_ref();
+                let context = BlockContext { route, ..self.model.context(shard, layer_idx) };
                 let mut experts =
                     ExpertUnits::new(&self.model, &mut self.zero, layer_idx, next, None);
                 let y =
@@ -355,7 +384,8 @@ impl<'a> Engine<'a> {
                 (y, of_block)
             } else {
                 let keep = Keep { attention: true, graph: false };
-                self.block_forward(shard, layer_idx, &of_block.x, keep, false, next_kept)?
+                let Kept { x, route, .. } = &of_block;
+                self.block_forward(shard, layer_idx, route.as_ref(), x, keep, next_kept)?
             };
             x = y;
             restored.push(of_block);
@@ -379,7 +409,7 @@ impl<'a> Engine<'a> {
         let keep = Keep { attention: false, graph: false };
         let mut x = self.embed(&shard)?;
         for layer_idx in 0..self.model.arch.layers.len() {
-            (x, _) = self.block_forward(&shard, layer_idx, &x, keep, false, None)?;
+            (x, _) = self.block_forward(&shard, layer_idx, None, &x, keep, None)?;
         }
         let params = self.head_params()?;
         let tile_len = self.model.options.tiles.head as i64;
@@ -507,7 +537,7 @@ impl Model<'_> {
                 qkv_tile_len: self.options.tiles.qkv as i64,
             },
             routing: shard.routing.as_ref(),
-            counts_routes: false,
+            route: None,
             mlp_tile_len: self.options.tiles.mlp as i64,
         }
     }

@@ -587,6 +587,7 @@ impl<'a> Trainer<'a> {
         drop(objectives);
         let report = self.report(&batches, loss, &by_source, &figures)?;
         let grad_norm = self.engine.zero.gradient_norm(self.comm.world())?;
+        let moe_load_max_over_mean = self.engine.take_expert_loads()?;
         self.warn_without_labels(step, &batches);
         let is_skipped = self.is_skipped(step, &report, grad_norm)?;
         let lr = self.schedule.lr(step - 1);
@@ -614,6 +615,7 @@ impl<'a> Trainer<'a> {
             loss: report.loss,
             lr,
             grad_norm,
+            moe_load_max_over_mean,
             is_skipped,
             seqlen: report.seqlen,
             num_tokens: report.num_tokens.round() as u64,

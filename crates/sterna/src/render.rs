@@ -141,6 +141,7 @@ mod tests {
             loss: 1.234_5,
             lr: 1e-5,
             grad_norm: 0.987_65,
+            moe_load_max_over_mean: None,
             seqlen: 3_800_000.0,
             num_tokens: 3_799_000,
             num_valid_tokens: 1_000_000,

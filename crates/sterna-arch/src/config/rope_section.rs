@@ -41,7 +41,13 @@ impl Ropes {
             .find_map(|key| Some((key, root.get(key).filter(is_said)?)));
         let of_map = |key: &str, map: &Map<String, Value>, head_dim: usize| {
             let default_theta = root.or("rope_theta", family.defaults.rope_theta, theta)?;
-            let root_partial = root.get("partial_rotary_factor").cloned();
+            let mut root_partial = root.get("partial_rotary_factor").cloned();
+            if let (true, None, Some(value)) =
+                (facts.has_rotary_dim, &root_partial, root.get("rotary_dim"))
+            {
+                let rotary_dim = root.size("rotary_dim", value)?;
+                root_partial = Some(Value::from(rotary_dim as f64 / head_dim as f64));
+            }
             let section = Section {
                 root,
                 of_rope: root.section(key, map),
@@ -363,7 +369,9 @@ pub(super) fn make_room(raw: &mut Map<String, Value>, overrides: &Map<String, Va
         return;
     }
     // What is not said by layer type stands at the top, where an override can take its place.
-    if let Some(Value::Object(parameters)) = raw.get_mut("rope_parameters")
+    let of_rope = ["partial_rotary_factor", "rope_scaling", "rope_theta"];
+    if of_rope.into_iter().any(|key| overrides.contains_key(key))
+        && let Some(Value::Object(parameters)) = raw.get_mut("rope_parameters")
         && !parameters.values().any(Value::is_object)
         && let Some(partial) = parameters.remove("partial_rotary_factor")
     {

@@ -53,7 +53,7 @@ fn check_keeping(config: &ModelConfig, keep: Keep) {
             qkv_tile_len: 3,
         },
         routing: None,
-        counts_routes: false,
+        route: None,
         mlp_tile_len: 4,
     };
     let x = Tensor::randn([7, arch.hidden_size as i64], F64);
@@ -131,6 +131,38 @@ fn of_a_block_with_experts() {
         config.arch.group_experts(2 * 3 * 5 * 6);
         check(&config);
     }
+}
+
+/// And one that all tokens take, behind a gate.
+#[test]
+fn of_a_block_with_a_shared_expert() {
+    let config = config(&json!({
+        "model_type": "qwen2_moe", "hidden_size": 12, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 4,
+        "shared_expert_intermediate_size": 5,
+    }));
+    for graph in [false, true] {
+        check_keeping(&config, Keep { attention: true, graph });
+    }
+}
+
+/// Chosen by sigmoids, in two of three groups, with a factor on weights that add up to one or do not.
+#[test]
+fn of_a_block_with_a_router_of_sigmoids() {
+    for norm_topk_prob in [true, false] {
+        check(&config(&json!({
+            "model_type": "glm4_moe", "n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 3,
+            "n_group": 3, "topk_group": 2, "n_shared_experts": 1, "first_k_dense_replace": 0, "routed_scaling_factor": 1.7,
+            "norm_topk_prob": norm_topk_prob, "partial_rotary_factor": 1.0,
+        })));
+    }
+}
+
+/// In one tensor, and by the softmax of the chosen alone.
+#[test]
+fn of_a_block_with_experts_in_one_tensor() {
+    check(&config(&json!({
+        "model_type": "granitemoe", "hidden_size": 12, "num_local_experts": 3, "num_experts_per_tok": 2, "intermediate_size": 4,
+    })));
 }
 
 /// As a layer whose output goes through a norm before it joins the residual stream: what the norm reads is computed again, or kept.

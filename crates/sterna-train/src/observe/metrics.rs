@@ -34,6 +34,8 @@ pub struct IterationMetrics {
     pub lr: f64,
     /// l2 norm of the gradient before clipping.
     pub grad_norm: f64,
+    /// Tokens of a layer's busiest expert over the mean of its experts, in the layer where that is most; `None` without experts.
+    pub moe_load_max_over_mean: Option<f64>,
     /// Whether the step changed nothing because its loss or gradient is not finite, or because it has no label.
     pub is_skipped: bool,
     /// Tokens of a micro-batch, as the reference counts them: padding included unless `attn_implementation` is flash.
@@ -97,6 +99,9 @@ impl IterationMetrics {
             "step_time": self.step_time,
             "tokens_per_second": self.tokens_per_second,
         });
+        if let Some(load) = self.moe_load_max_over_mean {
+            row["moe_load_max_over_mean"] = json!(load);
+        }
         if let Some(device) = self.device_memory {
             row["device_memory"] = json!({
                 "allocated": device.allocated,
