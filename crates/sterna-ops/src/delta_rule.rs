@@ -65,7 +65,7 @@ pub struct Gradients {
 ///
 /// # Shapes
 ///
-/// `o` `[s, n, h_v]` in the dtype of `v`; states `[runs, n, h_k, h_v]`, one for each run of 1,024 tokens that does not begin a document
+/// `o` `[s, n, h_v]` in the dtype of `v`; states `[runs, n, h_k, h_v]`, one for every 1,024 tokens of a document but its first
 /// ([`num_states`]).
 ///
 /// # Memory

@@ -40,19 +40,26 @@ struct Padding {
     is_token: Tensor,
 }
 
-/// The runs of chunks of packed documents.
+/// The runs of chunks of packed documents. A document that fits one run is in one, so that only every 1,024 tokens of a longer one a run
+/// continues another.
 pub(super) fn segments(documents: &Documents, device: Device) -> Vec<Segment> {
-    let chunks: Vec<Chunk> = documents.ranges().iter().flat_map(chunks_of).collect();
-    chunks
-        .chunks(SEGMENT_CHUNKS)
-        .map(|chunks| Segment { padding: Padding::new(chunks, device), chunks: chunks.to_vec() })
-        .collect()
+    let mut runs: Vec<Vec<Chunk>> = Vec::new();
+    for document in documents.ranges() {
+        let chunks: Vec<Chunk> = chunks_of(document).collect();
+        match runs.last_mut() {
+            Some(run) if run.len() + chunks.len() <= SEGMENT_CHUNKS => run.extend(chunks),
+            _ => runs.extend(chunks.chunks(SEGMENT_CHUNKS).map(<[Chunk]>::to_vec)),
+        }
+    }
+    let segment = |chunks: Vec<Chunk>| Segment { padding: Padding::new(&chunks, device), chunks };
+    runs.into_iter().map(segment).collect()
 }
 
 /// How many of them do not begin a document.
 pub(super) fn num_continuing(documents: &Documents) -> usize {
-    let chunks = documents.ranges().iter().flat_map(chunks_of);
-    chunks.step_by(SEGMENT_CHUNKS).filter(|chunk| !chunk.is_first).count()
+    let num_chunks = |document: &Range<i64>| chunks_of(document).count();
+    let continuing = |document| num_chunks(document).div_ceil(SEGMENT_CHUNKS) - 1;
+    documents.ranges().iter().map(continuing).sum()
 }
 
 /// Full chunks, and a last one with the rest.
@@ -190,10 +197,10 @@ mod tests {
         assert_eq!(cut(&[1, 65, 64]), expected);
     }
 
-    /// 2,049 tokens are 33 chunks: runs of 16, 16 and 1 of the first document and 15 of the others.
+    /// 2,049 tokens are 33 chunks: runs of 16, 16 and 1, which a short document joins; one of 17 chunks begins runs of its own.
     #[test]
     fn runs_have_sixteen_chunks() {
-        let documents = Documents::new(vec![0..2049, 2049..2050, 2050..4100]);
+        let documents = Documents::new(vec![0..2049, 2049..2050, 2050..3075]);
         let of: Vec<_> = segments(&documents, Device::Cpu)
             .iter()
             .map(|segment| (segment.num_chunks(), segment.continues(), segment.tokens()))
@@ -203,9 +210,9 @@ mod tests {
             [
                 (16, false, (0, 1024)),
                 (16, true, (1024, 1024)),
-                (16, true, (2048, 898)),
-                (16, true, (2946, 1024)),
-                (3, true, (3970, 130)),
+                (2, true, (2048, 2)),
+                (16, false, (2050, 1024)),
+                (1, true, (3074, 1)),
             ]
         );
     }
