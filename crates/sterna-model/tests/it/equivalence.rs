@@ -17,8 +17,9 @@ const KEEP_ALL: Keep = Keep { attention: true, graph: true };
 /// One for each thing that ranks, groups or tiles could get wrong: nine query heads on three kv heads; biases; a window; one kv head for
 /// all ranks; norms on queries and keys over a head, over all heads, with a row or a tensor for each, and after the rotary embedding;
 /// softcaps; clamps; two rotary embeddings; norms on outputs; branches side by side; fused projections; trained activations; heads that
-/// differ between layers, and values that are keys; queries that grow with their position; gates on outputs; experts.
-const MODELS: [&str; 23] = [
+/// differ between layers, and values that are keys; queries that grow with their position; gates on outputs; experts; delta nets with two
+/// and with three value heads on a key head, and gates whose rows alternate with those of queries.
+const MODELS: [&str; 25] = [
     "llama_tied",
     "llama_biased",
     "mistral_window",
@@ -40,6 +41,8 @@ const MODELS: [&str; 23] = [
     "olmo",
     "olmo2",
     "phi3",
+    "qwen3_5_text",
+    "qwen3_5_text_biased",
     "qwen3_moe",
     "stablelm_parallel",
 ];

@@ -123,6 +123,8 @@ goldens! {
     phi3_short,
     qwen2,
     qwen3,
+    qwen3_5_text,
+    qwen3_5_text_biased,
     qwen3_moe,
     qwen3_moe_dense,
     qwen3_moe_unnormed,

@@ -8,8 +8,10 @@ use crate::tiny::{Batch, How, Tiny, alone, together};
 /// Changes the first token of each document in turn: exactly the logits of that document may change.
 fn probe(comm: &Comm) {
     // A triangle and a window, each by the kernels of this processor and, for softcapped scores, by products of tiles; layers of both
-    // kinds; a norm over all heads.
-    for name in ["llama_tied", "mistral_window", "gemma2", "gemma4_text", "olmo3"] {
+    // kinds; a norm over all heads; the states and the convolution of a delta net.
+    for name in
+        ["llama_tied", "mistral_window", "gemma2", "gemma4_text", "olmo3", "qwen3_5_text_biased"]
+    {
         let tiny = Tiny::fixture(name);
         let batch = Batch { lengths: vec![7, 1, 10, 6], ..tiny.batch.clone() };
         let before = tiny.run(comm, &batch, How::PLAIN).logits;

@@ -95,7 +95,7 @@ fn a_group_of_heads_holds_its_share() {
 fn growth_of_forward(hidden_size: u32, num_groups: usize) -> u64 {
     let (config, num_tokens) = (config(hidden_size), 1 << 14);
     let (comm, layer) = (alone(), &config.arch.layers[0]);
-    let groups = HeadGroup::of_all_ranks(&layer.attention, 1, num_groups).unwrap();
+    let groups = HeadGroup::of_all_ranks(&layer.mixer, 1, num_groups).unwrap();
     let tensors: Vec<Tensor> = layer
         .params
         .iter()
