@@ -738,6 +738,24 @@ fn an_override_of_rope_is_never_hidden() {
     assert_eq!(dim(json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}})), 8);
 }
 
+/// An export has the config that a checkpoint came with.
+#[test]
+fn overrides_of_other_keys_leave_a_rotary_section_as_it_is() {
+    let config = json!({
+        "model_type": "qwen3_5_text", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 128,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+    });
+    let with = |overrides: Value| {
+        let config =
+            parse(&config).unwrap().with_overrides(overrides.as_object().unwrap()).unwrap();
+        (config.raw.get("rope_parameters").cloned(), config.arch.ropes[0].dim)
+    };
+    assert_eq!(with(json!({"rms_norm_eps": 1e-3})), (config.get("rope_parameters").cloned(), 8));
+    assert_eq!(with(json!({"partial_rotary_factor": 0.25})).1, 4);
+    assert_eq!(with(json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}})).1, 8);
+}
+
 #[test]
 fn delta_nets_and_gated_attention_take_turns() {
     let of = |overrides: &Value| small_arch("qwen3_5_text", overrides);
