@@ -161,14 +161,20 @@ impl Computed {
             let (state, next) = (of(&states, chunk_idx), of(&states, chunk_idx + 1));
             let (u, d) = (of(&u, chunk_idx), of(&d, chunk_idx));
             let keys_after = of(&keys_after, chunk_idx);
+            // Nothing reads the state after a document.
+            let is_last = segment.chunks.get(chunk_idx as usize + 1).is_some_and(|x| x.is_first);
             if chunk.is_first {
                 let _ = state.shallow_clone().zero_();
                 d.shallow_clone().copy_(&u);
-                let _ = keys_after.bmm_out(&next, &d);
+                if !is_last {
+                    let _ = keys_after.bmm_out(&next, &d);
+                }
             } else {
                 let _ = u.baddbmm_out(&d, &of(&minus_w, chunk_idx), &state);
-                let decayed = state * of(&decay_of_chunk, chunk_idx);
-                let _ = decayed.baddbmm_out(&next, &keys_after, &d);
+                if !is_last {
+                    let decayed = state * of(&decay_of_chunk, chunk_idx);
+                    let _ = decayed.baddbmm_out(&next, &keys_after, &d);
+                }
             }
         }
         Self {
