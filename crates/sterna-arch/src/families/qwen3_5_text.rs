@@ -1,5 +1,5 @@
-//! Qwen 3.5 and 3.6, dense, their text decoder (transformers `models/qwen3_5`): three gated delta nets, then a layer with gated attention, of
-//! whose heads a quarter turns.
+//! Qwen 3.5 and 3.6, dense, their text decoder (transformers `models/qwen3_5`): three gated delta nets, then a layer with gated
+//! attention, of whose heads a quarter turns.
 
 use super::{Defaults, Family, Gate, QkNorms, RopeFacts, Setting};
 use crate::layer::NormKind;

@@ -14,8 +14,8 @@
 //! Where no norm reads what they give, the second visit to `qkv` repeats a norm instead of three matrix products. Heads run all at once
 //! or in groups ([`HeadGroup`]): the tensors of attention exist for one group at a time.
 //!
-//! Between the tokens of a rank and its heads are [`to_heads`] and [`to_sequence`]. Ranks that pass keys and values on instead (a ring) trade nothing there: their keys and values are another source for
-//! [`attend`], beside those that are here and those that wait elsewhere.
+//! Between the tokens of a rank and its heads are [`to_heads`] and [`to_sequence`]. Ranks that pass keys and values on instead (a ring)
+//! trade nothing there: their keys and values are another source for [`attend`], beside those that are here and those that wait elsewhere.
 //!
 //! The gate and the projection back ([`output`]) run in the tiles of what comes next.
 

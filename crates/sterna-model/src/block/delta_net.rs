@@ -10,8 +10,8 @@
 //!                                                         for tile:     -> d_x +=, weight grads +=
 //! ```
 //!
-//! The exchange is that of attention: its query heads are the value heads here, its kv heads those of queries and keys, which ranks and groups
-//! may share. Convolution and rule look along the sequence, so they come after the exchange, each rank with the channels of its heads; both
+//! The exchange is that of attention: its query heads are the value heads here, its kv heads those of queries and keys, which ranks and
+//! groups may share. Convolution and rule look along the sequence, so they come after the exchange, each rank with the channels of its heads; both
 //! begin anew in every document. Norm, gate and projection back ([`output`]) run in the tiles of what comes next.
 
 pub(super) mod output;

@@ -1,8 +1,8 @@
 //! What lets a token see others: from the input of a block to the output of all heads, and back, by whichever mixer the layer has.
 //!
-//! A mixer is a file beside [`attention`] with the same functions. All of them give an output of heads `[b * s/p, n, h]` and keep it with one
-//! tensor of their own; their projections run tile by tile, their heads all at once or in groups ([`HeadGroup`]), and between the tokens of a
-//! rank and its heads are two functions, [`to_heads`] and [`to_sequence`], the only calls of the exchange.
+//! A mixer is a file beside [`attention`] with the same functions. All of them give an output of heads `[b * s/p, n, h]` and keep it with
+//! one tensor of their own; their projections run tile by tile, their heads all at once or in groups ([`HeadGroup`]), and between the tokens
+//! of a rank and its heads are two functions, [`to_heads`] and [`to_sequence`], the only calls of the exchange.
 
 use sterna_arch::{Linear, Mixer};
 use tch::Tensor;

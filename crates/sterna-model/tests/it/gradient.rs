@@ -120,8 +120,8 @@ fn of_a_block_with_query_and_key_norms() {
     check(&config(&json!({"model_type": "qwen3"})));
 }
 
-/// The convolution reaches beyond the shorter document. Three value heads read one key head. What the first tokens of a document read is small,
-/// and a norm of small or few numbers bends too much for differences: hence its eps, and the width of keys.
+/// The convolution reaches beyond the shorter document. Three value heads read one key head. What the first tokens of a document read is
+/// small, and a norm of small or few numbers bends too much for differences: hence its eps, and the width of keys.
 #[test]
 fn of_a_block_with_a_delta_net() {
     let config = config(&json!({

@@ -29,7 +29,8 @@ pub fn reference_tflos(
 }
 
 /// TFLOs of the model itself over documents of `document_lens` tokens, of which `num_valid_tokens` have a label: causal attention,
-/// sliding windows honoured, delta nets by their recurrence, the head for tokens with a label only, because the loss reads no other logits, nothing counted twice.
+/// sliding windows honoured, delta nets by their recurrence, the head for tokens with a label only, because the loss reads no other
+/// logits, nothing counted twice.
 pub fn model_tflos(
     arch: &Architecture,
     document_lens: impl Iterator<Item = usize>,
@@ -143,6 +144,23 @@ mod tests {
         let counted = visible_pairs(len as f64, Some(window as f64));
         assert!((counted + len.min(window) as f64 / 2.0 - pairs).abs() < 0.5, "{counted}, {pairs}");
         assert!((visible_pairs(20.0, Some(32.0)) - 200.0).abs() < f64::EPSILON);
+    }
+
+    /// A delta net, which costs each token the same, before a layer with attention; by hand.
+    #[test]
+    fn a_delta_net_counts_by_its_recurrence() {
+        let json = r#"{"model_type": "qwen3_5_text", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 32, "full_attention_interval": 2,
+            "linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 6, "linear_value_head_dim": 4}"#;
+        let arch = ModelConfig::from_json(json, Path::new("config.json")).expect("valid").arch;
+        // q and k 6 wide, v, z and the output 8, a and b 2; queries and their gates 16 each, k and v 8, the output 16; two MLPs.
+        let weights = 16.0 * (6.0 + 6.0 + 8.0 + 8.0 + 8.0 + 2.0 + 2.0)
+            + 16.0 * (16.0 + 16.0 + 8.0 + 8.0 + 16.0)
+            + 2.0 * 3.0 * 16.0 * 24.0;
+        let rule = 3.0 * 2.0 * 6.0 * 4.0;
+        let expected = 6.0 * (weights + rule) * 10.0 + 12.0 * 16.0 * 50.0;
+        let actual = model_tflos(&arch, std::iter::once(10), 0) * 1e12;
+        assert!((actual - expected).abs() < 1e-3, "{actual} and {expected}");
     }
 
     #[test]
