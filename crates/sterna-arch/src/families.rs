@@ -38,6 +38,7 @@ mod phi3;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
+mod qwen3_5_text;
 mod qwen3_moe;
 mod seed_oss;
 mod smollm3;
@@ -92,8 +93,10 @@ pub struct Family {
     pub(crate) qk_norm: Option<QkNorms>,
     /// Whether each head of the values passes through a norm without a weight.
     pub(crate) has_v_norm: bool,
-    /// Whether the output of attention is multiplied by the sigmoid of `gate_proj`.
-    pub(crate) has_gate: bool,
+    /// Whose sigmoid multiplies the output of attention.
+    pub(crate) gate: Gate,
+    /// Whether layers may be `linear_attention`: gated delta nets.
+    pub(crate) has_delta_nets: bool,
     /// Whether layers without a window have heads of another size and number, by keys of their own.
     pub(crate) has_global_heads: bool,
     /// Whether all query heads together have to be as wide as the hidden size.
@@ -226,6 +229,16 @@ pub(crate) enum Fused {
     GateUp,
     /// That, and `self_attn.qkv_proj`.
     QkvAndGateUp,
+}
+
+/// What gates the output of attention.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Gate {
+    None,
+    /// `gate_proj`.
+    Projection,
+    /// `q_proj`, which has of each head the query and then the gate.
+    HalfOfQ,
 }
 
 /// Norms on queries and keys.
@@ -568,6 +581,7 @@ pub(crate) static ALL: &[&Family] = &[
     &qwen2::QWEN2,
     &qwen2_moe::QWEN2_MOE,
     &qwen3::QWEN3,
+    &qwen3_5_text::QWEN3_5_TEXT,
     &qwen3_moe::QWEN3_MOE,
     &seed_oss::SEED_OSS,
     &smollm3::SMOLLM3,
@@ -598,7 +612,8 @@ impl Family {
         fused: Fused::None,
         qk_norm: None,
         has_v_norm: false,
-        has_gate: false,
+        gate: Gate::None,
+        has_delta_nets: false,
         has_global_heads: false,
         heads_fill_hidden: false,
         windows: Windows::None,

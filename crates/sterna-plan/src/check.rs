@@ -46,8 +46,13 @@ pub(crate) fn errors(recipe: &Recipe, model: &ModelConfig, world_size: usize) ->
     }
     let num_heads = model.arch.fewest_heads();
     if sp_size > num_heads {
+        let mut layers = model.arch.layers.iter();
+        let is_of_attention = layers.any(|layer| {
+            layer.mixer.attention().is_some_and(|attention| attention.num_heads == num_heads)
+        });
+        let key = if is_of_attention { "num_attention_heads" } else { "linear_num_value_heads" };
         let found = format!(
-            "wrong head split: `sequence_parallel_size` `{sp_size}` is larger than num_attention_heads `{num_heads}`"
+            "wrong head split: `sequence_parallel_size` `{sp_size}` is larger than {key} `{num_heads}`"
         );
         let required = format!("at most {num_heads}, so that each rank has a head");
         let hint = "ranks beyond that can be data-parallel: keep the number of ranks and lower `sequence_parallel_size`";

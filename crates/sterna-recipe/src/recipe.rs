@@ -230,7 +230,7 @@ pub struct DpoOptions {
 pub enum DpoLoss {
     /// DPO, and cDPO with `label_smoothing`.
     Sigmoid,
-    /// SLiC.
+    /// The hinge of `SLiC`.
     Hinge,
     /// IPO, over mean log-probabilities of tokens.
     Ipo,

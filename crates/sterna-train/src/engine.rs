@@ -153,8 +153,7 @@ impl<'a> Engine<'a> {
         options: EngineOptions,
     ) -> Result<Self, TrainError> {
         if let Device::Cuda(_) = options.device {
-            for layer in &arch.layers {
-                let attention = &layer.attention;
+            for attention in arch.layers.iter().filter_map(|layer| layer.mixer.attention()) {
                 let (head_dim, has_softcap) =
                     (attention.head_dim as i64, attention.softcap.is_some());
                 options.attention.check(options.kind, head_dim, has_softcap)?;
@@ -162,7 +161,7 @@ impl<'a> Engine<'a> {
         }
         let of_layer = |layer: &Layer| {
             let (sp_size, num_groups) = (comm.mesh.size(Axis::Sp), options.num_head_groups);
-            HeadGroup::of_all_ranks(&layer.attention, sp_size, num_groups)
+            HeadGroup::of_all_ranks(&layer.mixer, sp_size, num_groups)
         };
         let head_groups = arch.layers.iter().map(of_layer).collect::<Result<_, _>>()?;
         let world_size = comm.mesh.world_size();
@@ -527,7 +526,7 @@ impl Model<'_> {
                 sp: self.comm.sp(),
                 groups: &self.head_groups[layer_idx],
                 documents: &shard.documents,
-                rope: layer.attention.rope.map(|rope_idx| &shard.ropes[rope_idx]),
+                rope: layer.mixer.rope().map(|rope_idx| &shard.ropes[rope_idx]),
                 num_rows: shard.num_rows,
                 streaming: (self.options.query_tile_len > 0).then_some(Streaming {
                     tile_len: self.options.query_tile_len as i64,

@@ -197,19 +197,8 @@ fn run(
     let on_progress = &mut |progress: sterna_data::Progress<'_>| observer.on_tokenize(progress);
     let datasets =
         sterna_data::prepare(recipe, max_length, &assets.tokenizer, env.world_size, on_progress)?;
-    let weights_of_start = weights.as_ref();
-    let mut trainer = Trainer::new(
-        recipe,
-        env,
-        comm,
-        &assets,
-        &datasets,
-        plan,
-        device,
-        weights_of_start,
-        stop,
-        observer,
-    )?;
+    let mut trainer = Trainer::new(recipe, env, comm, &assets, &datasets, plan, device, stop)?;
+    trainer.load(weights.as_ref(), observer)?;
     // The pages of a mapped file count as memory of this process for as long as it is mapped.
     drop(weights);
     trainer.run(plan, observer)
@@ -267,9 +256,7 @@ impl<'a> Trainer<'a> {
         datasets: &'a Datasets,
         plan: &Plan,
         device: Device,
-        weights: Option<&WeightFiles>,
         stop: &'a Stop,
-        observer: &mut dyn Observer,
     ) -> Result<Self, TrainError> {
         let mesh = &comm.mesh;
         let stream = MicroBatches::new(
@@ -305,45 +292,12 @@ impl<'a> Trainer<'a> {
         checkpoints.expect_step_of(&of_data, num_attention);
         let options = EngineOptions::new(plan, device, num_attention, disk.as_ref())?;
         let host_lens = options.keep.host_lens(&of_data, &assets.config.arch);
-        let mut engine = Engine::new(comm, &assets.config.arch, recipe, options)?;
+        let engine = Engine::new(comm, &assets.config.arch, recipe, options)?;
         // Beside the weights' way to where they are to be; a second micro-batch finds what the first has used.
         let pinned_ahead = match device {
             Device::Cuda(index) => Some(PinnedAhead::start(index, &host_lens)),
             _ => None,
         };
-        let source = match weights {
-            Some(files) => WeightSource::Files(files),
-            None => WeightSource::Random { seed: recipe.seed },
-        };
-        let mut reference = [LogProbs::new(), LogProbs::new()];
-        if let Some(dpo) = &recipe.dpo {
-            let is_other = dpo.ref_model != recipe.model.name_or_path;
-            let files =
-                is_other.then(|| reference::weights(recipe, &dpo.ref_model, &assets.config));
-            let files = files.transpose()?;
-            match &files {
-                Some(files) => engine.zero.load(&WeightSource::Files(files))?,
-                None => engine.zero.load(&source)?,
-            }
-            let train = stream_indices(recipe, &steps, stream.len());
-            let eval = eval_batches(datasets.eval.as_ref(), mesh, recipe.micro_batch_size);
-            let (mut num_done, num_all) = (0, train.len() + eval.len());
-            let mut on_batch = || {
-                num_done += 1;
-                observer.on_reference(num_done, num_all);
-            };
-            let batches = train.into_iter().map(|index| Ok((index, stream.get(index)?)));
-            reference[0] = reference::log_probs(&mut engine, comm, batches, &mut on_batch)?;
-            let batches = eval.into_iter().map(|batch| {
-                let dataset = datasets.eval.as_ref().expect("it has samples");
-                Ok((batch.first, eval_batch(dataset, stream.collator(), batch.samples)?))
-            });
-            reference[1] = reference::log_probs(&mut engine, comm, batches, &mut on_batch)?;
-        }
-        match &resumed {
-            Some(checkpoint) => engine.zero.load_states(comm.world(), checkpoint)?,
-            None => engine.zero.load(&source)?,
-        }
         Ok(Self {
             recipe,
             comm,
@@ -372,11 +326,56 @@ impl<'a> Trainer<'a> {
                 _ => None,
             },
             engine,
-            reference,
+            reference: [LogProbs::new(), LogProbs::new()],
             _pinned_ahead: pinned_ahead,
             resumed,
             stop,
         })
+    }
+
+    /// Fills the states of the model, once what they are compared with is computed.
+    fn load(
+        &mut self,
+        weights: Option<&WeightFiles>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        let source = match weights {
+            Some(files) => WeightSource::Files(files),
+            None => WeightSource::Random { seed: self.recipe.seed },
+        };
+        if let Some(dpo) = &self.recipe.dpo {
+            let is_other = dpo.ref_model != self.recipe.model.name_or_path;
+            let files = is_other
+                .then(|| reference::weights(self.recipe, &dpo.ref_model, &self.assets.config))
+                .transpose()?;
+            self.engine.zero.load(&files.as_ref().map_or(source, WeightSource::Files))?;
+            self.compare(observer)?;
+        }
+        match &self.resumed {
+            Some(checkpoint) => self.engine.zero.load_states(self.comm.world(), checkpoint),
+            None => self.engine.zero.load(&source),
+        }
+    }
+
+    /// Computes what the reference model, whose weights the engine holds, says of everything that the run will see.
+    fn compare(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let (recipe, stream, mesh) = (self.recipe, &self.stream, &self.comm.mesh);
+        let train = stream_indices(recipe, &self.steps, stream.len());
+        let eval = eval_batches(self.datasets.eval.as_ref(), mesh, recipe.micro_batch_size);
+        let (mut num_done, num_all) = (0, train.len() + eval.len());
+        let mut on_batch = || {
+            num_done += 1;
+            observer.on_reference(num_done, num_all);
+        };
+        let train = train.into_iter().map(|index| Ok((index, stream.get(index)?)));
+        let train = reference::log_probs(&mut self.engine, self.comm, train, &mut on_batch)?;
+        let eval = eval.into_iter().map(|batch| {
+            let dataset = self.datasets.eval.as_ref().expect("it has samples");
+            Ok((batch.first, eval_batch(dataset, stream.collator(), batch.samples)?))
+        });
+        let eval = reference::log_probs(&mut self.engine, self.comm, eval, &mut on_batch)?;
+        self.reference = [train, eval];
+        Ok(())
     }
 
     fn run(

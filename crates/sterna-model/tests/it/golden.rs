@@ -131,6 +131,8 @@ goldens! {
     qwen2,
     qwen2_moe,
     qwen3,
+    qwen3_5_text,
+    qwen3_5_text_biased,
     qwen3_moe,
     qwen3_moe_dense,
     qwen3_moe_unnormed,

@@ -26,7 +26,7 @@ fn what_is_computed_again_takes_the_experts_of_the_forward() {
     let config = ModelConfig::from_json(&config.to_string(), Path::new("config.json")).unwrap();
     let (comm, arch) = (alone(), &config.arch);
     let layer = &arch.layers[0];
-    let groups = HeadGroup::of_all_ranks(&layer.attention, 1, 1).unwrap();
+    let groups = HeadGroup::of_all_ranks(&layer.mixer, 1, 1).unwrap();
     let documents = Documents::new(vec![0..4, 4..7]);
     let ropes = rotary::tables(arch, &[0, 1, 2, 3, 0, 1, 2], 4, Kind::Float, Device::Cpu);
     let ctx = BlockContext {

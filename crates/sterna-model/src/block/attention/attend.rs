@@ -191,7 +191,7 @@ pub(super) fn backward(
 }
 
 fn attention_spec(ctx: &BlockContext<'_>, group: &HeadGroup) -> AttentionSpec {
-    let attention = &ctx.layer.attention;
+    let attention = super::of(ctx);
     AttentionSpec {
         kv_of_q: group.kv_of_q(ctx.attention.sp.rank()).to_vec(),
         scale: attention.scale,

@@ -8,8 +8,9 @@ use sterna_ops::rope::{self, RopeTable};
 use sterna_ops::{accumulate_kind, norm};
 use tch::Tensor;
 
-use super::{input, input_backward};
+use super::of;
 use crate::block::BlockContext;
+use crate::block::mixer::{input, input_backward, project_heads, project_heads_backward};
 use crate::heads::{HeadGroup, Run};
 use crate::params::{BlockGrads, BlockParams};
 
@@ -47,7 +48,7 @@ pub(super) fn recompute(
     params: &BlockParams,
     x: &Tensor,
 ) -> QkvSaved {
-    let attention = &ctx.layer.attention;
+    let attention = of(ctx);
     let h = input(ctx, params, x);
     let reads_qk = attention.backward_reads_qk();
     let q = reads_qk.then(|| {
@@ -70,7 +71,7 @@ pub(super) fn finish(
     saved: &QkvSaved,
     tile: &Range<i64>,
 ) -> [Tensor; 3] {
-    let attention = &ctx.layer.attention;
+    let attention = of(ctx);
     let QkvSaved { h, projected } = saved;
     let rope = rope_of(ctx, tile);
     let projection = |saved: &Option<Tensor>, map: &Linear, runs: &[Run]| match saved {
@@ -124,7 +125,7 @@ pub(super) fn backward(
     tile: &Range<i64>,
     [d_q, d_k, d_v]: [Tensor; 3],
 ) -> Tensor {
-    let attention = &ctx.layer.attention;
+    let attention = of(ctx);
     let QkvSaved { h, projected } = saved;
     let rope = rope_of(ctx, tile);
     let d_q = match rope.as_ref().and_then(RopeTable::query_scale) {
@@ -168,17 +169,7 @@ pub(super) fn backward(
     let mut d_h = None;
     let mut project_backward = |map: &Linear, saved: &Option<Tensor>, runs: &[Run], d: Tensor| {
         let d = unclipped(attention.clip_qkv, saved.as_ref(), d);
-        let head_dim = attention.head_dim;
-        let mut offset = 0;
-        for run in runs {
-            let d = d.narrow(1, offset, run.len()).flatten(1, 2);
-            offset += run.len();
-            let part = map.part(&run.outputs(head_dim));
-            match &mut d_h {
-                Some(d_h) => params.add_project_backward(grads, &part, h, &d, d_h),
-                None => d_h = Some(params.project_backward(grads, &part, h, &d)),
-            }
-        }
+        project_heads_backward(params, grads, map, runs, attention.head_dim, h, &d, &mut d_h);
     };
     project_backward(&attention.q, &projected.q, &read(ctx, group.q(), attention.num_heads), d_q);
     project_backward(
@@ -202,7 +193,7 @@ fn rope_of(ctx: &BlockContext<'_>, tile: &Range<i64>) -> Option<RopeTable> {
 /// The heads that are projected for those of a group: all, where a norm has its mean over all.
 fn read<'r>(ctx: &BlockContext<'_>, runs: &'r [Run], num_heads: usize) -> Cow<'r, [Run]> {
     let is_over_all = |norms: &sterna_arch::QkNorm| norms.width == QkNormWidth::AllHeads;
-    if ctx.layer.attention.qk_norm.as_ref().is_some_and(is_over_all) {
+    if of(ctx).qk_norm.as_ref().is_some_and(is_over_all) {
         Cow::Owned(vec![Run::new(&(0..num_heads))])
     } else {
         Cow::Borrowed(runs)
@@ -217,13 +208,7 @@ fn project(
     runs: &[Run],
     h: &Tensor,
 ) -> Tensor {
-    let head_dim = ctx.layer.attention.head_dim;
-    let of_run = |run: &Run| params.project(&map.part(&run.outputs(head_dim)), h);
-    let y = match runs {
-        [run] => of_run(run),
-        _ => Tensor::cat(&runs.iter().map(of_run).collect::<Vec<_>>(), 1),
-    };
-    y.unflatten(1, [-1, head_dim as i64])
+    project_heads(params, map, runs, of(ctx).head_dim, h)
 }
 
 fn clipped(clip: Option<f64>, x: &Tensor) -> Tensor {
@@ -249,7 +234,7 @@ struct NormOfHeads<'a> {
 
 impl<'a> NormOfHeads<'a> {
     fn new(ctx: &'a BlockContext<'_>, norm: &'a Norm, runs: &'a [Run], num_heads: usize) -> Self {
-        let norms = ctx.layer.attention.qk_norm.as_ref().expect("the norm is one of these");
+        let norms = of(ctx).qk_norm.as_ref().expect("the norm is one of these");
         NormOfHeads {
             norm,
             width: norms.width,
