@@ -407,6 +407,22 @@ FAMILIES_5 = {
         linear_value_head_dim=4,
         rope_parameters=dict(rope_type="default", rope_theta=500.0, partial_rotary_factor=0.5),
     ),
+    # The same with experts in one tensor.
+    "qwen3_5_moe_text": dict(
+        without(BASE_5, "rms_norm_eps"),
+        **WIDE,
+        rms_norm_eps=1e-2,
+        layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=6,
+        linear_value_head_dim=4,
+        num_experts=5,
+        num_experts_per_tok=2,
+        moe_intermediate_size=6,
+        shared_expert_intermediate_size=8,
+        rope_parameters=dict(rope_type="default", rope_theta=500.0, partial_rotary_factor=0.5),
+    ),
     # A sliding layer, and full layers with and without rotary embeddings.
     "muse_glimmer_text": dict(
         BASE_5,
@@ -455,6 +471,8 @@ SEEDS = {
     "olmoe": SEED + 6,
     "phi3": SEED + 4,
     "qwen2_moe": SEED + 23,
+    # Of forty seeds none has more than 2.5e-4.
+    "qwen3_5_moe_text": SEED,
     "qwen3_moe": SEED + 7,
     "stablelm": SEED + 1,
 }
@@ -556,7 +574,7 @@ def random_weights(decoder, generator):
         has_one_more = (
             model_type in NORMS_OF_ONE_MORE
             or (model_type == "muse_glimmer_text" and ".layers." in name)
-            or (model_type == "qwen3_5_text" and ".linear_attn." not in name)
+            or (model_type in ("qwen3_5_text", "qwen3_5_moe_text") and ".linear_attn." not in name)
         )
         if "norm" in name and name.endswith(".weight"):
             drawn = (0 if has_one_more else 1) + 0.2 * noise

@@ -196,6 +196,25 @@ CASES = {
         ),
         [13, 11],
     ),
+    # Experts in one tensor beside one of all tokens, behind a gate; the loss that balances them.
+    "qwen3_5_moe_text": (
+        "qwen3_5_moe_text",
+        dict(
+            DELTA,
+            layer_types=["full_attention", "linear_attention"],
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            num_experts=5,
+            num_experts_per_tok=2,
+            moe_intermediate_size=8,
+            shared_expert_intermediate_size=12,
+            output_router_logits=True,
+            router_aux_loss_coef=0.5,
+            rope_parameters=dict(rope_type="default", rope_theta=1000.0, partial_rotary_factor=0.25),
+            tie_word_embeddings=False,
+        ),
+        [13, 1, 6],
+    ),
     # A sliding layer, and full layers with and without rotary embeddings.
     "muse_glimmer_text": (
         "muse_glimmer_text",
@@ -229,7 +248,11 @@ SEEDS = {"minimax_m2": 20261692, "qwen3_5_text": 23}
 def build(config, dtype):
     """A model, and what to strip from the names of its text decoder."""
     if config.model_type != "muse_glimmer_text":
-        return AutoModelForCausalLM.from_config(config, dtype=dtype), ""
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        if config.model_type == "qwen3_5_moe_text":
+            # Its grouped products have no double precision.
+            model.set_experts_implementation("eager")
+        return model, ""
     whole = AutoConfig.for_model(
         "muse_glimmer",
         text_config=config,
@@ -264,7 +287,7 @@ def randomize(model, infix, generator):
             value_ = noise - 1.5
         elif name.endswith("conv1d.weight"):
             value_ = 0.5 * noise
-        elif model.config.model_type == "qwen3_5_text" and name.endswith("norm.weight") and "linear_attn" not in name:
+        elif model.config.model_type in ("qwen3_5_text", "qwen3_5_moe_text") and name.endswith("norm.weight") and "linear_attn" not in name:
             value_ = 0.2 * noise
         elif name.endswith("norm.weight") and not name.startswith(centered):
             value_ = 1 + 0.2 * noise

@@ -486,8 +486,7 @@ impl Facts {
             }
             ExpertWeights::Stacked { gate_up, down } => {
                 let mut stacked = |name: &str, out: usize, in_features: usize| {
-                    let name = format!("{name}.weight");
-                    params.push(&name, &[experts.num, out, in_features], normal)
+                    params.push(name, &[experts.num, out, in_features], normal)
                 };
                 let (gate_up, down) = (stacked(gate_up, 2 * f, d), stacked(down, d, f));
                 let map = |weight: usize, first: usize, out: usize, in_features: usize| Linear {

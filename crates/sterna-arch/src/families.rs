@@ -38,6 +38,7 @@ mod phi3;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
+mod qwen3_5_moe_text;
 mod qwen3_5_text;
 mod qwen3_moe;
 mod seed_oss;
@@ -444,7 +445,7 @@ impl Experts {
 pub(crate) enum ExpertWeights {
     /// Three an expert, the gate, `up` and `down` of a list.
     Each { list: &'static str, projections: [&'static str; 3] },
-    /// Two in all: `[experts, 2f, d]`, the gate before `up`, and `[experts, d, f]`.
+    /// Two in all, by their whole names: `[experts, 2f, d]`, the gate before `up`, and `[experts, d, f]`.
     Stacked { gate_up: &'static str, down: &'static str },
 }
 
@@ -581,6 +582,7 @@ pub(crate) static ALL: &[&Family] = &[
     &qwen2::QWEN2,
     &qwen2_moe::QWEN2_MOE,
     &qwen3::QWEN3,
+    &qwen3_5_moe_text::QWEN3_5_MOE_TEXT,
     &qwen3_5_text::QWEN3_5_TEXT,
     &qwen3_moe::QWEN3_MOE,
     &seed_oss::SEED_OSS,

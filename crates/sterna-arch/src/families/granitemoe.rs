@@ -18,8 +18,8 @@ pub(super) const GRANITEMOE: Family = Family {
             ..RouterFacts::SOFTMAX
         },
         weights: ExpertWeights::Stacked {
-            gate_up: "block_sparse_moe.input_linear",
-            down: "block_sparse_moe.output_linear",
+            gate_up: "block_sparse_moe.input_linear.weight",
+            down: "block_sparse_moe.output_linear.weight",
         },
         ..Experts::USUAL
     }),

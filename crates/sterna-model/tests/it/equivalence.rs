@@ -20,7 +20,7 @@ const KEEP_ALL: Keep = Keep { attention: true, graph: true };
 /// differ between layers, and values that are keys; queries that grow with their position; gates on outputs; experts, with one of all
 /// tokens, chosen by probabilities, or by sigmoids with a bias and among groups, in tensors of their own or in one; delta nets with two
 /// and with three value heads on a key head, and gates whose rows alternate with those of queries.
-const MODELS: [&str; 33] = [
+const MODELS: [&str; 34] = [
     "llama_tied",
     "llama_biased",
     "mistral_window",
@@ -50,6 +50,7 @@ const MODELS: [&str; 33] = [
     "olmoe",
     "phi3",
     "qwen2_moe",
+    "qwen3_5_moe_text",
     "qwen3_5_text",
     "qwen3_5_text_biased",
     "qwen3_moe",

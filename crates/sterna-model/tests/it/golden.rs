@@ -131,6 +131,7 @@ goldens! {
     qwen2,
     qwen2_moe,
     qwen3,
+    qwen3_5_moe_text,
     qwen3_5_text,
     qwen3_5_text_biased,
     qwen3_moe,
