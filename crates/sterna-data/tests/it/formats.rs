@@ -1348,7 +1348,7 @@ mod preference {
             (json!({"chosen": "a", "rejected": "a"}), "dropped: `chosen` and `rejected` are equal"),
             (
                 json!({"chosen": "a b", "rejected": "a "}),
-                "`rejected` has no reply of its own, required: a reply",
+                "dropped: `rejected` has no reply of its own",
             ),
             (
                 json!({"prompt": "q", "chosen": "", "rejected": "a"}),
