@@ -211,6 +211,11 @@ impl Format {
         (required, optional)
     }
 
+    /// Samples that a row is made into, unless it is dropped.
+    pub fn samples_per_row(&self) -> usize {
+        if *self == Format::Preference { 2 } else { 1 }
+    }
+
     /// Whether the chat template prints the rows.
     fn is_chat(&self) -> bool {
         match self {

@@ -75,7 +75,7 @@ pub(crate) fn tokenize_source(
     };
     let (store, from_cache) =
         cache::load_or_build(&data.cache_dir, &key, data.fail_on_missing_cache, build)?;
-    warn_about(source, data, store.stats());
+    warn_about(source, data, &format, store.stats());
     Ok((store, format, from_cache))
 }
 
@@ -273,10 +273,10 @@ fn tokenize_rows(
     Ok(())
 }
 
-fn warn_about(source: &Source, data: &DataOptions, stats: &SourceStats) {
+fn warn_about(source: &Source, data: &DataOptions, format: &Format, stats: &SourceStats) {
     let name = &source.name_or_path;
     if !stats.dropped.is_empty() {
-        let rows = stats.samples + stats.dropped.values().sum::<usize>();
+        let rows = stats.samples / format.samples_per_row() + stats.dropped.values().sum::<usize>();
         tracing::warn!("source `{name}`: of `{rows}` rows, dropped: {}", reasons(&stats.dropped));
     }
     if stats.samples_without_label > 0 {

@@ -30,8 +30,10 @@ pub(crate) struct SourceSums {
 const WIDTH: usize = 3;
 
 impl SourceSums {
+    /// A source that is alone has none: its figures are those of the step.
     pub(crate) fn new(num_sources: usize) -> Self {
-        Self { values: vec![0.0; num_sources * WIDTH] }
+        let num_told_apart = if num_sources < 2 { 0 } else { num_sources };
+        Self { values: vec![0.0; num_told_apart * WIDTH] }
     }
 
     /// Adds a micro-batch that `sp_size` ranks share; `sources` are those of its samples, row after row.
@@ -42,6 +44,9 @@ impl SourceSums {
         loss: &BatchLoss,
         sp_size: usize,
     ) {
+        if self.values.is_empty() {
+            return;
+        }
         let lens = batch.packed_sample_seqlens.iter().flatten();
         for ((&source, len), of_sample) in sources.iter().zip(lens).zip(&loss.of_samples) {
             let values = &mut self.values[source * WIDTH..(source + 1) * WIDTH];
@@ -57,7 +62,7 @@ impl SourceSums {
     }
 }
 
-/// The figures of `sources` from the sums over all ranks; none of a source that is alone.
+/// The figures of `sources` from the sums over all ranks, of those that are told apart.
 pub(crate) fn metrics(sources: &[SourceReport], sums: &[f64]) -> Vec<SourceMetrics> {
     let of_source = |(source, values): (&SourceReport, &[f64])| SourceMetrics {
         name: source.name.clone(),
@@ -66,9 +71,6 @@ pub(crate) fn metrics(sources: &[SourceReport], sums: &[f64]) -> Vec<SourceMetri
         num_tokens: values[2].round() as u64,
         num_valid_tokens: values[1].round() as u64,
     };
-    if sources.len() < 2 {
-        return Vec::new();
-    }
     sources.iter().zip(sums.chunks_exact(WIDTH)).map(of_source).collect()
 }
 

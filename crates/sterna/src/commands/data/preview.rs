@@ -262,7 +262,7 @@ fn source_counts(source: &SourceReport) -> Counts {
     let left_out: usize = stats.left_out.values().sum();
     let mut rows = vec![
         ("read as", source.format.to_string()),
-        ("rows read", grouped(stats.samples + dropped)),
+        ("rows read", grouped(stats.samples / source.format.samples_per_row() + dropped)),
         ("rows dropped", with_reasons(dropped, &stats.dropped)),
         ("messages left out", with_reasons(left_out, &stats.left_out)),
         ("samples", grouped(stats.samples)),
