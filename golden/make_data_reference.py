@@ -99,15 +99,21 @@ def packs(checkout):
     dump("packs.json", cases)
 
 
-def slices(checkout):
-    """Rows of texts, read off tokens that say of which text and where in it they are."""
-    pack_batch, pack = reference(
-        checkout, "causal_factory.py", ["slice_and_pack_causal_batch", "slice_and_pack_dataset"]
+def causal(checkout):
+    """The reference's functions that pack and tokenize texts."""
+    pack_batch, pack, tokenize_text = reference(
+        checkout, "causal_factory.py", ["slice_and_pack_causal_batch", "slice_and_pack_dataset", "tokenize_text"]
     )
     pack.__globals__.update(slice_and_pack_causal_batch=pack_batch, itertools=itertools)
     # Worker processes get the function's globals, and dill cannot pickle all of these.
     for name in ["np", "torch", "BatchEncoding"]:
         del pack.__globals__[name]
+    return pack, tokenize_text
+
+
+def slices(checkout):
+    """Rows of texts, read off tokens that say of which text and where in it they are."""
+    pack, _ = causal(checkout)
     rng = random.Random(SEED + 2)
     cases = []
     for texts, longest, max_length, num_proc in [
@@ -145,12 +151,7 @@ CONTENTS = [
 
 def texts(checkout, tokenizer):
     """From texts to rows, all the way that the reference's causal factory takes."""
-    pack_batch, pack, tokenize_text = reference(
-        checkout, "causal_factory.py", ["slice_and_pack_causal_batch", "slice_and_pack_dataset", "tokenize_text"]
-    )
-    pack.__globals__.update(slice_and_pack_causal_batch=pack_batch, itertools=itertools)
-    for name in ["np", "torch", "BatchEncoding"]:
-        del pack.__globals__[name]
+    pack, tokenize_text = causal(checkout)
     rng = random.Random(SEED + 3)
     rows = [" ".join(rng.choice(CONTENTS) for _ in range(rng.randint(0, 6))) for _ in range(40)]
     config = type("Config", (), {"tokenize_kwargs": {}})()

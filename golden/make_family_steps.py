@@ -352,6 +352,18 @@ FAMILIES_4 = {
 }
 
 BASE_5 = without(BASE, "rope_theta")
+# A delta net and a gated full layer; what the first token of a document reads is small, hence the eps.
+DELTA_5 = dict(
+    without(BASE_5, "rms_norm_eps"),
+    **WIDE,
+    rms_norm_eps=1e-2,
+    layer_types=["linear_attention", "full_attention"],
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=6,
+    linear_value_head_dim=4,
+    rope_parameters=dict(rope_type="default", rope_theta=500.0, partial_rotary_factor=0.5),
+)
 FAMILIES_5 = {
     # The scale of the queries takes six values in the longest chat. With mscale beside a smaller mscale_all_dim, cosine and sine are
     # scaled too.
@@ -395,33 +407,10 @@ FAMILIES_5 = {
     "minimax_m2": dict(
         BASE_5, **WIDE, intermediate_size=6, num_local_experts=5, num_experts_per_tok=2, rotary_dim=4, **NO_PAD
     ),
-    # A delta net and a gated full layer; what the first token of a document reads is small, hence the eps.
-    "qwen3_5_text": dict(
-        without(BASE_5, "rms_norm_eps"),
-        **WIDE,
-        rms_norm_eps=1e-2,
-        layer_types=["linear_attention", "full_attention"],
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        linear_key_head_dim=6,
-        linear_value_head_dim=4,
-        rope_parameters=dict(rope_type="default", rope_theta=500.0, partial_rotary_factor=0.5),
-    ),
+    "qwen3_5_text": DELTA_5,
     # The same with experts in one tensor.
     "qwen3_5_moe_text": dict(
-        without(BASE_5, "rms_norm_eps"),
-        **WIDE,
-        rms_norm_eps=1e-2,
-        layer_types=["linear_attention", "full_attention"],
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        linear_key_head_dim=6,
-        linear_value_head_dim=4,
-        num_experts=5,
-        num_experts_per_tok=2,
-        moe_intermediate_size=6,
-        shared_expert_intermediate_size=8,
-        rope_parameters=dict(rope_type="default", rope_theta=500.0, partial_rotary_factor=0.5),
+        DELTA_5, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=6, shared_expert_intermediate_size=8
     ),
     # A sliding layer, and full layers with and without rotary embeddings.
     "muse_glimmer_text": dict(

@@ -160,6 +160,19 @@ fn conflict(reader: &mut Reader, path: &str, found: String, required: &str, hint
     });
 }
 
+/// Reports each of `paths`: a key that is set, but that only recipes of the type `required` have.
+fn of_another_type<'a>(
+    reader: &mut Reader,
+    paths: impl IntoIterator<Item = Option<&'a String>>,
+    trainer: Trainer,
+    required: &str,
+) {
+    for path in paths.into_iter().flatten() {
+        let found = format!("`{path}` is set and `type` is `{}`", trainer.name());
+        conflict(reader, path, found, required, Some("remove it"));
+    }
+}
+
 fn model(file: &RecipeFile, reader: &mut Reader) -> Option<ModelOptions> {
     let Some(section) = &file.model else {
         missing(

@@ -579,7 +579,7 @@ impl<'a> Trainer<'a> {
             figures.merge(&objective.figures());
             let samples = self.stream.sample_indices(indices[i]);
             let sources = sources_of(&self.datasets.train, samples);
-            by_source.add(&sources, batch, &of_batch, sp_size);
+            by_source.add(sources, batch, &of_batch, sp_size);
         }
         self.engine.phases.begin(Phase::Step);
         self.engine.zero.finish_gradients(self.comm.world())?;
@@ -745,10 +745,7 @@ impl<'a> Trainer<'a> {
             model_tflos * share,
             seqlen as f64 * share / num_micro_batches,
         ];
-        let figures: Vec<f64> = figures.values().iter().map(|sum| sum * share).collect();
-        let values = [&of_step, by_source.values(), &figures].concat();
-        let sums = sum(self.comm.world(), &values)?;
-        let (by_source, figures) = sums[of_step.len()..].split_at(by_source.values().len());
+        let [sums, by_source, figures] = sum_all(self.comm, &of_step, by_source, figures)?;
         Ok(StepReport {
             loss: sums[0],
             num_tokens: sums[1],
@@ -756,8 +753,8 @@ impl<'a> Trainer<'a> {
             reference_tflos: sums[3],
             model_tflos: sums[4],
             seqlen: sums[5],
-            by_source: by_source.to_vec(),
-            figures: figures.to_vec(),
+            by_source,
+            figures,
         })
     }
 
@@ -780,7 +777,11 @@ impl<'a> Trainer<'a> {
         let share = 1.0 / mesh.size(Axis::Sp) as f64;
         let (mut loss, mut count, mut num_valid_tokens) = (0.0, 0.0, 0.0);
         let mut by_source = SourceSums::new(dataset.num_sources());
-        let mut figures = Figures::default();
+        // A group that counts nothing has figures too: all ranks sum as many numbers.
+        let mut figures = match &self.recipe.dpo {
+            Some(_) => Pairs::no_figures(),
+            None => Figures::default(),
+        };
         for EvalBatch { first, samples, is_counted } in
             eval_batches(Some(dataset), &mesh, self.recipe.micro_batch_size)
         {
@@ -805,18 +806,11 @@ impl<'a> Trainer<'a> {
                 count += of_count;
                 num_valid_tokens += num_labels * share;
                 let sources = sources_of(dataset, samples);
-                by_source.add(&sources, &batch, &of_batch, mesh.size(Axis::Sp));
+                by_source.add(sources, &batch, &of_batch, mesh.size(Axis::Sp));
             }
         }
-        // A group that has counted nothing has no figures, and all ranks sum as many numbers.
-        if self.recipe.dpo.is_some() {
-            figures.merge(&Pairs::no_figures());
-        }
         let of_all = [loss, count, num_valid_tokens];
-        let of_figures: Vec<f64> = figures.values().iter().map(|sum| sum * share).collect();
-        let values = [&of_all, by_source.values(), &of_figures].concat();
-        let sums = sum(self.comm.world(), &values)?;
-        let (by_source, of_figures) = sums[of_all.len()..].split_at(by_source.values().len());
+        let [sums, by_source, of_figures] = sum_all(self.comm, &of_all, &by_source, &figures)?;
         let PrepareReport { train, eval } = &self.datasets.report;
         let metrics = EvalMetrics {
             iter,
@@ -824,8 +818,8 @@ impl<'a> Trainer<'a> {
             loss: sums[0] / sums[1].max(1.0),
             num_valid_tokens: sums[2].round() as u64,
             // Without sources of its own, it was split off what is trained on.
-            sources: sources::metrics(&eval.as_ref().unwrap_or(train).sources, by_source),
-            figures: figures.means(of_figures),
+            sources: sources::metrics(&eval.as_ref().unwrap_or(train).sources, &by_source),
+            figures: figures.means(&of_figures),
             num_samples: dataset.len(),
             time: started.elapsed().as_secs_f64(),
         };
@@ -941,8 +935,27 @@ fn stream_indices(recipe: &Recipe, steps: &StepRange, len: usize) -> BTreeSet<us
 }
 
 /// The source of each sample that samples, or packs, of a dataset are made of.
-fn sources_of(dataset: &Dataset, indices: impl IntoIterator<Item = usize>) -> Vec<usize> {
-    indices.into_iter().flat_map(|index| dataset.sources(index)).collect()
+fn sources_of(
+    dataset: &Dataset,
+    indices: impl IntoIterator<Item = usize>,
+) -> impl Iterator<Item = usize> {
+    indices.into_iter().flat_map(|index| dataset.sources(index))
+}
+
+/// `values`, what each source contributes and `figures`, summed over all ranks in one collective. Every rank of a
+/// sequence-parallel group knows all of its group's figures, and adds its share of them.
+fn sum_all(
+    comm: &Comm,
+    values: &[f64],
+    by_source: &SourceSums,
+    figures: &Figures,
+) -> Result<[Vec<f64>; 3], TrainError> {
+    let share = 1.0 / comm.mesh.size(Axis::Sp) as f64;
+    let figures: Vec<f64> = figures.values().iter().map(|sum| sum * share).collect();
+    let sums = sum(comm.world(), &[values, by_source.values(), &figures].concat())?;
+    let (of_values, others) = sums.split_at(values.len());
+    let (by_source, figures) = others.split_at(by_source.values().len());
+    Ok([of_values, by_source, figures].map(<[f64]>::to_vec))
 }
 
 /// A micro-batch of evaluation data.

@@ -1,10 +1,10 @@
 //! `type: causal`: text without turns.
 
-use super::{Reported, conflict, or};
+use super::{Reported, conflict, of_another_type, or};
 use crate::{
     diagnostic::Diagnostic,
     file::{At, DataFile, Reader, SourceKeys},
-    recipe::{Packing, RowFormat},
+    recipe::{Packing, RowFormat, Trainer},
 };
 
 /// Whether the reference's packing cuts texts at `max_length`, wherever that is.
@@ -27,10 +27,7 @@ pub(super) fn check(data: &DataFile, reader: &mut Reader) {
         data.fuse_positions_prob.as_ref().map(|at| &at.path),
         data.repeat_to_pack_max_length.as_ref().map(|at| &at.path),
     ];
-    for path in of_sft.into_iter().flatten() {
-        let found = format!("`{path}` is set and `type` is `causal`");
-        conflict(reader, path, found, "`type: sft`", Some("remove it"));
-    }
+    of_another_type(reader, of_sft, Trainer::Causal, "`type: sft`");
     if let Some(at) = data.excess_length.as_ref().filter(|_| is_sliced(data)) {
         let found = format!(
             "`{}` is set, and `data.packing: reference` cuts texts wherever `max_length` is reached",
@@ -50,10 +47,7 @@ pub(super) fn column(keys: &SourceKeys, reader: &mut Reader) -> Result<Option<St
         keys.tools_key.as_ref().map(|at| &at.path),
         keys.content_key.as_ref().map(|at| &at.path),
     ];
-    for path in of_sft.into_iter().flatten() {
-        let found = format!("`{path}` is set and `type` is `causal`");
-        conflict(reader, path, found, "`type: sft`", Some("remove it"));
-    }
+    of_another_type(reader, of_sft, Trainer::Causal, "`type: sft`");
     if let Some(At { value: Some(format), path, span }) = &keys.format
         && !matches!(format, RowFormat::Text | RowFormat::Tokens)
     {

@@ -1,6 +1,6 @@
 //! `type: dpo`: preferences between two replies.
 
-use super::{conflict, or};
+use super::{conflict, of_another_type, or};
 use crate::{
     diagnostic::Diagnostic,
     file::{DataFile, DtypeWord, Reader, RecipeFile, SourceKeys},
@@ -24,10 +24,7 @@ pub(super) fn resolve(
             file.label_smoothing.as_ref().map(|at| &at.path),
             file.loss_type.as_ref().map(|at| &at.path),
         ];
-        for path in typed.into_iter().flatten() {
-            let found = format!("`{path}` is set and `type` is `{}`", trainer.name());
-            conflict(reader, path, found, "`type: dpo`", Some("remove it"));
-        }
+        of_another_type(reader, typed, trainer, "`type: dpo`");
         return None;
     }
     let beta = or(file.beta.as_ref(), 0.1);
@@ -102,10 +99,7 @@ pub(super) fn check(data: &DataFile, reader: &mut Reader) {
         data.fuse_positions_prob.as_ref().map(|at| &at.path),
         data.repeat_to_pack_max_length.as_ref().map(|at| &at.path),
     ];
-    for path in of_others.into_iter().flatten() {
-        let found = format!("`{path}` is set and `type` is `dpo`");
-        conflict(reader, path, found, "`type: sft`", Some("remove it"));
-    }
+    of_another_type(reader, of_others, Trainer::Dpo, "`type: sft`");
     if let Some(at) = data.label_mask.as_ref().filter(|at| at.value == LabelMask::Reference) {
         let found = "`data.label_mask` is `reference` and `type` is `dpo`".to_owned();
         let hint = Some("remove it: what the assistant wrote is compared, and the end of its turn");
@@ -135,10 +129,7 @@ pub(super) fn no_role_mapping(
         keys.text_key.as_ref().map(|at| &at.path),
         keys.content_key.as_ref().map(|at| &at.path),
     ];
-    for path in of_sft.into_iter().flatten() {
-        let found = format!("`{path}` is set and `type` is `dpo`");
-        conflict(reader, path, found, "`type: sft`", Some("remove it"));
-    }
+    of_another_type(reader, of_sft, Trainer::Dpo, "`type: sft`");
     let format = keys.format.as_ref().and_then(|at| Some((at, at.value?)));
     if let Some((at, format)) = format.filter(|(_, format)| *format != RowFormat::Preference) {
         let found = format!("`{}`", format.name());

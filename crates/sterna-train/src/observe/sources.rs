@@ -39,7 +39,7 @@ impl SourceSums {
     /// Adds a micro-batch that `sp_size` ranks share; `sources` are those of its samples, row after row.
     pub(crate) fn add(
         &mut self,
-        sources: &[usize],
+        sources: impl Iterator<Item = usize>,
         batch: &MicroBatch,
         loss: &BatchLoss,
         sp_size: usize,
@@ -48,7 +48,7 @@ impl SourceSums {
             return;
         }
         let lens = batch.packed_sample_seqlens.iter().flatten();
-        for ((&source, len), of_sample) in sources.iter().zip(lens).zip(&loss.of_samples) {
+        for ((source, len), of_sample) in sources.zip(lens).zip(&loss.of_samples) {
             let values = &mut self.values[source * WIDTH..(source + 1) * WIDTH];
             values[0] += of_sample.sum;
             values[1] += of_sample.num_labels as f64;
