@@ -23,7 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from checkpoint_names import as_in_checkpoint
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
@@ -281,6 +283,56 @@ FAMILIES_4 = {
         norm_topk_prob=True,
         mlp_only_layers=[0],
     ),
+    "olmoe": dict(BASE, intermediate_size=6, num_experts=5, num_experts_per_tok=2, attention_bias=True),
+    # The first layer has no experts.
+    "qwen2_moe": dict(
+        BASE,
+        moe_intermediate_size=6,
+        shared_expert_intermediate_size=10,
+        num_experts=5,
+        num_experts_per_tok=2,
+        norm_topk_prob=False,
+        mlp_only_layers=[0],
+        **NO_PAD,
+    ),
+    # The first layer has no experts. Two of four groups of experts may be chosen.
+    "glm4_moe": dict(
+        BASE,
+        **WIDE,
+        moe_intermediate_size=4,
+        n_routed_experts=8,
+        num_experts_per_tok=3,
+        n_group=4,
+        topk_group=2,
+        n_shared_experts=2,
+        routed_scaling_factor=1.7,
+        attention_bias=True,
+        use_qk_norm=True,
+    ),
+    # A window in the second layer.
+    "dots1": dict(
+        BASE,
+        moe_intermediate_size=6,
+        n_routed_experts=5,
+        num_experts_per_tok=2,
+        n_shared_experts=1,
+        routed_scaling_factor=0.6,
+        attention_bias=True,
+        sliding_window=7,
+        max_window_layers=1,
+        **NO_PAD,
+    ),
+    # The first layer has no experts.
+    "ernie4_5_moe": dict(
+        BASE,
+        **TIED,
+        **WIDE,
+        moe_intermediate_size=5,
+        moe_num_experts=5,
+        moe_k=2,
+        moe_num_shared_experts=1,
+    ),
+    "hunyuan_v1_moe": dict(BASE, **WIDE, intermediate_size=6, num_experts=5, moe_topk=2),
     "mixtral": dict(
         BASE, head_dim=4, intermediate_size=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=7, **NO_PAD
     ),
@@ -326,6 +378,10 @@ FAMILIES_5 = {
         ),
         use_bidirectional_attention="vision",
     ),
+    # Half of a head rotates.
+    "minimax_m2": dict(
+        BASE_5, **WIDE, intermediate_size=6, num_local_experts=5, num_experts_per_tok=2, rotary_dim=4, **NO_PAD
+    ),
     # A sliding layer, and full layers with and without rotary embeddings.
     "muse_glimmer_text": dict(
         BASE_5,
@@ -358,14 +414,21 @@ MUSE_VISION = dict(
 # Classes whose norms multiply by one more than their weight; of Muse Glimmer those inside layers.
 NORMS_OF_ONE_MORE = ("gemma", "gemma2", "gemma3_text", "nemotron", "vaultgemma")
 # Found by trying: draws of weights with which no gradient is as small as fp32's errors by chance, and, for a mixture of experts, a
-# token's second and third choice are 1e-3 apart in their logits.
+# token's last choice and the next expert are 1e-3 apart in their scores.
 SEEDS = {
     "cohere2": SEED + 2,
+    "dots1": SEED + 14,
+    "ernie4_5_moe": SEED + 21,
     "ernie4_5": SEED + 1,
     "gemma4_text": SEED + 1,
+    "glm4_moe": SEED + 16,
+    "hunyuan_v1_moe": SEED + 25,
+    "minimax_m2": SEED + 14,
     "mixtral": SEED + 24,
     "olmo": SEED + 1,
+    "olmoe": SEED + 6,
     "phi3": SEED + 4,
+    "qwen2_moe": SEED + 23,
     "qwen3_moe": SEED + 7,
     "stablelm": SEED + 1,
 }
@@ -390,6 +453,9 @@ class Decoder:
             )
         self.config = config
         self.model = make.from_config(whole, dtype=dtype, attn_implementation="eager").eval()
+        if hasattr(self.model, "set_experts_implementation"):
+            # Grouped products need wider rows on a CPU.
+            self.model.set_experts_implementation("eager")
         for name, buffer in self.model.named_buffers():
             # Those of Apertus are made in bf16, and are read from the checkpoint.
             assert not buffer.is_floating_point() or buffer.dtype == dtype or ".act_fn." in name, (name, buffer.dtype)
@@ -401,19 +467,27 @@ class Decoder:
                 yield (name.replace(self.infix, "", 1) if self.infix else name), value
 
     def params(self):
-        return dict(self._named(self.model.named_parameters()))
+        return {name: param for name, param in self._named(self.model.named_parameters()) if param.requires_grad}
 
     def tensors(self):
-        """Parameters, and the buffers that a checkpoint holds."""
+        """Parameters, and what else a checkpoint holds."""
         in_checkpoint = self.model.state_dict().keys()
-        buffers = ((name, value) for name, value in self.model.named_buffers() if name in in_checkpoint)
-        return self.params() | dict(self._named(buffers))
+        others = [*self.model.named_buffers(), *((n, p) for n, p in self.model.named_parameters() if not p.requires_grad)]
+        others = dict(self._named((name, value) for name, value in others if name in in_checkpoint))
+        return self._in_checkpoint(self.params() | others)
+
+    def trained(self):
+        """Parameters, by the names of a checkpoint."""
+        return self._in_checkpoint(self.params())
+
+    def _in_checkpoint(self, tensors):
+        return as_in_checkpoint({name: value.data for name, value in tensors.items()}, self.config.model_type)
 
     def load(self, tensors):
         own = self.tensors()
         assert own.keys() == tensors.keys(), own.keys() ^ tensors.keys()
         for name, value in own.items():
-            value.data.copy_(tensors[name])
+            value.copy_(tensors[name])
 
     def logits(self, input_ids, **kwargs):
         return self.model(input_ids=input_ids, use_cache=False, **kwargs).logits
@@ -421,11 +495,30 @@ class Decoder:
     def balance(self, input_ids):
         """The auxiliary loss, times its coefficient."""
         out = self.model(input_ids=input_ids, use_cache=False, output_router_logits=True)
-        num_experts, top_k = self.model.num_experts, self.config.num_experts_per_tok
+        num_experts, top_k = self.model.num_experts, self.model.num_experts_per_tok
         return ROUTER_AUX_LOSS_COEF * load_balancing_loss_func(out.router_logits, num_experts, top_k)
 
-    def routers(self):
-        return [module for name, module in self.model.named_modules() if name.endswith((".mlp.gate", ".block_sparse_moe.gate"))]
+    def is_balanced(self):
+        """Whether its class has the auxiliary loss."""
+        return hasattr(self.model, "router_aux_loss_coef")
+
+
+class Choices(TorchFunctionMode):
+    """What routers choose, and how far apart, at the least, a chosen and another score are."""
+
+    def __init__(self):
+        super().__init__()
+        self.choices, self.gaps = [], []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.topk, torch.Tensor.topk):
+            k = out.values.shape[-1]
+            self.choices.append(out.indices.sort().values)
+            best = args[0].detach().sort(descending=True).values
+            if k < best.shape[-1]:
+                self.gaps.append((best[..., k - 1] - best[..., k]).min().item())
+        return out
 
 
 def random_weights(decoder, generator):
@@ -456,22 +549,15 @@ def random_weights(decoder, generator):
 
 def train(decoder, data, is_padded=False, is_balanced=False):
     """Losses, norms of gradients, changes of parameters; all chats in a forward of their own, or in one batch. For a mixture of
-    experts also how far apart, at the least, the logits of a chosen and of another expert are, and all choices."""
-    initial = {name: param.detach().clone() for name, param in decoder.params().items()}
-    is_exempt = {name: any(part in name.lower() for part in NO_DECAY) for name in initial}
+    experts also how far apart, at the least, the scores of a chosen and of another expert are, and all choices."""
+    initial = {name: value.clone() for name, value in decoder.trained().items()}
+    is_exempt = {name: any(part in name.lower() for part in NO_DECAY) for name in decoder.params()}
     groups = [
         dict(params=[p for name, p in decoder.params().items() if is_exempt[name] == exempt], weight_decay=weight_decay)
         for exempt, weight_decay in [(False, WEIGHT_DECAY), (True, 0.0)]
     ]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=LR, betas=BETAS, eps=EPS)
-    gaps, choices = [], []
-
-    def watch(module, inputs, logits):
-        top = logits.detach().topk(decoder.config.num_experts_per_tok + 1)
-        gaps.append((top.values[..., -2] - top.values[..., -1]).min().item())
-        choices.append(top.indices[..., :-1].sort().values)
-
-    hooks = [router.register_forward_hook(watch) for router in decoder.routers()]
+    watched = Choices()
     num_labels = sum((labels != -100).sum().item() for _, labels in data)
     batches = [(ids[None], labels[None], {}) for ids, labels in data]
     if is_padded:
@@ -485,7 +571,8 @@ def train(decoder, data, is_padded=False, is_balanced=False):
         optimizer.zero_grad()
         loss = 0.0
         for ids, labels, kwargs in batches:
-            logits = decoder.logits(ids, **kwargs)
+            with watched:
+                logits = decoder.logits(ids, **kwargs)
             loss_sum = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum"
             )
@@ -500,10 +587,8 @@ def train(decoder, data, is_padded=False, is_balanced=False):
         losses.append(loss)
         norms.append(sum(grad.double().square().sum().item() for grad in grads) ** 0.5)
         optimizer.step()
-    for hook in hooks:
-        hook.remove()
-    deltas = {name: param.detach() - initial[name] for name, param in decoder.params().items()}
-    return dict(losses=losses, grad_norms=norms, deltas=deltas, gap=min(gaps, default=None), choices=choices)
+    deltas = {name: value - initial[name] for name, value in decoder.trained().items()}
+    return dict(losses=losses, grad_norms=norms, deltas=deltas, gap=min(watched.gaps, default=None), choices=watched.choices)
 
 
 class InFp64(TorchDispatchMode):
@@ -563,6 +648,8 @@ def reread(folder):
         assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
         # From_pretrained leaves the parameters of Apertus's activation in the bf16 that its class makes them in.
         model = model.eval().to(FP32)
+        if hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation("eager")
         return lambda ids: model(input_ids=ids, use_cache=False).logits
     decoder = Decoder(config, FP32)
     decoder.load({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
@@ -599,7 +686,7 @@ def make(model_type, data):
 
     found = train(decoder, data)
     after = last_logits(decoder, data)
-    buffers = decoder.tensors().keys() - decoder.params().keys()
+    buffers = decoder.tensors().keys() - decoder.trained().keys()
     assert all(torch.equal(decoder.tensors()[name], weights[name]) for name in buffers)
 
     # In fp32 too, with sums in another order.
@@ -615,7 +702,7 @@ def make(model_type, data):
             truth = train(exact, data)
             exact_after = last_logits(exact, data)
     assert all(torch.equal(*pair) for pair in zip(found["choices"], truth["choices"])), "another choice of experts"
-    balanced = balanced_steps(config, weights, data) if decoder.routers() else None
+    balanced = balanced_steps(config, weights, data) if decoder.is_balanced() else None
 
     runs = [found | dict(logits=after), *others]
     delta_errors = {

@@ -106,6 +106,12 @@ HELIUM = {"model_type": "helium", "head_dim": 16}
 # The class does not replace a missing head_dim.
 HUNYUAN = {"model_type": "hunyuan_v1_dense", "head_dim": 16}
 QWEN3_MOE = {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+OLMOE = {"model_type": "olmoe", "num_experts": 4, "num_experts_per_tok": 2}
+QWEN2_MOE = {**QWEN3_MOE, "model_type": "qwen2_moe", "shared_expert_intermediate_size": 40}
+GLM4_MOE = {"model_type": "glm4_moe", "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+DOTS1 = {**GLM4_MOE, "model_type": "dots1", "n_shared_experts": 1}
+ERNIE4_5_MOE = {"model_type": "ernie4_5_moe", "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24}
+HUNYUAN_V1_MOE = {"model_type": "hunyuan_v1_moe", "head_dim": 16}
 MIXTRAL = {"model_type": "mixtral", "num_local_experts": 3}
 SLIDING, FULL = "sliding_attention", "full_attention"
 MIXED = {"layer_types": [FULL, SLIDING, FULL], "sliding_window": 6}
@@ -224,6 +230,29 @@ MORE_CASES = [
     ("qwen3_moe, balanced by default", {**QWEN3_MOE, "output_router_logits": True}),
     ("qwen3_moe, window off", {**QWEN3_MOE, "sliding_window": 6}),
     ("qwen3_moe, window on", {**QWEN3_MOE, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
+    ("olmoe", {"model_type": "olmoe", "num_hidden_layers": 1}),
+    ("olmoe, normed, biases, tied", {**OLMOE, "norm_topk_prob": True, "attention_bias": True, "tie_word_embeddings": True}),
+    ("olmoe, balanced by default, null heads", {**OLMOE, "output_router_logits": True, "num_key_value_heads": None}),
+    ("olmoe, rope scaling", {**OLMOE, "rope_scaling": {"type": "linear", "factor": 4.0}}),
+    ("qwen2_moe", {"model_type": "qwen2_moe", "num_hidden_layers": 1, "num_key_value_heads": 4}),
+    ("qwen2_moe, every second, and one of them dense", {**QWEN2_MOE, "num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]}),
+    ("qwen2_moe, no experts", {**QWEN2_MOE, "num_experts": 0}),
+    ("qwen2_moe, no biases, tied", {**QWEN2_MOE, "qkv_bias": False, "tie_word_embeddings": True}),
+    ("qwen2_moe, balanced and normed", {**QWEN2_MOE, "output_router_logits": True, "router_aux_loss_coef": 0.02, "norm_topk_prob": True}),
+    ("glm4_moe", {"model_type": "glm4_moe", "num_hidden_layers": 2}),
+    ("glm4_moe, norms of queries and keys, biases, tied", {**GLM4_MOE, "use_qk_norm": True, "attention_bias": True, "head_dim": 24, "tie_word_embeddings": True}),
+    ("glm4_moe, groups, a factor, no norm", {**GLM4_MOE, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": False, "num_experts_per_tok": 3}),
+    ("glm4_moe, two shared experts, no layer without", {**GLM4_MOE, "n_shared_experts": 2, "first_k_dense_replace": 0, "partial_rotary_factor": 1.0}),
+    ("dots1", DOTS1),
+    ("dots1, biases, normed, null heads", {**DOTS1, "attention_bias": True, "norm_topk_prob": True, "num_key_value_heads": None, "first_k_dense_replace": 2}),
+    ("dots1, groups, a factor", {**DOTS1, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5, "head_dim": 24}),
+    ("dots1, a window from a layer on", {**DOTS1, "sliding_window": 6, "max_window_layers": 1}),
+    ("dots1, no window", {**DOTS1, "sliding_window": None, "max_window_layers": 1}),
+    ("ernie4_5_moe", {"model_type": "ernie4_5_moe", "num_hidden_layers": 2}),
+    ("ernie4_5_moe, every second from the third to the fifth, untied", {**ERNIE4_5_MOE, "num_hidden_layers": 8, "moe_layer_start_index": 2, "moe_layer_end_index": 5, "moe_layer_interval": 2, "tie_word_embeddings": False}),
+    ("ernie4_5_moe, no shared experts, balanced", {**ERNIE4_5_MOE, "moe_num_shared_experts": 0, "output_router_logits": True}),
+    ("hunyuan_v1_moe", {**HUNYUAN_V1_MOE, "num_hidden_layers": 1}),
+    ("hunyuan_v1_moe, lists, biases, tied, alpha", {**HUNYUAN_V1_MOE, "num_experts": [4, 4, 4], "moe_topk": [2, 2, 2], "attention_bias": True, "tie_word_embeddings": True, "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}}),
     ("mixtral", {"model_type": "mixtral"}),
     ("mixtral, window", {**MIXTRAL, "sliding_window": 6}),
     ("mixtral, head_dim, tied", {**MIXTRAL, "head_dim": 24, "tie_word_embeddings": True, "num_experts_per_tok": 1}),
@@ -268,7 +297,7 @@ def facts(name, given, config, model):
         "name": name,
         "config": given,
         # A tied head is not a parameter of its own.
-        "parameters": [[key, list(value.shape)] for key, value in model.named_parameters()],
+        "parameters": [[key, list(value.shape)] for key, value in model.named_parameters() if value.requires_grad],
         "sliding_window": [window(config, layer.self_attn) for layer in layers],
         "is_rotated": [bool(getattr(layer.self_attn, "use_rope", True)) for layer in layers],
         "multipliers": [
@@ -285,7 +314,7 @@ def facts(name, given, config, model):
         "rope_theta": config.rope_theta,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_id,
-        "num_parameters": model.num_parameters(),
+        "num_parameters": sum(value.numel() for value in model.parameters() if value.requires_grad),
     }
 
 
@@ -353,15 +382,21 @@ def more_facts(config, model):
         found["clip_qkv"] = config.clip_qkv
     if sparse:
         found["is_sparse"] = [mlp in sparse for mlp in mlps]
-        found["num_experts"] = sparse[0].num_experts
-        found["num_experts_per_tok"] = sparse[0].top_k
+        router = sparse[0].gate if hasattr(sparse[0].gate, "top_k") else sparse[0]
+        found["num_experts"] = len(sparse[0].experts)
+        found["num_experts_per_tok"] = router.top_k
         # Mixtral always divides by the sum.
-        found["norm_topk_prob"] = getattr(sparse[0], "norm_topk_prob", True)
-        if config.output_router_logits:
+        found["norm_topk_prob"] = getattr(router, "norm_topk_prob", True)
+        if getattr(config, "output_router_logits", False):
             found["router_aux_loss_coef"] = model.router_aux_loss_coef
+        if hasattr(router, "routed_scaling_factor"):
+            found["routed_scaling_factor"] = router.routed_scaling_factor
+        if getattr(router, "n_group", 1) != getattr(router, "topk_group", 1):
+            found["expert_groups"] = [router.n_group, router.topk_group]
     # Tensors of a checkpoint that are not trained.
     state = model.state_dict()
     buffers = [[key, list(value.shape)] for key, value in model.named_buffers() if key in state]
+    buffers += [[key, list(value.shape)] for key, value in model.named_parameters() if not value.requires_grad]
     if buffers:
         found["buffers"] = buffers
     return found

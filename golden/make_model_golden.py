@@ -346,6 +346,75 @@ CASES = {
         dict(QWEN3_MOE, norm_topk_prob=False, mlp_only_layers=[0], pad_token_id=3),
         [10, 6],
     ),
+    # Norms over all heads.
+    "olmoe": ("olmoe", dict(QWEN3_MOE, intermediate_size=8, attention_bias=True, pad_token_id=3), [10, 6]),
+    # A shared expert behind a gate in the second layer, an MLP in the first; query, key and value biases.
+    "qwen2_moe": (
+        "qwen2_moe",
+        dict(QWEN3_MOE, shared_expert_intermediate_size=12, mlp_only_layers=[0], pad_token_id=3),
+        [10, 6],
+    ),
+    # Two of four groups of experts may be chosen, which a bias decides; weights over their sum and a factor; a shared expert in the second
+    # layer, an MLP in the first; half of a head rotates.
+    "glm4_moe": (
+        "glm4_moe",
+        dict(
+            BASE,
+            moe_intermediate_size=6,
+            n_routed_experts=8,
+            num_experts_per_tok=3,
+            n_group=4,
+            topk_group=2,
+            n_shared_experts=2,
+            routed_scaling_factor=1.7,
+            head_dim=8,
+            attention_bias=True,
+            use_qk_norm=True,
+            pad_token_id=3,
+        ),
+        [10, 6],
+    ),
+    # Scores as they are, without groups.
+    "dots1": (
+        "dots1",
+        dict(
+            BASE,
+            moe_intermediate_size=6,
+            n_routed_experts=5,
+            num_experts_per_tok=2,
+            n_shared_experts=1,
+            routed_scaling_factor=0.6,
+            norm_topk_prob=False,
+            attention_bias=True,
+            sliding_window=5,
+            max_window_layers=1,
+            pad_token_id=3,
+        ),
+        [10, 6],
+    ),
+    # A bias for the choice, and a shared expert.
+    "ernie4_5_moe": (
+        "ernie4_5_moe",
+        dict(
+            BASE,
+            **TIED,
+            intermediate_size=12,
+            output_router_logits=True,
+            router_aux_loss_coef=0.5,
+            moe_intermediate_size=5,
+            moe_num_experts=5,
+            moe_k=2,
+            moe_num_shared_experts=2,
+            moe_layer_start_index=1,
+            pad_token_id=3,
+        ),
+        [10, 6],
+    ),
+    "hunyuan_v1_moe": (
+        "hunyuan_v1_moe",
+        dict(BASE, intermediate_size=8, head_dim=8, num_experts=5, moe_topk=2, attention_bias=True, pad_token_id=3),
+        [10, 6],
+    ),
     "mixtral": ("mixtral", dict(MIXTRAL, sliding_window=5, pad_token_id=3), [10, 6]),
     # No token chooses one of the experts.
     "mixtral_idle": (
@@ -363,10 +432,16 @@ EAGER_ONLY = ("gemma2", "vaultgemma")
 SEEDS = {
     # With the usual seed transformers' own bf16 errors are a third smaller than with six others.
     "ernie4_5": 11,
+    "ernie4_5_moe": 20261217,
+    "hunyuan_v1_moe": 20261149,
+    "dots1": 20261462,
+    "glm4_moe": 20261220,
     "qwen3_moe": 20263093,
     "qwen3_moe_unnormed": 20261639,
     "qwen3_moe_dense": 20262359,
     "mixtral": 20265350,
+    "olmoe": 20261983,
+    "qwen2_moe": 20262297,
     "mixtral_idle": 20262085,
 }
 
@@ -378,12 +453,21 @@ def randomize(model, generator):
         noise = torch.randn(param.shape, generator=generator)
         if "norm" in name and name.endswith(".weight"):
             value = centre + 0.2 * noise
+        elif name.endswith("e_score_correction_bias"):
+            continue
         elif ".act_fn." in name:
             # The parameters of an activation stay near to where its class begins.
             value = param.data + 0.2 * noise
         else:
             value = 0.25 * noise
         param.data.copy_(value.to(torch.bfloat16).float())
+    for _, bias in correction_biases(model):
+        bias.data.copy_((0.2 * torch.randn(bias.shape, generator=generator)).to(torch.bfloat16).float())
+
+
+def correction_biases(model):
+    """What is added to scores for the choice of experts alone, by name."""
+    return [(name, value) for name, value in model.state_dict().items() if name.endswith("e_score_correction_bias")]
 
 
 def new_model(config, attn_implementation):
@@ -396,7 +480,8 @@ def new_model(config, attn_implementation):
 
 def choices_of(router_logits, config):
     """The experts of each token; their order has no effect."""
-    return [logits.topk(config.num_experts_per_tok).indices.sort().values for logits in router_logits]
+    k = getattr(config, "moe_k", None) or getattr(config, "num_experts_per_tok", None)
+    return [logits.topk(k).indices.sort().values for logits in router_logits]
 
 
 def run(model, input_ids, shift_labels, lengths):
@@ -436,6 +521,7 @@ def run(model, input_ids, shift_labels, lengths):
     grads = {
         name: torch.zeros_like(param) if param.grad is None else param.grad.detach().clone()
         for name, param in model.named_parameters()
+        if param.requires_grad
     }
     return torch.cat(logits), loss, grads, aux_loss, router_logits
 
@@ -461,11 +547,18 @@ def make(name, model_type, overrides, lengths):
         input_ids[7] = config.pad_token_id
 
     logits, loss, grads, aux_loss, router_logits = run(model, input_ids, shift_labels, lengths)
-    weights = {name: param.detach().clone() for name, param in model.named_parameters()}
+    weights = {name: param.detach().clone() for name, param in [*model.named_parameters(), *correction_biases(model)]}
 
     # How far transformers' own bf16 is from its fp32: what a bf16 implementation may be off by.
     half = new_model(config, "eager" if model_type in EAGER_ONLY else "sdpa").to(torch.bfloat16)
-    half.load_state_dict({name: value.to(torch.bfloat16) for name, value in weights.items()}, strict=False)
+    if model_type == "ernie4_5_moe":
+        # As from_pretrained has it.
+        for key, module in half.named_modules():
+            if key.endswith((".gate", ".moe_statics")):
+                module.float()
+    for key, value in half.state_dict().items():
+        if key in weights:
+            value.copy_(weights[key])
     half_logits, half_loss, half_grads, half_aux_loss, half_router_logits = run(half, input_ids, shift_labels, lengths)
     bf16_errors = {"logits": relative_error(half_logits, logits), "loss": abs(half_loss / loss - 1)}
     bf16_errors |= {name: relative_error(half_grads[name], grads[name]) for name in grads}

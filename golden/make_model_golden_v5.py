@@ -1,7 +1,7 @@
 """Writes what transformers 5 computes for tiny models of the classes that 4.57 lacks: logits, loss and every gradient.
 
 The files have the format of make_model_golden.py's. Differences: buffers that a checkpoint holds (the layer scalars of Gemma 4) are
-stored like weights and have no gradient; Muse Glimmer has no class for text alone, so it runs in its multimodal class, and the names lose
+stored like weights and have no gradient; experts, which this version fuses, have the names and shapes of checkpoints; Muse Glimmer has no class for text alone, so it runs in its multimodal class, and the names lose
 `language_model.`; the bf16 model is built in bf16, as from_pretrained builds it, which leaves its rotary frequencies in fp32.
 
 Run with torch 2.11.0 and transformers 5.24.0 on a CPU:
@@ -15,8 +15,10 @@ from pathlib import Path
 
 import torch
 import transformers
+from checkpoint_names import as_in_checkpoint
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 assert torch.__version__.startswith("2.11.0"), torch.__version__
 assert transformers.__version__ == "5.24.0", transformers.__version__
@@ -141,6 +143,20 @@ CASES = {
         ),
         [16, 8],
     ),
+    # A bias for the choice of experts, and the loss that balances them; half of a head rotates; norms over all heads.
+    "minimax_m2": (
+        "minimax_m2",
+        dict(
+            BASE,
+            intermediate_size=8,
+            num_local_experts=5,
+            num_experts_per_tok=2,
+            output_router_logits=True,
+            router_aux_loss_coef=0.5,
+            rotary_dim=4,
+        ),
+        [10, 6],
+    ),
     # A sliding layer, and full layers with and without rotary embeddings.
     "muse_glimmer_text": (
         "muse_glimmer_text",
@@ -166,6 +182,10 @@ CASES = {
 }
 
 
+# Found by trying, as in make_model_golden.py.
+SEEDS = {"minimax_m2": 20261692}
+
+
 def build(config, dtype):
     """A model, and what to strip from the names of its text decoder."""
     if config.model_type != "muse_glimmer_text":
@@ -185,7 +205,7 @@ def named(model, infix):
     """Parameters of the text decoder, and buffers that a checkpoint holds."""
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if name.startswith("lm_head.") or name.startswith("model." + infix):
-            if isinstance(value, torch.nn.Parameter) or name.endswith(".layer_scalar"):
+            if isinstance(value, torch.nn.Parameter) or name.endswith((".layer_scalar", ".e_score_correction_bias")):
                 yield name.replace(infix, "", 1) if infix else name, value
 
 
@@ -207,34 +227,52 @@ def randomize(model, infix, generator):
 
 
 def run(model, infix, input_ids, shift_labels, lengths):
-    """Logits [s, v], mean loss over labels, gradient of every parameter."""
+    """Logits [s, v], mean loss over labels, gradient of every parameter; of a mixture of experts whose config asks for it also the loss
+    that balances them, which the gradients then contain."""
     model.zero_grad()
     num_valid = (shift_labels != -100).sum()
     logits, loss, start = [], 0.0, 0
+    routers, losses = [], []
     for length in lengths:
         document = slice(start, start + length)
         start += length
-        out = model(
+        whole = model(
             input_ids=input_ids[None, document],
             position_ids=torch.arange(length)[None],
             use_cache=False,
-        ).logits[0]
+        )
+        out = whole.logits[0]
         loss_sum = torch.nn.functional.cross_entropy(
             out.float(), shift_labels[document], ignore_index=-100, reduction="sum"
         )
-        (loss_sum / num_valid).backward()
+        if getattr(whole, "router_logits", None) is None:
+            (loss_sum / num_valid).backward()
+        else:
+            routers.append(whole.router_logits)
+            losses.append(loss_sum / num_valid)
         loss += loss_sum.item() / num_valid.item()
         logits.append(out.detach())
+    aux_loss = None
+    if routers:
+        # Balanced over the batch, as one forward of all documents would be.
+        router_logits = tuple(torch.cat(layer) for layer in zip(*routers))
+        balance = load_balancing_loss_func(router_logits, model.num_experts, model.num_experts_per_tok)
+        aux_loss = model.router_aux_loss_coef * balance
+        (sum(losses) + aux_loss).backward()
+        aux_loss = aux_loss.item()
     grads = {name: p.grad.detach().clone() for name, p in named(model, infix) if isinstance(p, torch.nn.Parameter)}
-    return torch.cat(logits), loss, grads
+    return torch.cat(logits), loss, as_in_checkpoint(grads, model.config.model_type), aux_loss
 
 
 def relative_error(actual, expected):
+    if not expected.any() and not actual.any():
+        # An expert that no token takes.
+        return 0.0
     return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
 def make(name, model_type, overrides, lengths):
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(SEEDS.get(name, SEED))
     config = AutoConfig.for_model(model_type, **json.loads(json.dumps(overrides)), attn_implementation="eager")
     model, infix = build(config, torch.float32)
     randomize(model, infix, generator)
@@ -247,7 +285,7 @@ def make(name, model_type, overrides, lengths):
     if config.pad_token_id is not None:
         input_ids[7] = config.pad_token_id
 
-    logits, loss, grads = run(model, infix, input_ids, shift_labels, lengths)
+    logits, loss, grads, aux_loss = run(model, infix, input_ids, shift_labels, lengths)
     weights = {name: value.detach().clone() for name, value in named(model, infix)}
 
     # How far transformers' own bf16 is from its fp32: what a bf16 implementation may be off by.
@@ -256,15 +294,19 @@ def make(name, model_type, overrides, lengths):
     for name_, value in named(half, infix):
         value.data.copy_(weights[name_])
     half.set_attn_implementation("sdpa")
-    half_logits, half_loss, half_grads = run(half, infix, input_ids, shift_labels, lengths)
+    half_logits, half_loss, half_grads, half_aux_loss = run(half, infix, input_ids, shift_labels, lengths)
     bf16_errors = {"logits": relative_error(half_logits, logits), "loss": abs(half_loss / loss - 1)}
     bf16_errors |= {name: relative_error(half_grads[name], grads[name]) for name in grads}
 
-    tensors = {name: value.to(torch.bfloat16) for name, value in weights.items()}
+    tensors = {name: value.to(torch.bfloat16) for name, value in as_in_checkpoint(weights, model_type).items()}
     tensors |= {f"grad.{name}": value for name, value in grads.items()}
     tensors |= {"logits": logits, "input_ids": input_ids, "shift_labels": shift_labels}
     save_file({name: value.contiguous() for name, value in tensors.items()}, str(OUT / f"{name}.safetensors"))
-    record = dict(config=json.loads(config.to_json_string()), lengths=lengths, loss=loss, bf16_errors=bf16_errors)
+    record = dict(config=json.loads(config.to_json_string()), lengths=lengths, loss=loss)
+    if aux_loss is not None:
+        record["aux_loss"] = aux_loss
+        bf16_errors["aux_loss"] = abs(half_aux_loss / aux_loss - 1)
+    record["bf16_errors"] = bf16_errors
     (OUT / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     size = (OUT / f"{name}.safetensors").stat().st_size
     worst = max(bf16_errors, key=bf16_errors.get)

@@ -12,7 +12,7 @@ impl Layer {
             Ffn::Dense(_) => all,
             Ffn::Moe(moe) => {
                 let of_expert: usize = moe.experts[0].linears().map(of).sum();
-                all - (moe.experts.len() - moe.num_experts_per_tok) * of_expert
+                all - (moe.experts.len() - moe.router.num_experts_per_tok) * of_expert
             }
         }
     }
@@ -54,8 +54,10 @@ impl Layer {
             Ffn::Dense(_) => widths * f,
             // Rows that experts read and give: with the MLP's tensors, or with the gradient of their weights.
             Ffn::Moe(moe) => {
-                let rows = moe.num_experts_per_tok * d;
-                (2 * rows + widths * f).max(4 * rows + (widths - 2) * f) + 2 * moe.experts.len()
+                let shared = moe.shared.as_ref().map_or(0, |shared| shared.mlp.intermediate_size);
+                let (rows, f) = (moe.router.num_experts_per_tok * d, f - shared);
+                let of_experts = (2 * rows + widths * f).max(4 * rows + (widths - 2) * f);
+                of_experts.max(d + widths * shared) + 2 * moe.experts.len()
             }
         };
         (2 + self.num_output_norms()) * d + of_ffn
@@ -75,8 +77,16 @@ impl Layer {
         match &self.ffn {
             Ffn::Dense(_) => 0,
             Ffn::Moe(moe) => {
-                2 * moe.num_experts_per_tok * self.hidden_size() + 2 * moe.experts.len()
+                2 * moe.router.num_experts_per_tok * self.hidden_size() + 2 * moe.experts.len()
             }
+        }
+    }
+
+    /// Bytes of a token that a layer with experts keeps beside its input: which it takes, each a 16-bit integer.
+    pub fn route_bytes(&self) -> usize {
+        match &self.ffn {
+            Ffn::Dense(_) => 0,
+            Ffn::Moe(moe) => 2 * moe.router.num_experts_per_tok,
         }
     }
 

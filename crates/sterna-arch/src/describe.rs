@@ -7,11 +7,11 @@ use crate::config::{layers, rope_section};
 use crate::error::Result;
 use crate::families::{
     EmbeddingScale, Experts, Family, Fused, LogitsScale, Mlp, NormEps, NormParams, QkNorms, Scale,
-    Setting,
+    Setting, Shared, SharedSize, SparseLayers,
 };
 use crate::layer::{
-    Activation, Architecture, Attention, Dense, Elementwise, Embed, Ffn, Head, Layer, Linear, Moe,
-    Norm, NormKind, QkNorm, QkNormWidth,
+    Activation, Architecture, Attention, Dense, Elementwise, Embed, ExpertGroups, Ffn, Head, Layer,
+    Linear, Moe, Norm, NormKind, QkNorm, QkNormWidth, Router, SharedExpert, TopkNorm,
 };
 use crate::parameters::{Init, ParamSpec};
 use crate::wrappers::Names;
@@ -151,7 +151,11 @@ struct ExpertsOfModel {
     num: usize,
     num_per_tok: usize,
     intermediate_size: usize,
-    norm_topk_prob: bool,
+    expert_groups: Option<ExpertGroups>,
+    topk_norm: Option<TopkNorm>,
+    scale: f64,
+    /// With its width.
+    shared: Option<(&'static Shared, usize)>,
     /// Of each layer.
     is_sparse: Vec<bool>,
 }
@@ -378,38 +382,58 @@ impl Facts {
 
     fn ffn(&self, params: &mut Params, layer_idx: usize) -> Ffn {
         match &self.experts {
-            Some(experts) if experts.is_sparse[layer_idx] => Ffn::Moe(self.moe(params, experts)),
+            Some(experts) if experts.is_sparse[layer_idx] => {
+                Ffn::Moe(Box::new(self.moe(params, experts)))
+            }
             _ => Ffn::Dense(self.dense(params)),
         }
     }
 
     fn moe(&self, params: &mut Params, experts: &ExpertsOfModel) -> Moe {
-        let (d, f, normal) = (self.hidden_size, experts.intermediate_size, self.normal());
+        let (d, normal) = (self.hidden_size, self.normal());
         let names = &experts.facts;
-        let router = params.linear(names.router, experts.num, d, false, normal);
-        let expert = |expert_idx: usize| {
-            let mut linear = |name: &str, out: usize, in_features: usize| {
-                let name = format!("{}.{expert_idx}.{name}", names.list);
-                params.linear(&name, out, in_features, false, normal)
-            };
-            let [gate, up, down] = names.projections;
-            Dense {
-                intermediate_size: f,
-                gate: Some(linear(gate, f, d)),
-                up: linear(up, f, d),
-                down: linear(down, d, f),
-                activation: match self.activation {
-                    ActivationName::Elementwise(function) => Activation::Elementwise(function),
-                    ActivationName::Xielu => unreachable!("no class with experts has it"),
-                },
-            }
-        };
-        Moe {
-            router,
-            experts: (0..experts.num).map(expert).collect(),
-            groups: std::iter::once(0..experts.num).collect(),
+        let of_router = &names.router;
+        let router = Router {
+            map: params.linear(of_router.name, experts.num, d, false, normal),
+            scores: of_router.scores,
+            is_fp32: of_router.is_fp32,
+            correction_bias: of_router.correction_bias.map(|(name, shape)| {
+                let bias = params.buffer(name, &[shape, &[experts.num]].concat(), 0.0);
+                params.specs[bias].is_fp32 = true;
+                bias
+            }),
+            expert_groups: experts.expert_groups,
             num_experts_per_tok: experts.num_per_tok,
-            norm_topk_prob: experts.norm_topk_prob,
+            topk_norm: experts.topk_norm,
+            scale: experts.scale,
+        };
+        let expert = |expert_idx: usize| {
+            let name = format!("{}.{expert_idx}", names.list);
+            self.expert(params, &name, names.projections, experts.intermediate_size)
+        };
+        let all = (0..experts.num).map(expert).collect();
+        let shared = experts.shared.map(|(facts, f)| SharedExpert {
+            mlp: self.expert(params, facts.name, ["gate_proj", "up_proj", "down_proj"], f),
+            gate: facts.gate.map(|gate| params.linear(gate, 1, d, false, normal)),
+        });
+        Moe { router, experts: all, groups: std::iter::once(0..experts.num).collect(), shared }
+    }
+
+    fn expert(&self, params: &mut Params, name: &str, projections: [&str; 3], f: usize) -> Dense {
+        let (d, normal) = (self.hidden_size, self.normal());
+        let mut linear = |projection: &str, out: usize, in_features: usize| {
+            params.linear(&format!("{name}.{projection}"), out, in_features, false, normal)
+        };
+        let [gate, up, down] = projections;
+        Dense {
+            intermediate_size: f,
+            gate: Some(linear(gate, f, d)),
+            up: linear(up, f, d),
+            down: linear(down, d, f),
+            activation: match self.activation {
+                ActivationName::Elementwise(function) => Activation::Elementwise(function),
+                ActivationName::Xielu => unreachable!("no class with experts has it"),
+            },
         }
     }
 
@@ -593,59 +617,157 @@ fn experts(reader: &Reader<'_>, facts: &'static Experts) -> Result<Option<Expert
     let (key, default) = facts.num;
     // Transformers 5 writes the one name for all classes.
     let key = [key, "num_local_experts"].into_iter().find(|key| reader.get(key).is_some());
-    let num = key.map_or(Ok(default), |key| reader.or(key, default, Reader::num_experts))?;
+    let num = key.map_or(Ok(default), |key| {
+        let value = alike(reader, key)?;
+        value.map_or(Ok(default), |value| reader.num_experts(key, value))
+    })?;
     if num == 0 {
         return Ok(None);
     }
-    let num_per_tok = reader.or("num_experts_per_tok", facts.num_per_tok, Reader::size)?;
+    let size = |(key, default): (&str, Option<usize>)| match (alike(reader, key)?, default) {
+        (Some(value), _) => reader.size(key, value),
+        (None, Some(default)) => Ok(default),
+        (None, None) => reader.required(key, Reader::size),
+    };
+    let num_per_tok = size(facts.num_per_tok)?;
     if num_per_tok > num {
         let required = format!("at most the `{num}` experts");
-        return Err(reader.wrong("num_experts_per_tok", &Value::from(num_per_tok), required));
+        return Err(reader.wrong(facts.num_per_tok.0, &Value::from(num_per_tok), required));
     }
-    let num_layers = reader.required("num_hidden_layers", Reader::num_layers)?;
-    let is_sparse = if facts.may_be_dense {
-        let step = reader.or("decoder_sparse_step", 1, Reader::size)?;
-        let none = Value::Array(Vec::new());
-        let dense = reader.get("mlp_only_layers").unwrap_or(&none);
-        let required = "a list of numbers of layers";
-        let numbers = dense.as_array().and_then(|list| list.iter().map(Value::as_u64).collect());
-        let dense: Vec<u64> =
-            numbers.ok_or_else(|| reader.wrong("mlp_only_layers", dense, required))?;
-        let is_sparse = |layer_idx: usize| {
-            !dense.contains(&(layer_idx as u64)) && (layer_idx + 1).is_multiple_of(step)
-        };
-        (0..num_layers).map(is_sparse).collect()
-    } else {
-        vec![true; num_layers]
+    let intermediate_size = size(facts.intermediate_size)?;
+    let shared = match &facts.shared {
+        Some(shared) => {
+            let width = match shared.intermediate_size {
+                SharedSize::Key(key, default) => size((key, Some(default)))?,
+                // Of some classes there may be none.
+                SharedSize::Experts(key, _) if reader.get(key).is_some_and(|num| num == 0) => 0,
+                SharedSize::Experts(key, default) => size((key, default))? * intermediate_size,
+            };
+            Some((shared, width)).filter(|(_, width)| *width > 0)
+        }
+        None => None,
     };
-    let (width, default) = facts.intermediate_size;
+    let router = &facts.router;
+    let norm_topk_prob = match router.norm_topk_prob {
+        Setting::Never => false,
+        Setting::Always => true,
+        Setting::Key(key, default) => reader.flag(key, default)?,
+    };
     Ok(Some(ExpertsOfModel {
         facts,
         num,
         num_per_tok,
-        intermediate_size: match default {
-            Some(default) => reader.or(width, default, Reader::size)?,
-            None => reader.required(width, Reader::size)?,
+        intermediate_size,
+        expert_groups: if router.has_groups {
+            expert_groups(reader, num, num_per_tok)?
+        } else {
+            None
         },
-        norm_topk_prob: match facts.norm_topk_prob {
-            Setting::Never => false,
-            Setting::Always => true,
-            Setting::Key(key, default) => reader.flag(key, default)?,
+        topk_norm: if norm_topk_prob {
+            let least = match router.norm_least {
+                Some((key, default)) => reader.or(key, default, Reader::non_negative)?,
+                None => 0.0,
+            };
+            Some(TopkNorm { added: router.norm_added, least })
+        } else {
+            None
         },
-        is_sparse,
+        scale: match router.scale {
+            Some((key, default)) => reader.or(key, default, Reader::positive)?,
+            None => 1.0,
+        },
+        shared,
+        is_sparse: sparse_layers(reader, facts)?,
     }))
+}
+
+/// A number, or the one that a list has for every layer.
+fn alike<'v>(reader: &Reader<'v>, key: &str) -> Result<Option<&'v Value>> {
+    let Some(value) = reader.get(key) else { return Ok(None) };
+    let Some([first, others @ ..]) = value.as_array().map(Vec::as_slice) else {
+        return Ok(Some(value));
+    };
+    if others.iter().any(|other| other != first) {
+        return Err(reader.wrong(key, value, "one number for all layers"));
+    }
+    Ok(Some(first))
+}
+
+/// `None` where one group has all experts.
+fn expert_groups(
+    reader: &Reader<'_>,
+    num_experts: usize,
+    num_per_tok: usize,
+) -> Result<Option<ExpertGroups>> {
+    let num = reader.or("n_group", 1, Reader::size)?;
+    let num_chosen = reader.or("topk_group", 1, Reader::size)?;
+    if num_chosen > num {
+        let required = format!("at most n_group `{num}`");
+        return Err(reader.wrong("topk_group", &Value::from(num_chosen), required));
+    }
+    if num == num_chosen {
+        return Ok(None);
+    }
+    if !num_experts.is_multiple_of(num) || num_experts / num < 2 {
+        let required = format!("a divisor of the `{num_experts}` experts that leaves two a group");
+        return Err(reader.wrong("n_group", &Value::from(num), required));
+    }
+    if num_experts / num * num_chosen < num_per_tok {
+        let required = format!("groups that have the `{num_per_tok}` experts of a token");
+        return Err(reader.wrong("topk_group", &Value::from(num_chosen), required));
+    }
+    Ok(Some(ExpertGroups { num, num_chosen }))
+}
+
+/// Whether each layer has experts.
+fn sparse_layers(reader: &Reader<'_>, facts: &Experts) -> Result<Vec<bool>> {
+    let num_layers = reader.required("num_hidden_layers", Reader::num_layers)?;
+    Ok(match facts.layers {
+        SparseLayers::All => vec![true; num_layers],
+        SparseLayers::AllButFirst(default) => {
+            let first = reader.or("first_k_dense_replace", default, Reader::count)?;
+            (0..num_layers).map(|layer_idx| layer_idx >= first).collect()
+        }
+        SparseLayers::Between => {
+            let start = reader.or("moe_layer_start_index", 1, Reader::count)?;
+            let interval = reader.or("moe_layer_interval", 1, Reader::size)?;
+            let end = reader.get("moe_layer_end_index").filter(|end| **end != -1);
+            let end = end.map(|end| reader.count("moe_layer_end_index", end)).transpose()?;
+            let is_sparse = |layer_idx: usize| {
+                (layer_idx + 1).is_multiple_of(interval)
+                    && layer_idx >= start
+                    && end.is_none_or(|end| layer_idx <= end)
+            };
+            (0..num_layers).map(is_sparse).collect()
+        }
+        SparseLayers::Stepped => {
+            let step = reader.or("decoder_sparse_step", 1, Reader::size)?;
+            let none = Value::Array(Vec::new());
+            let dense = reader.get("mlp_only_layers").unwrap_or(&none);
+            let required = "a list of numbers of layers";
+            let numbers =
+                dense.as_array().and_then(|list| list.iter().map(Value::as_u64).collect());
+            let dense: Vec<u64> =
+                numbers.ok_or_else(|| reader.wrong("mlp_only_layers", dense, required))?;
+            let is_sparse = |layer_idx: usize| {
+                !dense.contains(&(layer_idx as u64)) && (layer_idx + 1).is_multiple_of(step)
+            };
+            (0..num_layers).map(is_sparse).collect()
+        }
+    })
 }
 
 /// Transformers adds that loss where a config has routers give their logits.
 fn router_aux_loss_coef(reader: &Reader<'_>, facts: &Facts) -> Result<Option<f64>> {
-    let has_experts =
-        facts.experts.as_ref().is_some_and(|experts| experts.is_sparse.contains(&true));
-    if !has_experts || !reader.flag("output_router_logits", false)? {
+    let experts = facts.experts.as_ref().filter(|experts| experts.is_sparse.contains(&true));
+    let default = experts.and_then(|experts| experts.facts.aux_loss_coef);
+    let Some(default) = default else { return Ok(None) };
+    if !reader.flag("output_router_logits", false)? {
         return Ok(None);
     }
     // Transformers fails at `null`, which is no default there.
     let key = "router_aux_loss_coef";
-    let coef = reader.entry(key).map_or(Ok(0.001), |value| reader.non_negative(key, value))?;
+    let coef = reader.entry(key).map_or(Ok(default), |value| reader.non_negative(key, value))?;
     Ok(Some(coef).filter(|coef| *coef > 0.0))
 }
 

@@ -159,22 +159,85 @@ pub enum Ffn {
     /// One MLP for all tokens.
     Dense(Dense),
     /// Several, of which each token takes a few.
-    Moe(Moe),
+    Moe(Box<Moe>),
 }
 
-/// Experts: `y = sum over the chosen e of w_e * expert_e(x)`, where `w` are the largest of `softmax(router(x))`.
+/// Experts: `y = sum over the chosen e of w_e * expert_e(x)`, and an expert of all tokens beside them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moe {
-    /// To `[experts]`.
-    pub router: Linear,
+    /// Which of them a token takes, and their weights.
+    pub router: Router,
     /// The experts, all of one size.
     pub experts: Vec<Dense>,
     /// Which experts are gathered at once, in order: all, unless [`Architecture::group_experts`] cuts them.
     pub groups: Vec<Range<usize>>,
-    /// How many a token takes.
+    /// What every token goes through, too; its output is added.
+    pub shared: Option<SharedExpert>,
+}
+
+/// The choice of a token's experts:
+///
+/// ```text
+/// p    scores of all experts, from x
+/// e    the num_experts_per_tok largest of p + correction_bias, in the groups of experts that may be chosen
+/// w    p_e, or p_e / max(added + sum over the chosen of p, least), times scale
+/// ```
+///
+/// The softmax of the logits of the chosen alone, which some classes take, is that of all over its sum of the chosen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Router {
+    /// To `[experts]`, logits.
+    pub map: Linear,
+    /// From logits to scores.
+    pub scores: RouterScores,
+    /// Whether it multiplies in single precision, and not in the dtype of the activations.
+    pub is_fp32: bool,
+    /// Index of a buffer `[experts]` that is added for the choice, and for nothing else.
+    pub correction_bias: Option<usize>,
+    /// The groups of experts of which a token chooses some first.
+    pub expert_groups: Option<ExpertGroups>,
+    /// How many experts a token takes.
     pub num_experts_per_tok: usize,
-    /// Whether the weights of a token's experts are divided by their sum.
-    pub norm_topk_prob: bool,
+    /// What the scores of the chosen are divided by; `None` is 1.
+    pub topk_norm: Option<TopkNorm>,
+    /// What they are multiplied by.
+    pub scale: f64,
+}
+
+/// From the logits of a router to scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouterScores {
+    /// Over all experts.
+    Softmax,
+    /// Of each by itself.
+    Sigmoid,
+}
+
+/// Runs of equally many experts. A token takes experts of those groups whose two best scores have the largest sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertGroups {
+    /// How many there are; a divisor of the number of experts.
+    pub num: usize,
+    /// Of how many a token takes experts.
+    pub num_chosen: usize,
+}
+
+/// What the scores of the chosen experts are divided by: `max(added + their sum, least)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TopkNorm {
+    /// Added to the sum.
+    pub added: f64,
+    /// The least that divides.
+    pub least: f64,
+}
+
+/// An expert that every token takes: `mlp(x)`, or `sigmoid(gate(x)) * mlp(x)`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SharedExpert {
+    /// The MLP.
+    pub mlp: Dense,
+    /// To `[1]`.
+    pub gate: Option<Linear>,
 }
 
 /// An MLP: `down(act(gate(x)) * up(x))`, or `down(act(up(x)))` without a gate.
@@ -292,7 +355,7 @@ impl Architecture {
     pub fn moe_layers(&self) -> impl Iterator<Item = &Moe> {
         self.layers.iter().filter_map(|layer| match &layer.ffn {
             Ffn::Dense(_) => None,
-            Ffn::Moe(moe) => Some(moe),
+            Ffn::Moe(moe) => Some(&**moe),
         })
     }
 
@@ -352,12 +415,13 @@ impl Layer {
     /// Its linear maps.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         let Attention { q, k, v, gate: gate_of_o, o, .. } = &self.attention;
-        let (router, mlps) = match &self.ffn {
-            Ffn::Dense(dense) => (None, std::slice::from_ref(dense)),
-            Ffn::Moe(moe) => (Some(&moe.router), &moe.experts[..]),
+        let (router, mlps, shared) = match &self.ffn {
+            Ffn::Dense(dense) => (None, std::slice::from_ref(dense), None),
+            Ffn::Moe(moe) => (Some(&moe.router.map), &moe.experts[..], moe.shared.as_ref()),
         };
         let attention = [q, k].into_iter().chain(v).chain(gate_of_o).chain([o]);
-        attention.chain(router).chain(mlps.iter().flat_map(Dense::linears))
+        let shared = shared.into_iter().flat_map(|shared| shared.mlp.linears().chain(&shared.gate));
+        attention.chain(router).chain(mlps.iter().flat_map(Dense::linears)).chain(shared)
     }
 }
 
@@ -383,16 +447,20 @@ impl Ffn {
     pub fn width(&self) -> usize {
         match self {
             Ffn::Dense(dense) => dense.intermediate_size,
-            Ffn::Moe(moe) => moe.num_experts_per_tok * moe.experts[0].intermediate_size,
+            Ffn::Moe(moe) => {
+                let shared = moe.shared.as_ref().map_or(0, |shared| shared.mlp.intermediate_size);
+                moe.router.num_experts_per_tok * moe.experts[0].intermediate_size + shared
+            }
         }
     }
 
     /// The largest weight of it, in elements.
     pub fn largest_weight(&self) -> usize {
-        let linears: &mut dyn Iterator<Item = &Linear> = match self {
-            Ffn::Dense(dense) => &mut dense.linears(),
-            Ffn::Moe(moe) => &mut moe.experts[0].linears(),
+        let mlps = match self {
+            Ffn::Dense(dense) => [Some(dense), None],
+            Ffn::Moe(moe) => [Some(&moe.experts[0]), moe.shared.as_ref().map(|shared| &shared.mlp)],
         };
+        let linears = mlps.into_iter().flatten().flat_map(Dense::linears);
         linears.map(|linear| linear.out_features() * linear.in_features).max().unwrap_or(0)
     }
 

@@ -26,8 +26,8 @@ pub use error::{Error, Result};
 pub use families::Family;
 pub use heads::HeadSplit;
 pub use layer::{
-    Activation, Architecture, Attention, Dense, Elementwise, Embed, Ffn, Head, Layer, Linear, Moe,
-    Norm, NormKind, QkNorm, QkNormWidth,
+    Activation, Architecture, Attention, Dense, Elementwise, Embed, ExpertGroups, Ffn, Head, Layer,
+    Linear, Moe, Norm, NormKind, QkNorm, QkNormWidth, Router, RouterScores, SharedExpert, TopkNorm,
 };
 pub use parameters::{Init, ParamSpec};
 pub use rope::{Rope, RopeLayout, RopeScaling};

@@ -19,6 +19,8 @@ pub struct ParamSpec {
     pub is_decayed: bool,
     /// `false` for a buffer that checkpoints hold: no gradient reaches it, so that AdamW without decay leaves it as it is.
     pub is_trained: bool,
+    /// Whether it is in single precision whatever the dtype of the model, here and in exports; a buffer.
+    pub is_fp32: bool,
 }
 
 /// The values that a parameter begins with.
@@ -41,7 +43,7 @@ impl ParamSpec {
         let name = name.into();
         let lower = name.to_lowercase();
         let is_decayed = !NO_DECAY.iter().any(|part| lower.contains(part));
-        Self { name, shape: shape.into(), init, is_decayed, is_trained: true }
+        Self { name, shape: shape.into(), init, is_decayed, is_trained: true, is_fp32: false }
     }
 
     /// A buffer that checkpoints hold.

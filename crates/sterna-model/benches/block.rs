@@ -177,7 +177,7 @@ impl Bench {
                     qkv_tile_len: tile_len,
                 },
                 routing: None,
-                counts_routes: false,
+                route: None,
                 mlp_tile_len: tile_len,
             };
             for (name, keep) in [

@@ -17,6 +17,7 @@ mod attention;
 mod dense;
 mod mlp;
 mod moe;
+mod router;
 
 use std::collections::VecDeque;
 
@@ -48,8 +49,9 @@ pub struct BlockContext<'a> {
     pub attention: AttentionContext<'a>,
     /// The routers' auxiliary loss, if the model has one.
     pub routing: Option<&'a Routing>,
-    /// Whether what routers choose is added to that: the first forward of a micro-batch does, what computes it again does not.
-    pub counts_routes: bool,
+    /// Which experts each token takes, as the first forward of a micro-batch has decided ([`Kept::route`]), for what computes the block
+    /// again. `None` decides, and adds what is chosen to `routing`.
+    pub route: Option<&'a Tensor>,
     /// At most how many tokens go through output projection and MLP at once.
     pub mlp_tile_len: i64,
 }
@@ -69,6 +71,9 @@ pub struct Keep {
 pub struct Kept {
     /// The input of the block, `[b * s/p, d]`.
     pub x: Tensor,
+    /// In a layer with experts, those that each token takes, `[b * s/p, experts per token]`, 16-bit integers. It is always kept: a token
+    /// whose experts are almost equal would take others where its logits, computed again, differ by a rounding.
+    pub route: Option<Tensor>,
     /// What the mixer of tokens keeps, if it does: a list that only its own backward can read.
     pub mixer: Option<Vec<Tensor>>,
     /// Everything else, if kept.
@@ -140,9 +145,10 @@ pub fn forward(
     let _stage = Stage::Block.enter_at(ctx.layer_idx);
     let save = if keep.graph { Save::All } else { Save::Nothing };
     let (mixed, saved) = attention::forward(ctx, params, x, save)?;
-    let (y, after) = after_mixer(ctx, params, experts, x, mixed.output(), keep.graph)?;
+    let (y, route, after) = after_mixer(ctx, params, experts, x, mixed.output(), keep.graph)?;
     let kept = Kept {
         x: x.shallow_clone(),
+        route,
         mixer: (keep.attention || keep.graph).then(|| mixed.into_kept()),
         graph: after.map(|after| Graph { mixer: saved, after }),
     };
@@ -180,7 +186,7 @@ pub fn recompute(
 
 /// Computes the gradient of the block's input, and adds those of its weights to `grads`.
 ///
-/// `ctx` and `params` must be those of the forward.
+/// `ctx` and `params` must be those of the forward, whose route it takes.
 ///
 /// # Shapes
 ///
@@ -217,7 +223,7 @@ pub fn backward(
     kept: Kept,
     d_y: &Tensor,
 ) -> Result<Tensor, ModelError> {
-    let Kept { x, mixer, graph } = kept;
+    let Kept { x, route, mixer, graph } = kept;
     ctx.check(&x)?;
     check_shape("d_y", &d_y.size(), &x.size())?;
     let _stage = Stage::BlockBackward.enter_at(ctx.layer_idx);
@@ -260,6 +266,7 @@ pub fn backward(
                 _ => None,
             };
             let experts = experts.expect(NO_EXPERTS);
+            let ctx = &BlockContext { route: route.as_ref(), ..*ctx };
             let d_o_of_tile = |start, d_o: &Tensor| mixer.put(start, d_o);
             moe::backward(ctx, moe, params, grads, experts, saved, &x, o, d_y, &d_x, d_o_of_tile)?;
         }
@@ -268,7 +275,7 @@ pub fn backward(
     Ok(d_x)
 }
 
-/// From the output of the mixer to the output of the block, and what a backward will read, if wanted.
+/// From the output of the mixer to the output of the block, which experts each token takes, and what a backward will read, if wanted.
 fn after_mixer(
     ctx: &BlockContext<'_>,
     params: &BlockParams,
@@ -276,13 +283,13 @@ fn after_mixer(
     x: &Tensor,
     o: &Tensor,
     save: bool,
-) -> Result<(Tensor, Option<AfterSaved>), ModelError> {
+) -> Result<(Tensor, Option<Tensor>, Option<AfterSaved>), ModelError> {
     let dense = match &ctx.layer.ffn {
         Ffn::Dense(dense) => dense,
         Ffn::Moe(moe) => {
             let experts = experts.expect(NO_EXPERTS);
-            let (y, saved) = moe::forward(ctx, moe, params, experts, x, o, save)?;
-            return Ok((y, saved.map(AfterSaved::Moe)));
+            let (y, route, saved) = moe::forward(ctx, moe, params, experts, x, o, save)?;
+            return Ok((y, Some(route), saved.map(AfterSaved::Moe)));
         }
     };
     let y = x.empty_like();
@@ -297,7 +304,7 @@ fn after_mixer(
             all_saved.push_back(saved);
         }
     }
-    Ok((y, save.then_some(AfterSaved::Dense(all_saved))))
+    Ok((y, None, save.then_some(AfterSaved::Dense(all_saved))))
 }
 
 impl BlockContext<'_> {

@@ -97,6 +97,27 @@ impl BlockParams {
         linear::add_backward_input(d_x, d_y, &self.of(map).0);
     }
 
+    /// [`BlockParams::project`] in the precision of `x`, which is single (double for double) whatever that of the weight.
+    pub(crate) fn project_wide(&self, map: &Linear, x: &Tensor) -> Tensor {
+        let (weight, bias) = self.of(map);
+        let bias = bias.map(|bias| bias.to_kind(x.kind()));
+        linear::forward(x, &weight.to_kind(x.kind()), bias.as_ref())
+    }
+
+    /// Adds the gradient of `x` through [`BlockParams::project_wide`] to `d_x`, which may be narrower: the sum is rounded once.
+    pub(crate) fn add_project_wide_backward(
+        &self,
+        grads: &mut BlockGrads,
+        map: &Linear,
+        x: &Tensor,
+        d_y: &Tensor,
+        d_x: &mut Tensor,
+    ) {
+        grads.accumulate(map, x, d_y);
+        let weight = self.of(map).0.to_kind(d_y.kind());
+        let _ = d_x.g_add_(&linear::backward_input(d_y, &weight));
+    }
+
     /// Weight and bias of a linear map, sharing memory.
     fn of(&self, map: &Linear) -> (Tensor, Option<Tensor>) {
         let rows = |param_idx: usize| rows_of(map, self.get(param_idx));

@@ -23,7 +23,7 @@ pub enum MemoryKind {
     UnitGradients,
     /// fp32 masters and moments.
     Optimizer,
-    /// Block inputs, and everything else with `disable_activation_checkpoint`, that forwards keep for backwards.
+    /// Block inputs and the routes of tokens to experts, and everything else with `disable_activation_checkpoint`, that forwards keep for backwards.
     KeptActivations,
     /// Attention outputs and log-sum-exps that forwards keep for backwards.
     KeptAttention,
@@ -210,7 +210,9 @@ impl Memory {
         let num_layers = layers.len();
         let hidden = a.batch.local_tokens * a.arch.hidden_size * a.size;
         let graphs = layers.iter().map(|layer| if keep.graph { a.graph_bytes(layer) } else { 0 });
-        let kept = num_layers.div_ceil(keep.inputs_every) * hidden + graphs.sum::<usize>();
+        let routes = layers.iter().map(Layer::route_bytes).sum::<usize>() * a.batch.local_tokens;
+        let inputs = num_layers.div_ceil(keep.inputs_every) * hidden + routes;
+        let kept = inputs + graphs.sum::<usize>();
         // Intermediate values stay where they were computed.
         let place = if keep.graph { Place::Device } else { keep.inputs_on };
         self.push(MemoryKind::KeptActivations, kept, 1, place);

@@ -236,7 +236,7 @@ impl<'a> Engine<'a> {
         let mut kept = Vec::with_capacity(num_layers);
         for layer_idx in 0..num_layers {
             let of_block = Keep { attention: keep.keeps_attention(layer_idx), graph: keep.graph };
-            let (y, of_block) = self.block_forward(&shard, layer_idx, &x, of_block, true, None)?;
+            let (y, of_block) = self.block_forward(&shard, layer_idx, None, &x, of_block, None)?;
             x = y;
             kept.push(keep.put(layer_idx, layer_idx + 1 == num_layers, of_block)?);
         }
@@ -280,19 +280,19 @@ impl<'a> Engine<'a> {
         Ok(BatchLoss { loss: loss.loss + aux_loss, ..loss })
     }
 
-    /// Forward of a block; `counts_routes` is [`BlockContext::counts_routes`], `next_kept` what starts to come back beside it.
+    /// Forward of a block; `route` is [`BlockContext::route`], `next_kept` what starts to come back beside it.
     fn block_forward(
         &mut self,
         shard: &Shard,
         layer_idx: usize,
+        route: Option<&Tensor>,
         x: &Tensor,
         keep: Keep,
-        counts_routes: bool,
         next_kept: Option<&mut KeptBlock>,
     ) -> Result<(Tensor, Kept), TrainError> {
         let next = self.model.units.after(layer_idx);
         let params = self.block_params(layer_idx, Some(next), next_kept)?;
-        let context = BlockContext { counts_routes, ..self.model.context(shard, layer_idx) };
+        let context = BlockContext { route, ..self.model.context(shard, layer_idx) };
         let mut experts =
             ExpertUnits::new(&self.model, &mut self.zero, layer_idx, Some(next), None);
         Ok(block::forward(&context, &params, Some(&mut experts), x, keep)?)
@@ -347,7 +347,8 @@ impl<'a> Engine<'a> {
             let (y, of_block) = if let Some(mixer) = &of_block.mixer {
                 let next = Some(self.model.units.after(layer_idx));
                 let params = self.block_params(layer_idx, next, next_kept)?;
-                let context = self.model.context(shard, layer_idx);
+                let route = of_block.route.as_ref();
+                let context = BlockContext { route, ..self.model.context(shard, layer_idx) };
                 let mut experts =
                     ExpertUnits::new(&self.model, &mut self.zero, layer_idx, next, None);
                 let y =
@@ -355,7 +356,8 @@ impl<'a> Engine<'a> {
                 (y, of_block)
             } else {
                 let keep = Keep { attention: true, graph: false };
-                self.block_forward(shard, layer_idx, &of_block.x, keep, false, next_kept)?
+                let Kept { x, route, .. } = &of_block;
+                self.block_forward(shard, layer_idx, route.as_ref(), x, keep, next_kept)?
             };
             x = y;
             restored.push(of_block);
@@ -379,7 +381,7 @@ impl<'a> Engine<'a> {
         let keep = Keep { attention: false, graph: false };
         let mut x = self.embed(&shard)?;
         for layer_idx in 0..self.model.arch.layers.len() {
-            (x, _) = self.block_forward(&shard, layer_idx, &x, keep, false, None)?;
+            (x, _) = self.block_forward(&shard, layer_idx, None, &x, keep, None)?;
         }
         let params = self.head_params()?;
         let tile_len = self.model.options.tiles.head as i64;
@@ -508,7 +510,7 @@ impl Model<'_> {
                 qkv_tile_len: self.options.tiles.qkv as i64,
             },
             routing: shard.routing.as_ref(),
-            counts_routes: false,
+            route: None,
             mlp_tile_len: self.options.tiles.mlp as i64,
         }
     }

@@ -12,7 +12,7 @@ use crate::{error::TrainError, zero::Zero};
 /// Largest safetensors shard of an export, bytes.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// Writes the model to `dir`: safetensors in the model's dtype, config, tokenizer.
+/// Writes the model to `dir`: safetensors in the model's dtype, but buffers that classes keep in single precision, config, tokenizer.
 ///
 /// The generation config is copied from `model_dir`, the tokenizer and chat template from `tokenizer_dir`; of a multimodal model, every
 /// tensor that is not of its text decoder too, as it lies there. An earlier export in `dir` stays intact until the new one is complete.
@@ -45,7 +45,7 @@ pub fn export(
     if world.rank() == 0 {
         let mut tensors: Vec<(TensorSpec, DType)> = (0..num_units)
             .flat_map(|unit_idx| &zero.layout(unit_idx).specs)
-            .map(|spec| (spec.into(), dtype))
+            .map(|spec| (spec.into(), if spec.is_fp32 { DType::F32 } else { dtype }))
             .collect();
         if config.wrapper.is_some() {
             let files = WeightFiles::open(model_dir)?;

@@ -76,6 +76,10 @@ fn windows(
             Ok(None)
         }
     };
+    let from = |default: usize| {
+        let first = reader.or("max_window_layers", default, Reader::count)?;
+        Ok((0..num_layers).map(|layer_idx| layer_idx >= first).collect())
+    };
     let (window, without_types): (_, Box<dyn Fn() -> Result<Vec<bool>>>) = match *windows {
         Windows::None => return Ok(vec![None; num_layers]),
         Windows::All(default) => {
@@ -83,12 +87,10 @@ fn windows(
             return Ok(vec![window; num_layers]);
         }
         Windows::AllIfUsed => return Ok(vec![used(Some(4096))?; num_layers]),
-        Windows::Chosen => (
-            used(Some(4096))?,
-            Box::new(|| {
-                let first = reader.or("max_window_layers", 28, Reader::count)?;
-                Ok((0..num_layers).map(|layer_idx| layer_idx >= first).collect())
-            }),
+        Windows::Chosen => (used(Some(4096))?, Box::new(move || from(28))),
+        Windows::From { default, first } => (
+            reader.nullable("sliding_window", Some(default), Reader::size)?,
+            Box::new(move || from(first)),
         ),
         Windows::NotRotated => (
             used(None)?,

@@ -41,7 +41,13 @@ impl Ropes {
             .find_map(|key| Some((key, root.get(key).filter(is_said)?)));
         let of_map = |key: &str, map: &Map<String, Value>, head_dim: usize| {
             let default_theta = root.or("rope_theta", family.defaults.rope_theta, theta)?;
-            let root_partial = root.get("partial_rotary_factor").cloned();
+            let mut root_partial = root.get("partial_rotary_factor").cloned();
+            if let (true, None, Some(value)) =
+                (facts.has_rotary_dim, &root_partial, root.get("rotary_dim"))
+            {
+                let rotary_dim = root.size("rotary_dim", value)?;
+                root_partial = Some(Value::from(rotary_dim as f64 / head_dim as f64));
+            }
             let section = Section {
                 root,
                 of_rope: root.section(key, map),

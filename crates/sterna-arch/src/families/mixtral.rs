@@ -1,6 +1,6 @@
 //! Mixtral (transformers `models/mixtral`): Mistral with experts.
 
-use super::{Defaults, Experts, Family, NormEps, Setting, Windows};
+use super::{Defaults, Experts, Family, NormEps, RouterFacts, Setting, Windows};
 
 pub(super) const MIXTRAL: Family = Family {
     model_type: "mixtral",
@@ -18,13 +18,16 @@ pub(super) const MIXTRAL: Family = Family {
     windows: Windows::All(None),
     experts: Some(Experts {
         num: ("num_local_experts", 8),
-        num_per_tok: 2,
+        num_per_tok: ("num_experts_per_tok", Some(2)),
         intermediate_size: ("intermediate_size", None),
-        norm_topk_prob: Setting::Always,
-        may_be_dense: false,
-        router: "block_sparse_moe.gate",
+        router: RouterFacts {
+            name: "block_sparse_moe.gate",
+            norm_topk_prob: Setting::Always,
+            ..RouterFacts::SOFTMAX
+        },
         list: "block_sparse_moe.experts",
         projections: ["w1", "w3", "w2"],
+        ..Experts::USUAL
     }),
     ..Family::USUAL
 };

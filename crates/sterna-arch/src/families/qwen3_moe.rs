@@ -1,6 +1,6 @@
 //! Qwen 3 with experts: 30B-A3B, 235B-A22B, Qwen3-Coder (transformers `models/qwen3_moe`).
 
-use super::{Defaults, Experts, Family, QkNorms, Setting, Windows};
+use super::{Defaults, Experts, Family, QkNorms, Setting, SparseLayers, Windows};
 use crate::layer::NormKind;
 
 pub(super) const QWEN3_MOE: Family = Family {
@@ -13,13 +13,10 @@ pub(super) const QWEN3_MOE: Family = Family {
     windows: Windows::AllIfUsed,
     experts: Some(Experts {
         num: ("num_experts", 128),
-        num_per_tok: 8,
+        num_per_tok: ("num_experts_per_tok", Some(8)),
         intermediate_size: ("moe_intermediate_size", Some(768)),
-        norm_topk_prob: Setting::Key("norm_topk_prob", false),
-        may_be_dense: true,
-        router: "mlp.gate",
-        list: "mlp.experts",
-        projections: ["gate_proj", "up_proj", "down_proj"],
+        layers: SparseLayers::Stepped,
+        ..Experts::USUAL
     }),
     ..Family::USUAL
 };

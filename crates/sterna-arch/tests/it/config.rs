@@ -110,8 +110,13 @@ fn check_experts(name: &str, arch: &Architecture, case: &Value) {
         assert_eq!(is_sparse, true, "{name}");
         assert_eq!(moe.experts.len() as u64, case["num_experts"].as_u64().unwrap(), "{name}");
         let num_per_tok = case["num_experts_per_tok"].as_u64().unwrap();
-        assert_eq!(moe.num_experts_per_tok as u64, num_per_tok, "{name}");
-        assert_eq!(moe.norm_topk_prob, case["norm_topk_prob"], "{name}");
+        let router = &moe.router;
+        assert_eq!(router.num_experts_per_tok as u64, num_per_tok, "{name}");
+        assert_eq!(router.topk_norm.is_some(), case["norm_topk_prob"], "{name}");
+        let scale = case["routed_scaling_factor"].as_f64().unwrap_or(1.0);
+        assert_eq!(router.scale, scale, "{name}");
+        let groups = router.expert_groups.map(|groups| json!([groups.num, groups.num_chosen]));
+        assert_eq!(groups.unwrap_or_default(), case["expert_groups"], "{name}");
     }
 }
 
@@ -674,6 +679,42 @@ fn heads_of_helium_fill_the_hidden_size() {
 }
 
 #[test]
+fn what_experts_would_do_otherwise_is_refused_by_name() {
+    for (model_type, keys, words) in [
+        ("olmoe", json!({"clip_qkv": 8.0}), "key `clip_qkv` is `8.0`, required: `null`"),
+        ("qwen2_moe", json!({"use_sliding_window": true}), "key `use_sliding_window` is `true`"),
+        ("ernie4_5_moe", json!({"use_bias": true}), "key `use_bias` is `true`"),
+        (
+            "hunyuan_v1_moe",
+            json!({"num_experts": 4, "moe_topk": [1, 2, 1]}),
+            "key `moe_topk` is `[1,2,1]`, required: one number for all layers",
+        ),
+        ("hunyuan_v1_moe", json!({"num_experts": 2, "moe_topk": 3}), "at most the `2` experts"),
+        ("glm4_moe", json!({"n_group": 3, "topk_group": 2}), "a divisor of the `128` experts"),
+        ("glm4_moe", json!({"n_group": 2, "topk_group": 3}), "key `topk_group` is `3`"),
+        (
+            "glm4_moe",
+            json!({"n_group": 32, "topk_group": 1}),
+            "required: groups that have the `8` experts of a token",
+        ),
+        ("minimax_m2", json!({"router_jitter_noise": 0.1}), "key `router_jitter_noise` is `0.1`"),
+    ] {
+        let error = parse(&small(model_type, &keys)).expect_err(model_type).to_string();
+        assert!(error.contains(words), "{model_type}: {error}");
+    }
+}
+
+#[test]
+fn a_rotary_dim_counts_where_the_class_reads_it() {
+    let dim = |model_type: &str, keys: &Value| small_arch(model_type, keys).ropes[0].dim;
+    let keys = json!({"head_dim": 16, "rotary_dim": 8, "num_local_experts": 8});
+    assert_eq!(dim("minimax_m2", &keys), 8);
+    assert_eq!(dim("llama", &keys), 16);
+    let keys = json!({"head_dim": 16, "rotary_dim": 8, "partial_rotary_factor": 0.25, "num_local_experts": 8});
+    assert_eq!(dim("minimax_m2", &keys), 4);
+}
+
+#[test]
 fn routers_are_balanced_where_a_config_says_so() {
     let of = |model_type: &str, keys: &Value| {
         let mut config = small(model_type, keys);
@@ -683,7 +724,7 @@ fn routers_are_balanced_where_a_config_says_so() {
         config["num_experts_per_tok"] = json!(2);
         parse(&config).map(|config| config.arch.router_aux_loss_coef)
     };
-    for model_type in ["mixtral", "qwen3_moe"] {
+    for model_type in ["mixtral", "qwen2_moe", "qwen3_moe"] {
         for (keys, coef) in [
             (json!({}), None),
             (json!({"router_aux_loss_coef": 0.5}), None),

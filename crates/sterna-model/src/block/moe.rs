@@ -5,8 +5,9 @@
 //!   for tile of tokens:   r, h; the router's choice      for tile of tokens:   r, h; the router's choice
 //!   for group of experts: its weights                    for group of experts: its weights
 //!     for tile of rows:     y[tokens] += w * expert(h)     for tile of rows:     recompute; d_h[tokens] +=, weight grads +=
-//!   for tile of tokens:   y += r                           its gradients go
-//!                                                        for tile of tokens:   the router's d_h, then d_o, d_x, weight grads +=
+//!   for tile of tokens:   y += shared(h), y += r           its gradients go
+//!                                                        for tile of tokens:   d_h of the shared expert and the router,
+//!                                                                              then d_o, d_x, weight grads +=
 //! ```
 //!
 //! Every token of the rank is routed before the first expert computes, so that an expert has all its rows at once, and each group of
@@ -18,14 +19,15 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use sterna_arch::{Dense, Moe};
+use sterna_arch::{Dense, Moe, SharedExpert};
 use sterna_ops::accumulate_kind;
 use sterna_ops::tile::tiles;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::BlockContext;
 use super::dense::{self, DenseSaved};
 use super::mlp::{self, BeforeFfn};
+use super::router::{self, Scores};
 use crate::error::ModelError;
 use crate::params::{BlockGrads, BlockParams};
 use crate::stage::Stage;
@@ -69,6 +71,8 @@ pub(super) struct MoeSaved {
     mlp: Option<Tensor>,
     /// What each run of rows has computed, if everything is kept.
     rows: VecDeque<RowsSaved>,
+    /// The same of the shared expert, of each tile of tokens.
+    shared: VecDeque<DenseSaved>,
 }
 
 /// Which experts each token takes.
@@ -76,8 +80,8 @@ pub(super) struct MoeSaved {
 struct Routes {
     /// `[s, k]`.
     chosen: Tensor,
-    /// `[s, k]`, their probabilities, single precision (double for double).
-    top: Tensor,
+    /// `[s, k]`, what multiplies their outputs, single precision (double for double).
+    weights: Tensor,
     /// `[s * k]`, places in a flat `[s, k]` by expert, and in the order of tokens within one.
     order: Tensor,
     /// Where each expert's begin among those, and one more: where they end.
@@ -103,16 +107,18 @@ struct RowsSaved {
 
 impl MoeSaved {
     pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        let MoeSaved { before, h, routes, mlp, rows } = self;
+        let MoeSaved { before, h, routes, mlp, rows, shared } = self;
         let of_rows =
             rows.iter().flat_map(|rows| [&rows.x].into_iter().chain(rows.dense.tensors()));
-        let Routes { chosen, top, order, .. } = routes;
+        let Routes { chosen, weights, order, .. } = routes;
         let before = before.iter().flat_map(BeforeFfn::tensors);
-        before.chain([h, chosen, top, order]).chain(mlp).chain(of_rows)
+        let of_shared = shared.iter().flat_map(DenseSaved::tensors);
+        before.chain([h, chosen, weights, order]).chain(mlp).chain(of_rows).chain(of_shared)
     }
 }
 
-/// The result, `[s, d]`, from `x` `[s, d]` and `o` `[s, n, h]`, and what a backward will read, if wanted.
+/// The result, `[s, d]`, from `x` `[s, d]` and `o` `[s, n, h]`, which experts each token takes ([`super::Kept::route`]), and what a
+/// backward will read, if wanted.
 pub(super) fn forward(
     ctx: &BlockContext<'_>,
     moe: &Moe,
@@ -121,18 +127,19 @@ pub(super) fn forward(
     x: &Tensor,
     o: &Tensor,
     save: bool,
-) -> Result<(Tensor, Option<MoeSaved>), ModelError> {
+) -> Result<(Tensor, Tensor, Option<MoeSaved>), ModelError> {
     let mut saved = route(ctx, moe, params, x, o);
     if !save {
         saved.before.iter_mut().for_each(|before| before.attended = None);
     }
-    let y = apply(ctx, moe, experts, &mut saved, save)?;
+    let y = apply(ctx, moe, params, experts, &mut saved, save)?;
     saved.mlp = (save && ctx.layer.post_ffn_norm.is_some()).then(|| y.copy());
     for (tile, before) in tiles(y.size()[0], ctx.mlp_tile_len).zip(&saved.before) {
         let _stage = Stage::Mlp.enter();
         mlp::after_ffn(ctx, params, &before.r, None, &mut part(&y, &tile));
     }
-    Ok((y, save.then_some(saved)))
+    let route = saved.routes.chosen.to_kind(Kind::Int16);
+    Ok((y, route, save.then_some(saved)))
 }
 
 /// Gives `d_o_of_tile` the gradient of each tile of `o` with its first token, and writes that of `x` `[s, d]` to `d_x`; weight gradients
@@ -159,31 +166,41 @@ pub(super) fn backward(
         None => route(ctx, moe, params, x, o),
     };
     if ctx.layer.post_ffn_norm.is_some() && saved.mlp.is_none() {
-        saved.mlp = Some(apply(ctx, moe, experts, &mut saved, false)?);
+        saved.mlp = Some(apply(ctx, moe, params, experts, &mut saved, false)?);
     }
     let d_mlp = d_mlp(ctx, params, grads, saved.mlp.as_ref(), d_y);
-    let MoeSaved { mut before, h, routes, rows, .. } = saved;
+    let MoeSaved { mut before, h, routes, rows, mut shared, .. } = saved;
     let (d_h, d_weights) = experts_backward(ctx, moe, experts, &routes, rows, &h, &d_mlp)?;
-    drop(d_mlp);
+    // Only a shared expert reads it again.
+    let d_mlp = moe.shared.as_ref().map(|expert| (expert, d_mlp));
     for tile in tiles(x.size()[0], ctx.mlp_tile_len) {
         let _stage = Stage::Mlp.enter();
         let before = before.pop_front().expect("one for each tile");
         let (x, o) = (part(x, &tile), part(o, &tile));
         let (d_y, d_x, mut d_h) = (part(d_y, &tile), part(d_x, &tile), part(&d_h, &tile));
-        let route = RouteOfTile {
-            start: tile.start,
-            chosen: part(&routes.chosen, &tile),
-            top: part(&routes.top, &tile),
-            d_weights: part(&d_weights, &tile),
-        };
-        router_backward(ctx, moe, params, grads, &before.h, &route, &mut d_h);
+        let (chosen, d_weights) = (part(&routes.chosen, &tile), part(&d_weights, &tile));
+        if let Some((expert, d_mlp)) = &d_mlp {
+            let d_mlp = part(d_mlp, &tile);
+            shared_backward(expert, params, grads, shared.pop_front(), &before.h, d_mlp, &mut d_h);
+        }
+        router::backward(
+            &moe.router,
+            params,
+            grads,
+            ctx.routing,
+            tile.start,
+            &before.h,
+            &chosen,
+            &d_weights,
+            &mut d_h,
+        );
         let d_o = mlp::before_ffn_backward(ctx, params, grads, before, &x, &o, &d_y, d_h, &d_x);
         d_o_of_tile(tile.start, &d_o);
     }
     Ok(())
 }
 
-/// Everything before the experts, and which of them each token takes.
+/// Everything before the experts, and which of them each token takes: those of the context, or those that its router chooses.
 fn route(
     ctx: &BlockContext<'_>,
     moe: &Moe,
@@ -191,42 +208,44 @@ fn route(
     x: &Tensor,
     o: &Tensor,
 ) -> MoeSaved {
-    let k = moe.num_experts_per_tok as i64;
+    let router = &moe.router;
     let whole_h = x.empty_like();
-    let (mut before, mut top, mut chosen) = (VecDeque::new(), Vec::new(), Vec::new());
+    let (mut before, mut weights, mut chosen) = (VecDeque::new(), Vec::new(), Vec::new());
     for tile in tiles(x.size()[0], ctx.mlp_tile_len) {
         let _stage = Stage::Mlp.enter();
         let of_tile = mlp::before_ffn(ctx, params, &part(x, &tile), &part(o, &tile));
         let mut h = part(&whole_h, &tile);
         h.copy_(&of_tile.h);
-        let probs = probabilities(moe, params, &h);
-        let (top_of_tile, chosen_of_tile) = probs.topk(k, -1, true, true);
-        if let (Some(routing), true) = (ctx.routing, ctx.counts_routes) {
-            routing.count(tile.start, &probs, &chosen_of_tile);
-        }
-        top.push(top_of_tile);
+        let scores = Scores::new(router, params, &h);
+        let chosen_of_tile = if let Some(route) = ctx.route {
+            part(route, &tile).to_kind(Kind::Int64)
+        } else {
+            let chosen = scores.choose(router, params);
+            if let Some(routing) = ctx.routing {
+                scores.count(router, routing, tile.start, &chosen);
+            }
+            chosen
+        };
+        weights.push(router::weights(router, &scores.of(&chosen_of_tile)));
         chosen.push(chosen_of_tile);
         before.push_back(BeforeFfn { h, ..of_tile });
     }
-    let routes = Routes::new(moe, Tensor::cat(&top, 0), Tensor::cat(&chosen, 0));
-    MoeSaved { before, h: whole_h, routes, mlp: None, rows: VecDeque::new() }
+    let routes = Routes::new(moe, Tensor::cat(&weights, 0), Tensor::cat(&chosen, 0));
+    let (rows, shared) = (VecDeque::new(), VecDeque::new());
+    MoeSaved { before, h: whole_h, routes, mlp: None, rows, shared }
 }
 
-/// `[tile, experts]`, single precision (double for double).
-fn probabilities(moe: &Moe, params: &BlockParams, h: &Tensor) -> Tensor {
-    params.project(&moe.router, h).softmax(-1, accumulate_kind(h.kind()))
-}
-
-/// The output of the experts, `[s, d]`.
+/// The output of the experts, `[s, d]`; `params` are those of the layer without them.
 fn apply(
     ctx: &BlockContext<'_>,
     moe: &Moe,
+    params: &BlockParams,
     experts: &mut dyn Experts,
     saved: &mut MoeSaved,
     save: bool,
 ) -> Result<Tensor, ModelError> {
-    let MoeSaved { h, routes, rows: rows_saved, .. } = saved;
-    let weights = routes.weights(moe).to_kind(h.kind()).view(-1);
+    let MoeSaved { h, routes, rows: rows_saved, shared: shared_saved, .. } = saved;
+    let weights = routes.weights.to_kind(h.kind()).view(-1);
     let mut y = h.zeros_like();
     for (group_idx, group) in moe.groups.iter().enumerate() {
         let params = experts.gather(group_idx)?;
@@ -242,7 +261,51 @@ fn apply(
             }
         }
     }
+    let Some(shared) = &moe.shared else { return Ok(y) };
+    for tile in tiles(h.size()[0], ctx.mlp_tile_len) {
+        let _stage = Stage::Mlp.enter();
+        let h = part(h, &tile);
+        let of_tile = dense::recompute(&shared.mlp, params, &h);
+        let mut output = h.empty_like();
+        dense::finish(&shared.mlp, params, &of_tile, &mut output);
+        if let Some(gate) = &shared.gate {
+            output = output.g_mul_(&params.project(gate, &h).sigmoid());
+        }
+        let _ = part(&y, &tile).g_add_(&output);
+        if save {
+            shared_saved.push_back(of_tile);
+        }
+    }
     Ok(y)
+}
+
+/// Adds the gradient of `h` `[tile, d]` through the shared expert to `d_h`, from that of the output of all experts; weight gradients `+=`.
+///
+/// Of `y = g * mlp(h)`, `g = sigmoid(z)`, it is that of `mlp` for `g * dL/dy`, and `dL/dz = g (1 - g) sum over d of dL/dy * mlp(h)`.
+fn shared_backward(
+    expert: &SharedExpert,
+    params: &BlockParams,
+    grads: &mut BlockGrads,
+    saved: Option<DenseSaved>,
+    h: &Tensor,
+    d_y: Tensor,
+    d_h: &mut Tensor,
+) {
+    let saved = saved.unwrap_or_else(|| dense::recompute(&expert.mlp, params, h));
+    let mut d_output = d_y;
+    if let Some(gate) = &expert.gate {
+        let g = params.project(gate, h).sigmoid();
+        let mut output = h.empty_like();
+        dense::finish(&expert.mlp, params, &saved, &mut output);
+        let kind = accumulate_kind(h.kind());
+        let d_g = (&d_output * output).sum_dim_intlist(-1_i64, true, kind);
+        let d_z = (d_g * (&g - &g * &g)).to_kind(h.kind());
+        params.add_project_backward(grads, gate, h, &d_z, d_h);
+        // It may be a part of the gradient of the residual stream, which others read.
+        d_output = &d_output * g;
+    }
+    let of_mlp = dense::backward(&expert.mlp, params, grads, saved, h, d_output);
+    let _ = d_h.g_add_(&of_mlp);
 }
 
 /// The gradient of the output of the experts from that of the result.
@@ -276,7 +339,7 @@ fn experts_backward(
     h: &Tensor,
     d_y: &Tensor,
 ) -> Result<(Tensor, Tensor), ModelError> {
-    let weights = routes.weights(moe);
+    let weights = &routes.weights;
     let rounded = weights.to_kind(h.kind()).view(-1);
     let mut d_weights = weights.zeros_like().view(-1);
     let mut d_h = h.zeros_like();
@@ -302,50 +365,11 @@ fn experts_backward(
         drop((params, grads));
         experts.reduce()?;
     }
-    Ok((d_h, d_weights.view_as(&weights)))
-}
-
-/// What the router's backward reads of a tile of tokens.
-struct RouteOfTile {
-    start: i64,
-    chosen: Tensor,
-    top: Tensor,
-    d_weights: Tensor,
-}
-
-/// Adds the gradient of `h` `[tile, d]` through the router to `d_h`; weight gradients `+=`.
-///
-/// A weight that is a probability over the sum of the chosen ones, `w_e = p_e / sum`, has
-/// `dL/dp_e = (dL/dw_e - sum over chosen j of w_j dL/dw_j) / sum`. Through the softmax of all experts goes
-/// `p * (dL/dp - sum over all of p dL/dp)`.
-fn router_backward(
-    ctx: &BlockContext<'_>,
-    moe: &Moe,
-    params: &BlockParams,
-    grads: &mut BlockGrads,
-    h: &Tensor,
-    route: &RouteOfTile,
-    d_h: &mut Tensor,
-) {
-    let RouteOfTile { start, chosen, top, d_weights } = route;
-    let probs = probabilities(moe, params, h);
-    let mut d_top = d_weights.shallow_clone();
-    if moe.norm_topk_prob {
-        let sum = sum_of(top);
-        let mean = sum_of(&(d_weights * top)) / &sum;
-        d_top = (d_top - mean) / sum;
-    }
-    let d_probs = probs.zeros_like().scatter_(-1, chosen, &d_top);
-    if let Some(routing) = ctx.routing {
-        routing.add_gradient(*start, &d_probs);
-    }
-    let along = sum_of(&(&d_probs * &probs));
-    let d_logits = ((d_probs - along) * &probs).to_kind(h.kind());
-    params.add_project_backward(grads, &moe.router, h, &d_logits, d_h);
+    Ok((d_h, d_weights.view_as(weights)))
 }
 
 impl Routes {
-    fn new(moe: &Moe, top: Tensor, chosen: Tensor) -> Routes {
+    fn new(moe: &Moe, weights: Tensor, chosen: Tensor) -> Routes {
         let flat = chosen.view(-1);
         let order = flat.argsort_stable(true, 0, false);
         let counts = flat.bincount::<Tensor>(None, moe.experts.len() as i64);
@@ -356,12 +380,7 @@ impl Routes {
             *end += count;
             Some(*end)
         }));
-        Routes { chosen, top, order, starts }
-    }
-
-    /// `[s, k]`, what multiplies the outputs of a token's experts, in the precision of the router.
-    fn weights(&self, moe: &Moe) -> Tensor {
-        if moe.norm_topk_prob { &self.top / sum_of(&self.top) } else { self.top.shallow_clone() }
+        Routes { chosen, weights, order, starts }
     }
 
     /// The tokens of a group's experts, those of each cut where they are more rows than a tile of so many tokens has.
@@ -371,7 +390,7 @@ impl Routes {
         group: &Range<usize>,
         tile_len: i64,
     ) -> impl Iterator<Item = Rows> {
-        let k = moe.num_experts_per_tok as i64;
+        let k = moe.router.num_experts_per_tok as i64;
         group.clone().flat_map(move |expert_idx| {
             let (start, end) = (self.starts[expert_idx], self.starts[expert_idx + 1]);
             tiles(end - start, tile_len.saturating_mul(k)).map(move |tile| {
@@ -395,11 +414,6 @@ impl Rows {
         let dense = dense::recompute(expert, params, &x);
         (expert, RowsSaved { x, dense })
     }
-}
-
-/// Over the last dimension, which stays as one.
-fn sum_of(x: &Tensor) -> Tensor {
-    x.sum_dim_intlist(-1_i64, true, x.kind())
 }
 
 fn part(x: &Tensor, tile: &Range<i64>) -> Tensor {

@@ -17,8 +17,9 @@ const KEEP_ALL: Keep = Keep { attention: true, graph: true };
 /// One for each thing that ranks, groups or tiles could get wrong: nine query heads on three kv heads; biases; a window; one kv head for
 /// all ranks; norms on queries and keys over a head, over all heads, with a row or a tensor for each, and after the rotary embedding;
 /// softcaps; clamps; two rotary embeddings; norms on outputs; branches side by side; fused projections; trained activations; heads that
-/// differ between layers, and values that are keys; queries that grow with their position; gates on outputs; experts.
-const MODELS: [&str; 23] = [
+/// differ between layers, and values that are keys; queries that grow with their position; gates on outputs; experts, with one of all
+/// tokens, chosen by probabilities, or by sigmoids with a bias and among groups.
+const MODELS: [&str; 30] = [
     "llama_tied",
     "llama_biased",
     "mistral_window",
@@ -29,17 +30,24 @@ const MODELS: [&str; 23] = [
     "smollm3",
     "apertus",
     "cohere",
+    "dots1",
+    "ernie4_5_moe",
     "exaone4",
     "gemma2",
     "gemma3_text",
     "gemma4_text",
+    "glm4_moe",
     "hunyuan_v1_dense",
+    "hunyuan_v1_moe",
+    "minimax_m2",
     "ministral3",
     "mixtral",
     "muse_glimmer_text",
     "olmo",
     "olmo2",
+    "olmoe",
     "phi3",
+    "qwen2_moe",
     "qwen3_moe",
     "stablelm_parallel",
 ];
@@ -125,7 +133,8 @@ fn tiles_of_queries_change_nothing_but_the_order_of_sums() {
 /// The order of sums is that of the experts, whatever their groups.
 #[test]
 fn groups_of_experts_change_nothing() {
-    for name in ["mixtral", "qwen3_moe"] {
+    for name in ["dots1", "ernie4_5_moe", "glm4_moe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"]
+    {
         let mut tiny = Tiny::fixture(name);
         for (tile_len, keep) in [(1 << 20, How::PLAIN.keep), (7, KEEP_ATTENTION), (5, KEEP_ALL)] {
             let how = How { tile_len, keep, ..How::PLAIN };

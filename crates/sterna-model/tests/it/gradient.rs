@@ -53,7 +53,7 @@ fn check_keeping(config: &ModelConfig, keep: Keep) {
             qkv_tile_len: 3,
         },
         routing: None,
-        counts_routes: false,
+        route: None,
         mlp_tile_len: 4,
     };
     let x = Tensor::randn([7, arch.hidden_size as i64], F64);
@@ -130,6 +130,18 @@ fn of_a_block_with_experts() {
         }));
         config.arch.group_experts(2 * 3 * 5 * 6);
         check(&config);
+    }
+}
+
+/// And one that all tokens take, behind a gate.
+#[test]
+fn of_a_block_with_a_shared_expert() {
+    let config = config(&json!({
+        "model_type": "qwen2_moe", "hidden_size": 12, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 4,
+        "shared_expert_intermediate_size": 5,
+    }));
+    for graph in [false, true] {
+        check_keeping(&config, Keep { attention: true, graph });
     }
 }
 

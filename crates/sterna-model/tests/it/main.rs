@@ -10,6 +10,7 @@ mod large;
 mod leak;
 mod memory;
 mod params;
+mod route;
 mod tiny;
 mod ulysses;
 mod wrappers;

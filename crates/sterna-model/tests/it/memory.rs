@@ -126,7 +126,7 @@ fn growth_of_forward(hidden_size: u32, num_groups: usize) -> u64 {
                 qkv_tile_len: 256,
             },
             routing: None,
-            counts_routes: false,
+            route: None,
             mlp_tile_len: 256,
         };
         let x = Tensor::ones([num_tokens, i64::from(hidden_size)], (Kind::Float, Device::Cpu));

@@ -261,7 +261,7 @@ impl Tiny {
                 qkv_tile_len: tile_len,
             },
             routing: None,
-            counts_routes: false,
+            route: None,
             mlp_tile_len: tile_len,
         };
         let num_valid_tokens = batch.shift_labels.iter().filter(|label| **label != -100).count();
@@ -297,11 +297,7 @@ impl Tiny {
         let mut all_kept = Vec::new();
         for (layer_idx, of_layer) in weights.iter().enumerate() {
             let params = block_params(layer_idx);
-            let context = BlockContext {
-                routing: routing.as_ref(),
-                counts_routes: true,
-                ..context(layer_idx)
-            };
+            let context = BlockContext { routing: routing.as_ref(), ..context(layer_idx) };
             let mut experts = Resident {
                 layer: &arch.layers[layer_idx],
                 weights: of_layer,

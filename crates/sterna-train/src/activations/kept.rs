@@ -33,7 +33,7 @@ pub struct KeepPolicy {
     pub inputs_every: usize,
     /// The attention output and log-sum-exp of the first so many blocks.
     pub num_attention: usize,
-    /// Where inputs wait.
+    /// Where inputs wait, and the routes of tokens to experts.
     pub inputs_on: Offload,
     /// Where attention outputs wait.
     pub attention_on: Offload,
@@ -189,6 +189,8 @@ impl OnHostTensor {
 pub(crate) struct KeptBlock {
     /// `None` between the first blocks of two segments.
     x: Option<Offloaded>,
+    /// Which experts its tokens take, beside the inputs.
+    route: Option<Offloaded>,
     /// What its mixer of tokens has kept.
     mixer: Option<Vec<Offloaded>>,
     graph: Option<Graph>,
@@ -223,6 +225,9 @@ impl KeepPolicy {
             {
                 lens.push(input);
             }
+            if matches!(self.inputs_on, Offload::Host(_)) && layer.route_bytes() > 0 {
+                lens.push(tokens * layer.route_bytes());
+            }
             if matches!(self.attention_on, Offload::Host(_)) && self.keeps_attention(layer_idx) {
                 lens.extend(layer.attention.kept_bytes(tokens, sp_size, size));
             }
@@ -238,13 +243,14 @@ impl KeepPolicy {
         is_last: bool,
         kept: Kept,
     ) -> Result<KeptBlock, TrainError> {
-        let Kept { x, mixer, graph } = kept;
+        let Kept { x, route, mixer, graph } = kept;
         let here = Offload::Here;
         let (inputs_on, attention_on) =
             if is_last { (&here, &here) } else { (&self.inputs_on, &self.attention_on) };
         let is_first = layer_idx.is_multiple_of(self.inputs_every);
         let block = KeptBlock {
             x: is_first.then(|| inputs_on.put(x)).transpose()?,
+            route: route.map(|route| inputs_on.put(route)).transpose()?,
             mixer: mixer
                 .map(|kept| kept.into_iter().map(|tensor| attention_on.put(tensor)).collect())
                 .transpose()?,
@@ -258,8 +264,8 @@ impl KeepPolicy {
 
     /// Starts bringing back what a block has kept.
     pub(crate) fn prefetch(&self, kept: &mut KeptBlock) -> Result<(), TrainError> {
-        if let Some(x) = &mut kept.x {
-            self.inputs_on.prefetch(x)?;
+        for input in [&mut kept.x, &mut kept.route].into_iter().flatten() {
+            self.inputs_on.prefetch(input)?;
         }
         kept.mixer.iter_mut().flatten().try_for_each(|x| self.attention_on.prefetch(x))
     }
@@ -280,6 +286,7 @@ impl KeepPolicy {
         let mixer = kept.mixer.take().map(|kept| {
             kept.into_iter().map(|offloaded| self.attention_on.take(offloaded)).collect()
         });
-        Ok(Kept { x, mixer: mixer.transpose()?, graph: kept.graph.take() })
+        let route = kept.route.take().map(|route| self.inputs_on.take(route)).transpose()?;
+        Ok(Kept { x, route, mixer: mixer.transpose()?, graph: kept.graph.take() })
     }
 }

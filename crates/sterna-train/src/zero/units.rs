@@ -3,7 +3,7 @@
 use std::{collections::HashMap, ops::Range, path::PathBuf, rc::Rc};
 
 use sterna_arch::{
-    UnitLayout,
+    ParamSpec, UnitLayout,
     units::{FlatLayout, UnitKind},
 };
 use sterna_comm::{Group, ReduceOp, Work};
@@ -165,6 +165,8 @@ impl Zero {
         let unit = |layout: UnitLayout| {
             let flats = layout.flats.iter();
             let flats = flats.map(|flat| Flat::new(flat.clone(), &options, disk.as_ref()));
+            // A few numbers, some of which stay in single precision.
+            let options = FlatOptions { param_kind: Kind::Float, ..options };
             let frozen = layout.frozen.clone().map(|frozen| Weights::new(frozen, &options));
             Ok(Unit {
                 flats: flats.collect::<Result<_, TrainError>>()?,
@@ -287,10 +289,8 @@ impl Zero {
         let is_sharded = self.options.sharding.params;
         let mut gathering = Vec::new();
         for Weights { layout, param, param_on_host } in self.units[unit_idx].weights() {
-            let empty = || {
-                let options = (self.placement.param_kind, self.placement.compute_device);
-                Tensor::empty(layout.len as i64, options)
-            };
+            let empty =
+                || Tensor::empty(layout.len as i64, (param.kind(), self.placement.compute_device));
             gathering.push(match (&self.copies, param_on_host) {
                 (Some(copies), Some(away)) if is_sharded => {
                     let whole = empty();
@@ -339,7 +339,11 @@ impl Zero {
         }
         let layout = &self.units[unit_idx].layout;
         let views = views(layout, layout.all_flats().zip(&wholes));
-        Ok(views.into_iter().flatten().collect())
+        let kind = self.placement.param_kind;
+        let in_own_kind = |(spec, view): (&ParamSpec, Tensor)| {
+            if spec.is_trained || spec.is_fp32 { view } else { view.to_kind(kind) }
+        };
+        Ok(layout.specs.iter().zip(views.into_iter().flatten()).map(in_own_kind).collect())
     }
 
     /// Starts bringing back what earlier micro-batches have added up for unit `unit_idx`, where the host holds it whole, so that

@@ -282,7 +282,7 @@ fn routers_are_balanced() {
         let few = ("memory.keep_inputs_every", json!(world_size));
         with(balanced(), &[few, ("sequence_parallel_size", json!(world_size))])
     };
-    for family in ["mixtral", "qwen3_moe"] {
+    for family in ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe"] {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let single = RankEnv::single();
         check(family, folder.path(), &single, "balanced", &balanced(1));
