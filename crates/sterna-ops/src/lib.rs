@@ -17,7 +17,10 @@ pub mod tile;
 
 pub mod activation;
 pub mod attention;
+pub mod causal_conv;
 pub mod cross_entropy;
+pub mod delta_rule;
+pub mod l2_norm;
 pub mod linear;
 pub mod norm;
 pub mod rms_norm;

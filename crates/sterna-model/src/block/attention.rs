@@ -39,7 +39,7 @@ use self::qkv::QkvSaved;
 use super::BlockContext;
 use crate::error::ModelError;
 use crate::heads::HeadGroup;
-use crate::parallel::ulysses::{Exchange, HeadToSeq, Heads, SeqToHead};
+use crate::parallel::ulysses::{Exchange, HeadToSeq, Heads, Part, SeqToHead};
 use crate::params::{BlockGrads, BlockParams};
 use crate::stage::Stage;
 
@@ -180,7 +180,7 @@ pub(super) fn forward(
         } else {
             attended.into_output()
         };
-        let returned = to_sequence(ctx, group, x, vec![(Heads::Query, o)])?;
+        let returned = to_sequence(ctx, group, x, vec![(queries(ctx), o)])?;
         outputs.push(returned.tile(0, &(0..num_tokens)));
     }
     let o = HeadGroup::join(groups, outputs);
@@ -201,7 +201,8 @@ impl<'a> Backward<'a> {
     /// Prepares for the gradient of the output, whose forward read `x` and left `saved`.
     pub(super) fn new(ctx: &'a BlockContext<'a>, x: &'a Tensor, saved: Saved) -> Self {
         let Saved(saved) = saved;
-        let parts = if saved.is_empty() { &[Heads::Query; 2][..] } else { &[Heads::Query] };
+        let parts = [queries(ctx); 2];
+        let parts = if saved.is_empty() { &parts[..] } else { &parts[..1] };
         let outgoing =
             ctx.attention.groups.iter().map(|group| to_heads(ctx, group, x, parts)).collect();
         Self { ctx, x, saved, outgoing }
@@ -250,8 +251,8 @@ impl<'a> Backward<'a> {
             let lse = lse.narrow(0, first_head, num_heads);
             first_head += num_heads;
             let (d_q, d_k, d_v) = attend::backward(ctx, group, attended, &lse, d_o)?;
-            let travellers =
-                vec![(Heads::Query, d_q), (Heads::KeyValue, d_k), (Heads::KeyValue, d_v)];
+            let (queries, keys) = (queries(ctx), keys(ctx));
+            let travellers = vec![(queries, d_q), (keys, d_k), (keys, d_v)];
             let returned = to_sequence(ctx, group, x, travellers)?;
 
             for tile in tiles(num_tokens, qkv_tile_len) {
@@ -281,7 +282,7 @@ fn project(
     x: &Tensor,
     save: bool,
 ) -> Result<([Tensor; 3], VecDeque<QkvSaved>), ModelError> {
-    let parts = [Heads::Query, Heads::KeyValue, Heads::KeyValue];
+    let parts = [queries(ctx), keys(ctx), keys(ctx)];
     let mut outgoing = to_heads(ctx, group, x, &parts);
     let mut all_saved = VecDeque::new();
     for tile in tiles(x.size()[0], ctx.attention.qkv_tile_len) {
@@ -327,7 +328,7 @@ fn to_heads<'a>(
     ctx: &BlockContext<'a>,
     group: &'a HeadGroup,
     x: &Tensor,
-    parts: &[Heads],
+    parts: &[Part],
 ) -> SeqToHead<'a> {
     SeqToHead::new(exchange(ctx, group, x), parts)
 }
@@ -337,7 +338,7 @@ fn to_sequence<'a>(
     ctx: &BlockContext<'a>,
     group: &'a HeadGroup,
     x: &Tensor,
-    tensors: Vec<(Heads, Tensor)>,
+    tensors: Vec<(Part, Tensor)>,
 ) -> Result<HeadToSeq<'a>, ModelError> {
     HeadToSeq::all_to_all(exchange(ctx, group, x), tensors)
 }
@@ -348,8 +349,17 @@ fn exchange<'a>(ctx: &BlockContext<'a>, group: &'a HeadGroup, x: &Tensor) -> Exc
         heads: group.splits(),
         num_rows: ctx.attention.num_rows,
         shard_len: x.size()[0] / ctx.attention.num_rows,
-        head_dim: ctx.layer.attention.head_dim as i64,
         kind: x.kind(),
         device: x.device(),
     }
+}
+
+/// What has the query heads.
+fn queries(ctx: &BlockContext<'_>) -> Part {
+    Part { heads: Heads::Query, head_dim: ctx.layer.attention.head_dim as i64 }
+}
+
+/// What has the kv heads.
+fn keys(ctx: &BlockContext<'_>) -> Part {
+    Part { heads: Heads::KeyValue, head_dim: ctx.layer.attention.head_dim as i64 }
 }

@@ -33,12 +33,19 @@ pub struct Exchange<'a> {
     pub num_rows: i64,
     /// `s/p`, tokens of a row on this rank; the same on every rank.
     pub shard_len: i64,
-    /// `h`.
-    pub head_dim: i64,
     /// Dtype of the activations.
     pub kind: Kind,
     /// Where they are.
     pub device: Device,
+}
+
+/// A tensor that travels, `[tokens, heads, h]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Which heads it has.
+    pub heads: Heads,
+    /// `h`.
+    pub head_dim: i64,
 }
 
 /// Which heads a tensor has.
@@ -50,9 +57,10 @@ pub enum Heads {
     KeyValue,
 }
 
-impl Heads {
+impl Part {
+    /// The heads of a rank.
     fn of(self, split: &HeadSplit) -> Range<i64> {
-        let range = match self {
+        let range = match self.heads {
             Heads::Query => &split.q,
             Heads::KeyValue => &split.kv,
         };
@@ -62,6 +70,11 @@ impl Heads {
     fn count(self, split: &HeadSplit) -> i64 {
         let range = self.of(split);
         range.end - range.start
+    }
+
+    /// Values of a token on a rank.
+    fn width(self, split: &HeadSplit) -> i64 {
+        self.count(split) * self.head_dim
     }
 }
 
@@ -79,45 +92,46 @@ impl Exchange<'_> {
         Tensor::empty(size, (self.kind, self.device))
     }
 
-    /// Heads that travel to or from the rank of `split` when `parts` do.
-    fn width(parts: &[Heads], split: &HeadSplit) -> i64 {
-        parts.iter().map(|part| part.count(split)).sum()
+    /// Values of a token that travel to or from the rank of `split` when `parts` do.
+    fn width(parts: &[Part], split: &HeadSplit) -> i64 {
+        parts.iter().map(|part| part.width(split)).sum()
     }
 
-    /// Elements that this rank sends for each rank, if its tokens leave: `[b * s/p, width of that rank, h]` each.
-    fn token_splits(&self, parts: &[Heads]) -> Vec<i64> {
-        self.heads
-            .iter()
-            .map(|split| self.num_tokens() * Self::width(parts, split) * self.head_dim)
-            .collect()
+    /// Elements that this rank sends for each rank, if its tokens leave: `[b * s/p, width of that rank]` each.
+    fn token_splits(&self, parts: &[Part]) -> Vec<i64> {
+        self.heads.iter().map(|split| self.num_tokens() * Self::width(parts, split)).collect()
     }
 
-    /// Elements that this rank sends for each rank, if its heads leave: `[b * s/p, own width, h]` each.
-    fn head_splits(&self, parts: &[Heads]) -> Vec<i64> {
-        vec![
-            self.num_tokens() * Self::width(parts, self.own_heads()) * self.head_dim;
-            self.heads.len()
-        ]
+    /// Elements that this rank sends for each rank, if its heads leave: `[b * s/p, own width]` each.
+    fn head_splits(&self, parts: &[Part]) -> Vec<i64> {
+        vec![self.num_tokens() * Self::width(parts, self.own_heads()); self.heads.len()]
     }
 
-    /// `[p, b * s/p, w, h]` as `[b * s, w, h]`: the tokens of each row in order. Shares memory if there is one row.
+    /// `[p, b * s/p, w]` as `[b * s, w]`: the tokens of each row in order. Shares memory if there is one row.
     fn join_tokens(&self, x: &Tensor, width: i64) -> Tensor {
         let p = self.heads.len() as i64;
-        let x = x.view([p, self.num_rows, self.shard_len, width, self.head_dim]);
-        x.transpose(0, 1).reshape([self.num_rows * p * self.shard_len, width, self.head_dim])
+        let x = x.view([p, self.num_rows, self.shard_len, width]);
+        x.transpose(0, 1).reshape([self.num_rows * p * self.shard_len, width])
     }
 
-    /// The inverse of [`Exchange::join_tokens`], as a view `[p, b, s/p, w, h]`.
+    /// The inverse of [`Exchange::join_tokens`], as a view `[p, b, s/p, w]`.
     fn part_tokens(&self, x: &Tensor, width: i64) -> Tensor {
         let p = self.heads.len() as i64;
-        x.view([self.num_rows, p, self.shard_len, width, self.head_dim]).transpose(0, 1)
+        x.view([self.num_rows, p, self.shard_len, width]).transpose(0, 1)
+    }
+
+    /// The heads of `part` in messages `[tokens, width]` for or from the rank of `split`, `[tokens, heads, h]`, sharing memory.
+    fn part_of(message: &Tensor, parts: &[Part], part_idx: usize, split: &HeadSplit) -> Tensor {
+        let (part, offset) = (parts[part_idx], Self::width(&parts[..part_idx], split));
+        let of_part = message.narrow(1, offset, part.width(split));
+        of_part.unflatten(1, [part.count(split), part.head_dim])
     }
 }
 
 /// Collects tiles of tensors that hold all heads of this rank's tokens, and trades them for its heads of all tokens.
 pub struct SeqToHead<'a> {
     exchange: Exchange<'a>,
-    parts: Vec<Heads>,
+    parts: Vec<Part>,
     collected: Collected,
 }
 
@@ -126,13 +140,13 @@ pub struct SeqToHead<'a> {
 enum Collected {
     /// A group of one rank: each tensor as it is, `[b * s, n, h]`, or nothing yet.
     Local(Vec<Option<Tensor>>),
-    /// One message for each rank, `[b * s/p, width of that rank, h]`, in one flat buffer.
+    /// One message for each rank, `[b * s/p, width of that rank]`, in one flat buffer.
     Messages { flat: Tensor, views: Vec<Tensor> },
 }
 
 impl<'a> SeqToHead<'a> {
     /// Prepares to collect tensors with these heads.
-    pub fn new(exchange: Exchange<'a>, parts: &[Heads]) -> SeqToHead<'a> {
+    pub fn new(exchange: Exchange<'a>, parts: &[Part]) -> SeqToHead<'a> {
         let collected = if exchange.heads.len() == 1 {
             Collected::Local(parts.iter().map(|_| None).collect())
         } else {
@@ -144,11 +158,7 @@ impl<'a> SeqToHead<'a> {
                 .iter()
                 .zip(exchange.heads)
                 .map(|(message, split)| {
-                    message.view([
-                        exchange.num_tokens(),
-                        Exchange::width(parts, split),
-                        exchange.head_dim,
-                    ])
+                    message.view([exchange.num_tokens(), Exchange::width(parts, split)])
                 })
                 .collect();
             Collected::Messages { flat, views }
@@ -160,7 +170,7 @@ impl<'a> SeqToHead<'a> {
     ///
     /// # Shapes
     ///
-    /// `x` `[tile, n, h]` or `[tile, k, h]`.
+    /// `x` `[tile, n, h]` or `[tile, k, h]`, with the heads of that part.
     pub fn put(&mut self, part_idx: usize, start: i64, x: &Tensor) {
         let len = x.size()[0];
         match &mut self.collected {
@@ -170,25 +180,21 @@ impl<'a> SeqToHead<'a> {
                 tensors[part_idx] = Some(x.shallow_clone());
             }
             Collected::Local(tensors) => {
-                let (exchange, width) = (&self.exchange, x.size()[1]);
+                let (exchange, size) = (&self.exchange, x.size());
                 let _memory = memory::scope(MemoryKind::Attention);
                 tensors[part_idx]
                     .get_or_insert_with(|| {
-                        exchange.empty(&[exchange.num_tokens(), width, exchange.head_dim])
+                        exchange.empty(&[exchange.num_tokens(), size[1], size[2]])
                     })
                     .narrow(0, start, len)
                     .copy_(x);
             }
             Collected::Messages { views, .. } => {
                 for (message, split) in views.iter().zip(self.exchange.heads) {
-                    let offset = Exchange::width(&self.parts[..part_idx], split);
                     let heads = self.parts[part_idx].of(split);
-                    let count = heads.end - heads.start;
-                    message.narrow(0, start, len).narrow(1, offset, count).copy_(&x.narrow(
-                        1,
-                        heads.start,
-                        count,
-                    ));
+                    let x = x.narrow(1, heads.start, heads.end - heads.start);
+                    let of_tile = message.narrow(0, start, len);
+                    Exchange::part_of(&of_tile, &self.parts, part_idx, split).copy_(&x);
                 }
             }
         }
@@ -234,15 +240,15 @@ impl<'a> SeqToHead<'a> {
         let own = exchange.own_heads();
         let joined = exchange.join_tokens(&received, Exchange::width(&parts, own));
         memory::retag(&joined, MemoryKind::Attention);
-        let counts: Vec<i64> = parts.iter().map(|part| part.count(own)).collect();
-        Ok(joined.split_with_sizes(&counts[..], 1))
+        let of_part = |part_idx| Exchange::part_of(&joined, &parts, part_idx, own);
+        Ok((0..parts.len()).map(of_part).collect())
     }
 }
 
 /// Tensors that have come back: all heads of this rank's tokens.
 pub struct HeadToSeq<'a> {
     exchange: Exchange<'a>,
-    parts: Vec<Heads>,
+    parts: Vec<Part>,
     returned: Returned,
 }
 
@@ -251,7 +257,7 @@ pub struct HeadToSeq<'a> {
 enum Returned {
     /// A group of one rank: each tensor as it was, `[b * s, n, h]`.
     Local(Vec<Tensor>),
-    /// One message from each rank, `[b * s/p, width of that rank, h]`.
+    /// One message from each rank, `[b * s/p, width of that rank]`.
     Messages(Vec<Tensor>),
 }
 
@@ -276,9 +282,9 @@ impl<'a> HeadToSeq<'a> {
     /// [`ModelError::Comm`] if a peer fails or never arrives.
     pub fn all_to_all(
         exchange: Exchange<'a>,
-        tensors: Vec<(Heads, Tensor)>,
+        tensors: Vec<(Part, Tensor)>,
     ) -> Result<HeadToSeq<'a>, ModelError> {
-        let (parts, tensors): (Vec<Heads>, Vec<Tensor>) = tensors.into_iter().unzip();
+        let (parts, tensors): (Vec<Part>, Vec<Tensor>) = tensors.into_iter().unzip();
         if exchange.heads.len() == 1 {
             return Ok(HeadToSeq { exchange, parts, returned: Returned::Local(tensors) });
         }
@@ -288,7 +294,7 @@ impl<'a> HeadToSeq<'a> {
         let parted: Vec<Tensor> = parts
             .iter()
             .zip(&tensors)
-            .map(|(part, x)| exchange.part_tokens(x, part.count(own)))
+            .map(|(part, x)| exchange.part_tokens(x, part.width(own)))
             .collect();
         // Along the heads; for one part and one row this is a view of the tensor itself.
         let flat =
@@ -303,11 +309,7 @@ impl<'a> HeadToSeq<'a> {
             .iter()
             .zip(exchange.heads)
             .map(|(message, split)| {
-                message.view([
-                    exchange.num_tokens(),
-                    Exchange::width(&parts, split),
-                    exchange.head_dim,
-                ])
+                message.view([exchange.num_tokens(), Exchange::width(&parts, split)])
             })
             .collect();
         Ok(HeadToSeq { exchange, parts, returned: Returned::Messages(messages) })
@@ -330,16 +332,16 @@ impl<'a> HeadToSeq<'a> {
         };
         let part = self.parts[part_idx];
         let pieces = messages.iter().zip(self.exchange.heads).map(|(message, split)| {
-            let offset = Exchange::width(&self.parts[..part_idx], split);
-            (part.of(split), message.narrow(0, start, len).narrow(1, offset, part.count(split)))
+            let of_tile = message.narrow(0, start, len);
+            (part.of(split), Exchange::part_of(&of_tile, &self.parts, part_idx, split))
         });
-        match part {
+        match part.heads {
             // Ranks have runs of query heads that follow each other.
             Heads::Query => Tensor::cat(&pieces.map(|(_, piece)| piece).collect::<Vec<_>>(), 1),
             Heads::KeyValue => {
                 let num_heads = self.exchange.heads.last().map_or(0, |split| split.kv.end) as i64;
                 let sum = Tensor::zeros(
-                    [len, num_heads, self.exchange.head_dim],
+                    [len, num_heads, part.head_dim],
                     (accumulate_kind(self.exchange.kind), self.exchange.device),
                 );
                 for (heads, piece) in pieces {

@@ -15,7 +15,7 @@ use sterna_arch::HeadSplit;
 use sterna_arch::ModelConfig;
 use sterna_comm::{Comm, RankEnv};
 use sterna_model::head::{self, HeadGrads, HeadParams};
-use sterna_model::parallel::ulysses::{Exchange, HeadToSeq, Heads, SeqToHead};
+use sterna_model::parallel::ulysses::{Exchange, HeadToSeq, Heads, Part, SeqToHead};
 use sterna_model::{IGNORE_INDEX, embed};
 use sterna_ops::tile::tiles;
 use sterna_ops::{rms_norm, rope, swiglu};
@@ -127,17 +127,17 @@ fn large_exchange() {
         heads: &heads,
         num_rows: 1,
         shard_len: NUM_TOKENS,
-        head_dim: HIDDEN / NUM_HEADS,
         kind: Kind::BFloat16,
         device: Device::Cpu,
     };
-    let mut outgoing = SeqToHead::new(exchange, &[Heads::Query]);
+    let queries = Part { heads: Heads::Query, head_dim: HIDDEN / NUM_HEADS };
+    let mut outgoing = SeqToHead::new(exchange, &[queries]);
     for tile in tiles(NUM_TOKENS, 1 << 20) {
         outgoing.put(0, tile.start, &x.narrow(0, tile.start, tile.end - tile.start));
     }
     let arrived = outgoing.all_to_all().unwrap().pop().unwrap();
     assert_rows("heads of all tokens", &arrived, |start| rows(&x, start));
-    let back = HeadToSeq::all_to_all(exchange, vec![(Heads::Query, arrived)]).unwrap();
+    let back = HeadToSeq::all_to_all(exchange, vec![(queries, arrived)]).unwrap();
     for start in places() {
         assert!(back.tile(0, &(start..start + NUM_ROWS)) == rows(&x, start), "back, from {start}");
     }

@@ -1,20 +1,25 @@
 //! The exchange around attention against plain slices of the whole tensors.
 
 use sterna_arch::HeadSplit;
-use sterna_model::parallel::ulysses::{Exchange, HeadToSeq, Heads, SeqToHead};
+use sterna_model::parallel::ulysses::{Exchange, HeadToSeq, Heads, Part, SeqToHead};
 use sterna_testkit::spawn_ranks;
 use tch::{Device, Kind, Tensor};
 
 use crate::tiny::together;
 
-/// Tokens of one rank, heads and head size.
+/// Tokens of one rank.
 const SHARD_LEN: i64 = 4;
-const HEAD_DIM: i64 = 2;
+/// What travels together: heads that are all as wide, and others.
+const PARTS: [Part; 3] = [
+    Part { heads: Heads::Query, head_dim: 2 },
+    Part { heads: Heads::KeyValue, head_dim: 2 },
+    Part { heads: Heads::KeyValue, head_dim: 3 },
+];
 
 /// `[b * s, heads, h]`, every element another whole number.
-fn numbered(num_tokens: i64, num_heads: i64) -> Tensor {
-    Tensor::arange(num_tokens * num_heads * HEAD_DIM, (Kind::Float, Device::Cpu))
-        .view([num_tokens, num_heads, HEAD_DIM])
+fn numbered(num_tokens: i64, num_heads: i64, head_dim: i64) -> Tensor {
+    Tensor::arange(num_tokens * num_heads * head_dim, (Kind::Float, Device::Cpu))
+        .view([num_tokens, num_heads, head_dim])
 }
 
 /// Sends queries, keys and values of `n` and `k` heads there and back on `world_size` ranks.
@@ -28,23 +33,22 @@ fn there_and_back(world_size: usize, num_rows: i64, n: usize, k: usize) {
             heads: &heads,
             num_rows,
             shard_len: SHARD_LEN,
-            head_dim: HEAD_DIM,
             kind: Kind::Float,
             device: Device::Cpu,
         };
-        let parts = [Heads::Query, Heads::KeyValue, Heads::KeyValue];
-        let whole = [n, k, k].map(|num_heads| numbered(num_rows * p * SHARD_LEN, num_heads as i64));
+        let whole = PARTS.map(|part| {
+            let num_heads = if part.heads == Heads::Query { n } else { k };
+            numbered(num_rows * p * SHARD_LEN, num_heads as i64, part.head_dim)
+        });
         // Of each row, this rank has the tokens from rank * s/p on.
         let local = whole.each_ref().map(|x| {
-            let rows = x.view([num_rows, p * SHARD_LEN, -1, HEAD_DIM]);
-            rows.narrow(1, rank as i64 * SHARD_LEN, SHARD_LEN).reshape([
-                num_rows * SHARD_LEN,
-                -1,
-                HEAD_DIM,
-            ])
+            let size = x.size();
+            let rows = x.view([num_rows, p * SHARD_LEN, size[1], size[2]]);
+            let own = rows.narrow(1, rank as i64 * SHARD_LEN, SHARD_LEN);
+            own.reshape([num_rows * SHARD_LEN, size[1], size[2]])
         });
 
-        let mut outgoing = SeqToHead::new(exchange, &parts);
+        let mut outgoing = SeqToHead::new(exchange, &PARTS);
         for (part_idx, x) in local.iter().enumerate() {
             outgoing.put(part_idx, 0, &x.narrow(0, 0, 3));
             outgoing.put(part_idx, 3, &x.narrow(0, 3, num_rows * SHARD_LEN - 3));
@@ -56,12 +60,12 @@ fn there_and_back(world_size: usize, num_rows: i64, n: usize, k: usize) {
             assert!(*x == expected, "rank {rank} has its heads of all tokens");
         }
 
-        let travellers = parts.into_iter().zip(arrived.iter().map(Tensor::contiguous)).collect();
+        let travellers = PARTS.into_iter().zip(arrived.iter().map(Tensor::contiguous)).collect();
         let back = HeadToSeq::all_to_all(exchange, travellers).unwrap();
         for (part_idx, x) in local.iter().enumerate() {
             // A kv head comes back once from each rank that had it, and the copies add up.
             let copies: Vec<f32> = (0..x.size()[1] as usize)
-                .map(|head| match parts[part_idx] {
+                .map(|head| match PARTS[part_idx].heads {
                     Heads::Query => 1.0,
                     Heads::KeyValue => {
                         heads.iter().filter(|split| split.kv.contains(&head)).count() as f32

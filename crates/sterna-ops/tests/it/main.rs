@@ -3,6 +3,7 @@
 
 mod attention;
 mod cross_entropy;
+mod delta_rule;
 mod grad;
 mod half;
 mod oracle;
