@@ -24,8 +24,8 @@ impl Layer {
         let normed = if self.pre_attention_norm.is_some() { self.hidden_size() } else { 0 };
         let of = |is_read: bool, width: usize| if is_read { width } else { 0 };
         normed
-            + of(attention.backward_reads_qk(), attention.q_width() + attention.kv_width())
-            + of(attention.backward_reads_v(), attention.kv_width())
+            + of(attention.backward_reads_qk(), attention.q_width() + attention.k_width())
+            + of(attention.backward_reads_v(), attention.v_width())
     }
 
     /// Values of a token that are kept of output projection and MLP: the residual stream between the branches and the input of the MLP; of the MLP's width, one or two projections and the activation; what norms on outputs read.
@@ -42,7 +42,8 @@ impl Layer {
     /// Values of a token at the peak of the backward of norm and projections: the norm, and q, k, v with their gradients.
     pub fn peak_before_attention(&self) -> usize {
         let attention = &self.attention;
-        2 * self.hidden_size() + 2 * (attention.q_width() + 2 * attention.kv_width())
+        2 * self.hidden_size()
+            + 2 * (attention.q_width() + attention.k_width() + attention.v_width())
     }
 
     /// Values of a token at the peak of the backward of output projection and MLP: the residual stream, the input of the MLP, what
@@ -106,7 +107,7 @@ impl Attention {
     pub fn kept_bytes(&self, local_tokens: usize, sp_size: usize, size: usize) -> [usize; 2] {
         let own_heads = self.num_heads.div_ceil(sp_size);
         let lse = own_heads * local_tokens * sp_size * DType::F32.size();
-        [local_tokens * self.q_width() * size, lse]
+        [local_tokens * self.o_width() * size, lse]
     }
 }
 

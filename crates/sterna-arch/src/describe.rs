@@ -336,6 +336,7 @@ impl Facts {
             num_heads: self.num_heads,
             num_kv_heads: heads.num_kv,
             head_dim: h,
+            v_head_dim: h,
             q,
             k,
             v,

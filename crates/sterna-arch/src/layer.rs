@@ -99,17 +99,19 @@ pub struct Attention {
     pub num_heads: usize,
     /// `k`, key and value heads; divides `n`.
     pub num_kv_heads: usize,
-    /// `h`, the width of a head; even.
+    /// `h`, the width of a head of queries and keys; even.
     pub head_dim: usize,
+    /// The width of a head of values, and of the output; at most `h`.
+    pub v_head_dim: usize,
     /// To `[n * h]`.
     pub q: Linear,
     /// To `[k * h]`.
     pub k: Linear,
-    /// To `[k * h]`; `None` where values are what `k` gives, before its norm.
+    /// To `[k * v_head_dim]`; `None` where values are what `k` gives, before its norm.
     pub v: Option<Linear>,
-    /// To `[n * h]` from the same input: its sigmoid multiplies the output of attention.
+    /// To `[n * v_head_dim]` from the same input: its sigmoid multiplies the output of attention.
     pub gate: Option<Linear>,
-    /// From `[n * h]` back to `[d]`.
+    /// From `[n * v_head_dim]` back to `[d]`.
     pub o: Linear,
     /// What queries, keys and values are clamped to, both ways, right after their projections.
     pub clip_qkv: Option<f64>,
@@ -391,8 +393,18 @@ impl Attention {
     }
 
     /// `k * h`.
-    pub fn kv_width(&self) -> usize {
+    pub fn k_width(&self) -> usize {
         self.num_kv_heads * self.head_dim
+    }
+
+    /// `k * v_head_dim`.
+    pub fn v_width(&self) -> usize {
+        self.num_kv_heads * self.v_head_dim
+    }
+
+    /// `n * v_head_dim`.
+    pub fn o_width(&self) -> usize {
+        self.num_heads * self.v_head_dim
     }
 
     /// Whether the backward reads what the projections of queries and keys gave: norms and clamps do, rotary embeddings do not.

@@ -246,12 +246,12 @@ impl Memory {
         // Where memory decides, it may decide for some.
         let may_keep_attention =
             num_attention > 0 || !keep.graph && keep.attention == KeepAttention::Auto;
-        let q_width = a.arch.largest(|layer| layer.attention.q_width());
+        let o_width = a.arch.largest(|layer| layer.attention.o_width());
         let angles: usize = a.arch.ropes.iter().map(|rope| rope.dim).sum();
         let values = 2 * a.arch.hidden_size
             + a.arch.largest(Layer::peak_beside_experts)
             + fetched(a.arch.hidden_size, keep.inputs_on)
-            + if may_keep_attention { fetched(q_width, keep.attention_on) } else { 0 }
+            + if may_keep_attention { fetched(o_width, keep.attention_on) } else { 0 }
             + 2 * angles;
         let values = a.batch.local_tokens * values;
         self.push(MemoryKind::ResidualStream, values, a.size, Place::Device);
@@ -338,7 +338,7 @@ impl Activations<'_> {
         // The gradients of all heads' outputs wait for their group.
         let waiting = match self.attention.head_groups {
             1 => 0,
-            _ => self.batch.local_tokens * attention.q_width() * self.size,
+            _ => self.batch.local_tokens * attention.o_width() * self.size,
         };
         of_group.max(travelling) + row_sums + waiting
     }
@@ -350,7 +350,7 @@ impl Activations<'_> {
             tiles.qkv * layer.peak_before_attention() + layer.attention.q_width() * d
         };
         let mlp = |layer: &Layer| {
-            let weight = layer.ffn.largest_weight().max(d * layer.attention.q_width());
+            let weight = layer.ffn.largest_weight().max(d * layer.attention.o_width());
             tiles.mlp * layer.peak_after_attention() + weight
         };
         // A softcap keeps the logits beside their gradient.

@@ -6,7 +6,7 @@
 //! backward, causal attention counted once, no recompute (`PaLM`, Chowdhery et al. 2022, appendix B, with the causal
 //! half).
 
-use sterna_arch::Architecture;
+use sterna_arch::{Architecture, Attention};
 
 /// TFLOs of forward and backward over sequences of `seqlens` tokens, as the reference counts them.
 ///
@@ -21,8 +21,9 @@ pub fn reference_tflos(
     let (dense_factor, attention_factor) = if recompute { (8.0, 16.0) } else { (6.0, 12.0) };
     let weights = arch.product_weights_of_layers() + arch.product_weights_of_head();
     let dense = dense_factor * weights as f64;
-    let queries: usize = arch.layers.iter().map(|layer| layer.attention.q_width()).sum();
-    let attention = attention_factor * queries as f64;
+    let widths: usize =
+        arch.layers.iter().map(|layer| score_and_value_widths(&layer.attention)).sum();
+    let attention = attention_factor / 2.0 * widths as f64;
     seqlens.map(|len| len as f64).map(|len| dense * len + attention * len * len).sum::<f64>() / 1e12
 }
 
@@ -39,12 +40,18 @@ pub fn model_tflos(
         flos += dense * len as f64;
         for attention in arch.layers.iter().map(|layer| &layer.attention) {
             // Forward is two multiply-adds (q k^T and p v) for each visible (query, key) pair, and backward is
-            // twice the forward: 3 * 2 * 2 * query * pairs.
+            // twice the forward: 3 * 2 * (query + output) * pairs.
             let window = attention.sliding_window.map(|window| window as f64);
-            flos += 12.0 * attention.q_width() as f64 * visible_pairs(len as f64, window);
+            flos +=
+                6.0 * score_and_value_widths(attention) as f64 * visible_pairs(len as f64, window);
         }
     }
     flos / 1e12
+}
+
+/// Multiply-adds of attention for a (query, key) pair: the score's, and those of the values.
+fn score_and_value_widths(attention: &Attention) -> usize {
+    attention.q_width() + attention.o_width()
 }
 
 /// (query, key) pairs that a causal mask with an optional window leaves, taking `len^2 / 2` for the triangle.

@@ -6,7 +6,7 @@ use super::{input, input_backward};
 use crate::block::BlockContext;
 use crate::params::{BlockGrads, BlockParams};
 
-/// The output of the branch, `[tile, d]`, from `x` `[tile, d]` and `o` `[tile, n, h]`.
+/// The output of the branch, `[tile, d]`, from `x` `[tile, d]` and `o` `[tile, n, v_head_dim]`.
 pub(in crate::block) fn forward(
     ctx: &BlockContext<'_>,
     params: &BlockParams,
@@ -22,7 +22,7 @@ pub(in crate::block) fn forward(
     params.project(&attention.o, &o)
 }
 
-/// The gradient of `o` `[tile, n, h]` from that of the result; what a gate gives to that of `x` `[tile, d]` is added to `d_x`. Weight
+/// The gradient of `o` `[tile, n, v_head_dim]` from that of the result; what a gate gives to that of `x` `[tile, d]` is added to `d_x`. Weight
 /// gradients `+=`.
 pub(in crate::block) fn backward(
     ctx: &BlockContext<'_>,
@@ -49,5 +49,5 @@ pub(in crate::block) fn backward(
             sigmoid * d_gated
         }
     };
-    d_o.unflatten(1, [-1, attention.head_dim as i64])
+    d_o.unflatten(1, [-1, attention.v_head_dim as i64])
 }
