@@ -169,6 +169,21 @@ SECOND_SLIDES = dict(use_sliding_window=True, sliding_window=7, max_window_layer
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
 
 # model_type -> config
+# Few heads and sizes of latents, and experts in the second layer.
+LATENT = dict(
+    kv_lora_rank=6,
+    qk_nope_head_dim=4,
+    qk_rope_head_dim=4,
+    v_head_dim=6,
+    moe_intermediate_size=4,
+    n_routed_experts=6,
+    num_experts_per_tok=2,
+    first_k_dense_replace=1,
+    n_group=2,
+    topk_group=1,
+    n_shared_experts=2,
+    routed_scaling_factor=1.7,
+)
 FAMILIES_4 = {
     # An activation with two parameters of its own and two buffers in each layer.
     "apertus": dict(BASE, **WIDE, attention_bias=True, rope_scaling=LLAMA3),
@@ -308,6 +323,22 @@ FAMILIES_4 = {
         routed_scaling_factor=1.7,
         attention_bias=True,
         use_qk_norm=True,
+    ),
+    # Latents of queries and of keys and values, values narrower than keys; yarn with a magnitude. The first layer has no experts.
+    "deepseek_v3": dict(
+        {**BASE, **LATENT},
+        num_key_value_heads=4,
+        q_lora_rank=8,
+        attention_bias=True,
+        rope_scaling=dict(
+            type="yarn",
+            factor=4.0,
+            original_max_position_embeddings=32,
+            beta_fast=0.5,
+            beta_slow=0.1,
+            mscale=1.0,
+            mscale_all_dim=0.7,
+        ),
     ),
     # A window in the second layer.
     "dots1": dict(

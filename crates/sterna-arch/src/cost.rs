@@ -1,7 +1,7 @@
 //! What a layer costs: values that exist at once, and multiply-adds.
 
 use crate::dtype::DType;
-use crate::layer::{Architecture, Attention, Ffn, Layer, Linear};
+use crate::layer::{Architecture, Attention, Ffn, Layer, Linear, Qkv};
 
 impl Layer {
     /// Elements of the weights that a token multiplies by: of experts, those that it takes.
@@ -17,15 +17,20 @@ impl Layer {
         }
     }
 
-    /// Values of a token that the backward of norm and projections reads: the output of the norm, and what norms on queries and keys
-    /// or clamps read.
+    /// Values of a token that the backward of norm and projections reads: the output of the norm, and what norms on queries, keys and
+    /// latents or clamps read.
     pub fn saved_before_attention(&self) -> usize {
         let attention = &self.attention;
         let normed = if self.pre_attention_norm.is_some() { self.hidden_size() } else { 0 };
         let of = |is_read: bool, width: usize| if is_read { width } else { 0 };
         normed
-            + of(attention.backward_reads_qk(), attention.q_width() + attention.k_width())
-            + of(attention.backward_reads_v(), attention.v_width())
+            + match &attention.qkv {
+                Qkv::Direct(direct) => {
+                    of(direct.backward_reads_qk(), attention.q_width() + attention.k_width())
+                        + of(direct.backward_reads_v(), attention.v_width())
+                }
+                Qkv::Latent(latent) => latent.width(),
+            }
     }
 
     /// Values of a token that are kept of output projection and MLP: the residual stream between the branches and the input of the MLP; of the MLP's width, one or two projections and the activation; what norms on outputs read.
@@ -39,11 +44,16 @@ impl Layer {
             + self.saved_of_routes()
     }
 
-    /// Values of a token at the peak of the backward of norm and projections: the norm, and q, k, v with their gradients.
+    /// Values of a token at the peak of the backward of norm and projections: the norm, and q, k, v with their gradients; latents before and
+    /// after their norms, too, with theirs.
     pub fn peak_before_attention(&self) -> usize {
         let attention = &self.attention;
-        2 * self.hidden_size()
-            + 2 * (attention.q_width() + attention.k_width() + attention.v_width())
+        let latents = match &attention.qkv {
+            Qkv::Direct(_) => 0,
+            Qkv::Latent(latent) => 4 * latent.width(),
+        };
+        let qkv = attention.q_width() + attention.k_width() + attention.v_width();
+        2 * self.hidden_size() + 2 * qkv + latents
     }
 
     /// Values of a token at the peak of the backward of output projection and MLP: the residual stream, the input of the MLP, what

@@ -6,12 +6,13 @@ use crate::config::reader::Reader;
 use crate::config::{layers, rope_section};
 use crate::error::Result;
 use crate::families::{
-    EmbeddingScale, Experts, Family, Fused, LogitsScale, Mlp, NormEps, NormParams, QkNorms, Scale,
-    Setting, Shared, SharedSize, SparseLayers,
+    EmbeddingScale, Experts, Family, Fused, GroupFacts, LatentFacts, LogitsScale, Mlp, NormEps,
+    NormParams, QkNorms, Scale, Setting, Shared, SharedSize, SparseLayers,
 };
 use crate::layer::{
-    Activation, Architecture, Attention, Dense, Elementwise, Embed, ExpertGroups, Ffn, Head, Layer,
-    Linear, Moe, Norm, NormKind, QkNorm, QkNormWidth, Router, SharedExpert, TopkNorm,
+    Activation, Architecture, Attention, Dense, Direct, Elementwise, Embed, ExpertGroups, Ffn,
+    Head, Latent, Layer, Linear, Moe, Norm, NormKind, QkNorm, QkNormWidth, Qkv, QueryLatent,
+    Router, SharedExpert, TopkNorm,
 };
 use crate::parameters::{Init, ParamSpec};
 use crate::wrappers::Names;
@@ -41,7 +42,11 @@ pub(crate) fn architecture(
         let required = format!("heads of `{full_dim}` as in the first layer without a window");
         return Err(reader.refuse("per_layer_config", format!("heads of `{other}`"), required));
     }
-    let dims = rope_section::HeadDims { full: full_dim, sliding: facts.head_dim };
+    let dims = match &facts.latent {
+        // What turns is a head by itself, for transformers too.
+        Some(sizes) => rope_section::HeadDims { full: sizes.rope, sliding: sizes.rope },
+        None => rope_section::HeadDims { full: full_dim, sliding: facts.head_dim },
+    };
     let ropes = rope_section::Ropes::read(reader, family, dims, max_position_embeddings)?;
     let vocab_size = reader.required("vocab_size", Reader::size)?;
     let pad_token_id =
@@ -127,6 +132,7 @@ struct Facts {
     num_heads: usize,
     num_kv_heads: usize,
     head_dim: usize,
+    latent: Option<LatentSizes>,
     norm: NormKind,
     norm_eps: f64,
     post_norm_eps: f64,
@@ -143,6 +149,17 @@ struct Facts {
     residual_multiplier: f64,
     initializer_range: f64,
     experts: Option<ExpertsOfModel>,
+}
+
+/// What a config says of its latents.
+#[derive(Clone, Copy)]
+struct LatentSizes {
+    q_lora_rank: Option<usize>,
+    kv_lora_rank: usize,
+    /// Of a head of queries and keys, what does not turn and what does.
+    nope: usize,
+    rope: usize,
+    v: usize,
 }
 
 /// What a config says of its experts.
@@ -171,7 +188,15 @@ impl Facts {
     fn read(reader: &Reader<'_>, family: &'static Family, names: Names) -> Result<Self> {
         let hidden_size = reader.required("hidden_size", Reader::size)?;
         let num_heads = reader.required("num_attention_heads", Reader::num_heads)?;
-        let head_dim = head_dim(reader, family, hidden_size, num_heads)?;
+        let num_kv_heads = num_kv_heads(reader, family, num_heads)?;
+        let latent = match &family.latent {
+            Some(facts) => Some(latent_sizes(reader, facts, num_heads, num_kv_heads)?),
+            None => None,
+        };
+        let head_dim = match &latent {
+            Some(sizes) => sizes.nope + sizes.rope,
+            None => head_dim(reader, family, hidden_size, num_heads)?,
+        };
         let is_set = |setting: &Setting| match setting {
             Setting::Never => Ok(false),
             Setting::Always => Ok(true),
@@ -187,8 +212,9 @@ impl Facts {
             hidden_size,
             intermediate_size: reader.required("intermediate_size", Reader::size)?,
             num_heads,
-            num_kv_heads: num_kv_heads(reader, family, num_heads)?,
+            num_kv_heads,
             head_dim,
+            latent,
             norm: family.norm,
             norm_eps,
             post_norm_eps: match family.post_norm_eps {
@@ -208,6 +234,10 @@ impl Facts {
             },
             scale: match family.scale {
                 Scale::HeadDim => 1.0 / (head_dim as f64).sqrt(),
+                Scale::HeadDimAndYarn => {
+                    let magnitude = rope_section::magnitude(reader)?;
+                    1.0 / (head_dim as f64).sqrt() * magnitude * magnitude
+                }
                 Scale::Key(key, default) => reader.or(key, default, Reader::positive)?,
                 Scale::RootOf(key, default) => {
                     1.0 / reader.or(key, default, Reader::positive)?.sqrt()
@@ -308,6 +338,30 @@ impl Facts {
         of_layer: &layers::OfLayer,
         ropes: &rope_section::Ropes,
     ) -> Attention {
+        let (h, v_head_dim) = (heads.dim, self.latent.map_or(heads.dim, |sizes| sizes.v));
+        let qkv = match &self.latent {
+            Some(sizes) => Qkv::Latent(self.latent(params, sizes)),
+            None => Qkv::Direct(self.direct(params, heads)),
+        };
+        let (d, o_width, normal) = (self.hidden_size, self.num_heads * v_head_dim, self.normal());
+        let gate = (self.family.has_gate)
+            .then(|| params.linear("self_attn.gate_proj", o_width, d, false, normal));
+        Attention {
+            num_heads: self.num_heads,
+            num_kv_heads: heads.num_kv,
+            head_dim: h,
+            v_head_dim,
+            qkv,
+            gate,
+            o: params.linear("self_attn.o_proj", d, o_width, self.o_bias, normal),
+            rope: of_layer.is_rotated.then(|| ropes.of(of_layer.sliding_window.is_some())),
+            scale: self.scale,
+            softcap: self.softcap,
+            sliding_window: of_layer.sliding_window,
+        }
+    }
+
+    fn direct(&self, params: &mut Params, heads: Heads) -> Direct {
         let (d, h) = (self.hidden_size, heads.dim);
         let (q_width, kv_width) = (self.num_heads * h, heads.num_kv * h);
         let widths = [q_width, kv_width, kv_width];
@@ -329,26 +383,41 @@ impl Facts {
             .as_ref()
             .filter(|_| self.has_qk_norm)
             .map(|norms| self.qk_norm(params, norms, heads));
-        let gate = (self.family.has_gate)
-            .then(|| params.linear("self_attn.gate_proj", q_width, d, false, normal));
         let without_weight = |kind| Norm { kind, eps: self.norm_eps, weight: None, bias: None };
-        Attention {
-            num_heads: self.num_heads,
-            num_kv_heads: heads.num_kv,
-            head_dim: h,
-            v_head_dim: h,
+        Direct {
             q,
             k,
             v,
-            gate,
-            o: params.linear("self_attn.o_proj", d, q_width, self.o_bias, normal),
             clip_qkv: self.clip_qkv,
             qk_norm,
             v_norm: self.family.has_v_norm.then(|| without_weight(NormKind::RmsRoundedOnce)),
-            rope: of_layer.is_rotated.then(|| ropes.of(of_layer.sliding_window.is_some())),
-            scale: self.scale,
-            softcap: self.softcap,
-            sliding_window: of_layer.sliding_window,
+        }
+    }
+
+    fn latent(&self, params: &mut Params, sizes: &LatentSizes) -> Latent {
+        let (d, n, normal) = (self.hidden_size, self.num_heads, self.normal());
+        let LatentSizes { q_lora_rank, kv_lora_rank, nope, rope, v } = *sizes;
+        let linear = |params: &mut Params, name: &str, out, in_features, bias| {
+            params.linear(&format!("self_attn.{name}"), out, in_features, bias, normal)
+        };
+        // Whatever the config says of other norms.
+        let norm = |params: &mut Params, name: &str, width| {
+            let name = format!("self_attn.{name}");
+            params.norm(&name, self.norm, 1e-6, self.family.norm_params, &[width])
+        };
+        let q_latent = q_lora_rank.map(|rank| QueryLatent {
+            map: linear(params, "q_a_proj", rank, d, self.qkv_bias),
+            norm: norm(params, "q_a_layernorm", rank),
+        });
+        let (name, read) = q_lora_rank.map_or(("q_proj", d), |rank| ("q_b_proj", rank));
+        let q = linear(params, name, n * (nope + rope), read, false);
+        Latent {
+            q_latent,
+            q,
+            kv_a: linear(params, "kv_a_proj_with_mqa", kv_lora_rank + rope, d, self.qkv_bias),
+            kv_a_norm: norm(params, "kv_a_layernorm", kv_lora_rank),
+            kv_b: linear(params, "kv_b_proj", n * (nope + v), kv_lora_rank, false),
+            nope_head_dim: nope,
         }
     }
 
@@ -659,10 +728,9 @@ fn experts(reader: &Reader<'_>, facts: &'static Experts) -> Result<Option<Expert
         num,
         num_per_tok,
         intermediate_size,
-        expert_groups: if router.has_groups {
-            expert_groups(reader, num, num_per_tok)?
-        } else {
-            None
+        expert_groups: match &router.groups {
+            Some(groups) => expert_groups(reader, groups, num, num_per_tok)?,
+            None => None,
         },
         topk_norm: if norm_topk_prob {
             let least = match router.norm_least {
@@ -697,11 +765,12 @@ fn alike<'v>(reader: &Reader<'v>, key: &str) -> Result<Option<&'v Value>> {
 /// `None` where one group has all experts.
 fn expert_groups(
     reader: &Reader<'_>,
+    facts: &GroupFacts,
     num_experts: usize,
     num_per_tok: usize,
 ) -> Result<Option<ExpertGroups>> {
-    let num = reader.or("n_group", 1, Reader::size)?;
-    let num_chosen = reader.or("topk_group", 1, Reader::size)?;
+    let num = reader.or("n_group", facts.num, Reader::size)?;
+    let num_chosen = reader.or("topk_group", facts.num_chosen, Reader::size)?;
     if num_chosen > num {
         let required = format!("at most n_group `{num}`");
         return Err(reader.wrong("topk_group", &Value::from(num_chosen), required));
@@ -826,6 +895,56 @@ fn head_dim(
         return Err(reader.wrong("head_dim", &Value::from(head_dim), required));
     }
     Ok(head_dim)
+}
+
+fn latent_sizes(
+    reader: &Reader<'_>,
+    facts: &LatentFacts,
+    num_heads: usize,
+    num_kv_heads: usize,
+) -> Result<LatentSizes> {
+    if num_kv_heads != num_heads {
+        let required = format!(
+            "num_attention_heads `{num_heads}`: keys and values of this family are made for each query head"
+        );
+        return Err(reader.refuse("num_key_value_heads", format!("`{num_kv_heads}`"), required));
+    }
+    let size = |key: &str, default: usize| {
+        let found = reader.or(key, default, Reader::size)?;
+        if found > MAX_HEAD_DIM {
+            let required = format!("at most `{MAX_HEAD_DIM}`");
+            return Err(reader.wrong(key, &Value::from(found), required));
+        }
+        Ok(found)
+    };
+    let (nope, rope) =
+        (size("qk_nope_head_dim", facts.nope)?, size("qk_rope_head_dim", facts.rope)?);
+    let v = size("v_head_dim", facts.v)?;
+    // Rotary embeddings turn pairs; dynamic scaling divides by the size less two.
+    if !rope.is_multiple_of(2) || rope < 4 {
+        return Err(reader.wrong("qk_rope_head_dim", &Value::from(rope), "even, at least `4`"));
+    }
+    if !(nope + rope).is_multiple_of(2) {
+        return Err(reader.wrong("qk_nope_head_dim", &Value::from(nope), "even"));
+    }
+    if v > nope + rope {
+        let required = format!("at most qk_nope_head_dim and qk_rope_head_dim, `{}`", nope + rope);
+        return Err(reader.wrong("v_head_dim", &Value::from(v), required));
+    }
+    // Transformers 4 writes these, which follow from others, and reads its angles from the first.
+    for (key, follows) in [("head_dim", rope), ("qk_head_dim", nope + rope)] {
+        if let Some(value) = reader.get(key).filter(|value| **value != follows) {
+            let required = format!("missing, or `{follows}` as the sizes of its parts say");
+            return Err(reader.wrong(key, value, required));
+        }
+    }
+    Ok(LatentSizes {
+        q_lora_rank: reader.nullable("q_lora_rank", facts.q_lora_rank, Reader::size)?,
+        kv_lora_rank: reader.or("kv_lora_rank", facts.kv_lora_rank, Reader::size)?,
+        nope,
+        rope,
+        v,
+    })
 }
 
 fn softcap(reader: &Reader<'_>, key: Option<(&str, Option<f64>)>) -> Result<Option<f64>> {

@@ -7,6 +7,7 @@ mod apertus;
 mod arcee;
 mod cohere;
 mod cohere2;
+mod deepseek_v3;
 mod dots1;
 mod ernie4_5;
 mod ernie4_5_moe;
@@ -89,6 +90,8 @@ pub struct Family {
     /// Which projections checkpoints store in one tensor.
     pub(crate) fused: Fused,
     pub(crate) qk_norm: Option<QkNorms>,
+    /// Latents that keys, values and often queries are made of.
+    pub(crate) latent: Option<LatentFacts>,
     /// Whether each head of the values passes through a norm without a weight.
     pub(crate) has_v_norm: bool,
     /// Whether the output of attention is multiplied by the sigmoid of `gate_proj`.
@@ -253,6 +256,20 @@ impl QkNorms {
     }
 }
 
+/// What latents and heads have where a config does not say it.
+#[derive(Debug, PartialEq)]
+pub(crate) struct LatentFacts {
+    /// `None`, as `null` in a config: queries are made of the input.
+    pub(crate) q_lora_rank: Option<usize>,
+    pub(crate) kv_lora_rank: usize,
+    /// `qk_nope_head_dim`.
+    pub(crate) nope: usize,
+    /// `qk_rope_head_dim`.
+    pub(crate) rope: usize,
+    /// `v_head_dim`.
+    pub(crate) v: usize,
+}
+
 /// Which layers see a window of the tokens before them.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Windows {
@@ -334,6 +351,8 @@ pub(crate) struct RopeFacts {
     pub(crate) scales_queries: bool,
     /// Whether `rope_type` `dynamic` may have an `alpha`, which stretches all lengths alike.
     pub(crate) has_alpha: bool,
+    /// Whether `rope_interleave`, true where it is missing, decides the layout.
+    pub(crate) has_interleave: bool,
 }
 
 impl RopeFacts {
@@ -349,6 +368,7 @@ impl RopeFacts {
         original_len: None,
         scales_queries: false,
         has_alpha: false,
+        has_interleave: false,
     };
 }
 
@@ -370,6 +390,8 @@ pub(crate) enum SlidingRope {
 pub(crate) enum Scale {
     /// One over the root of the head size.
     HeadDim,
+    /// The same, times the square of the magnitude that `mscale_all_dim` of a scaled rotary embedding asks for.
+    HeadDimAndYarn,
     /// A key, and its default.
     Key(&'static str, f64),
     /// One over the root of a key, which has a default.
@@ -447,8 +469,8 @@ pub(crate) struct RouterFacts {
     pub(crate) is_fp32: bool,
     /// A buffer for the choice alone, and the sizes that its shape has before the number of experts.
     pub(crate) correction_bias: Option<(&'static str, &'static [usize])>,
-    /// Whether `n_group` and `topk_group` choose among groups first.
-    pub(crate) has_groups: bool,
+    /// Groups of experts that are chosen first.
+    pub(crate) groups: Option<GroupFacts>,
     /// Whether scores of the chosen are divided by their sum, and what is added to that.
     pub(crate) norm_topk_prob: Setting,
     pub(crate) norm_added: f64,
@@ -464,7 +486,7 @@ impl RouterFacts {
         scores: RouterScores::Softmax,
         is_fp32: false,
         correction_bias: None,
-        has_groups: false,
+        groups: None,
         norm_topk_prob: Setting::Key("norm_topk_prob", false),
         norm_added: 0.0,
         norm_least: None,
@@ -475,11 +497,20 @@ impl RouterFacts {
         scores: RouterScores::Sigmoid,
         is_fp32: true,
         correction_bias: Some(("mlp.gate.e_score_correction_bias", &[])),
-        has_groups: true,
+        groups: Some(GroupFacts { num: 1, num_chosen: 1 }),
         norm_added: 1e-20,
         scale: Some(("routed_scaling_factor", 1.0)),
         ..Self::SOFTMAX
     };
+}
+
+/// Groups of experts, by `n_group` and `topk_group`.
+#[derive(Debug, PartialEq)]
+pub(crate) struct GroupFacts {
+    /// How many there are where a config does not say it.
+    pub(crate) num: usize,
+    /// Of how many a token takes experts where a config does not say it.
+    pub(crate) num_chosen: usize,
 }
 
 /// An expert that every token takes, with the projections of a usual MLP.
@@ -528,6 +559,7 @@ pub(crate) static ALL: &[&Family] = &[
     &arcee::ARCEE,
     &cohere::COHERE,
     &cohere2::COHERE2,
+    &deepseek_v3::DEEPSEEK_V3,
     &dots1::DOTS1,
     &ernie4_5::ERNIE4_5,
     &ernie4_5_moe::ERNIE4_5_MOE,
@@ -587,6 +619,7 @@ impl Family {
         clips_qkv: false,
         fused: Fused::None,
         qk_norm: None,
+        latent: None,
         has_v_norm: false,
         has_gate: false,
         has_global_heads: false,

@@ -26,8 +26,9 @@ pub use error::{Error, Result};
 pub use families::Family;
 pub use heads::HeadSplit;
 pub use layer::{
-    Activation, Architecture, Attention, Dense, Elementwise, Embed, ExpertGroups, Ffn, Head, Layer,
-    Linear, Moe, Norm, NormKind, QkNorm, QkNormWidth, Router, RouterScores, SharedExpert, TopkNorm,
+    Activation, Architecture, Attention, Dense, Direct, Elementwise, Embed, ExpertGroups, Ffn,
+    Head, Latent, Layer, Linear, Moe, Norm, NormKind, QkNorm, QkNormWidth, Qkv, QueryLatent,
+    Router, RouterScores, SharedExpert, TopkNorm,
 };
 pub use parameters::{Init, ParamSpec};
 pub use rope::{Rope, RopeLayout, RopeScaling};

@@ -347,7 +347,7 @@ impl Activations<'_> {
     fn tile_values(&self, tiles: TileLengths) -> usize {
         let (d, v) = (self.arch.hidden_size, self.arch.vocab_size);
         let qkv = |layer: &Layer| {
-            tiles.qkv * layer.peak_before_attention() + layer.attention.q_width() * d
+            tiles.qkv * layer.peak_before_attention() + layer.attention.qkv.largest_weight()
         };
         let mlp = |layer: &Layer| {
             let weight = layer.ffn.largest_weight().max(d * layer.attention.o_width());

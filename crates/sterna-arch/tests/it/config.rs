@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use sterna_arch::{
-    Activation, Architecture, Elementwise, Error, Ffn, Init, ModelConfig, RopeScaling,
+    Activation, Architecture, Elementwise, Error, Ffn, Init, ModelConfig, Qkv, RopeScaling,
 };
 
 use crate::golden;
@@ -163,7 +163,11 @@ fn check_more(name: &str, arch: &Architecture, case: &Value) {
     let attention = &arch.layers[0].attention;
     assert_eq!(attention.softcap, case["attn_logit_softcapping"].as_f64(), "{name}");
     assert_eq!(arch.head.softcap, case["final_logit_softcapping"].as_f64(), "{name}");
-    assert_eq!(attention.clip_qkv, case["clip_qkv"].as_f64(), "{name}");
+    let clip_qkv = match &attention.qkv {
+        Qkv::Direct(direct) => direct.clip_qkv,
+        Qkv::Latent(_) => None,
+    };
+    assert_eq!(clip_qkv, case["clip_qkv"].as_f64(), "{name}");
     assert_eq!(arch.embed.pad_token_id.map(u64::from), case["pad_token_id"].as_u64(), "{name}");
     let activation = match case["hidden_act"].as_str().unwrap() {
         "silu" => Activation::Elementwise(Elementwise::Silu),

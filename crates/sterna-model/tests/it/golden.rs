@@ -89,6 +89,8 @@ goldens! {
     arcee,
     cohere,
     cohere2,
+    deepseek_v3,
+    deepseek_v3_halves,
     dots1,
     ernie4_5,
     ernie4_5_moe,
