@@ -171,16 +171,14 @@ LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_fac
 # model_type -> config
 # Few heads and sizes of latents, and experts in the second layer.
 LATENT = dict(
+    num_key_value_heads=4,
     kv_lora_rank=6,
     qk_nope_head_dim=4,
     qk_rope_head_dim=4,
     v_head_dim=6,
     moe_intermediate_size=4,
-    n_routed_experts=6,
+    n_routed_experts=5,
     num_experts_per_tok=2,
-    first_k_dense_replace=1,
-    n_group=2,
-    topk_group=1,
     n_shared_experts=2,
     routed_scaling_factor=1.7,
 )
@@ -324,11 +322,15 @@ FAMILIES_4 = {
         attention_bias=True,
         use_qk_norm=True,
     ),
+    # Queries without a latent; experts in both layers.
+    "deepseek_v2": dict({**BASE, **LATENT}, q_lora_rank=None, first_k_dense_replace=0),
     # Latents of queries and of keys and values, values narrower than keys; yarn with a magnitude. The first layer has no experts.
     "deepseek_v3": dict(
         {**BASE, **LATENT},
-        num_key_value_heads=4,
         q_lora_rank=8,
+        first_k_dense_replace=1,
+        n_group=1,
+        topk_group=1,
         attention_bias=True,
         rope_scaling=dict(
             type="yarn",
@@ -371,6 +373,10 @@ FAMILIES_4 = {
 
 BASE_5 = without(BASE, "rope_theta")
 FAMILIES_5 = {
+    # Values as wide as keys. The first layer has no experts.
+    "glm4_moe_lite": dict(
+        {**BASE, **LATENT}, q_lora_rank=8, v_head_dim=8, mlp_layer_types=["dense", "sparse"], attention_bias=True
+    ),
     # The scale of the queries takes six values in the longest chat. With mscale beside a smaller mscale_all_dim, cosine and sine are
     # scaled too.
     "ministral3": dict(

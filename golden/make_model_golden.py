@@ -429,6 +429,21 @@ CASES = {
         ),
         [10, 6],
     ),
+    # Queries without a latent, experts in all layers, the two of the largest probabilities.
+    "deepseek_v2_lite": (
+        "deepseek_v2",
+        dict(
+            LATENT,
+            **ONE_LAYER,
+            first_k_dense_replace=0,
+            q_lora_rank=None,
+            n_routed_experts=5,
+            num_experts_per_tok=2,
+            n_shared_experts=1,
+            routed_scaling_factor=1.7,
+        ),
+        [10, 6],
+    ),
     # Scores as they are, without groups.
     "dots1": (
         "dots1",

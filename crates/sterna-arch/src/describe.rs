@@ -769,6 +769,17 @@ fn expert_groups(
     num_experts: usize,
     num_per_tok: usize,
 ) -> Result<Option<ExpertGroups>> {
+    if facts.has_method {
+        let method = reader.or("topk_method", "greedy".to_owned(), Reader::string)?;
+        match method.as_str() {
+            "greedy" => return Ok(None),
+            "group_limited_greedy" => {}
+            _ => {
+                let required = "`greedy` or `group_limited_greedy`";
+                return Err(reader.wrong("topk_method", &Value::from(method), required));
+            }
+        }
+    }
     let num = reader.or("n_group", facts.num, Reader::size)?;
     let num_chosen = reader.or("topk_group", facts.num_chosen, Reader::size)?;
     if num_chosen > num {
@@ -778,15 +789,17 @@ fn expert_groups(
     if num == num_chosen {
         return Ok(None);
     }
-    if !num_experts.is_multiple_of(num) || num_experts / num < 2 {
-        let required = format!("a divisor of the `{num_experts}` experts that leaves two a group");
+    if !num_experts.is_multiple_of(num) || num_experts / num < facts.num_best {
+        let least = facts.num_best;
+        let required =
+            format!("a divisor of the `{num_experts}` experts that leaves `{least}` a group");
         return Err(reader.wrong("n_group", &Value::from(num), required));
     }
     if num_experts / num * num_chosen < num_per_tok {
         let required = format!("groups that have the `{num_per_tok}` experts of a token");
         return Err(reader.wrong("topk_group", &Value::from(num_chosen), required));
     }
-    Ok(Some(ExpertGroups { num, num_chosen }))
+    Ok(Some(ExpertGroups { num, num_chosen, num_best: facts.num_best }))
 }
 
 /// Whether each layer has experts.
@@ -797,6 +810,20 @@ fn sparse_layers(reader: &Reader<'_>, facts: &Experts) -> Result<Vec<bool>> {
         SparseLayers::AllButFirst(default) => {
             let first = reader.or("first_k_dense_replace", default, Reader::count)?;
             (0..num_layers).map(|layer_idx| layer_idx >= first).collect()
+        }
+        SparseLayers::Listed => {
+            let Some(value) = reader.get("mlp_layer_types") else {
+                return Ok((0..num_layers).map(|layer_idx| layer_idx > 0).collect());
+            };
+            let is_sparse = |value: &Value| match value.as_str()? {
+                "sparse" => Some(true),
+                "dense" => Some(false),
+                _ => None,
+            };
+            let list = value.as_array().filter(|list| list.len() == num_layers);
+            let list = list.and_then(|list| list.iter().map(is_sparse).collect::<Option<_>>());
+            let required = format!("`dense` or `sparse` for each of the `{num_layers}` layers");
+            list.ok_or_else(|| reader.wrong("mlp_layer_types", value, required))?
         }
         SparseLayers::Between => {
             let start = reader.or("moe_layer_start_index", 1, Reader::count)?;

@@ -7,6 +7,7 @@ mod apertus;
 mod arcee;
 mod cohere;
 mod cohere2;
+mod deepseek_v2;
 mod deepseek_v3;
 mod dots1;
 mod ernie4_5;
@@ -19,6 +20,7 @@ mod gemma4_text;
 mod glm;
 mod glm4;
 mod glm4_moe;
+mod glm4_moe_lite;
 mod granite;
 mod helium;
 mod hunyuan_v1_dense;
@@ -456,6 +458,8 @@ pub(crate) enum SparseLayers {
     Stepped,
     /// All but the first `first_k_dense_replace`; with its default.
     AllButFirst(usize),
+    /// Those that `mlp_layer_types` calls `sparse`; all but the first where it is missing.
+    Listed,
     /// Every `moe_layer_interval`-th from `moe_layer_start_index` to `moe_layer_end_index`, whose -1 is the last layer; 1, 1 and -1 where
     /// they are missing.
     Between,
@@ -497,7 +501,7 @@ impl RouterFacts {
         scores: RouterScores::Sigmoid,
         is_fp32: true,
         correction_bias: Some(("mlp.gate.e_score_correction_bias", &[])),
-        groups: Some(GroupFacts { num: 1, num_chosen: 1 }),
+        groups: Some(GroupFacts { num: 1, num_chosen: 1, num_best: 2, has_method: false }),
         norm_added: 1e-20,
         scale: Some(("routed_scaling_factor", 1.0)),
         ..Self::SOFTMAX
@@ -511,6 +515,10 @@ pub(crate) struct GroupFacts {
     pub(crate) num: usize,
     /// Of how many a token takes experts where a config does not say it.
     pub(crate) num_chosen: usize,
+    /// How many scores of a group are summed, its best.
+    pub(crate) num_best: usize,
+    /// Whether a `topk_method` of `group_limited_greedy` has to ask for them, in place of `greedy`, which a missing one is.
+    pub(crate) has_method: bool,
 }
 
 /// An expert that every token takes, with the projections of a usual MLP.
@@ -559,6 +567,7 @@ pub(crate) static ALL: &[&Family] = &[
     &arcee::ARCEE,
     &cohere::COHERE,
     &cohere2::COHERE2,
+    &deepseek_v2::DEEPSEEK_V2,
     &deepseek_v3::DEEPSEEK_V3,
     &dots1::DOTS1,
     &ernie4_5::ERNIE4_5,
@@ -571,6 +580,7 @@ pub(crate) static ALL: &[&Family] = &[
     &glm::GLM,
     &glm4::GLM4,
     &glm4_moe::GLM4_MOE,
+    &glm4_moe_lite::GLM4_MOE_LITE,
     &granite::GRANITE,
     &helium::HELIUM,
     &hunyuan_v1_dense::HUNYUAN_V1_DENSE,

@@ -266,13 +266,15 @@ pub enum RouterScores {
     Sigmoid,
 }
 
-/// Runs of equally many experts. A token takes experts of those groups whose two best scores have the largest sums.
+/// Runs of equally many experts. A token takes experts of those groups whose best scores have the largest sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpertGroups {
     /// How many there are; a divisor of the number of experts.
     pub num: usize,
     /// Of how many a token takes experts.
     pub num_chosen: usize,
+    /// How many scores of a group are summed, its best.
+    pub num_best: usize,
 }
 
 /// What the scores of the chosen experts are divided by: `max(added + their sum, least)`.

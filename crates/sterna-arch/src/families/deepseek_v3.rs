@@ -35,7 +35,7 @@ pub(super) const DEEPSEEK_V3: Family = Family {
         router: RouterFacts {
             norm_topk_prob: Setting::Key("norm_topk_prob", true),
             scale: Some(("routed_scaling_factor", 2.5)),
-            groups: Some(GroupFacts { num: 8, num_chosen: 4 }),
+            groups: Some(GroupFacts { num: 8, num_chosen: 4, num_best: 2, has_method: false }),
             ..RouterFacts::SIGMOID
         },
         shared: Some(Shared {

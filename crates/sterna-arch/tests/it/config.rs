@@ -709,6 +709,54 @@ fn what_experts_would_do_otherwise_is_refused_by_name() {
 }
 
 #[test]
+fn what_latents_would_do_otherwise_is_refused_by_name() {
+    let yarn = json!({"rope_type": "default", "factor": 4.0, "mscale_all_dim": 1.0});
+    for (model_type, keys, words) in [
+        ("deepseek_v3", json!({"num_key_value_heads": 2}), "key `num_key_value_heads` is `2`"),
+        ("deepseek_v3", json!({"qk_rope_head_dim": 7}), "key `qk_rope_head_dim` is `7`"),
+        ("deepseek_v3", json!({"qk_nope_head_dim": 7}), "key `qk_nope_head_dim` is `7`"),
+        ("deepseek_v3", json!({"v_head_dim": 194}), "required: at most qk_nope_head_dim"),
+        (
+            "deepseek_v3",
+            json!({"head_dim": 16}),
+            "key `head_dim` is `16`, required: missing, or `64`",
+        ),
+        ("deepseek_v3", json!({"qk_head_dim": 16}), "key `qk_head_dim` is `16`"),
+        ("deepseek_v3", json!({"rope_scaling": yarn}), "key `rope_scaling.mscale_all_dim` is `1`"),
+        ("deepseek_v2", json!({"mlp_bias": true}), "key `mlp_bias` is `true`"),
+        ("deepseek_v2", json!({"norm_topk_prob": true}), "key `norm_topk_prob` is `true`"),
+        ("deepseek_v2", json!({"topk_method": "noaux_tc"}), "key `topk_method` is `\"noaux_tc\"`"),
+        ("glm4_moe_lite", json!({"n_group": 2}), "key `n_group` is `2`"),
+        (
+            "glm4_moe_lite",
+            json!({"first_k_dense_replace": 0}),
+            "key `first_k_dense_replace` is `0`",
+        ),
+        ("glm4_moe_lite", json!({"mlp_layer_types": ["dense"]}), "key `mlp_layer_types` is"),
+    ] {
+        let mut config =
+            small(model_type, &json!({"num_key_value_heads": 4, "num_experts_per_tok": 2}));
+        config.as_object_mut().unwrap().remove("head_dim");
+        for (key, value) in keys.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        let error = parse(&config).expect_err(model_type).to_string();
+        assert!(error.contains(words), "{model_type}: {error}");
+    }
+}
+
+#[test]
+fn layers_with_experts_may_be_listed() {
+    let keys = |types: Value| json!({"num_key_value_heads": 4, "head_dim": null, "num_hidden_layers": 3, "mlp_layer_types": types});
+    let sparse = |types: Value| -> Vec<bool> {
+        let arch = small_arch("glm4_moe_lite", &keys(types));
+        arch.layers.iter().map(|layer| matches!(layer.ffn, Ffn::Moe(_))).collect()
+    };
+    assert_eq!(sparse(json!(["sparse", "dense", "sparse"])), [true, false, true]);
+    assert_eq!(sparse(Value::Null), [false, true, true]);
+}
+
+#[test]
 fn a_rotary_dim_counts_where_the_class_reads_it() {
     let dim = |model_type: &str, keys: &Value| small_arch(model_type, keys).ropes[0].dim;
     let keys = json!({"head_dim": 16, "rotary_dim": 8, "num_local_experts": 8});

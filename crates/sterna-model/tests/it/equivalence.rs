@@ -18,8 +18,9 @@ const KEEP_ALL: Keep = Keep { attention: true, graph: true };
 /// all ranks; norms on queries and keys over a head, over all heads, with a row or a tensor for each, and after the rotary embedding;
 /// softcaps; clamps; two rotary embeddings; norms on outputs; branches side by side; fused projections; trained activations; heads that
 /// differ between layers, and values that are keys; queries that grow with their position; gates on outputs; experts, with one of all
-/// tokens, chosen by probabilities, or by sigmoids with a bias and among groups; latents of keys and values, with and without one of queries.
-const MODELS: [&str; 32] = [
+/// tokens, chosen by probabilities, or by sigmoids with a bias and among groups; latents of
+/// keys and values, with one of queries or without.
+const MODELS: [&str; 33] = [
     "llama_tied",
     "llama_biased",
     "mistral_window",
@@ -30,6 +31,7 @@ const MODELS: [&str; 32] = [
     "smollm3",
     "apertus",
     "cohere",
+    "deepseek_v2",
     "deepseek_v3",
     "deepseek_v3_halves",
     "dots1",
