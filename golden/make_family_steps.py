@@ -322,8 +322,8 @@ FAMILIES_4 = {
         attention_bias=True,
         use_qk_norm=True,
     ),
-    # Queries without a latent; experts in both layers.
-    "deepseek_v2": dict({**BASE, **LATENT}, q_lora_rank=None, first_k_dense_replace=0),
+    # Queries without a latent. The first layer has no experts.
+    "deepseek_v2": dict({**BASE, **LATENT}, q_lora_rank=None, n_routed_experts=4, first_k_dense_replace=1),
     # Latents of queries and of keys and values, values narrower than keys; yarn with a magnitude. The first layer has no experts.
     "deepseek_v3": dict(
         {**BASE, **LATENT},
@@ -454,11 +454,14 @@ NORMS_OF_ONE_MORE = ("gemma", "gemma2", "gemma3_text", "nemotron", "vaultgemma")
 # token's last choice and the next expert are 1e-3 apart in their scores.
 SEEDS = {
     "cohere2": SEED + 2,
+    "deepseek_v2": SEED + 17,
+    "deepseek_v3": SEED + 381,
     "dots1": SEED + 14,
     "ernie4_5_moe": SEED + 21,
     "ernie4_5": SEED + 1,
     "gemma4_text": SEED + 1,
     "glm4_moe": SEED + 16,
+    "glm4_moe_lite": SEED + 59,
     "hunyuan_v1_moe": SEED + 25,
     "minimax_m2": SEED + 14,
     "mixtral": SEED + 24,
