@@ -285,8 +285,9 @@ impl Activations<'_> {
     fn graph_bytes(&self, layer: &Layer) -> usize {
         let tokens = self.batch.local_tokens;
         let heads = first_split(&layer.attention, self.sp_size);
-        let own_heads = 2 * heads.q.len() + 2 * heads.kv.len();
-        let attended = self.all_tokens() * own_heads * layer.attention.head_dim;
+        // q and o, k and v.
+        let widths = layer.attention.head_dim + layer.attention.v_head_dim;
+        let attended = self.all_tokens() * (heads.q.len() + heads.kv.len()) * widths;
         let saved = tokens * (layer.saved_before_attention() + layer.saved_after_attention());
         self.attention_output_bytes(&layer.attention) + (attended + saved) * self.size
     }
@@ -319,7 +320,8 @@ impl Activations<'_> {
     }
 
     /// q, k, v, o, the gradient of each, of the heads that run at once; under sequence parallelism, first what is sent and what
-    /// arrives. (Where `o` is kept on the device it is counted there as well.)
+    /// arrives. Values and outputs count as wide as queries, which attention makes of them. (Where `o` is kept on the device it is
+    /// counted there as well.)
     fn attention_bytes(&self, attention: &Attention) -> usize {
         let (q, kv) = self.heads_at_once(attention);
         let head = attention.head_dim * self.size;

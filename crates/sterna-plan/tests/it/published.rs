@@ -70,5 +70,8 @@ fn every_family_is_published() {
         .collect();
     // Of these no complete config of a text decoder alone was to be found.
     let missing: BTreeSet<String> = known.difference(&published).cloned().collect();
-    assert_eq!(missing, ["arcee", "gemma4_text", "glm4_moe_lite", "vaultgemma"].map(str::to_owned).into());
+    assert_eq!(
+        missing,
+        ["arcee", "gemma4_text", "glm4_moe_lite", "vaultgemma"].map(str::to_owned).into()
+    );
 }
