@@ -366,6 +366,19 @@ FAMILIES_4 = {
         moe_num_shared_experts=1,
     ),
     "hunyuan_v1_moe": dict(BASE, **WIDE, intermediate_size=6, num_experts=5, moe_topk=2),
+    # Experts in one tensor.
+    "granitemoe": dict(
+        BASE,
+        **TIED,
+        intermediate_size=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        embedding_multiplier=12.0,
+        residual_multiplier=0.22,
+        attention_multiplier=0.3,
+        logits_scaling=1.7,
+        attention_bias=True,
+    ),
     "mixtral": dict(
         BASE, head_dim=4, intermediate_size=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=7, **NO_PAD
     ),
@@ -419,6 +432,34 @@ FAMILIES_5 = {
     "minimax_m2": dict(
         BASE_5, **WIDE, intermediate_size=6, num_local_experts=5, num_experts_per_tok=2, rotary_dim=4, **NO_PAD
     ),
+    # A delta net and a gated full layer; what the first token of a document reads is small, hence the eps.
+    "qwen3_5_text": dict(
+        without(BASE_5, "rms_norm_eps"),
+        **WIDE,
+        rms_norm_eps=1e-2,
+        layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=6,
+        linear_value_head_dim=4,
+        rope_parameters=dict(rope_type="default", rope_theta=500.0, partial_rotary_factor=0.5),
+    ),
+    # The same with experts in one tensor.
+    "qwen3_5_moe_text": dict(
+        without(BASE_5, "rms_norm_eps"),
+        **WIDE,
+        rms_norm_eps=1e-2,
+        layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=6,
+        linear_value_head_dim=4,
+        num_experts=5,
+        num_experts_per_tok=2,
+        moe_intermediate_size=6,
+        shared_expert_intermediate_size=8,
+        rope_parameters=dict(rope_type="default", rope_theta=500.0, partial_rotary_factor=0.5),
+    ),
     # A sliding layer, and full layers with and without rotary embeddings.
     "muse_glimmer_text": dict(
         BASE_5,
@@ -448,7 +489,7 @@ MUSE_VISION = dict(
     pos_emb_width=4,
     max_position_embeddings=16,
 )
-# Classes whose norms multiply by one more than their weight; of Muse Glimmer those inside layers.
+# Classes whose norms multiply by one more than their weight; of Muse Glimmer those inside layers, of Qwen 3.5 all but those of delta nets.
 NORMS_OF_ONE_MORE = ("gemma", "gemma2", "gemma3_text", "nemotron", "vaultgemma")
 # Found by trying: draws of weights with which no gradient is as small as fp32's errors by chance, and, for a mixture of experts, a
 # token's last choice and the next expert are 1e-3 apart in their scores.
@@ -462,6 +503,7 @@ SEEDS = {
     "gemma4_text": SEED + 1,
     "glm4_moe": SEED + 16,
     "glm4_moe_lite": SEED + 59,
+    "granitemoe": SEED + 7,
     "hunyuan_v1_moe": SEED + 25,
     "minimax_m2": SEED + 14,
     "mixtral": SEED + 24,
@@ -469,6 +511,8 @@ SEEDS = {
     "olmoe": SEED + 6,
     "phi3": SEED + 4,
     "qwen2_moe": SEED + 23,
+    # Of forty seeds none has more than 2.5e-4.
+    "qwen3_5_moe_text": SEED,
     "qwen3_moe": SEED + 7,
     "stablelm": SEED + 1,
 }
@@ -567,12 +611,21 @@ def random_weights(decoder, generator):
     weights = {}
     for name, value in decoder.tensors().items():
         noise = torch.randn(value.shape, generator=generator)
-        has_one_more = model_type in NORMS_OF_ONE_MORE or (model_type == "muse_glimmer_text" and ".layers." in name)
+        has_one_more = (
+            model_type in NORMS_OF_ONE_MORE
+            or (model_type == "muse_glimmer_text" and ".layers." in name)
+            or (model_type in ("qwen3_5_text", "qwen3_5_moe_text") and ".linear_attn." not in name)
+        )
         if "norm" in name and name.endswith(".weight"):
             drawn = (0 if has_one_more else 1) + 0.2 * noise
         elif name.endswith(("act_fn.alpha_p", "act_fn.alpha_n")):
             # Near to where its class begins.
             drawn = value.data + 0.2 * noise
+        elif name.endswith("A_log"):
+            # Some heads remember for a token, some for many.
+            drawn = noise - 1.5
+        elif name.endswith("conv1d.weight"):
+            drawn = 0.5 * noise
         elif name.endswith(("act_fn.beta", "act_fn.eps")):
             # Constants.
             drawn = value.data

@@ -266,6 +266,11 @@ MORE_CASES = [
     ("ernie4_5_moe, no shared experts, balanced", {**ERNIE4_5_MOE, "moe_num_shared_experts": 0, "output_router_logits": True}),
     ("hunyuan_v1_moe", {**HUNYUAN_V1_MOE, "num_hidden_layers": 1}),
     ("hunyuan_v1_moe, lists, biases, tied, alpha", {**HUNYUAN_V1_MOE, "num_experts": [4, 4, 4], "moe_topk": [2, 2, 2], "attention_bias": True, "tie_word_embeddings": True, "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}}),
+    ("granitemoe", {"model_type": "granitemoe"}),
+    (
+        "granitemoe, multipliers, biases, tied, balanced",
+        {"model_type": "granitemoe", "num_local_experts": 3, "num_experts_per_tok": 1, "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.0078125, "logits_scaling": 8.0, "attention_bias": True, "tie_word_embeddings": True, "output_router_logits": True},
+    ),
     ("mixtral", {"model_type": "mixtral"}),
     ("mixtral, window", {**MIXTRAL, "sliding_window": 6}),
     ("mixtral, head_dim, tied", {**MIXTRAL, "head_dim": 24, "tie_word_embeddings": True, "num_experts_per_tok": 1}),
@@ -373,7 +378,7 @@ def more_facts(config, model):
     layers = model.model.layers
     rope = [rope_of(rotary_of(config, model, index)) for index in range(len(layers))]
     mlps = [getattr(layer, "block_sparse_moe", None) or layer.mlp for layer in layers]
-    sparse = [mlp for mlp in mlps if hasattr(mlp, "experts")]
+    sparse = [mlp for mlp in mlps if hasattr(mlp, "experts") or hasattr(mlp, "input_linear")]
     found = {
         "is_rotated": [each is not None for each in rope],
         "rope": rope,
@@ -395,8 +400,9 @@ def more_facts(config, model):
         found["clip_qkv"] = config.clip_qkv
     if sparse:
         found["is_sparse"] = [mlp in sparse for mlp in mlps]
-        router = sparse[0].gate if hasattr(sparse[0].gate, "top_k") else sparse[0]
-        found["num_experts"] = len(sparse[0].experts)
+        router = getattr(sparse[0], "router", None) or sparse[0].gate
+        router = router if hasattr(router, "top_k") else sparse[0]
+        found["num_experts"] = router.num_experts if config.model_type == "granitemoe" else len(sparse[0].experts)
         found["num_experts_per_tok"] = router.top_k
         # Mixtral always divides by the sum.
         found["norm_topk_prob"] = getattr(router, "norm_topk_prob", True)

@@ -485,6 +485,20 @@ CASES = {
         dict(BASE, intermediate_size=8, head_dim=8, num_experts=5, moe_topk=2, attention_bias=True, pad_token_id=3),
         [10, 6],
     ),
+    # Experts in one tensor; four multipliers.
+    "granitemoe": (
+        "granitemoe",
+        dict(
+            MIXTRAL,
+            embedding_multiplier=6.0,
+            residual_multiplier=0.22,
+            attention_multiplier=0.3,
+            logits_scaling=3.0,
+            attention_bias=True,
+            pad_token_id=3,
+        ),
+        [10, 6],
+    ),
     "mixtral": ("mixtral", dict(MIXTRAL, sliding_window=5, pad_token_id=3), [10, 6]),
     # No token chooses one of the experts.
     "mixtral_idle": (
@@ -506,6 +520,7 @@ SEEDS = {
     "hunyuan_v1_moe": 20261149,
     "dots1": 20261462,
     "glm4_moe": 20261220,
+    "granitemoe": 20261169,
     "qwen3_moe": 20263093,
     "qwen3_moe_unnormed": 20261639,
     "qwen3_moe_dense": 20262359,

@@ -2,13 +2,15 @@
 
 The files have the format of make_model_golden.py's. Differences: buffers that a checkpoint holds (the layer scalars of Gemma 4) are
 stored like weights and have no gradient; experts, which this version fuses, have the names and shapes of checkpoints; Muse Glimmer has no class for text alone, so it runs in its multimodal class, and the names lose
-`language_model.`; the bf16 model is built in bf16, as from_pretrained builds it, which leaves its rotary frequencies in fp32.
+`language_model.`; the bf16 model is built in bf16, as from_pretrained builds it, which leaves its rotary frequencies in fp32; a class with
+delta nets runs its code in double precision, because its fp32 gradients of decays are off by as much as a test allows.
 
 Run with torch 2.11.0 and transformers 5.24.0 on a CPU:
 
     python golden/make_model_golden_v5.py [OUTPUT_FOLDER [CASE ...]]
 """
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -94,6 +96,9 @@ MUSE_VISION = dict(
     pos_emb_width=4,
     max_position_embeddings=16,
 )
+
+# The first token of a document writes little and reads it: a small eps would make all of its rounding errors.
+DELTA = dict(BASE, hidden_size=24, intermediate_size=24, linear_key_head_dim=6, linear_value_head_dim=5, rms_norm_eps=5e-2)
 
 # name -> (model_type, config, document lengths)
 CASES = {
@@ -201,6 +206,59 @@ CASES = {
         ),
         [10, 6],
     ),
+    # A delta net, whose two key heads are of another width than its four value heads, after a gated full layer on whose heads two of eight
+    # values turn. The first document is longer than a chunk of 64 tokens; the sum is what two, three and four ranks can share.
+    "qwen3_5_text": (
+        "qwen3_5_text",
+        dict(
+            DELTA,
+            layer_types=["full_attention", "linear_attention"],
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            rope_parameters=dict(
+                rope_type="default",
+                rope_theta=1000.0,
+                partial_rotary_factor=0.25,
+                mrope_interleaved=True,
+                mrope_section=[1, 0, 0],
+            ),
+            tie_word_embeddings=False,
+        ),
+        [66, 1, 5],
+    ),
+    # Three value heads on one key head, biases of the full layer, tied; a kernel of two tokens.
+    "qwen3_5_text_biased": (
+        "qwen3_5_text",
+        dict(
+            DELTA,
+            full_attention_interval=2,
+            linear_num_key_heads=1,
+            linear_num_value_heads=3,
+            linear_conv_kernel_dim=2,
+            attention_bias=True,
+            tie_word_embeddings=True,
+        ),
+        [13, 11],
+    ),
+    # Experts in one tensor beside one of all tokens, behind a gate; the loss that balances them.
+    "qwen3_5_moe_text": (
+        "qwen3_5_moe_text",
+        dict(
+            DELTA,
+            layer_types=["full_attention", "linear_attention"],
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            num_experts=5,
+            num_experts_per_tok=2,
+            moe_intermediate_size=8,
+            shared_expert_intermediate_size=12,
+            output_router_logits=True,
+            router_aux_loss_coef=0.5,
+            rope_parameters=dict(rope_type="default", rope_theta=1000.0, partial_rotary_factor=0.25),
+            tie_word_embeddings=False,
+        ),
+        [13, 1, 6],
+    ),
     # A sliding layer, and full layers with and without rotary embeddings.
     "muse_glimmer_text": (
         "muse_glimmer_text",
@@ -225,16 +283,17 @@ CASES = {
     ),
 }
 
-
-# Found by trying, as in make_model_golden.py.
-SEEDS = {"minimax_m2": 20261692}
+# Found by trying: the gradient of a decay is one sum over all tokens, here one whose terms do not cancel. With most of 40 seeds transformers'
+# own single precision is off by more than 3e-6.
+# The other one as in make_model_golden.py.
+SEEDS = {"minimax_m2": 20261692, "qwen3_5_text": 23}
 
 
 def build(config, dtype):
     """A model, and what to strip from the names of its text decoder."""
     if config.model_type != "muse_glimmer_text":
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        # Grouped products need wider rows on a CPU.
+        # Grouped products need wider rows on a CPU, and have no double precision.
         model.set_experts_implementation("eager")
         return model, ""
     whole = AutoConfig.for_model(
@@ -266,6 +325,13 @@ def randomize(model, infix, generator):
         elif model.config.model_type == "gemma4_text" and name.endswith(("q_norm.weight", "k_norm.weight")):
             # Its scores have no scale but these; as large as with one over the root of the head size.
             value_ = 0.6 + 0.2 * noise
+        elif name.endswith("A_log"):
+            # Some heads remember for a token, some for many.
+            value_ = noise - 1.5
+        elif name.endswith("conv1d.weight"):
+            value_ = 0.5 * noise
+        elif model.config.model_type in ("qwen3_5_text", "qwen3_5_moe_text") and name.endswith("norm.weight") and "linear_attn" not in name:
+            value_ = 0.2 * noise
         elif name.endswith("norm.weight") and not name.startswith(centered):
             value_ = 1 + 0.2 * noise
         else:
@@ -311,6 +377,29 @@ def run(model, infix, input_ids, shift_labels, lengths):
     return torch.cat(logits), loss, as_in_checkpoint(grads, model.config.model_type), aux_loss
 
 
+class DoubleTorch:
+    """torch, where single precision is double."""
+
+    float32 = torch.float64
+    float = torch.float64
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
+@contextlib.contextmanager
+def in_double(model):
+    """The code of the model's class, with every cast to single precision a cast to double."""
+    module, to_float = sys.modules[type(model).__module__], torch.Tensor.float
+    module.torch, torch.Tensor.float = DoubleTorch(), torch.Tensor.double
+    softmax = torch.nn.functional.softmax
+    torch.nn.functional.softmax = lambda x, dim, dtype=None: softmax(x, dim)
+    try:
+        yield
+    finally:
+        module.torch, torch.Tensor.float, torch.nn.functional.softmax = torch, to_float, softmax
+
+
 def relative_error(actual, expected):
     if not expected.any() and not actual.any():
         # An expert that no token takes.
@@ -332,7 +421,14 @@ def make(name, model_type, overrides, lengths):
     if config.pad_token_id is not None:
         input_ids[7] = config.pad_token_id
 
-    logits, loss, grads, aux_loss = run(model, infix, input_ids, shift_labels, lengths)
+    if hasattr(config, "linear_num_key_heads"):
+        with in_double(model):
+            exact = run(model.double(), infix, input_ids, shift_labels, lengths)
+        assert exact[0].dtype == torch.float64
+        logits, loss, grads = exact[0].float(), exact[1], {name: grad.float() for name, grad in exact[2].items()}
+        aux_loss = exact[3]
+    else:
+        logits, loss, grads, aux_loss = run(model, infix, input_ids, shift_labels, lengths)
     weights = {name: value.detach().clone() for name, value in named(model, infix)}
 
     # How far transformers' own bf16 is from its fp32: what a bf16 implementation may be off by.

@@ -82,6 +82,16 @@ if V5:
                  audio_config=None, image_token_id=60, video_token_id=61, audio_token_id=59, boi_token_id=62, eoi_token_id=63,
                  boa_token_id=58, eoa_token_index=57),
         ),
+        "qwen3_5": (
+            "Qwen3_5ForConditionalGeneration", "qwen3_5",
+            dict(text_config=dict(TEXT, layer_types=["linear_attention", "full_attention"], linear_num_key_heads=2, linear_num_value_heads=4,
+                                  linear_key_head_dim=6, linear_value_head_dim=5,
+                                  rope_parameters=dict(rope_type="default", rope_theta=1000.0, partial_rotary_factor=0.5,
+                                                       mrope_interleaved=True, mrope_section=[1, 1, 0])),
+                 vision_config=dict(depth=1, hidden_size=16, intermediate_size=24, num_heads=2, patch_size=4, out_hidden_size=32,
+                                    num_position_embeddings=16),
+                 image_token_id=60, video_token_id=61, vision_start_token_id=62, vision_end_token_id=63),
+        ),
         "muse_glimmer": (
             "MuseGlimmerForConditionalGeneration", "muse_glimmer",
             dict(text_config=dict(TEXT, sliding_window=4, final_logit_softcapping=1.5, output_multiplier=0.4),

@@ -1,7 +1,7 @@
 //! What a layer costs: values that exist at once, and multiply-adds.
 
 use crate::dtype::DType;
-use crate::layer::{Architecture, Attention, Ffn, Layer, Linear, Qkv};
+use crate::layer::{Architecture, Attention, DeltaNet, Ffn, Layer, Linear, Mixer, Qkv};
 
 impl Layer {
     /// Elements of the weights that a token multiplies by: of experts, those that it takes.
@@ -20,16 +20,18 @@ impl Layer {
     /// Values of a token that the backward of norm and projections reads: the output of the norm, and what norms on queries, keys and
     /// latents or clamps read.
     pub fn saved_before_attention(&self) -> usize {
-        let attention = &self.attention;
         let normed = if self.pre_attention_norm.is_some() { self.hidden_size() } else { 0 };
         let of = |is_read: bool, width: usize| if is_read { width } else { 0 };
         normed
-            + match &attention.qkv {
-                Qkv::Direct(direct) => {
-                    of(direct.backward_reads_qk(), attention.q_width() + attention.k_width())
-                        + of(direct.backward_reads_v(), attention.v_width())
-                }
-                Qkv::Latent(latent) => latent.width(),
+            + match &self.mixer {
+                Mixer::Attention(attention) => match &attention.qkv {
+                    Qkv::Direct(direct) => {
+                        of(direct.backward_reads_qk(), attention.q_width() + attention.k_width())
+                            + of(direct.backward_reads_v(), attention.v_width())
+                    }
+                    Qkv::Latent(latent) => latent.width(),
+                },
+                Mixer::DeltaNet(_) => 0,
             }
     }
 
@@ -45,15 +47,13 @@ impl Layer {
     }
 
     /// Values of a token at the peak of the backward of norm and projections: the norm, and q, k, v with their gradients; latents before and
-    /// after their norms, too, with theirs.
+    /// after their norms, too, with theirs; of a delta net also a and b.
     pub fn peak_before_attention(&self) -> usize {
-        let attention = &self.attention;
-        let latents = match &attention.qkv {
-            Qkv::Direct(_) => 0,
-            Qkv::Latent(latent) => 4 * latent.width(),
+        let latents = match &self.mixer {
+            Mixer::Attention(Attention { qkv: Qkv::Latent(latent), .. }) => 4 * latent.width(),
+            Mixer::Attention(_) | Mixer::DeltaNet(_) => 0,
         };
-        let qkv = attention.q_width() + attention.k_width() + attention.v_width();
-        2 * self.hidden_size() + 2 * qkv + latents
+        2 * self.hidden_size() + 2 * self.mixer.projected_width() + latents
     }
 
     /// Values of a token at the peak of the backward of output projection and MLP: the residual stream, the input of the MLP, what
@@ -71,7 +71,12 @@ impl Layer {
                 of_experts.max(d + widths * shared) + 2 * moe.experts.len()
             }
         };
-        (2 + self.num_output_norms()) * d + of_ffn
+        let of_output = match &self.mixer {
+            Mixer::Attention(_) => 0,
+            // The output, normed and gated, z, and their gradients.
+            Mixer::DeltaNet(net) => 6 * net.value_width(),
+        };
+        ((2 + self.num_output_norms()) * d + of_ffn).max(2 * d + of_output)
     }
 
     /// Values of a token that exist while the experts of all tokens compute: the residual stream, what the experts read, the gradients of
@@ -107,17 +112,46 @@ impl Layer {
 
     /// `d`.
     pub fn hidden_size(&self) -> usize {
-        self.attention.o.out_features()
+        self.mixer.o().out_features()
     }
 }
 
-impl Attention {
-    /// Bytes of each tensor that it keeps for its backward, on the rank with the most of its heads: the output with all heads of the
-    /// rank's `local_tokens` tokens, of `size` bytes a value, and the log-sum-exp of its own heads of the tokens of all `sp_size` ranks.
+impl Mixer {
+    /// Bytes of each tensor that it keeps for its backward, at most, on the rank with the most of its heads: the output with all heads of
+    /// the rank's `local_tokens` tokens, of `size` bytes a value; for its own heads of the tokens of all `sp_size` ranks, the log-sum-exp
+    /// of attention, or a state of a delta net for every [`DeltaNet::TOKENS_OF_STATE`].
     pub fn kept_bytes(&self, local_tokens: usize, sp_size: usize, size: usize) -> [usize; 2] {
-        let own_heads = self.num_heads.div_ceil(sp_size);
-        let lse = own_heads * local_tokens * sp_size * DType::F32.size();
-        [local_tokens * self.o_width() * size, lse]
+        let own_heads = self.num_heads().div_ceil(sp_size);
+        let all_tokens = local_tokens * sp_size;
+        let of_head = match self {
+            Mixer::Attention(_) => all_tokens,
+            Mixer::DeltaNet(net) => {
+                all_tokens / DeltaNet::TOKENS_OF_STATE * net.key_head_dim * net.value_head_dim
+            }
+        };
+        [local_tokens * self.output_width() * size, own_heads * of_head * DType::F32.size()]
+    }
+
+    /// Values of a token that its projections give and others read.
+    pub fn projected_width(&self) -> usize {
+        match self {
+            Mixer::Attention(attention) => {
+                attention.q_width() + attention.k_width() + attention.v_width()
+            }
+            Mixer::DeltaNet(net) => {
+                2 * net.key_width() + net.value_width() + 2 * net.num_value_heads
+            }
+        }
+    }
+}
+
+impl DeltaNet {
+    /// Tokens of a document after which its state is kept (`sterna_ops::delta_rule`).
+    pub const TOKENS_OF_STATE: usize = 1024;
+
+    /// Multiply-adds of a token in the rule: reading the state under a key, writing to it, and reading it with a query.
+    pub fn rule_products(&self) -> usize {
+        3 * self.num_value_heads * self.key_head_dim * self.value_head_dim
     }
 }
 

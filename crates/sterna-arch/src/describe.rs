@@ -6,13 +6,14 @@ use crate::config::reader::Reader;
 use crate::config::{layers, rope_section};
 use crate::error::Result;
 use crate::families::{
-    EmbeddingScale, Experts, Family, Fused, GroupFacts, LatentFacts, LogitsScale, Mlp, NormEps,
-    NormParams, QkNorms, Scale, Setting, Shared, SharedSize, SparseLayers,
+    EmbeddingScale, ExpertWeights, Experts, Family, Fused, Gate, GroupFacts, LatentFacts,
+    LogitsScale, Mlp, NormEps, NormParams, QkNorms, Scale, Setting, Shared, SharedSize,
+    SparseLayers,
 };
 use crate::layer::{
-    Activation, Architecture, Attention, Dense, Direct, Elementwise, Embed, ExpertGroups, Ffn,
-    Head, Latent, Layer, Linear, Moe, Norm, NormKind, QkNorm, QkNormWidth, Qkv, QueryLatent,
-    Router, SharedExpert, TopkNorm,
+    Activation, Architecture, Attention, DeltaNet, Dense, Direct, Elementwise, Embed, ExpertGroups,
+    Ffn, Head, Latent, Layer, Linear, Mixer, Moe, Norm, NormKind, QkNorm, QkNormWidth, Qkv,
+    QueryLatent, Router, SharedExpert, TopkNorm,
 };
 use crate::parameters::{Init, ParamSpec};
 use crate::wrappers::Names;
@@ -149,6 +150,17 @@ struct Facts {
     residual_multiplier: f64,
     initializer_range: f64,
     experts: Option<ExpertsOfModel>,
+    delta_nets: Option<DeltaNets>,
+}
+
+/// What a config says of its gated delta nets.
+struct DeltaNets {
+    num_value_heads: usize,
+    num_key_heads: usize,
+    key_head_dim: usize,
+    value_head_dim: usize,
+    /// Tokens that the convolution reads.
+    conv_width: usize,
 }
 
 /// What a config says of its latents.
@@ -257,6 +269,7 @@ impl Facts {
                 Some(facts) => experts(reader, facts)?,
                 None => None,
             },
+            delta_nets: if family.has_delta_nets { Some(delta_nets(reader)?) } else { None },
             initializer_range: reader.or(
                 "initializer_range",
                 family.defaults.initializer_range,
@@ -287,7 +300,12 @@ impl Facts {
         };
         let (eps, post_eps) = (self.norm_eps, self.post_norm_eps);
         let pre_attention_norm = norm(&mut params, norms.pre_attention, eps);
-        let attention = self.attention(&mut params, heads, of_layer, ropes);
+        let mixer = match &self.delta_nets {
+            Some(nets) if of_layer.is_delta_net => {
+                Mixer::DeltaNet(self.delta_net(&mut params, nets))
+            }
+            _ => Mixer::Attention(self.attention(&mut params, heads, of_layer, ropes)),
+        };
         let post_attention_norm = norm(&mut params, norms.post_attention, post_eps);
         let pre_ffn_norm = norm(&mut params, norms.pre_ffn.filter(|_| !self.is_parallel), eps);
         let ffn = self.ffn(&mut params, layer_idx);
@@ -296,7 +314,7 @@ impl Facts {
             self.family.has_layer_scalar.then(|| params.buffer("layer_scalar", &[1], 1.0));
         Layer {
             params: params.specs,
-            attention,
+            mixer,
             ffn,
             pre_attention_norm,
             post_attention_norm,
@@ -339,13 +357,21 @@ impl Facts {
         ropes: &rope_section::Ropes,
     ) -> Attention {
         let (h, v_head_dim) = (heads.dim, self.latent.map_or(heads.dim, |sizes| sizes.v));
-        let qkv = match &self.latent {
-            Some(sizes) => Qkv::Latent(self.latent(params, sizes)),
-            None => Qkv::Direct(self.direct(params, heads)),
+        let (qkv, half_of_q) = match &self.latent {
+            Some(sizes) => (Qkv::Latent(self.latent(params, sizes)), None),
+            None => {
+                let (direct, half_of_q) = self.direct(params, heads);
+                (Qkv::Direct(direct), half_of_q)
+            }
         };
         let (d, o_width, normal) = (self.hidden_size, self.num_heads * v_head_dim, self.normal());
-        let gate = (self.family.has_gate)
-            .then(|| params.linear("self_attn.gate_proj", o_width, d, false, normal));
+        let gate = match self.family.gate {
+            Gate::None => None,
+            Gate::Projection => {
+                Some(params.linear("self_attn.gate_proj", o_width, d, false, normal))
+            }
+            Gate::HalfOfQ => half_of_q,
+        };
         Attention {
             num_heads: self.num_heads,
             num_kv_heads: heads.num_kv,
@@ -361,18 +387,26 @@ impl Facts {
         }
     }
 
-    fn direct(&self, params: &mut Params, heads: Heads) -> Direct {
+    /// With the other half of the queries' projection, where that is the gate.
+    fn direct(&self, params: &mut Params, heads: Heads) -> (Direct, Option<Linear>) {
         let (d, h) = (self.hidden_size, heads.dim);
         let (q_width, kv_width) = (self.num_heads * h, heads.num_kv * h);
         let widths = [q_width, kv_width, kv_width];
         let normal = self.normal();
+        let mut half_of_q = None;
         let [q, k, v] = if self.family.fused == Fused::QkvAndGateUp {
             params.fused("self_attn.qkv_proj", widths, d, self.qkv_bias, normal).map(Some)
         } else {
             ["q", "k", "v"].map(|name| {
                 let is_left_out = name == "v" && heads.values_are_keys;
                 let width = if name == "q" { q_width } else { kv_width };
+                let is_doubled = name == "q" && self.family.gate == Gate::HalfOfQ;
                 let name = format!("self_attn.{name}_proj");
+                if is_doubled {
+                    let whole = params.linear(&name, 2 * width, d, self.qkv_bias, normal);
+                    half_of_q = Some(whole.alternating(h, 2 * h, h));
+                    return Some(whole.alternating(h, 2 * h, 0));
+                }
                 (!is_left_out).then(|| params.linear(&name, width, d, self.qkv_bias, normal))
             })
         };
@@ -384,14 +418,15 @@ impl Facts {
             .filter(|_| self.has_qk_norm)
             .map(|norms| self.qk_norm(params, norms, heads));
         let without_weight = |kind| Norm { kind, eps: self.norm_eps, weight: None, bias: None };
-        Direct {
+        let direct = Direct {
             q,
             k,
             v,
             clip_qkv: self.clip_qkv,
             qk_norm,
             v_norm: self.family.has_v_norm.then(|| without_weight(NormKind::RmsRoundedOnce)),
-        }
+        };
+        (direct, half_of_q)
     }
 
     fn latent(&self, params: &mut Params, sizes: &LatentSizes) -> Latent {
@@ -418,6 +453,47 @@ impl Facts {
             kv_a_norm: norm(params, "kv_a_layernorm", kv_lora_rank),
             kv_b: linear(params, "kv_b_proj", n * (nope + v), kv_lora_rank, false),
             nope_head_dim: nope,
+        }
+    }
+
+    /// Transformers makes `A_log` from numbers up to 16 and `dt_bias` of ones.
+    fn delta_net(&self, params: &mut Params, nets: &DeltaNets) -> DeltaNet {
+        let (d, normal) = (self.hidden_size, self.normal());
+        let DeltaNets { num_value_heads, num_key_heads, key_head_dim, value_head_dim, .. } = *nets;
+        let (keys, values) = (num_key_heads * key_head_dim, num_value_heads * value_head_dim);
+        let widths = [keys, keys, values];
+        let [q, k, v] = params.fused("linear_attn.in_proj_qkv", widths, d, false, normal);
+        let [z, b, a] =
+            [("z", values), ("b", num_value_heads), ("a", num_value_heads)].map(|(name, width)| {
+                params.linear(&format!("linear_attn.in_proj_{name}"), width, d, false, normal)
+            });
+        let channels = [2 * keys + values, 1, nets.conv_width];
+        let conv = params.push("linear_attn.conv1d.weight", &channels, normal);
+        let of_heads = [num_value_heads];
+        let dt_bias = params.push("linear_attn.dt_bias", &of_heads, Init::Constant(1.0));
+        let uniform = Init::LogUniform { low: 0.01, high: 16.0 };
+        let a_log = params.push("linear_attn.A_log", &of_heads, uniform);
+        let ones = Init::Constant(1.0);
+        let weight = params.push("linear_attn.norm.weight", &[value_head_dim], ones);
+        let norm =
+            Norm { kind: NormKind::Rms, eps: self.norm_eps, weight: Some(weight), bias: None };
+        let o = params.linear("linear_attn.out_proj", d, values, false, normal);
+        DeltaNet {
+            num_value_heads,
+            num_key_heads,
+            key_head_dim,
+            value_head_dim,
+            q,
+            k,
+            v,
+            z,
+            b,
+            a,
+            conv,
+            dt_bias,
+            a_log,
+            norm,
+            o,
         }
     }
 
@@ -452,9 +528,7 @@ impl Facts {
 
     fn ffn(&self, params: &mut Params, layer_idx: usize) -> Ffn {
         match &self.experts {
-            Some(experts) if experts.is_sparse[layer_idx] => {
-                Ffn::Moe(Box::new(self.moe(params, experts)))
-            }
+            Some(experts) if experts.is_sparse[layer_idx] => Ffn::Moe(self.moe(params, experts)),
             _ => Ffn::Dense(self.dense(params)),
         }
     }
@@ -477,11 +551,35 @@ impl Facts {
             topk_norm: experts.topk_norm,
             scale: experts.scale,
         };
-        let expert = |expert_idx: usize| {
-            let name = format!("{}.{expert_idx}", names.list);
-            self.expert(params, &name, names.projections, experts.intermediate_size)
+        let f = experts.intermediate_size;
+        let all = match &names.weights {
+            ExpertWeights::Each { list, projections } => {
+                let expert = |expert_idx: usize| {
+                    self.expert(params, &format!("{list}.{expert_idx}"), *projections, f)
+                };
+                (0..experts.num).map(expert).collect()
+            }
+            ExpertWeights::Stacked { gate_up, down } => {
+                let mut stacked = |name: &str, out: usize, in_features: usize| {
+                    params.push(name, &[experts.num, out, in_features], normal)
+                };
+                let (gate_up, down) = (stacked(gate_up, 2 * f, d), stacked(down, d, f));
+                let map = |weight: usize, first: usize, out: usize, in_features: usize| Linear {
+                    weight,
+                    bias: None,
+                    rows: first..first + out,
+                    in_features,
+                    alternate: None,
+                };
+                let expert = |expert_idx: usize| {
+                    let first = expert_idx * 2 * f;
+                    let gate = map(gate_up, first, f, d);
+                    let up = map(gate_up, first + f, f, d);
+                    self.mlp(gate, up, map(down, expert_idx * d, d, f))
+                };
+                (0..experts.num).map(expert).collect()
+            }
         };
-        let all = (0..experts.num).map(expert).collect();
         let shared = experts.shared.map(|(facts, f)| SharedExpert {
             mlp: self.expert(params, facts.name, ["gate_proj", "up_proj", "down_proj"], f),
             gate: facts.gate.map(|gate| params.linear(gate, 1, d, false, normal)),
@@ -495,11 +593,17 @@ impl Facts {
             params.linear(&format!("{name}.{projection}"), out, in_features, false, normal)
         };
         let [gate, up, down] = projections;
+        let (gate, up) = (linear(gate, f, d), linear(up, f, d));
+        let down = linear(down, d, f);
+        self.mlp(gate, up, down)
+    }
+
+    fn mlp(&self, gate: Linear, up: Linear, down: Linear) -> Dense {
         Dense {
-            intermediate_size: f,
-            gate: Some(linear(gate, f, d)),
-            up: linear(up, f, d),
-            down: linear(down, d, f),
+            intermediate_size: up.out_features(),
+            gate: Some(gate),
+            up,
+            down,
             activation: match self.activation {
                 ActivationName::Elementwise(function) => Activation::Elementwise(function),
                 ActivationName::Xielu => unreachable!("no class with experts has it"),
@@ -624,7 +728,7 @@ impl Params {
     ) -> Linear {
         let weight = self.push(&format!("{name}.weight"), &[out, in_features], init);
         let bias = bias.then(|| self.push(&format!("{name}.bias"), &[out], Init::Constant(0.0)));
-        Linear { weight, bias, rows: 0..out, in_features }
+        Linear { weight, bias, rows: 0..out, alternate: None, in_features }
     }
 
     /// Several maps of the same input in one tensor, in the order of its rows.
@@ -680,6 +784,38 @@ impl Params {
         self.specs.push(ParamSpec::buffer(name, shape, Init::Constant(value)));
         self.specs.len() - 1
     }
+}
+
+fn delta_nets(reader: &Reader<'_>) -> Result<DeltaNets> {
+    let size = |key: &str, default: usize| reader.or(key, default, Reader::size);
+    let num_key_heads = reader.or("linear_num_key_heads", 16, Reader::num_heads)?;
+    let num_value_heads = reader.or("linear_num_value_heads", 32, Reader::num_heads)?;
+    if !num_value_heads.is_multiple_of(num_key_heads) {
+        let required = format!("a multiple of linear_num_key_heads `{num_key_heads}`");
+        let found = Value::from(num_value_heads);
+        return Err(reader.wrong("linear_num_value_heads", &found, required));
+    }
+    let widest = |key: &str| {
+        let dim = size(key, 128)?;
+        if dim > MAX_HEAD_DIM {
+            let required = format!("at most `{MAX_HEAD_DIM}`");
+            return Err(reader.wrong(key, &Value::from(dim), required));
+        }
+        Ok(dim)
+    };
+    // The class takes the activation of its convolutions from the key of the MLP's.
+    let activation = reader.or("hidden_act", "silu".to_owned(), Reader::string)?;
+    if !["silu", "swish"].contains(&activation.as_str()) {
+        let required = "`silu`: convolutions of this family have the same activation, and training here has no other there";
+        return Err(reader.wrong("hidden_act", &Value::from(activation), required));
+    }
+    Ok(DeltaNets {
+        num_value_heads,
+        num_key_heads,
+        key_head_dim: widest("linear_key_head_dim")?,
+        value_head_dim: widest("linear_value_head_dim")?,
+        conv_width: size("linear_conv_kernel_dim", 4)?,
+    })
 }
 
 /// `None` if the config has no experts.
@@ -857,11 +993,14 @@ fn sparse_layers(reader: &Reader<'_>, facts: &Experts) -> Result<Vec<bool>> {
 /// Transformers adds that loss where a config has routers give their logits.
 fn router_aux_loss_coef(reader: &Reader<'_>, facts: &Facts) -> Result<Option<f64>> {
     let experts = facts.experts.as_ref().filter(|experts| experts.is_sparse.contains(&true));
-    let default = experts.and_then(|experts| experts.facts.aux_loss_coef);
-    let Some(default) = default else { return Ok(None) };
+    let Some(experts) = experts else { return Ok(None) };
     if !reader.flag("output_router_logits", false)? {
         return Ok(None);
     }
+    let Some(default) = experts.facts.aux_loss_coef else {
+        let required = "`false`: routers of this family have no auxiliary loss";
+        return Err(reader.refuse("output_router_logits", "`true`", required));
+    };
     // Transformers fails at `null`, which is no default there.
     let key = "router_aux_loss_coef";
     let coef = reader.entry(key).map_or(Ok(default), |value| reader.non_negative(key, value))?;

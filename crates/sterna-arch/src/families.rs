@@ -22,6 +22,7 @@ mod glm4;
 mod glm4_moe;
 mod glm4_moe_lite;
 mod granite;
+mod granitemoe;
 mod helium;
 mod hunyuan_v1_dense;
 mod hunyuan_v1_moe;
@@ -40,6 +41,8 @@ mod phi3;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
+mod qwen3_5_moe_text;
+mod qwen3_5_text;
 mod qwen3_moe;
 mod seed_oss;
 mod smollm3;
@@ -96,8 +99,10 @@ pub struct Family {
     pub(crate) latent: Option<LatentFacts>,
     /// Whether each head of the values passes through a norm without a weight.
     pub(crate) has_v_norm: bool,
-    /// Whether the output of attention is multiplied by the sigmoid of `gate_proj`.
-    pub(crate) has_gate: bool,
+    /// Whose sigmoid multiplies the output of attention.
+    pub(crate) gate: Gate,
+    /// Whether layers may be `linear_attention`: gated delta nets.
+    pub(crate) has_delta_nets: bool,
     /// Whether layers without a window have heads of another size and number, by keys of their own.
     pub(crate) has_global_heads: bool,
     /// Whether all query heads together have to be as wide as the hidden size.
@@ -230,6 +235,16 @@ pub(crate) enum Fused {
     GateUp,
     /// That, and `self_attn.qkv_proj`.
     QkvAndGateUp,
+}
+
+/// What gates the output of attention.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Gate {
+    None,
+    /// `gate_proj`.
+    Projection,
+    /// `q_proj`, which has of each head the query and then the gate.
+    HalfOfQ,
 }
 
 /// Norms on queries and keys.
@@ -425,10 +440,7 @@ pub(crate) struct Experts {
     /// Which layers have them.
     pub(crate) layers: SparseLayers,
     pub(crate) router: RouterFacts,
-    /// The list of experts.
-    pub(crate) list: &'static str,
-    /// Gate, up and down of an expert.
-    pub(crate) projections: [&'static str; 3],
+    pub(crate) weights: ExpertWeights,
     /// What all tokens go through beside their experts.
     pub(crate) shared: Option<Shared>,
     /// What the auxiliary loss of routers is multiplied by where a config does not say it; `None` for a class without that loss.
@@ -443,11 +455,22 @@ impl Experts {
         intermediate_size: ("moe_intermediate_size", None),
         layers: SparseLayers::All,
         router: RouterFacts::SOFTMAX,
-        list: "mlp.experts",
-        projections: ["gate_proj", "up_proj", "down_proj"],
+        weights: ExpertWeights::Each {
+            list: "mlp.experts",
+            projections: ["gate_proj", "up_proj", "down_proj"],
+        },
         shared: None,
         aux_loss_coef: Some(0.001),
     };
+}
+
+/// The tensors that checkpoints store experts in.
+#[derive(Debug, PartialEq)]
+pub(crate) enum ExpertWeights {
+    /// Three an expert, the gate, `up` and `down` of a list.
+    Each { list: &'static str, projections: [&'static str; 3] },
+    /// Two in all, by their whole names: `[experts, 2f, d]`, the gate before `up`, and `[experts, d, f]`.
+    Stacked { gate_up: &'static str, down: &'static str },
 }
 
 /// Which layers have experts.
@@ -582,6 +605,7 @@ pub(crate) static ALL: &[&Family] = &[
     &glm4_moe::GLM4_MOE,
     &glm4_moe_lite::GLM4_MOE_LITE,
     &granite::GRANITE,
+    &granitemoe::GRANITEMOE,
     &helium::HELIUM,
     &hunyuan_v1_dense::HUNYUAN_V1_DENSE,
     &hunyuan_v1_moe::HUNYUAN_V1_MOE,
@@ -600,6 +624,8 @@ pub(crate) static ALL: &[&Family] = &[
     &qwen2::QWEN2,
     &qwen2_moe::QWEN2_MOE,
     &qwen3::QWEN3,
+    &qwen3_5_moe_text::QWEN3_5_MOE_TEXT,
+    &qwen3_5_text::QWEN3_5_TEXT,
     &qwen3_moe::QWEN3_MOE,
     &seed_oss::SEED_OSS,
     &smollm3::SMOLLM3,
@@ -631,7 +657,8 @@ impl Family {
         qk_norm: None,
         latent: None,
         has_v_norm: false,
-        has_gate: false,
+        gate: Gate::None,
+        has_delta_nets: false,
         has_global_heads: false,
         heads_fill_hidden: false,
         windows: Windows::None,

@@ -1,11 +1,11 @@
 //! A decoder as data: embedding, layers, head. What a layer does is said here, and how in `sterna-model`.
 //!
-//! A layer is two branches on the residual stream, attention and the MLP, each between optional norms:
+//! A layer is two branches on the residual stream, the mixer and the MLP, each between optional norms:
 //!
 //! ```text
-//! in turn     r = x + m * post_attention(attention(pre_attention(x)))      m is residual_multiplier
+//! in turn     r = x + m * post_attention(mixer(pre_attention(x)))          m is residual_multiplier
 //!             y = r + m * post_ffn(ffn(pre_ffn(r)))
-//! parallel    y = x + m * attention(pre_attention(x)) + m * ffn(pre_ffn or pre_attention(x))
+//! parallel    y = x + m * mixer(pre_attention(x)) + m * ffn(pre_ffn or pre_attention(x))
 //! ```
 //!
 //! A part that has weights names them by their index in [`Layer::params`], in one place, so that no two lists have to agree.
@@ -72,13 +72,13 @@ pub struct Head {
 pub struct Layer {
     /// Its weight tensors, in the order of use.
     pub params: Vec<ParamSpec>,
-    /// The mixer of tokens.
-    pub attention: Attention,
+    /// What lets a token see others.
+    pub mixer: Mixer,
     /// The MLP, or experts in its place.
     pub ffn: Ffn,
-    /// On the input of attention.
+    /// On the input of the mixer.
     pub pre_attention_norm: Option<Norm>,
-    /// On the output of attention, before it joins the residual stream.
+    /// On the output of the mixer, before it joins the residual stream.
     pub post_attention_norm: Option<Norm>,
     /// On the input of the MLP.
     pub pre_ffn_norm: Option<Norm>,
@@ -90,6 +90,53 @@ pub struct Layer {
     pub residual_multiplier: f64,
     /// Index of a buffer `[1]` that the layer's output is multiplied by.
     pub output_scale: Option<usize>,
+}
+
+/// The mixer of tokens of a layer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Mixer {
+    /// Each token reads all before it.
+    Attention(Attention),
+    /// Each token reads a state of constant size.
+    DeltaNet(DeltaNet),
+}
+
+/// A gated delta net: `o(norm(rule(conv(q(x)), conv(k(x)), conv(v(x)), a(x), b(x))) * silu(z(x)))`, where the rule is
+/// `sterna_ops::delta_rule` with `g = -exp(A_log) * softplus(a + dt_bias)` and `beta = sigmoid(b)`.
+///
+/// Source: Yang, Kautz and Hatamizadeh 2024, <https://arxiv.org/abs/2412.06464>, figure 1.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeltaNet {
+    /// `n`, value heads.
+    pub num_value_heads: usize,
+    /// `k`, query and key heads; divides `n`.
+    pub num_key_heads: usize,
+    /// The width of a query or key head.
+    pub key_head_dim: usize,
+    /// The width of a value head.
+    pub value_head_dim: usize,
+    /// To `[k * key_head_dim]`.
+    pub q: Linear,
+    /// To `[k * key_head_dim]`.
+    pub k: Linear,
+    /// To `[n * value_head_dim]`.
+    pub v: Linear,
+    /// To `[n * value_head_dim]`: its silu multiplies the output.
+    pub z: Linear,
+    /// To `[n]`: how much of what is stored is replaced, before its sigmoid.
+    pub b: Linear,
+    /// To `[n]`: how fast the state decays, before `dt_bias`.
+    pub a: Linear,
+    /// Index of the weight `[channels, 1, width]` of the convolution; its channels are those of `q`, `k` and `v` in this order.
+    pub conv: usize,
+    /// Index of `dt_bias` `[n]`.
+    pub dt_bias: usize,
+    /// Index of `A_log` `[n]`.
+    pub a_log: usize,
+    /// On each head of the output.
+    pub norm: Norm,
+    /// From `[n * value_head_dim]` back to `[d]`.
+    pub o: Linear,
 }
 
 /// Attention of a layer.
@@ -206,13 +253,14 @@ pub enum QkNormWidth {
     AllHeads,
 }
 
-/// What follows attention in a layer.
+/// What follows the mixer in a layer.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "a layer has one, and takes more itself")]
 pub enum Ffn {
     /// One MLP for all tokens.
     Dense(Dense),
     /// Several, of which each token takes a few.
-    Moe(Box<Moe>),
+    Moe(Moe),
 }
 
 /// Experts: `y = sum over the chosen e of w_e * expert_e(x)`, and an expert of all tokens beside them.
@@ -345,14 +393,28 @@ pub enum Elementwise {
 /// A linear map: some rows of a weight, and of a bias.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Linear {
-    /// Index of the weight `[out, in]` in [`Layer::params`].
+    /// Index of the weight `[out, in]` in [`Layer::params`]. Of one with more dimensions all but the last count as rows.
     pub weight: usize,
     /// Index of the bias `[out]`.
     pub bias: Option<usize>,
     /// The rows of both that it has. All, unless a checkpoint stores several maps in one tensor (`qkv_proj`, `gate_up_proj`).
     pub rows: Range<usize>,
+    /// How the rows of several maps alternate in the tensor; `None` where those of each follow each other. [`Linear::rows`] then counts
+    /// the map's own.
+    pub alternate: Option<Alternate>,
     /// Values that it reads.
     pub in_features: usize,
+}
+
+/// Maps whose rows alternate in one tensor: of every `stride` rows, a map has `len` from the `offset`-th on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Alternate {
+    /// Rows that follow each other.
+    pub len: usize,
+    /// From the first of them to the first of the next.
+    pub stride: usize,
+    /// The first, counted from the first row of the tensor.
+    pub offset: usize,
 }
 
 /// A norm over the last dimension.
@@ -410,7 +472,7 @@ impl Architecture {
     pub fn moe_layers(&self) -> impl Iterator<Item = &Moe> {
         self.layers.iter().filter_map(|layer| match &layer.ffn {
             Ffn::Dense(_) => None,
-            Ffn::Moe(moe) => Some(&**moe),
+            Ffn::Moe(moe) => Some(moe),
         })
     }
 
@@ -424,22 +486,117 @@ impl Architecture {
         self.layers.iter().map(of).max().unwrap_or(0)
     }
 
-    /// Query heads of the layer that has the fewest: at most so many ranks can share a sequence.
+    /// Query heads, or value heads of a delta net, of the layer that has the fewest: at most so many ranks can share a sequence.
     pub fn fewest_heads(&self) -> usize {
-        self.layers.iter().map(|layer| layer.attention.num_heads).min().unwrap_or(0)
+        self.layers.iter().map(|layer| layer.mixer.num_heads()).min().unwrap_or(0)
+    }
+
+    /// The attention of the first layer that has it.
+    ///
+    /// # Panics
+    ///
+    /// If none has: a config is refused for this when it is read.
+    pub fn first_attention(&self) -> &Attention {
+        let mut all = self.layers.iter().filter_map(|layer| layer.mixer.attention());
+        all.next().expect("a config without attention is refused")
     }
 }
 
-impl Attention {
+impl Mixer {
     /// The heads of each of `sp_size` ranks.
     ///
     /// # Errors
     ///
     /// [`crate::Error::MoreRanksThanHeads`].
     pub fn split(&self, sp_size: usize) -> Result<Vec<HeadSplit>> {
-        HeadSplit::of_all_ranks(self.num_heads, self.num_kv_heads, sp_size)
+        HeadSplit::of_all_ranks(self.num_heads(), self.num_kv_heads(), sp_size)
     }
 
+    /// Attention, if it is that.
+    pub fn attention(&self) -> Option<&Attention> {
+        match self {
+            Mixer::Attention(attention) => Some(attention),
+            Mixer::DeltaNet(_) => None,
+        }
+    }
+
+    /// A gated delta net, if it is that.
+    pub fn delta_net(&self) -> Option<&DeltaNet> {
+        match self {
+            Mixer::Attention(_) => None,
+            Mixer::DeltaNet(net) => Some(net),
+        }
+    }
+
+    /// Heads of its output: query heads, or value heads of a delta net.
+    pub fn num_heads(&self) -> usize {
+        match self {
+            Mixer::Attention(attention) => attention.num_heads,
+            Mixer::DeltaNet(net) => net.num_value_heads,
+        }
+    }
+
+    /// Heads that several of those may share: kv heads, or query and key heads of a delta net.
+    pub fn num_kv_heads(&self) -> usize {
+        match self {
+            Mixer::Attention(attention) => attention.num_kv_heads,
+            Mixer::DeltaNet(net) => net.num_key_heads,
+        }
+    }
+
+    /// Values of a token in its output, before the projection back.
+    pub fn output_width(&self) -> usize {
+        match self {
+            Mixer::Attention(attention) => attention.o_width(),
+            Mixer::DeltaNet(net) => net.value_width(),
+        }
+    }
+
+    /// Which of [`Architecture::ropes`] turns its queries and keys.
+    pub fn rope(&self) -> Option<usize> {
+        self.attention().and_then(|attention| attention.rope)
+    }
+
+    /// Back to `[d]`.
+    pub fn o(&self) -> &Linear {
+        match self {
+            Mixer::Attention(attention) => &attention.o,
+            Mixer::DeltaNet(net) => &net.o,
+        }
+    }
+
+    /// The largest weight of its projections, in elements.
+    pub fn largest_projection(&self) -> usize {
+        match self {
+            Mixer::Attention(attention) => attention.qkv.largest_weight(),
+            Mixer::DeltaNet(net) => net.value_width() * net.o.out_features(),
+        }
+    }
+
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let linears: Vec<&Linear> = match self {
+            Mixer::Attention(Attention { qkv, gate, o, .. }) => {
+                qkv.linears().into_iter().chain(gate).chain([o]).collect()
+            }
+            Mixer::DeltaNet(DeltaNet { q, k, v, z, b, a, o, .. }) => vec![q, k, v, z, b, a, o],
+        };
+        linears.into_iter()
+    }
+}
+
+impl DeltaNet {
+    /// `k * key_head_dim`.
+    pub fn key_width(&self) -> usize {
+        self.num_key_heads * self.key_head_dim
+    }
+
+    /// `n * value_head_dim`.
+    pub fn value_width(&self) -> usize {
+        self.num_value_heads * self.value_head_dim
+    }
+}
+
+impl Attention {
     /// `n * h`.
     pub fn q_width(&self) -> usize {
         self.num_heads * self.head_dim
@@ -513,14 +670,13 @@ impl Layer {
 
     /// Its linear maps.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        let Attention { qkv, gate: gate_of_o, o, .. } = &self.attention;
         let (router, mlps, shared) = match &self.ffn {
             Ffn::Dense(dense) => (None, std::slice::from_ref(dense), None),
             Ffn::Moe(moe) => (Some(&moe.router.map), &moe.experts[..], moe.shared.as_ref()),
         };
-        let attention = qkv.linears().into_iter().chain(gate_of_o).chain([o]);
         let shared = shared.into_iter().flat_map(|shared| shared.mlp.linears().chain(&shared.gate));
-        attention.chain(router).chain(mlps.iter().flat_map(Dense::linears)).chain(shared)
+        let mlps = mlps.iter().flat_map(Dense::linears);
+        self.mixer.linears().chain(router).chain(mlps).chain(shared)
     }
 }
 
@@ -576,6 +732,12 @@ impl Linear {
     /// Values that it writes.
     pub fn out_features(&self) -> usize {
         self.rows.len()
+    }
+
+    /// The map that has of every `stride` rows of the tensor `len` from the `offset`-th on.
+    pub(crate) fn alternating(&self, len: usize, stride: usize, offset: usize) -> Linear {
+        let alternate = Some(Alternate { len, stride, offset });
+        Linear { rows: 0..self.rows.len() / stride * len, alternate, ..self.clone() }
     }
 
     /// The part of it that computes outputs `outputs`.

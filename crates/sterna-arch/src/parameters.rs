@@ -28,6 +28,13 @@ pub struct ParamSpec {
 pub enum Init {
     /// The same everywhere.
     Constant(f64),
+    /// The logarithm of what is uniform between two numbers.
+    LogUniform {
+        /// The smallest, above 0.
+        low: f64,
+        /// The largest.
+        high: f64,
+    },
     /// Normal around zero.
     Normal {
         /// Standard deviation.

@@ -114,11 +114,14 @@ impl Architecture {
     }
 
     /// Cuts the experts of each layer into groups of at most `max_elements` weights, and of one expert at least; groups of a layer
-    /// differ by at most one expert.
+    /// differ by at most one expert. Experts that checkpoints store in one tensor stay together.
     pub fn group_experts(&mut self, max_elements: usize) {
         for layer in &mut self.layers {
             let Ffn::Moe(moe) = &mut layer.ffn else { continue };
             let of_expert = moe.params_of(&(0..1));
+            if moe.experts.len() > 1 && of_expert == moe.params_of(&(1..2)) {
+                continue;
+            }
             let of_expert: usize = of_expert.iter().map(|&idx| layer.params[idx].numel()).sum();
             let num_experts = moe.experts.len();
             let most = (max_elements / of_expert.max(1)).clamp(1, num_experts);

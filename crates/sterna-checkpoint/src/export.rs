@@ -7,9 +7,9 @@ use sterna_hf::export::MAX_SHARD_BYTES;
 use sterna_hf::{ExportWriter, TensorSpec};
 
 use crate::error::{Error, Result};
-use crate::manifest::{Checkpoint, StateDtype, StateName};
+use crate::manifest::{Checkpoint, ParameterPlace, StateDtype, StateName};
 
-/// Writes the weights of `checkpoint` to `dir` as safetensors in `dtype`, with config and tokenizer: the same bytes that an entry
+/// Writes the weights of `checkpoint` to `dir` as safetensors in `dtype`, buffers that classes keep in single precision in that, with config and tokenizer: the same bytes that an entry
 /// of `type: huggingface` writes at that step.
 ///
 /// Rounding is to the nearest, ties to even, as libtorch rounds.
@@ -29,10 +29,12 @@ pub fn export(checkpoint: &Checkpoint, dir: &Path, dtype: DType) -> Result<()> {
         return Err(sterna_hf::Error::from(wrapper.refuse(&path, required)).into());
     }
     let places = &manifest.parameters;
-    let tensors: Vec<(TensorSpec, DType)> = places
-        .iter()
-        .map(|place| (TensorSpec { name: place.name.clone(), shape: place.shape.clone() }, dtype))
-        .collect();
+    let dtype_of = |place: &ParameterPlace| if place.is_fp32 { DType::F32 } else { dtype };
+    let tensor = |place: &ParameterPlace| {
+        let spec = TensorSpec { name: place.name.clone(), shape: place.shape.clone() };
+        (spec, dtype_of(place))
+    };
+    let tensors: Vec<(TensorSpec, DType)> = places.iter().map(tensor).collect();
     if let Some(state) = manifest.state(StateName::Master)
         && state.dtype != StateDtype::F32
     {
@@ -46,6 +48,7 @@ pub fn export(checkpoint: &Checkpoint, dir: &Path, dtype: DType) -> Result<()> {
         let flat = &manifest.flats[place.flat].name;
         let range = place.offset..place.offset + place.numel();
         let masters = checkpoint.read_state(flat, StateName::Master, range)?;
+        let dtype = dtype_of(place);
         writer.write(&place.name, &DType::convert(&masters, DType::F32, dtype))?;
     }
     let assets = checkpoint.assets_dir();

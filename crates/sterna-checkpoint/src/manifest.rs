@@ -152,6 +152,9 @@ pub struct ParameterPlace {
     pub flat: usize,
     /// Its first element there.
     pub offset: usize,
+    /// Whether exports have it in single precision whatever their dtype; absent where they do not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_fp32: bool,
 }
 
 impl ParameterPlace {

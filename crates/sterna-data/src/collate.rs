@@ -50,6 +50,21 @@ impl MicroBatch {
             .sum()
     }
 
+    /// How many labels each sample has, row after row, without one at the start of a row, which nothing predicts.
+    pub fn num_labels_of_samples(&self) -> Vec<usize> {
+        let mut counts = Vec::new();
+        let rows = self.labels.chunks_exact(self.len.max(1)).zip(&self.packed_sample_seqlens);
+        for (labels, seqlens) in rows {
+            let mut start = 0;
+            for len in seqlens {
+                let labels = &labels[start.max(1)..(start + len).max(1)];
+                counts.push(labels.iter().filter(|&&label| label != IGNORE_INDEX).count());
+                start += len;
+            }
+        }
+        counts
+    }
+
     /// Lengthens every row to a multiple of `multiple` tokens, by the padding rule of the row: `pad_token_id`, no label,
     /// positions that continue with the column index.
     pub fn pad_to_multiple(&mut self, multiple: usize, pad_token_id: u32) {

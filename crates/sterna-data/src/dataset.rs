@@ -34,8 +34,10 @@ pub(crate) struct Corpus {
     starts: Vec<usize>,
     /// What each sample is a piece of; `None` if all are whole.
     pieces: Option<Vec<Piece>>,
-    /// Tokens of each sample.
+    /// Tokens of each piece.
     lengths: Vec<u32>,
+    /// Consecutive pieces that are one sample to those that shuffle and pack: the two of a pair.
+    per_sample: usize,
     /// Whether the first token of a piece keeps its label.
     labels_starts: bool,
 }
@@ -50,14 +52,15 @@ struct Piece {
 }
 
 impl Corpus {
-    pub(crate) fn new(stores: Vec<TokenStore>) -> Self {
+    /// `per_sample` of what was tokenized are one sample.
+    pub(crate) fn new(stores: Vec<TokenStore>, per_sample: usize) -> Self {
         let mut lengths = Vec::new();
         let mut starts = Vec::with_capacity(stores.len());
         for store in &stores {
             starts.push(lengths.len());
             lengths.extend_from_slice(store.lengths());
         }
-        Self { stores, starts, pieces: None, lengths, labels_starts: false }
+        Self { stores, starts, pieces: None, lengths, per_sample, labels_starts: false }
     }
 
     /// With the first `max_length` tokens of samples that are longer, and if `keeps_rest` with the tokens behind them as further
@@ -103,8 +106,29 @@ impl Corpus {
         Self { pieces: Some(pieces), lengths, labels_starts, ..self }
     }
 
-    pub(crate) fn lengths(&self) -> &[u32] {
-        &self.lengths
+    /// Samples, pairs counted once.
+    pub(crate) fn num_samples(&self) -> usize {
+        self.lengths.len() / self.per_sample
+    }
+
+    /// Tokens of each sample, of a pair in all.
+    pub(crate) fn lens(&self) -> Vec<u32> {
+        self.lengths.chunks_exact(self.per_sample).map(|lens| lens.iter().sum()).collect()
+    }
+
+    /// Tokens of a sample, of a pair in all.
+    pub(crate) fn len_of(&self, sample: u32) -> u32 {
+        self.lengths[self.pieces_of(sample)].iter().sum()
+    }
+
+    /// Tokens of a sample, of the longer one of a pair.
+    pub(crate) fn longest_of(&self, sample: u32) -> u32 {
+        self.lengths[self.pieces_of(sample)].iter().max().copied().unwrap_or(0)
+    }
+
+    fn pieces_of(&self, sample: u32) -> Range<usize> {
+        let start = sample as usize * self.per_sample;
+        start..start + self.per_sample
     }
 
     /// Tokens of each of what was tokenized, cut or not.
@@ -126,15 +150,16 @@ impl Corpus {
             Some(pieces) => pieces.partition_point(|piece| (piece.of as usize) < whole),
         };
         let end = self.starts.get(index + 1).map_or(self.lengths.len(), |&start| place(start));
-        place(self.starts[index]) as u32..end as u32
+        let per_sample = self.per_sample;
+        (place(self.starts[index]) / per_sample) as u32..(end / per_sample) as u32
     }
 
-    fn read(&self, sample: u32) -> Result<Tokens> {
-        let Piece { of, start } = self.piece(sample);
-        let store = self.store_of(sample);
+    fn read(&self, piece: u32) -> Result<Tokens> {
+        let Piece { of, start } = self.piece(piece);
+        let store = self.store_of(piece);
         let Tokens { mut ids, mut is_label } =
             self.stores[store].read(of as usize - self.starts[store])?;
-        let (start, len) = (start as usize, self.lengths[sample as usize] as usize);
+        let (start, len) = (start as usize, self.lengths[piece as usize] as usize);
         if len < ids.len() {
             ids = ids[start..start + len].to_vec();
             is_label = is_label[start..start + len].to_vec();
@@ -145,16 +170,16 @@ impl Corpus {
         Ok(Tokens { ids, is_label })
     }
 
-    fn piece(&self, sample: u32) -> Piece {
+    fn piece(&self, piece: u32) -> Piece {
         match &self.pieces {
-            None => Piece { of: sample, start: 0 },
-            Some(pieces) => pieces[sample as usize],
+            None => Piece { of: piece, start: 0 },
+            Some(pieces) => pieces[piece as usize],
         }
     }
 
-    /// The source of a sample.
-    fn store_of(&self, sample: u32) -> usize {
-        let whole = self.piece(sample).of as usize;
+    /// The source of a piece.
+    fn store_of(&self, piece: u32) -> usize {
+        let whole = self.piece(piece).of as usize;
         self.starts.partition_point(|&start| start <= whole) - 1
     }
 }
@@ -192,10 +217,7 @@ impl Dataset {
 
     /// Tokens of sample `index`, without padding.
     pub fn sample_len(&self, index: usize) -> usize {
-        self.members(index)
-            .iter()
-            .map(|&member| self.corpus.lengths[member as usize] as usize)
-            .sum()
+        self.members(index).map(|piece| self.corpus.lengths[piece as usize] as usize).sum()
     }
 
     /// Number of sources.
@@ -205,7 +227,7 @@ impl Dataset {
 
     /// Which of the sources each sample of sample `index` comes from.
     pub fn sources(&self, index: usize) -> impl Iterator<Item = usize> {
-        self.members(index).iter().map(|&member| self.corpus.store_of(member))
+        self.members(index).map(|piece| self.corpus.store_of(piece))
     }
 
     /// Reads sample `index`.
@@ -225,8 +247,8 @@ impl Dataset {
             position_ids: Vec::with_capacity(len),
             seqlens: Vec::new(),
         };
-        for &member in self.members(index) {
-            let Tokens { ids, is_label } = self.corpus.read(member)?;
+        for piece in self.members(index) {
+            let Tokens { ids, is_label } = self.corpus.read(piece)?;
             sample.seqlens.push(ids.len());
             sample.position_ids.extend(0..ids.len() as u32);
             let label = |(&id, is_label)| if is_label { id as i32 } else { IGNORE_INDEX as i32 };
@@ -251,7 +273,7 @@ impl Dataset {
             }
         }
         for (index, pack) in self.order.iter().enumerate() {
-            let members = self.members(index);
+            let members: Vec<u32> = self.members(index).collect();
             hasher.update((members.len() as u64).to_le_bytes());
             for member in members {
                 hasher.update(member.to_le_bytes());
@@ -261,7 +283,9 @@ impl Dataset {
         hex(&hasher.finalize())
     }
 
-    fn members(&self, index: usize) -> &[u32] {
-        self.packs.members(self.order[index] as usize)
+    /// The pieces that sample `index` is made of.
+    fn members(&self, index: usize) -> impl Iterator<Item = u32> {
+        let samples = self.packs.members(self.order[index] as usize).iter();
+        samples.flat_map(|&sample| self.corpus.pieces_of(sample)).map(|piece| piece as u32)
     }
 }

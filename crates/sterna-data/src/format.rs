@@ -64,8 +64,24 @@ pub(crate) enum Example {
     Document(String),
     /// Tokens already.
     Tokens(Tokens),
+    /// The better reply to a prompt and the worse one, each a chat or a text.
+    Pair(Box<[Example; 2]>),
     /// Why it is not trained on.
     Dropped(String),
+}
+
+impl Example {
+    /// What the chat template prints of it.
+    pub(crate) fn chats(&self) -> impl Iterator<Item = &Chat> {
+        let examples = match self {
+            Example::Pair(pair) => &pair[..],
+            alone => std::slice::from_ref(alone),
+        };
+        examples.iter().filter_map(|example| match example {
+            Example::Chat(chat) => Some(chat),
+            _ => None,
+        })
+    }
 }
 
 /// How the rows of a source are read.
@@ -97,6 +113,8 @@ impl Format {
                 let only = (columns.len() == 1).then(|| columns[0].clone());
                 Format::Text { column: named(text().or(only), TEXT_KEY) }
             }
+            // A column that is missing is an error that names it.
+            _ if source.kind == SourceType::HuggingFace => Format::Preference,
             Some(RowFormat::Tokens) if source.kind == SourceType::HuggingFaceCausal => {
                 Format::Tokens
             }
@@ -145,7 +163,7 @@ impl Format {
                 }
             }
         };
-        if format == Format::Preference {
+        if format == Format::Preference && source.kind != SourceType::HuggingFace {
             return Err(Error::Preferences {
                 source_name: source.name_or_path.clone(),
                 columns: "`chosen` and `rejected`",
@@ -251,10 +269,7 @@ impl RowParser<'_> {
             }
             Format::Text { column } => text(column, &row, row_id),
             Format::Tokens => tokens(&row, row_id),
-            Format::Preference => Err(Error::Preferences {
-                source_name: self.source.name_or_path.clone(),
-                columns: "`chosen` and `rejected`",
-            }),
+            Format::Preference => return self.pair(&row, &about_chat, row_id),
         };
         let Turns { messages, num_prompt, left_out } = match parsed? {
             Parsed::Turns(turns) => turns,
@@ -345,6 +360,38 @@ impl RowParser<'_> {
                 required: "text and text, or two lists of messages",
             }),
         }
+    }
+
+    /// A prompt and its two replies as two examples, of which only the replies are trained on.
+    fn pair(
+        &self,
+        row: &Map<String, Value>,
+        about_chat: &Conversation,
+        row_id: &dyn Fn() -> RowId,
+    ) -> Result<Example> {
+        let pair = match Preference::parse(row, row_id)? {
+            Ok(Preference::Text { prompt, chosen, rejected }) => {
+                let text = |completion| Example::Text { prompt: prompt.clone(), completion };
+                [text(chosen), text(rejected)]
+            }
+            Ok(Preference::Chat { prompt, chosen, rejected }) => {
+                let chat = |replies: Vec<Message>| {
+                    let messages = [prompt.clone(), replies].concat();
+                    let mut is_trained = messages::trained(&messages, self.train_on, row_id)?;
+                    is_trained[..prompt.len()].fill(false);
+                    let conversation = Conversation { messages, ..about_chat.clone() };
+                    Ok(Example::Chat(Chat { conversation, is_trained, left_out: LeftOut::new() }))
+                };
+                [chat(chosen)?, chat(rejected)?]
+            }
+            Err(why) => return Ok(Example::Dropped(why)),
+        };
+        for (key, reply) in ["chosen", "rejected"].into_iter().zip(&pair) {
+            if matches!(reply, Example::Chat(chat) if !chat.teaches()) {
+                return Ok(Example::Dropped(format!("every reply of `{key}` is empty")));
+            }
+        }
+        Ok(Example::Pair(Box::new(pair)))
     }
 
     fn list_rule(&self) -> ListRule<'_> {

@@ -69,6 +69,17 @@ pub struct Remarks {
     pub has_control_tokens: bool,
 }
 
+impl Remarks {
+    /// Of both.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            num_replies: self.num_replies + other.num_replies,
+            num_unclosed: self.num_unclosed + other.num_unclosed,
+            has_control_tokens: self.has_control_tokens || other.has_control_tokens,
+        }
+    }
+}
+
 /// A chat before it is tokenized.
 pub(crate) struct Untokenized<'a> {
     pub(crate) conversation: &'a Conversation,

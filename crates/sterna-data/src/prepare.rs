@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use sterna_hf::Tokenizer;
 use sterna_recipe::{
-    DataOptions, ExcessLength, LabelMask, Packing, Recipe, Source, StoppingStrategy,
+    DataOptions, ExcessLength, LabelMask, Packing, Recipe, Source, StoppingStrategy, Trainer,
 };
 
 use crate::{
@@ -191,17 +191,16 @@ impl Context<'_> {
             });
             stores.push(store);
         }
-        let corpus = self.fit(Corpus::new(stores))?;
-        let lengths = corpus.lengths();
+        let corpus = self.fit(Corpus::new(stores, self.samples_per_row()))?;
 
         let mixed = self.mix(sources, &corpus, what)?;
         let samples = self.without_too_long(self.shuffled(&mixed), &corpus)?;
-        let tokens = samples.iter().map(|&sample| u64::from(lengths[sample as usize])).sum();
+        let tokens = samples.iter().map(|&sample| u64::from(corpus.len_of(sample))).sum();
         let num_whole = corpus.whole_lengths().count();
         let too_long = corpus.whole_lengths().filter(|&len| len as usize > self.max_length).count();
         let (dropped_too_long, pieces) = match data.excess_length {
             ExcessLength::Truncate | ExcessLength::Split => {
-                (corpus.num_cut_away(), lengths.len() - (num_whole - too_long))
+                (corpus.num_cut_away(), corpus.num_samples() - (num_whole - too_long))
             }
             ExcessLength::Drop | ExcessLength::Raise if data.filter_samples => (too_long, 0),
             ExcessLength::Drop | ExcessLength::Raise => (0, 0),
@@ -224,7 +223,7 @@ impl Context<'_> {
         let (corpus, packs) = if data.is_sliced() {
             self.slice(&samples, corpus, what)?
         } else if data.pack_samples {
-            let packs = self.pack(&samples, lengths)?;
+            let packs = self.pack(&samples, &corpus.lens())?;
             (corpus, packs)
         } else {
             (corpus, Packs::singletons(&samples))
@@ -243,17 +242,17 @@ impl Context<'_> {
 
     /// The samples as `excess_length` wants them, unless it drops those that are too long.
     fn fit(&self, corpus: Corpus) -> Result<Corpus> {
-        let is_too_long = |len: &&u32| **len as usize > self.max_length;
+        let is_too_long = |len: &u32| *len as usize > self.max_length;
         match self.recipe.data.excess_length {
             ExcessLength::Drop => Ok(corpus),
             ExcessLength::Truncate => corpus.cut(self.max_length, false),
             ExcessLength::Split => corpus.cut(self.max_length, true),
-            ExcessLength::Raise => match corpus.lengths().iter().filter(is_too_long).count() {
+            ExcessLength::Raise => match corpus.whole_lengths().filter(is_too_long).count() {
                 0 => Ok(corpus),
                 samples => Err(Error::TooLong {
                     samples,
                     max_length: self.max_length,
-                    longest: corpus.lengths().iter().max().map_or(0, |&len| len as usize),
+                    longest: corpus.whole_lengths().max().map_or(0, |len| len as usize),
                 }),
             },
         }
@@ -277,7 +276,7 @@ impl Context<'_> {
             .collect();
         let sizes: Vec<usize> = samples.iter().map(Vec::len).collect();
         let counts = counts(sources, &sizes, self.recipe.data.stopping_strategy);
-        let mut mixed = Vec::with_capacity(corpus.lengths().len());
+        let mut mixed = Vec::with_capacity(corpus.num_samples());
         for (index, (source, count)) in sources.iter().zip(counts).enumerate() {
             let samples = &samples[index];
             let rows = corpus.samples_of(index).len();
@@ -304,8 +303,7 @@ impl Context<'_> {
 
     /// Whether a sample is not dropped for its length.
     fn fits(&self, corpus: &Corpus, sample: u32) -> bool {
-        !self.recipe.data.filter_samples
-            || corpus.lengths()[sample as usize] as usize <= self.max_length
+        !self.recipe.data.filter_samples || corpus.longest_of(sample) as usize <= self.max_length
     }
 
     fn without_too_long(&self, mut samples: Vec<u32>, corpus: &Corpus) -> Result<Vec<u32>> {
@@ -326,10 +324,11 @@ impl Context<'_> {
 
     fn pack(&self, samples: &[u32], lengths: &[u32]) -> Result<Packs> {
         let data = &self.recipe.data;
-        let rule = pack_rule(data, self.max_length);
+        let max_length = data.row_length(self.max_length);
+        let rule = pack_rule(data, max_length);
         let repeated;
         let samples = if data.repeat_to_pack_max_length {
-            repeated = repeat_to_max_length(samples, lengths, self.max_length);
+            repeated = repeat_to_max_length(samples, lengths, max_length);
             &repeated
         } else {
             samples
@@ -346,22 +345,15 @@ impl Context<'_> {
                     .map(|&sample| lengths[sample as usize] as usize)
                     .max()
                     .unwrap_or(0);
-                if longest > self.max_length {
-                    return Err(Error::LongerThanMaxLength {
-                        len: longest,
-                        max_length: self.max_length,
-                    });
+                if longest > max_length {
+                    return Err(Error::LongerThanMaxLength { len: longest, max_length });
                 }
                 pack_global(&shuffled, lengths, &rule)
             }
         };
         if packs.is_empty() {
             let tokens = samples.iter().map(|&sample| lengths[sample as usize] as usize).sum();
-            return Err(Error::NoPackLeft {
-                samples: samples.len(),
-                tokens,
-                max_length: self.max_length,
-            });
+            return Err(Error::NoPackLeft { samples: samples.len(), tokens, max_length });
         }
         Ok(packs)
     }
@@ -377,9 +369,9 @@ impl Context<'_> {
         let shuffled = self.shuffled(samples);
         let max_length = u32::try_from(self.max_length).unwrap_or(u32::MAX);
         let (rows, left_over) =
-            slice_reference(&shuffled, corpus.lengths(), data.num_proc, max_length);
+            slice_reference(&shuffled, &corpus.lens(), data.num_proc, max_length);
         if rows.is_empty() {
-            let tokens = samples.iter().map(|&sample| corpus.lengths()[sample as usize] as usize);
+            let tokens = samples.iter().map(|&sample| corpus.len_of(sample) as usize);
             return Err(Error::NoPackLeft {
                 samples: samples.len(),
                 tokens: tokens.sum(),
@@ -403,12 +395,21 @@ impl Context<'_> {
         order.into_iter().map(|place| samples[place]).collect()
     }
 
+    /// Samples that were made of a row of a source.
+    fn samples_per_row(&self) -> usize {
+        match self.recipe.data.trainer {
+            Trainer::Sft | Trainer::Causal => 1,
+            Trainer::Dpo => 2,
+        }
+    }
+
     fn pack_report(&self, packed: &Dataset) -> PackReport {
+        let max_length = self.recipe.data.row_length(self.max_length);
         let lengths = || (0..packed.len()).map(|pack| packed.sample_len(pack));
         PackReport {
             packs: packed.len(),
             longest: lengths().max().unwrap_or(0),
-            fill: lengths().sum::<usize>() as f64 / (packed.len() * self.max_length) as f64,
+            fill: lengths().sum::<usize>() as f64 / (packed.len() * max_length) as f64,
         }
     }
 

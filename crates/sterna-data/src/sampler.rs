@@ -78,6 +78,7 @@ impl<'a> MicroBatches<'a> {
         pad_token_id: u32,
     ) -> Self {
         let max_length = recipe.data.max_length.unwrap_or(model_max_length);
+        let max_length = recipe.data.row_length(max_length);
         let collator = Collator::new(&recipe.data, max_length, pad_token_id, mesh.size(Axis::Sp));
         Self::from_parts(dataset, collator, mesh, recipe.micro_batch_size)
     }

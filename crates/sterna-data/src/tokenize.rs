@@ -104,7 +104,12 @@ pub(crate) struct RowTokenizer<'a> {
 
 /// A row as tokens, or why it has none.
 pub(crate) enum Tokenized {
-    Sample { tokens: Tokens, left_out: LeftOut, remarks: Remarks },
+    /// One sample, or the two of a pair.
+    Samples {
+        samples: Vec<Tokens>,
+        left_out: LeftOut,
+        remarks: Remarks,
+    },
     Dropped(String),
 }
 
@@ -136,46 +141,77 @@ impl<'a> RowTokenizer<'a> {
         let chats: Vec<_> = examples
             .iter()
             .zip(row_ids)
-            .filter_map(|(example, &row_id)| match example {
-                Ok(Example::Chat(Chat { conversation, is_trained, .. })) => {
-                    Some(Untokenized { conversation, is_trained, row_id })
-                }
-                _ => None,
+            .filter_map(|(example, &row_id)| Some((example.as_ref().ok()?, row_id)))
+            .flat_map(|(example, row_id)| {
+                example.chats().map(move |Chat { conversation, is_trained, .. }| Untokenized {
+                    conversation,
+                    is_trained,
+                    row_id,
+                })
             })
             .collect();
         let mut chats = self.chats.tokenize_all(&chats).into_iter();
         let mut results = Vec::with_capacity(examples.len());
         for (example, &row_id) in examples.into_iter().zip(row_ids) {
-            let result = match example {
-                Ok(Example::Chat(chat)) => {
-                    let Some(tokenized) = chats.next() else { break };
-                    tokenized.map(|(tokens, remarks)| (tokens, chat.left_out, remarks))
-                }
-                Ok(Example::Text { prompt, completion }) => {
-                    let tokens = self.chats.tokenize_text(&prompt, &completion, row_id);
-                    tokens.map(|tokens| (tokens, LeftOut::new(), Remarks::default()))
-                }
-                Ok(Example::Document(text)) => {
-                    let tokens = self.chats.tokenize_document(&text, row_id);
-                    tokens.map(|tokens| (tokens, LeftOut::new(), Remarks::default()))
-                }
-                Ok(Example::Tokens(tokens)) => self
-                    .check_ids(&tokens, row_id)
-                    .map(|()| (tokens, LeftOut::new(), Remarks::default())),
-                Ok(Example::Dropped(why)) => {
-                    results.push(Ok(Tokenized::Dropped(why)));
-                    continue;
-                }
-                Err(error) => Err(error),
-            };
-            results.push(result.map(|(tokens, left_out, remarks)| {
-                self.why_dropped(&tokens)
-                    .map_or(Tokenized::Sample { tokens, left_out, remarks }, |why| {
-                        Tokenized::Dropped(why.to_owned())
-                    })
-            }));
+            let Some(result) = self.tokenized(example, &mut chats, row_id) else { break };
+            results.push(result);
         }
         results
+    }
+
+    /// The tokens of a row, those of its chats from `chats`; `None` if these have no more results.
+    fn tokenized(
+        &self,
+        example: Result<Example>,
+        chats: &mut impl Iterator<Item = Result<(Tokens, Remarks)>>,
+        row_id: &dyn Fn() -> RowId,
+    ) -> Option<Result<Tokenized>> {
+        let examples = match example {
+            Ok(Example::Dropped(why)) => return Some(Ok(Tokenized::Dropped(why))),
+            Ok(Example::Pair(pair)) => Vec::from(*pair),
+            Ok(example) => vec![example],
+            Err(error) => return Some(Err(error)),
+        };
+        let (mut samples, mut left_out, mut remarks) =
+            (Vec::new(), LeftOut::new(), Remarks::default());
+        // All of them, so that the chats of the next row come next.
+        let tokenized: Option<Vec<_>> =
+            examples.into_iter().map(|example| self.sample(example, chats, row_id)).collect();
+        for sample in tokenized? {
+            let (tokens, of_sample, of_reply) = match sample {
+                Ok(sample) => sample,
+                Err(error) => return Some(Err(error)),
+            };
+            if let Some(why) = self.why_dropped(&tokens) {
+                return Some(Ok(Tokenized::Dropped(why.to_owned())));
+            }
+            left_out.extend(of_sample);
+            remarks = remarks.and(of_reply);
+            samples.push(tokens);
+        }
+        Some(Ok(Tokenized::Samples { samples, left_out, remarks }))
+    }
+
+    /// The tokens of an example that is one sample.
+    fn sample(
+        &self,
+        example: Example,
+        chats: &mut impl Iterator<Item = Result<(Tokens, Remarks)>>,
+        row_id: &dyn Fn() -> RowId,
+    ) -> Option<Result<(Tokens, LeftOut, Remarks)>> {
+        let tokens = match example {
+            Example::Chat(chat) => {
+                let tokenized = chats.next()?;
+                return Some(tokenized.map(|(tokens, remarks)| (tokens, chat.left_out, remarks)));
+            }
+            Example::Text { prompt, completion } => {
+                self.chats.tokenize_text(&prompt, &completion, row_id)
+            }
+            Example::Document(text) => self.chats.tokenize_document(&text, row_id),
+            Example::Tokens(tokens) => self.check_ids(&tokens, row_id).map(|()| tokens),
+            Example::Pair(_) | Example::Dropped(_) => unreachable!("no sample of its own"),
+        };
+        Some(tokens.map(|tokens| (tokens, LeftOut::new(), Remarks::default())))
     }
 
     fn check_ids(&self, tokens: &Tokens, row_id: &dyn Fn() -> RowId) -> Result<()> {
@@ -224,8 +260,8 @@ fn tokenize_rows(
         // In order, so that the first bad row is the one that is reported.
         for row in tokenized.into_iter().flatten() {
             match row? {
-                Tokenized::Sample { tokens, left_out, remarks } => {
-                    writer.push(&tokens)?;
+                Tokenized::Samples { samples, left_out, remarks } => {
+                    samples.iter().try_for_each(|tokens| writer.push(tokens))?;
                     writer.remark(left_out, remarks);
                 }
                 Tokenized::Dropped(why) => writer.drop_row(why),

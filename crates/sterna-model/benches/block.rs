@@ -144,7 +144,7 @@ impl Bench {
     fn block(&self) {
         let comm = Comm::init(&RankEnv::single(), 1, Duration::from_secs(30)).unwrap();
         let layer = &self.config.arch.layers[0];
-        let groups = HeadGroup::of_all_ranks(&layer.attention, 1, 1).unwrap();
+        let groups = HeadGroup::of_all_ranks(&layer.mixer, 1, 1).unwrap();
         let ropes = self.ropes();
         let tensors: Vec<Tensor> = layer
             .params

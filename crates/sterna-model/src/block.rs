@@ -6,7 +6,7 @@
 //!   for tile:     y = mlp(x, o)                      mixer:      d_o -> d_x +=, weight grads +=
 //! ```
 //!
-//! The mixer lets a token see others (`attention.rs`; another one would be a file beside it); everything else is pointwise along the
+//! The mixer lets a token see others (`mixer.rs`, and beside it `attention.rs` and `delta_net.rs`); everything else is pointwise along the
 //! sequence. Where norms and residuals stand is the layer's to say.
 //!
 //! No autograd graph is built: each op of a block has its backward in `sterna-ops`, and calling those directly makes the backward
@@ -14,7 +14,9 @@
 //! is kept from the forward is a policy ([`Keep`]).
 
 mod attention;
+mod delta_net;
 mod dense;
+mod mixer;
 mod mlp;
 mod moe;
 mod router;
@@ -27,7 +29,7 @@ use sterna_torch_sys::memory::{self, MemoryKind};
 use tch::Tensor;
 
 pub use self::attention::{AttentionContext, KeysValuesStore, Streaming};
-use self::attention::{Mixed, Save};
+use self::mixer::{Mixed, Save};
 use self::mlp::MlpSaved;
 pub use self::moe::Experts;
 use self::moe::MoeSaved;
@@ -45,9 +47,9 @@ pub struct BlockContext<'a> {
     pub layer: &'a Layer,
     /// Which block this is, for timelines.
     pub layer_idx: usize,
-    /// What its attention needs to know.
+    /// What its mixer needs to know.
     pub attention: AttentionContext<'a>,
-    /// The routers' auxiliary loss, if the model has one.
+    /// What routers choose and their auxiliary loss, in a model with experts.
     pub routing: Option<&'a Routing>,
     /// Which experts each token takes, as the first forward of a micro-batch has decided ([`Kept::route`]), for what computes the block
     /// again. `None` decides, and adds what is chosen to `routing`.
@@ -59,7 +61,7 @@ pub struct BlockContext<'a> {
 /// What a forward keeps for its backward. The input is always kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keep {
-    /// Keep the attention output and log-sum-exp, so that the backward runs no attention forward.
+    /// Keep the output of the mixer and what its backward begins with, so that the backward runs no forward of it.
     pub attention: bool,
     /// Keep every intermediate value, so that the backward recomputes nothing but a router's probabilities and the outputs of experts.
     /// Implies `attention`. The weights are not kept.
@@ -83,14 +85,14 @@ pub struct Kept {
 /// Every other intermediate value.
 #[derive(Debug)]
 pub struct Graph {
-    mixer: attention::Saved,
+    mixer: mixer::Saved,
     after: AfterSaved,
 }
 
 impl Graph {
     /// Counts all of it as `kind` from now on.
     pub fn retag(&self, kind: MemoryKind) {
-        self.mixer.tensors().for_each(|tensor| memory::retag(tensor, kind));
+        self.mixer.tensors().into_iter().for_each(|tensor| memory::retag(tensor, kind));
         match &self.after {
             AfterSaved::Dense(tiles) => {
                 let tensors = tiles.iter().flat_map(MlpSaved::tensors);
@@ -119,11 +121,11 @@ enum AfterSaved {
 ///
 /// # Communication
 ///
-/// That of its attention ([`AttentionContext`]). Collective: every rank of the sp axis must call it, in the same order.
+/// That of its mixer ([`AttentionContext`]). Collective: every rank of the sp axis must call it, in the same order.
 ///
 /// # Memory
 ///
-/// Beside input and output: that of its attention, and one tile of intermediate values. With experts, the residual stream and their
+/// Beside input and output: that of its mixer, and one tile of intermediate values. With experts, the residual stream and their
 /// input, and a group of their weights.
 ///
 /// # Errors
@@ -144,7 +146,7 @@ pub fn forward(
     ctx.check(x)?;
     let _stage = Stage::Block.enter_at(ctx.layer_idx);
     let save = if keep.graph { Save::All } else { Save::Nothing };
-    let (mixed, saved) = attention::forward(ctx, params, x, save)?;
+    let (mixed, saved) = mixer::forward(ctx, params, x, save)?;
     let (y, route, after) = after_mixer(ctx, params, experts, x, mixed.output(), keep.graph)?;
     let kept = Kept {
         x: x.shallow_clone(),
@@ -155,7 +157,7 @@ pub fn forward(
     Ok((y, kept))
 }
 
-/// Computes the block again from its input and what its mixer has kept, which costs no attention and no communication.
+/// Computes the block again from its input and what its mixer has kept, which costs no mixing and no communication.
 ///
 /// # Shapes
 ///
@@ -194,19 +196,19 @@ pub fn recompute(
 ///
 /// # Communication
 ///
-/// That of its attention ([`AttentionContext`]). Collective: every rank of the sp axis must call it, with the same policy, in the same
+/// That of its mixer ([`AttentionContext`]). Collective: every rank of the sp axis must call it, with the same policy, in the same
 /// order.
 ///
 /// # Memory
 ///
-/// That of its attention, and one tile of intermediate values. With experts, the residual stream, their input and output with the
+/// That of its mixer, and one tile of intermediate values. With experts, the residual stream, their input and output with the
 /// gradients of both, and the weights and gradients of a group.
 ///
 /// # Numerics
 ///
 /// Activation gradients have the dtype of `x`. A weight gradient is summed in the dtype of `grads`; what a tile adds to it is rounded
 /// first only where [`sterna_ops::linear::backward_params`] says so.
-/// Where attention runs in parts, each adds its share of the input's gradient to it.
+/// Where the mixer runs in parts, each adds its share of the input's gradient to it.
 ///
 /// # Errors
 ///
@@ -232,13 +234,13 @@ pub fn backward(
     let mixed = mixer.map(|kept| Mixed::from_kept(&kept));
     let (mixed, mixer_saved, after_saved) = match (mixed, graph) {
         (Some(mixed), Some(Graph { mixer, after })) => (mixed, mixer, Some(after)),
-        (Some(mixed), None) => (mixed, attention::Saved::default(), None),
+        (Some(mixed), None) => (mixed, mixer::Saved::Nothing, None),
         (None, _) => {
-            let (mixed, saved) = attention::forward(ctx, params, &x, Save::AtHand)?;
+            let (mixed, saved) = mixer::forward(ctx, params, &x, Save::AtHand)?;
             (mixed, saved, None)
         }
     };
-    let mut mixer = attention::Backward::new(ctx, &x, mixer_saved);
+    let mut mixer = mixer::Backward::new(ctx, &x, mixer_saved);
     let d_x = x.empty_like();
     let o = mixed.output();
     match &ctx.layer.ffn {

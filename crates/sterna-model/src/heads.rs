@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use sterna_arch::{Attention, HeadSplit};
+use sterna_arch::{HeadSplit, Mixer};
 use tch::Tensor;
 
 use crate::error::ModelError;
@@ -31,7 +31,8 @@ impl Run {
     }
 }
 
-/// Heads whose attention runs at once, on all ranks of the sequence-parallel group.
+/// Heads that a mixer computes at once, on all ranks of the sequence-parallel group. In a delta net the query heads are those of the values,
+/// and the kv heads those of queries and keys.
 ///
 /// With several groups, each rank's query heads are cut into as many runs as even as they go, and group `i` has the `i`-th run of
 /// every rank, with the kv heads that it reads. A kv head that two runs read is projected, and travels, once for each.
@@ -58,12 +59,12 @@ impl HeadGroup {
     ///
     /// If `sp_size` or `num_groups` is 0.
     pub fn of_all_ranks(
-        attention: &Attention,
+        mixer: &Mixer,
         sp_size: usize,
         num_groups: usize,
     ) -> Result<Vec<HeadGroup>, ModelError> {
-        let splits = attention.split(sp_size)?;
-        Self::new(attention.num_heads, attention.num_kv_heads, splits, num_groups)
+        let splits = mixer.split(sp_size)?;
+        Self::new(mixer.num_heads(), mixer.num_kv_heads(), splits, num_groups)
     }
 
     fn new(
@@ -130,6 +131,16 @@ impl HeadGroup {
         &self.kv_of_q[rank]
     }
 
+    /// The query heads of `rank` in this group, by their numbers in the model.
+    pub(crate) fn own_q(&self, rank: usize) -> Range<usize> {
+        own(&self.q, &self.splits[rank].q)
+    }
+
+    /// The kv heads, in the same way.
+    pub(crate) fn own_kv(&self, rank: usize) -> Range<usize> {
+        own(&self.kv, &self.splits[rank].kv)
+    }
+
     /// The group's heads of a tensor with all query heads, `[tokens, n, h]`; a view where they follow each other.
     pub(crate) fn queries_of(&self, x: &Tensor) -> Tensor {
         let of_run = |run: &Run| x.narrow(1, run.start, run.len());
@@ -159,6 +170,20 @@ impl HeadGroup {
         }
         joined
     }
+}
+
+/// The heads `range` of those of all runs, counted one after the other. They are all of one run.
+fn own(runs: &[Run], range: &Range<usize>) -> Range<usize> {
+    let mut start = 0;
+    for run in runs {
+        let len = run.len() as usize;
+        if range.start < start + len {
+            let first = run.start as usize + range.start - start;
+            return first..first + range.len();
+        }
+        start += len;
+    }
+    unreachable!("a rank has heads of the group")
 }
 
 #[cfg(test)]
@@ -197,6 +222,7 @@ mod tests {
         assert_eq!(groups[1].kv, [run(1, 2), run(2, 3)]);
         assert_eq!(groups[0].splits[1], HeadSplit { q: 3..5, kv: 1..3 });
         assert_eq!(groups[0].kv_of_q, [vec![0, 0, 0], vec![0, 1]]);
+        assert_eq!((groups[1].own_q(1), groups[1].own_kv(1)), (7..9, 2..3));
     }
 
     #[test]

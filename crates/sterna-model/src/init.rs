@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use sterna_arch::{Init, ParamSpec};
 use sterna_torch_sys::{Error, random};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Fills `target` with elements `range` of a flattened tensor, without drawing the rest.
 ///
@@ -40,6 +40,14 @@ pub fn fill(
     let (std, zero_row) = match spec.init {
         Init::Constant(value) => {
             let _ = target.fill_(value);
+            return Ok(());
+        }
+        Init::LogUniform { low, high } => {
+            let stream = random::stream(seed, &spec.name);
+            random::fill_normal(target, stream, range.start as u64, 1.0)?;
+            // What is below a normal number is uniform between 0 and 1.
+            let below = (target.to_kind(Kind::Float) * -std::f64::consts::FRAC_1_SQRT_2).erfc() / 2;
+            target.copy_(&(below * (high - low) + low).log());
             return Ok(());
         }
         Init::Normal { std, zero_row } => (std, zero_row),

@@ -118,9 +118,12 @@ impl BlockParams {
         let _ = d_x.g_add_(&linear::backward_input(d_y, &weight));
     }
 
-    /// Weight and bias of a linear map, sharing memory.
+    /// Weight and bias of a linear map, sharing memory unless its rows alternate with others.
     fn of(&self, map: &Linear) -> (Tensor, Option<Tensor>) {
-        let rows = |param_idx: usize| rows_of(map, self.get(param_idx));
+        let rows = |param_idx: usize| {
+            let rows = rows_of(map, self.get(param_idx));
+            if map.alternate.is_some() { rows.flatten(0, 1) } else { rows }
+        };
         (rows(map.weight), map.bias.map(rows))
     }
 }
@@ -159,7 +162,23 @@ impl BlockGrads {
     fn accumulate(&mut self, map: &Linear, x: &Tensor, d_y: &Tensor) {
         let rows = |param_idx: usize| self.0[param_idx].as_ref().map(|grad| rows_of(map, grad));
         let (mut weight, mut bias) = (rows(map.weight), map.bias.and_then(rows));
-        linear::backward_params(d_y, x, weight.as_mut(), bias.as_mut());
+        if map.alternate.is_none() {
+            linear::backward_params(d_y, x, weight.as_mut(), bias.as_mut());
+            return;
+        }
+        // A product adds to rows that follow each other.
+        let zeros = |grad: &Tensor| {
+            let size = grad.size();
+            let size = [&[size[0] * size[1]], &size[2..]].concat();
+            Tensor::zeros(size, (grad.kind(), grad.device()))
+        };
+        let [mut of_weight, mut of_bias] = [&weight, &bias].map(|grad| grad.as_ref().map(zeros));
+        linear::backward_params(d_y, x, of_weight.as_mut(), of_bias.as_mut());
+        for (grad, of_map) in [(weight, of_weight), (bias, of_bias)] {
+            if let (Some(mut grad), Some(of_map)) = (grad, of_map) {
+                let _ = grad.g_add_(&of_map.view_as(&grad));
+            }
+        }
     }
 }
 
@@ -188,9 +207,22 @@ pub(crate) fn norm_backward(
     with_weights.backward(d_y, x, weight.as_mut(), bias.as_mut())
 }
 
-/// The rows of a weight or bias that a linear map has, sharing memory.
+/// The rows of a weight or bias that a linear map has, sharing memory: `[out, ..]`, or `[runs, rows of a run, ..]` where they alternate with
+/// those of others.
 fn rows_of(map: &Linear, x: &Tensor) -> Tensor {
-    x.narrow(0, map.rows.start as i64, map.rows.len() as i64)
+    let x = if x.dim() > 2 { x.flatten(0, -2) } else { x.shallow_clone() };
+    let (start, len) = (map.rows.start, map.rows.len());
+    let Some(alternate) = &map.alternate else { return x.narrow(0, start as i64, len as i64) };
+    assert!(
+        start.is_multiple_of(alternate.len) && len.is_multiple_of(alternate.len),
+        "rows {:?} are whole runs of {}",
+        map.rows,
+        alternate.len
+    );
+    let [run, stride] = [alternate.len, alternate.stride].map(|rows| rows as i64);
+    let (first, num_runs) = (start as i64 / run, len as i64 / run);
+    let runs = x.narrow(0, first * stride, num_runs * stride).unflatten(0, [num_runs, stride]);
+    runs.narrow(1, alternate.offset as i64, run)
 }
 
 /// Puts the tensors of a unit where the layer names them, once their number and shapes are checked.

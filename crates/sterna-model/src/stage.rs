@@ -40,7 +40,7 @@ pub enum Stage {
     Qkv,
     /// An exchange between the ranks that share a sequence.
     AllToAll,
-    /// Attention of a group of heads.
+    /// Attention of a group of heads, or the convolution and rule of a delta net's.
     Attention,
     /// Output projection and MLP of one tile.
     Mlp,

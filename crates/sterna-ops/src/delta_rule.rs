@@ -112,7 +112,8 @@ pub fn forward(inputs: &Inputs<'_>) -> (Tensor, Tensor) {
 ///
 /// # Numerics
 ///
-/// Everything is single precision (double for double), also the sum over the value heads that read a key; gradients are rounded once.
+/// Everything is single precision (double for double), also the sum over the value heads that read a key, but for the sums that make the
+/// gradient of `g`, whose terms cancel: they are double. Gradients are rounded once.
 ///
 /// # Panics
 ///

@@ -46,8 +46,13 @@ pub(crate) fn errors(recipe: &Recipe, model: &ModelConfig, world_size: usize) ->
     }
     let num_heads = model.arch.fewest_heads();
     if sp_size > num_heads {
+        let mut layers = model.arch.layers.iter();
+        let is_of_attention = layers.any(|layer| {
+            layer.mixer.attention().is_some_and(|attention| attention.num_heads == num_heads)
+        });
+        let key = if is_of_attention { "num_attention_heads" } else { "linear_num_value_heads" };
         let found = format!(
-            "wrong head split: `sequence_parallel_size` `{sp_size}` is larger than num_attention_heads `{num_heads}`"
+            "wrong head split: `sequence_parallel_size` `{sp_size}` is larger than {key} `{num_heads}`"
         );
         let required = format!("at most {num_heads}, so that each rank has a head");
         let hint = "ranks beyond that can be data-parallel: keep the number of ranks and lower `sequence_parallel_size`";
@@ -80,7 +85,8 @@ pub(crate) fn errors(recipe: &Recipe, model: &ModelConfig, world_size: usize) ->
     }
     let data = &recipe.data;
     let max_length = data.max_length.unwrap_or(model.max_position_embeddings);
-    let tokens = recipe.micro_batch_size.saturating_mul(padded_length(recipe, max_length));
+    let row_length = padded_length(recipe, data.row_length(max_length));
+    let tokens = recipe.micro_batch_size.saturating_mul(row_length);
     if tokens > MAX_TOKENS {
         let found = format!("a micro-batch has up to `{tokens}` tokens, padded");
         let key = if recipe.source.is_set("data.max_length") {
@@ -146,6 +152,8 @@ pub(crate) fn notes(recipe: &Recipe, model: &ModelConfig, batch: BatchPlan) -> V
         );
     }
     let positions = model.max_position_embeddings;
+    // A row may have several samples.
+    let max_length = data.max_length.unwrap_or(positions);
     if max_length > positions {
         let what = if data.pack_samples && data.fuse_positions_prob == 0.0 {
             "positions restart in each sample of a pack, so only longer samples go beyond it"

@@ -214,7 +214,8 @@ impl Plan {
         }
         let sp_size = recipe.sequence_parallel_size;
         let mesh = Mesh::new(0, world_size, sp_size).expect("other sizes are refused above");
-        let heads = model.arch.layers[0].attention.split(sp_size);
+        let heads = model.arch.first_attention();
+        let heads = HeadSplit::of_all_ranks(heads.num_heads, heads.num_kv_heads, sp_size);
         let heads = heads.expect("ranks that would have no head are refused above");
         let batch = BatchPlan::new(recipe, model, mesh);
         let zero = ZeroPlan::new(recipe, model, world_size);
@@ -276,7 +277,7 @@ impl Plan {
 
 impl ModelSummary {
     fn new(recipe: &Recipe, model: &ModelConfig) -> Self {
-        let attention = &model.arch.layers[0].attention;
+        let attention = model.arch.first_attention();
         Self {
             name: recipe.model.name_or_path.clone(),
             family: model.family,
@@ -322,7 +323,7 @@ impl ZeroPlan {
 impl BatchPlan {
     fn new(recipe: &Recipe, model: &ModelConfig, mesh: Mesh) -> Self {
         let data = &recipe.data;
-        let max_length = data.max_length.unwrap_or(model.max_position_embeddings);
+        let max_length = data.row_length(data.max_length.unwrap_or(model.max_position_embeddings));
         let padded_length =
             check::padded_length(recipe, max_length).next_multiple_of(mesh.size(Axis::Sp));
         let micro_batches_per_step =

@@ -3,7 +3,7 @@
 //! Each row says what the engine allocates, so that the sum is a bound from below for a run with the longest batch; allocator
 //! rounding, libraries and the data cache come on top.
 
-use sterna_arch::{Architecture, Attention, DType, HeadSplit, Layer, ModelConfig};
+use sterna_arch::{Architecture, Attention, DType, DeltaNet, HeadSplit, Layer, Mixer, ModelConfig};
 use sterna_recipe::{KeepAttention, Place, Recipe};
 
 use crate::{AttentionPlan, BatchPlan, KeepPlan, TileLengths, UnitPlan, ZeroPlan};
@@ -150,8 +150,9 @@ impl Memory {
         // (`sterna-ops/src/attention/calls.rs`).
         const LONG_CALL_LEN: usize = 8192;
         let of_layer = |layer: &Layer| {
-            let attention = &layer.attention;
-            let heads = first_split(attention, sp_size);
+            // The rule of a delta net is single precision everywhere.
+            let Mixer::Attention(attention) = &layer.mixer else { return 0 };
+            let heads = first_split(&layer.mixer, sp_size);
             let group = attention.num_heads.div_ceil(attention.num_kv_heads);
             // q, o, d_o, d_q, and d_k and d_v for each query head; k and v.
             let width = |q: usize, kv: usize| (6 * q + 2 * kv) * attention.head_dim;
@@ -216,7 +217,7 @@ impl Memory {
         // Intermediate values stay where they were computed.
         let place = if keep.graph { Place::Device } else { keep.inputs_on };
         self.push(MemoryKind::KeptActivations, kept, 1, place);
-        let of_attention = a.arch.largest(|layer| a.attention_output_bytes(&layer.attention));
+        let of_attention = a.arch.largest(|layer| a.mixer_output_bytes(&layer.mixer));
         let num_attention = match keep.attention {
             _ if keep.graph => 0,
             KeepAttention::All => num_layers,
@@ -226,15 +227,15 @@ impl Memory {
                 0
             }
         };
-        let of_layers = layers.iter().map(|layer| a.attention_output_bytes(&layer.attention));
+        let of_layers = layers.iter().map(|layer| a.mixer_output_bytes(&layer.mixer));
         let kept = of_layers.take(num_attention).sum();
         self.push(MemoryKind::KeptAttention, kept, 1, keep.attention_on);
         // Restored inputs of a segment, and the attention outputs that restoring them computes.
         let segment = (keep.inputs_every - 1) * (hidden + of_attention);
         self.push(MemoryKind::Segment, segment, 1, Place::Device);
-        let attention = a.arch.largest(|layer| a.attention_bytes(&layer.attention));
+        let attention = a.arch.largest(|layer| a.mixer_bytes(&layer.mixer));
         self.push(MemoryKind::Attention, attention, 1, Place::Device);
-        let streamed = a.arch.largest(|layer| a.streamed_bytes(&layer.attention));
+        let streamed = a.arch.largest(|layer| a.streamed_bytes(&layer.mixer));
         self.push(MemoryKind::StreamedKeysValues, streamed, 1, keep.attention_on);
         // The gradients of a layer's output and input, and the rotary angles; what is kept elsewhere has come back to be read,
         // and from the host the next layer's comes beside it.
@@ -246,7 +247,7 @@ impl Memory {
         // Where memory decides, it may decide for some.
         let may_keep_attention =
             num_attention > 0 || !keep.graph && keep.attention == KeepAttention::Auto;
-        let o_width = a.arch.largest(|layer| layer.attention.o_width());
+        let o_width = a.arch.largest(|layer| layer.mixer.output_width());
         let angles: usize = a.arch.ropes.iter().map(|rope| rope.dim).sum();
         let values = 2 * a.arch.hidden_size
             + a.arch.largest(Layer::peak_beside_experts)
@@ -260,9 +261,14 @@ impl Memory {
 }
 
 /// The heads of the first rank, which has the most.
-fn first_split(attention: &Attention, sp_size: usize) -> HeadSplit {
-    let splits = attention.split(sp_size);
+fn first_split(mixer: &Mixer, sp_size: usize) -> HeadSplit {
+    let splits = mixer.split(sp_size);
     splits.expect("ranks that would have no head are refused before").swap_remove(0)
+}
+
+/// Values of a token that the projections of a delta net give to so many value heads and key heads.
+fn projected(net: &DeltaNet, values: usize, keys: usize) -> usize {
+    2 * keys * net.key_head_dim + values * (net.value_head_dim + 2)
 }
 
 /// What the sizes of activations follow from, on the rank with the most heads.
@@ -284,24 +290,28 @@ impl Activations<'_> {
     /// What a layer keeps beside its input when it keeps everything.
     fn graph_bytes(&self, layer: &Layer) -> usize {
         let tokens = self.batch.local_tokens;
-        let heads = first_split(&layer.attention, self.sp_size);
-        // q and o, k and v.
-        let widths = layer.attention.head_dim + layer.attention.v_head_dim;
-        let attended = self.all_tokens() * (heads.q.len() + heads.kv.len()) * widths;
+        let heads = first_split(&layer.mixer, self.sp_size);
+        let (q, kv) = (heads.q.len(), heads.kv.len());
+        let of_heads = match &layer.mixer {
+            // q and o, k and v.
+            Mixer::Attention(attention) => (q + kv) * (attention.head_dim + attention.v_head_dim),
+            Mixer::DeltaNet(net) => projected(net, q, kv),
+        };
+        let attended = self.all_tokens() * of_heads;
         let saved = tokens * (layer.saved_before_attention() + layer.saved_after_attention());
-        self.attention_output_bytes(&layer.attention) + (attended + saved) * self.size
+        self.mixer_output_bytes(&layer.mixer) + (attended + saved) * self.size
     }
 
-    /// The output of a layer's attention for this rank's tokens, and the log-sum-exp of its heads.
-    fn attention_output_bytes(&self, attention: &Attention) -> usize {
-        attention.kept_bytes(self.batch.local_tokens, self.sp_size, self.size).iter().sum()
+    /// The output of a layer's mixer for this rank's tokens, and the log-sum-exp or the states of its heads.
+    fn mixer_output_bytes(&self, mixer: &Mixer) -> usize {
+        mixer.kept_bytes(self.batch.local_tokens, self.sp_size, self.size).iter().sum()
     }
 
     /// Query and kv heads of this rank that run at once.
-    fn heads_at_once(&self, attention: &Attention) -> (usize, usize) {
-        let heads = first_split(attention, self.sp_size);
+    fn heads_at_once(&self, mixer: &Mixer) -> (usize, usize) {
+        let heads = first_split(mixer, self.sp_size);
         let num_groups = self.attention.head_groups;
-        let group_size = attention.num_heads / attention.num_kv_heads;
+        let group_size = mixer.num_heads() / mixer.num_kv_heads();
         if num_groups == 1 {
             return (heads.q.len(), heads.kv.len());
         }
@@ -311,8 +321,9 @@ impl Activations<'_> {
     }
 
     /// Keys and values of heads that run at once, which wait for tiles of queries.
-    fn streamed_bytes(&self, attention: &Attention) -> usize {
-        let (_, kv) = self.heads_at_once(attention);
+    fn streamed_bytes(&self, mixer: &Mixer) -> usize {
+        let Mixer::Attention(attention) = mixer else { return 0 };
+        let (_, kv) = self.heads_at_once(mixer);
         match self.attention.query_tile {
             0 => 0,
             _ => 2 * self.all_tokens() * kv * attention.head_dim * self.size,
@@ -322,8 +333,7 @@ impl Activations<'_> {
     /// q, k, v, o, the gradient of each, of the heads that run at once; under sequence parallelism, first what is sent and what
     /// arrives. Values and outputs count as wide as queries, which attention makes of them. (Where `o` is kept on the device it is
     /// counted there as well.)
-    fn attention_bytes(&self, attention: &Attention) -> usize {
-        let (q, kv) = self.heads_at_once(attention);
+    fn attention_bytes(&self, attention: &Attention, (q, kv): (usize, usize)) -> usize {
         let head = attention.head_dim * self.size;
         let (tokens, tile) = (self.all_tokens(), self.attention.query_tile);
         let of_group = if tile == 0 {
@@ -337,22 +347,46 @@ impl Activations<'_> {
         let travelling = if self.sp_size > 1 { 2 * tokens * (2 * q + 2 * kv) * head } else { 0 };
         // The log-sum-exp, and the row sums of o * d_o.
         let row_sums = 2 * tokens * q * DType::F32.size();
+        of_group.max(travelling) + row_sums
+    }
+
+    /// The tensors of a mixer's heads that run at once.
+    fn mixer_bytes(&self, mixer: &Mixer) -> usize {
+        let heads = self.heads_at_once(mixer);
+        let of_group = match mixer {
+            Mixer::Attention(attention) => self.attention_bytes(attention, heads),
+            Mixer::DeltaNet(net) => self.delta_net_bytes(net, heads),
+        };
         // The gradients of all heads' outputs wait for their group.
         let waiting = match self.attention.head_groups {
             1 => 0,
-            _ => self.batch.local_tokens * attention.o_width() * self.size,
+            _ => self.batch.local_tokens * mixer.output_width() * self.size,
         };
-        of_group.max(travelling) + row_sums + waiting
+        of_group + waiting
+    }
+
+    /// What the projections gave, the same after the convolutions, the gradients of that, and that of the output; `g` and its gradient; in
+    /// single precision the states of a run of chunks and their gradients, and some tensors of its tokens.
+    fn delta_net_bytes(&self, net: &DeltaNet, (q, kv): (usize, usize)) -> usize {
+        let tokens = self.all_tokens();
+        let projected = projected(net, q, kv);
+        let values = tokens * (3 * projected + q * net.value_head_dim) * self.size;
+        let travelling = if self.sp_size > 1 { 2 * tokens * projected * self.size } else { 0 };
+        let (h_k, h_v) = (net.key_head_dim, net.value_head_dim);
+        let run = DeltaNet::TOKENS_OF_STATE.min(tokens) * (8 * h_k + 8 * h_v);
+        let states = 2 * DeltaNet::TOKENS_OF_STATE.min(tokens) / 64 * h_k * h_v;
+        let numbers = 2 * tokens * q * DType::F32.size();
+        values.max(travelling) + numbers + q * (run + states) * DType::F32.size()
     }
 
     /// The largest of the three segments: its tile, and the weight gradient that a tile adds.
     fn tile_values(&self, tiles: TileLengths) -> usize {
         let (d, v) = (self.arch.hidden_size, self.arch.vocab_size);
         let qkv = |layer: &Layer| {
-            tiles.qkv * layer.peak_before_attention() + layer.attention.qkv.largest_weight()
+            tiles.qkv * layer.peak_before_attention() + layer.mixer.largest_projection()
         };
         let mlp = |layer: &Layer| {
-            let weight = layer.ffn.largest_weight().max(d * layer.attention.o_width());
+            let weight = layer.ffn.largest_weight().max(d * layer.mixer.output_width());
             tiles.mlp * layer.peak_after_attention() + weight
         };
         // A softcap keeps the logits beside their gradient.

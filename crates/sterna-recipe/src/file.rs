@@ -15,7 +15,7 @@ pub(crate) use self::{
     sections::{
         CheckpointFile, CurveFile, DataFile, DeepSpeedFile, LoggerFile, MemoryFile, ModelFile,
         ModelKind, ONE_MOE, OffloadDevice, OffloadOptimizerFile, OptimizerFile, RecipeFile,
-        SchedulerFile, SchedulerKind, SourceFile, SourceKeys, SourceKind, TrainerKind, ZeroFile,
+        SchedulerFile, SchedulerKind, SourceFile, SourceKeys, SourceKind, ZeroFile,
     },
     values::{DtypeWord, Int, OptimizerWord},
 };

@@ -40,10 +40,11 @@ pub use keys::{Affects, Key, affects, keys};
 pub use load::{load, parse};
 pub use recipe::{
     AttnImplementation, CheckpointKind, CheckpointOptions, ControlTokens, DataOptions,
-    DeepSpeedOptions, ExcessLength, KeepAttention, LabelMask, LogLevel, LoggerOptions, LossAverage,
-    MemoryOptions, ModelOptions, NonFinitePolicy, OptimizerOptions, Packing, PadTo, Place, Ramp,
-    Ranks, Recipe, RolePath, RowFormat, Sampling, Schedule, SchedulerOptions, Source, SourceType,
-    StoppingStrategy, TokenizerOptions, TrainOn, Trainer, UnmappedRoles, ZeroStage,
+    DeepSpeedOptions, DpoLoss, DpoOptions, ExcessLength, KeepAttention, LabelMask, LogLevel,
+    LoggerOptions, LossAverage, MemoryOptions, ModelOptions, NonFinitePolicy, OptimizerOptions,
+    Packing, PadTo, Place, Ramp, Ranks, Recipe, RolePath, RowFormat, Sampling, Schedule,
+    SchedulerOptions, Source, SourceType, StoppingStrategy, TokenizerOptions, TrainOn, Trainer,
+    UnmappedRoles, ZeroStage,
 };
 pub use source::{Origin, RecipeSource, Span};
 pub use sterna_arch::DType;

@@ -32,6 +32,9 @@ pub struct Recipe {
     pub tokenizer: TokenizerOptions,
     /// `data`: where samples come from and how they become batches.
     pub data: DataOptions,
+    /// What `type: dpo` needs beside them; `None` for another type.
+    #[serde(flatten)]
+    pub dpo: Option<DpoOptions>,
     /// `optimizer`: `AdamW` and its constants.
     pub optimizer: OptimizerOptions,
     /// `scheduler`: the learning rate over optimizer steps.
@@ -205,6 +208,44 @@ pub enum Trainer {
     Sft,
     /// All of a text.
     Causal,
+    /// Preferences between two replies.
+    Dpo,
+}
+
+/// The keys of `type: dpo`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DpoOptions {
+    /// A folder or a hub name of the model that replies are compared with; the model that is trained when the recipe gives none.
+    pub ref_model: String,
+    /// How far from that model the trained one may go: less for larger values. Above 0.
+    pub beta: f64,
+    /// The probability that a pair is the wrong way round, from 0 to below 0.5.
+    pub label_smoothing: f64,
+    /// What is minimised.
+    pub loss_type: DpoLoss,
+}
+
+/// What is minimised of a pair, by TRL's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DpoLoss {
+    /// DPO, and cDPO with `label_smoothing`.
+    Sigmoid,
+    /// The hinge of `SLiC`.
+    Hinge,
+    /// IPO, over mean log-probabilities of tokens.
+    Ipo,
+    /// Robust DPO.
+    Robust,
+    /// EXO.
+    ExoPair,
+    /// NCA.
+    NcaPair,
+    /// SPPO with hard preferences.
+    SppoHard,
+    /// APO, where chosen replies are better than the model's.
+    ApoZero,
+    /// APO, where they are worse.
+    ApoDown,
 }
 
 /// `data`.
@@ -267,6 +308,14 @@ pub struct DataOptions {
 }
 
 impl DataOptions {
+    /// Tokens of the longest row of a batch where no sample is longer than `max_length`: one of `type: dpo` has two samples.
+    pub fn row_length(&self, max_length: usize) -> usize {
+        match self.trainer {
+            Trainer::Sft | Trainer::Causal => max_length,
+            Trainer::Dpo => max_length.saturating_mul(2),
+        }
+    }
+
     /// Whether packing cuts samples at `max_length`, wherever that is: the reference's packing of texts.
     pub fn is_sliced(&self) -> bool {
         self.trainer == Trainer::Causal && self.pack_samples && self.packing == Packing::Reference
@@ -324,6 +373,8 @@ pub enum SourceType {
     HuggingFaceInstruct,
     /// `type: causal`.
     HuggingFaceCausal,
+    /// `type: dpo`.
+    HuggingFace,
 }
 
 /// Where the messages of one role are in a row.

@@ -6,6 +6,7 @@ mod causal;
 mod checkpoint;
 mod data;
 mod deepspeed;
+mod dpo;
 mod memory;
 mod scheduler;
 
@@ -18,7 +19,7 @@ use crate::{
     diagnostic::{Diagnostic, Kind},
     file::{
         At, DtypeWord, LoggerFile, ModelFile, ModelKind, ONE_MOE, OptimizerFile, OptimizerWord,
-        Reader, RecipeFile, TrainerKind,
+        Reader, RecipeFile,
     },
     recipe::{
         AttnImplementation, LoggerOptions, LossAverage, ModelOptions, NonFinitePolicy,
@@ -37,7 +38,7 @@ fn or<T: Clone>(field: Option<&At<T>>, default: T) -> T {
 
 /// Fills in and checks; `None` when a required part is missing, which is reported.
 pub(crate) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<Recipe> {
-    let trainer = trainer(file.kind.as_ref(), reader);
+    let trainer = or(file.kind.as_ref(), Trainer::Sft);
     let model = model(file, reader);
     let data = data::resolve(file, trainer, reader);
     let sequence_parallel_size = or(file.sequence_parallel_size.as_ref(), 1);
@@ -62,6 +63,7 @@ pub(crate) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<Recipe> 
     let train_log_metrics = metrics_interval(file, reader);
     let eval_interval =
         data.as_ref().map_or(0, |data| eval_interval(file, data.has_eval(), reader));
+    let dpo = dpo::resolve(file, trainer, model.as_ref(), reader);
     let (model, data) = (model?, data?);
     let tokenizer = TokenizerOptions {
         name_or_path: file
@@ -79,10 +81,11 @@ pub(crate) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<Recipe> 
             overrides: [].into(),
             places: std::sync::Arc::default(),
         },
-        trainer: trainer?,
+        trainer,
         model,
         tokenizer,
         data,
+        dpo,
         optimizer,
         scheduler,
         deepspeed,
@@ -118,20 +121,6 @@ pub(crate) fn resolve(file: &RecipeFile, reader: &mut Reader) -> Option<Recipe> 
         .into(),
         notes: Vec::new(),
     })
-}
-
-/// The trainer that `type` names, at the top or in `data`; `None` if it is not there yet.
-fn trainer(kind: Option<&At<TrainerKind>>, reader: &mut Reader) -> Option<Trainer> {
-    let Some(at) = kind else { return Some(Trainer::Sft) };
-    match at.value {
-        TrainerKind::Sft => Some(Trainer::Sft),
-        TrainerKind::Causal => Some(Trainer::Causal),
-        TrainerKind::Dpo => {
-            let why = "`sft` and `causal` are there";
-            reader.refuse(&at.path, at.span, "= `dpo`".to_owned(), why);
-            None
-        }
-    }
 }
 
 /// Reports that a required key was not typed; a wrong value was reported when it was read.

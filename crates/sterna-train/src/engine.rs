@@ -6,7 +6,7 @@ mod shard;
 use std::{ops::Range, rc::Rc};
 
 use sterna_arch::{Architecture, Layer, UnitLayout, Units};
-use sterna_comm::Comm;
+use sterna_comm::{Comm, ReduceOp};
 use sterna_data::MicroBatch;
 use sterna_mesh::Axis;
 use sterna_model::{
@@ -125,6 +125,8 @@ pub struct Engine<'a> {
     pub zero: Zero,
     /// The memory that each phase of a step takes.
     pub phases: Phases,
+    /// How many of this rank's tokens took each expert since they were last asked for, `[layers, experts]`.
+    loads: Option<Tensor>,
 }
 
 /// What is computed, without weights and activations.
@@ -151,8 +153,7 @@ impl<'a> Engine<'a> {
         options: EngineOptions,
     ) -> Result<Self, TrainError> {
         if let Device::Cuda(_) = options.device {
-            for layer in &arch.layers {
-                let attention = &layer.attention;
+            for attention in arch.layers.iter().filter_map(|layer| layer.mixer.attention()) {
                 let (head_dim, has_softcap) =
                     (attention.head_dim as i64, attention.softcap.is_some());
                 options.attention.check(options.kind, head_dim, has_softcap)?;
@@ -160,7 +161,7 @@ impl<'a> Engine<'a> {
         }
         let of_layer = |layer: &Layer| {
             let (sp_size, num_groups) = (comm.mesh.size(Axis::Sp), options.num_head_groups);
-            HeadGroup::of_all_ranks(&layer.attention, sp_size, num_groups)
+            HeadGroup::of_all_ranks(&layer.mixer, sp_size, num_groups)
         };
         let head_groups = arch.layers.iter().map(of_layer).collect::<Result<_, _>>()?;
         let world_size = comm.mesh.world_size();
@@ -191,7 +192,7 @@ impl<'a> Engine<'a> {
             },
         )?;
         let model = Model { comm, arch, units, head_groups, options };
-        Ok(Self { model, zero, phases: Phases::new() })
+        Ok(Self { model, zero, phases: Phases::new(), loads: None })
     }
 
     /// Dtype of weights and activations.
@@ -242,6 +243,12 @@ impl<'a> Engine<'a> {
         }
 
         self.model.finish_routing(&mut shard, batch, objective.share(batch))?;
+        if let Some(routing) = &shard.routing {
+            self.loads = Some(match self.loads.take() {
+                Some(mut loads) => loads.g_add_(routing.loads()),
+                None => routing.loads().shallow_clone(),
+            });
+        }
         let segments: Vec<Range<usize>> = keep.segments(num_layers).rev().collect();
         keep.prefetch(&mut kept[segments[0].start])?;
         let (loss, mut dx) =
@@ -278,6 +285,26 @@ impl<'a> Engine<'a> {
         drop(weight);
         self.zero.reduce(world, gradients)?;
         Ok(BatchLoss { loss: loss.loss + aux_loss, ..loss })
+    }
+
+    /// How many tokens of all ranks the busiest expert of a layer has taken over the mean of its experts, in the layer where that is
+    /// most, since the last call; `None` in a model without experts. The host waits for the device.
+    ///
+    /// # Communication
+    ///
+    /// One all-reduce over the world in a model with experts. Collective.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Comm`] if a peer failed.
+    pub fn take_expert_loads(&mut self) -> Result<Option<f64>, TrainError> {
+        let Some(loads) = self.loads.take() else { return Ok(None) };
+        self.model.comm.world().all_reduce_(&loads, ReduceOp::Sum)?;
+        let largest = loads.amax([-1_i64].as_slice(), false);
+        let sums = loads.sum_dim_intlist(-1_i64, false, Kind::Double);
+        // A layer without experts has taken none.
+        let of_layers = largest * loads.size()[1] / sums.clamp_min(1.0);
+        Ok(Some(of_layers.max().double_value(&[])))
     }
 
     /// Forward of a block; `route` is [`BlockContext::route`], `next_kept` what starts to come back beside it.
@@ -448,8 +475,7 @@ impl<'a> Engine<'a> {
         let tile_len = options.tiles.head as i64;
         let labels = &shard.shift_labels;
         let mut log_probs = || Ok(head::loss(arch, &params, &x, labels, tile_len)?.of_labels.neg());
-        let mut labelled =
-            Labels::new(shard.samples.len(), options.device, comm.sp(), &mut log_probs);
+        let mut labelled = Labels::new(&shard.samples, options.device, comm.sp(), &mut log_probs);
         let TokenWeights { weights, loss } = objective.token_weights(&mut labelled)?;
         let of_head = self.zero.gradients(units.head())?;
         let is_tied = arch.is_tied();
@@ -500,7 +526,7 @@ impl Model<'_> {
                 sp: self.comm.sp(),
                 groups: &self.head_groups[layer_idx],
                 documents: &shard.documents,
-                rope: layer.attention.rope.map(|rope_idx| &shard.ropes[rope_idx]),
+                rope: layer.mixer.rope().map(|rope_idx| &shard.ropes[rope_idx]),
                 num_rows: shard.num_rows,
                 streaming: (self.options.query_tile_len > 0).then_some(Streaming {
                     tile_len: self.options.query_tile_len as i64,

@@ -147,6 +147,12 @@ pub enum TrainError {
         /// Micro-batches of a step.
         gradient_accumulation_steps: usize,
     },
+    /// The reference model of `type: dpo` is not of the trained model's architecture.
+    #[error("`ref_model` `{name}` has another architecture than the model that is trained")]
+    OtherReference {
+        /// Its name in the recipe.
+        name: String,
+    },
     /// The loss or the gradient norm of a step is not a finite number.
     #[error("{name} is `{value}` at optimizer step `{step}`, and must be finite")]
     NotFinite {
@@ -286,6 +292,10 @@ impl TrainError {
             ),
             Self::NoSteps { .. } => Some(
                 "set `min_iterations` to repeat the data, or lower `gradient_accumulation_steps`, or use fewer ranks"
+                    .to_owned(),
+            ),
+            Self::OtherReference { .. } => Some(
+                "`ref_model` has to have the config of `model`, such as the checkpoint that training starts from"
                     .to_owned(),
             ),
             Self::NotFinite { .. } => Some(

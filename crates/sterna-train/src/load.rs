@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 use crate::error::TrainError;
 
 /// A source of initial weights.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub enum WeightSource<'a> {
     /// The safetensors files of a folder.
     Files(&'a WeightFiles),

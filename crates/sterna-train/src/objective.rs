@@ -4,6 +4,7 @@
 //! known before the head's backward, because an objective whose weights depend on the log-probabilities can ask for them first. So a
 //! loss that is not such a sum, `L(ln p_1, .., ln p_n)`, has the weights `-dL/d(ln p_t)`.
 
+mod dpo;
 mod sft;
 
 use sterna_comm::Group;
@@ -12,7 +13,10 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::TrainError;
 
-pub use self::sft::Sft;
+pub use self::{
+    dpo::{Dpo, Pair, PairLoss, Pairs, pair_loss},
+    sft::Sft,
+};
 
 /// What one micro-batch of a step minimises.
 pub trait Objective {
@@ -27,14 +31,27 @@ pub trait Objective {
     /// Those of `labels`; [`TrainError::Comm`] if a peer failed.
     fn token_weights(&self, labels: &mut Labels<'_>) -> Result<TokenWeights, TrainError>;
 
+    /// What it reports beside the loss, once it has been asked for weights; the same on every rank of the sequence.
+    fn figures(&self) -> Figures {
+        Figures::default()
+    }
+
     /// What an average over the tokens of `batch` counts in the loss of the step: the auxiliary loss of routers has no label.
     fn share(&self, batch: &MicroBatch) -> f64;
 }
 
+/// Means under names, as sums and how many.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Figures {
+    names: &'static [&'static str],
+    /// How many, and then the sums.
+    values: Vec<f64>,
+}
+
 /// The labels of one micro-batch on this rank, in the order of tokens.
 pub struct Labels<'a> {
-    /// How many there are.
-    pub number: usize,
+    /// Which of the micro-batch's samples each is of.
+    pub samples: &'a [i64],
     /// Where the model computes.
     pub device: Device,
     /// The ranks that have the other labels of the micro-batch.
@@ -62,12 +79,12 @@ pub enum Loss {
 
 impl<'a> Labels<'a> {
     pub(crate) fn new(
-        number: usize,
+        samples: &'a [i64],
         device: Device,
         sp: &'a Group,
         log_probs: &'a mut dyn FnMut() -> Result<Tensor, TrainError>,
     ) -> Self {
-        Self { number, device, sp, log_probs }
+        Self { samples, device, sp, log_probs }
     }
 
     /// `ln p` of each label, `[labels]`, double precision, by one more forward of the head.
@@ -81,7 +98,44 @@ impl<'a> Labels<'a> {
 
     /// The same weight for all.
     pub fn uniform(&self, weight: f64) -> Tensor {
-        Tensor::full([self.number as i64], weight, (Kind::Double, self.device))
+        Tensor::full([self.samples.len() as i64], weight, (Kind::Double, self.device))
+    }
+}
+
+impl Figures {
+    /// Means of nothing yet.
+    pub(crate) fn named(names: &'static [&'static str]) -> Self {
+        Self { names, values: vec![0.0; 1 + names.len()] }
+    }
+
+    /// Adds one to what the means are over.
+    pub(crate) fn add(&mut self, values: &[f64]) {
+        self.values[0] += 1.0;
+        for (sum, value) in self.values[1..].iter_mut().zip(values) {
+            *sum += value;
+        }
+    }
+
+    /// Adds what `other` is over, if it is of the same names.
+    pub(crate) fn merge(&mut self, other: &Figures) {
+        if self.names.is_empty() {
+            self.clone_from(other);
+            return;
+        }
+        for (sum, value) in self.values.iter_mut().zip(&other.values) {
+            *sum += value;
+        }
+    }
+
+    /// What is summed over ranks.
+    pub(crate) fn values(&self) -> &[f64] {
+        &self.values
+    }
+
+    /// The means, from the sums over ranks.
+    pub(crate) fn means(&self, values: &[f64]) -> Vec<(&'static str, f64)> {
+        let Some((count, sums)) = values.split_first() else { return Vec::new() };
+        self.names.iter().zip(sums).map(|(name, sum)| (*name, sum / count)).collect()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The whole run of one rank, from a recipe to an export.
 
 mod agreement;
+mod reference;
 mod setup;
 mod steps;
 
@@ -17,7 +18,7 @@ use sterna_checkpoint::Checkpoint;
 use sterna_comm::{Comm, RankEnv};
 use sterna_data::{Collator, Dataset, Datasets, MicroBatch, MicroBatches, PrepareReport};
 use sterna_hf::{WeightFiles, export::check_destination};
-use sterna_mesh::Axis;
+use sterna_mesh::{Axis, Mesh};
 use sterna_model::stage::Stage;
 use sterna_plan::Plan;
 use sterna_recipe::{CheckpointKind, CheckpointOptions, NonFinitePolicy, Recipe};
@@ -30,6 +31,7 @@ use tch::{Device, Kind};
 
 pub(crate) use self::setup::device_type;
 use self::{
+    reference::LogProbs,
     setup::{
         Assets, connect_gpus, device, model_config, num_attention_kept, peak_rate, plan_of_data,
         scratch,
@@ -42,7 +44,7 @@ use crate::{
     error::TrainError,
     export::export,
     load::WeightSource,
-    objective::Sft,
+    objective::{Dpo, Figures, Objective, Pairs, Sft},
     observe::{
         flops,
         gpus::{Bf16Products, Gpu, Monitor, Processor},
@@ -61,6 +63,8 @@ use crate::{
 pub trait Observer {
     /// Rows of a source have been tokenized; not called for what is in the cache.
     fn on_tokenize(&mut self, progress: sterna_data::Progress<'_>);
+    /// The reference model has seen `done` of `total` micro-batches.
+    fn on_reference(&mut self, done: usize, total: usize);
     /// Everything is known and nothing has been computed; `processor` is this rank's.
     fn on_start(
         &mut self,
@@ -193,8 +197,8 @@ fn run(
     let on_progress = &mut |progress: sterna_data::Progress<'_>| observer.on_tokenize(progress);
     let datasets =
         sterna_data::prepare(recipe, max_length, &assets.tokenizer, env.world_size, on_progress)?;
-    let mut trainer =
-        Trainer::new(recipe, env, comm, &assets, &datasets, plan, device, weights.as_ref(), stop)?;
+    let mut trainer = Trainer::new(recipe, env, comm, &assets, &datasets, plan, device, stop)?;
+    trainer.load(weights.as_ref(), observer)?;
     // The pages of a mapped file count as memory of this process for as long as it is mapped.
     drop(weights);
     trainer.run(plan, observer)
@@ -224,6 +228,8 @@ struct Trainer<'a> {
     peak_rate: f64,
     /// What NVML says of this rank's GPU, if there are both.
     monitor: Option<Monitor>,
+    /// What replies are compared with, of training and evaluation data; empty if nothing is.
+    reference: [LogProbs; 2],
 }
 
 /// What the ranks tell each other about a step before the optimizer moves.
@@ -236,6 +242,8 @@ struct StepReport {
     seqlen: f64,
     /// As [`SourceSums::values`].
     by_source: Vec<f64>,
+    /// As [`Figures::values`].
+    figures: Vec<f64>,
 }
 
 impl<'a> Trainer<'a> {
@@ -248,7 +256,6 @@ impl<'a> Trainer<'a> {
         datasets: &'a Datasets,
         plan: &Plan,
         device: Device,
-        weights: Option<&WeightFiles>,
         stop: &'a Stop,
     ) -> Result<Self, TrainError> {
         let mesh = &comm.mesh;
@@ -285,20 +292,12 @@ impl<'a> Trainer<'a> {
         checkpoints.expect_step_of(&of_data, num_attention);
         let options = EngineOptions::new(plan, device, num_attention, disk.as_ref())?;
         let host_lens = options.keep.host_lens(&of_data, &assets.config.arch);
-        let mut engine = Engine::new(comm, &assets.config.arch, recipe, options)?;
+        let engine = Engine::new(comm, &assets.config.arch, recipe, options)?;
         // Beside the weights' way to where they are to be; a second micro-batch finds what the first has used.
         let pinned_ahead = match device {
             Device::Cuda(index) => Some(PinnedAhead::start(index, &host_lens)),
             _ => None,
         };
-        let source = match weights {
-            Some(files) => WeightSource::Files(files),
-            None => WeightSource::Random { seed: recipe.seed },
-        };
-        match &resumed {
-            Some(checkpoint) => engine.zero.load_states(comm.world(), checkpoint)?,
-            None => engine.zero.load(&source)?,
-        }
         Ok(Self {
             recipe,
             comm,
@@ -327,10 +326,56 @@ impl<'a> Trainer<'a> {
                 _ => None,
             },
             engine,
+            reference: [LogProbs::new(), LogProbs::new()],
             _pinned_ahead: pinned_ahead,
             resumed,
             stop,
         })
+    }
+
+    /// Fills the states of the model, once what they are compared with is computed.
+    fn load(
+        &mut self,
+        weights: Option<&WeightFiles>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        let source = match weights {
+            Some(files) => WeightSource::Files(files),
+            None => WeightSource::Random { seed: self.recipe.seed },
+        };
+        if let Some(dpo) = &self.recipe.dpo {
+            let is_other = dpo.ref_model != self.recipe.model.name_or_path;
+            let files = is_other
+                .then(|| reference::weights(self.recipe, &dpo.ref_model, &self.assets.config))
+                .transpose()?;
+            self.engine.zero.load(&files.as_ref().map_or(source, WeightSource::Files))?;
+            self.compare(observer)?;
+        }
+        match &self.resumed {
+            Some(checkpoint) => self.engine.zero.load_states(self.comm.world(), checkpoint),
+            None => self.engine.zero.load(&source),
+        }
+    }
+
+    /// Computes what the reference model, whose weights the engine holds, says of everything that the run will see.
+    fn compare(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let (recipe, stream, mesh) = (self.recipe, &self.stream, &self.comm.mesh);
+        let train = stream_indices(recipe, &self.steps, stream.len());
+        let eval = eval_batches(self.datasets.eval.as_ref(), mesh, recipe.micro_batch_size);
+        let (mut num_done, num_all) = (0, train.len() + eval.len());
+        let mut on_batch = || {
+            num_done += 1;
+            observer.on_reference(num_done, num_all);
+        };
+        let train = train.into_iter().map(|index| Ok((index, stream.get(index)?)));
+        let train = reference::log_probs(&mut self.engine, self.comm, train, &mut on_batch)?;
+        let eval = eval.into_iter().map(|batch| {
+            let dataset = self.datasets.eval.as_ref().expect("it has samples");
+            Ok((batch.first, eval_batch(dataset, stream.collator(), batch.samples)?))
+        });
+        let eval = reference::log_probs(&mut self.engine, self.comm, eval, &mut on_batch)?;
+        self.reference = [train, eval];
+        Ok(())
     }
 
     fn run(
@@ -517,22 +562,31 @@ impl<'a> Trainer<'a> {
         let mut loss = 0.0;
         let sp_size = self.comm.mesh.size(Axis::Sp);
         let mut by_source = SourceSums::new(self.datasets.train.num_sources());
-        let objectives = Sft::of_step(self.comm, self.recipe.loss_average, &batches)?;
+        let mut figures = Figures::default();
+        let indices: Vec<usize> = (first..first + gas).map(|i| self.stream_index(i)).collect();
+        let references: Vec<&[f64]> = match &self.recipe.dpo {
+            Some(_) => indices.iter().map(|index| &self.reference[0][index][..]).collect(),
+            None => Vec::new(),
+        };
+        let objectives = objectives(self.comm, self.recipe, &batches, &references)?;
         for (i, (batch, objective)) in batches.iter().zip(&objectives).enumerate() {
             if i > 0 && matches!(self.early_exit()?, Some(EarlyExit::Signal(_))) {
                 self.engine.zero.discard_gradients()?;
                 return Ok(None);
             }
-            let of_batch = self.engine.forward_backward(batch, objective)?;
+            let of_batch = self.engine.forward_backward(batch, &**objective)?;
             loss += of_batch.loss;
-            let samples = self.stream.sample_indices(self.stream_index(first + i));
+            figures.merge(&objective.figures());
+            let samples = self.stream.sample_indices(indices[i]);
             let sources = sources_of(&self.datasets.train, samples);
             by_source.add(&sources, batch, &of_batch, sp_size);
         }
         self.engine.phases.begin(Phase::Step);
         self.engine.zero.finish_gradients(self.comm.world())?;
-        let report = self.report(&batches, loss, &by_source)?;
+        drop(objectives);
+        let report = self.report(&batches, loss, &by_source, &figures)?;
         let grad_norm = self.engine.zero.gradient_norm(self.comm.world())?;
+        let moe_load_max_over_mean = self.engine.take_expert_loads()?;
         self.warn_without_labels(step, &batches);
         let is_skipped = self.is_skipped(step, &report, grad_norm)?;
         let lr = self.schedule.lr(step - 1);
@@ -560,11 +614,13 @@ impl<'a> Trainer<'a> {
             loss: report.loss,
             lr,
             grad_norm,
+            moe_load_max_over_mean,
             is_skipped,
             seqlen: report.seqlen,
             num_tokens: report.num_tokens.round() as u64,
             num_valid_tokens: report.num_valid_tokens.round() as u64,
             sources: sources::metrics(&self.datasets.report.train.sources, &report.by_source),
+            figures: figures.means(&report.figures),
             iter_time,
             step_time,
             iter_tflops: report.reference_tflos / (world_size * iter_time),
@@ -660,6 +716,7 @@ impl<'a> Trainer<'a> {
         batches: &[MicroBatch],
         loss: f64,
         by_source: &SourceSums,
+        figures: &Figures,
     ) -> Result<StepReport, TrainError> {
         let is_flash = self.recipe.model.attn_implementation.is_flash();
         let recompute = !self.recipe.model.disable_activation_checkpoint;
@@ -688,7 +745,10 @@ impl<'a> Trainer<'a> {
             model_tflos * share,
             seqlen as f64 * share / num_micro_batches,
         ];
-        let sums = sum(self.comm.world(), &[&of_step, by_source.values()].concat())?;
+        let figures: Vec<f64> = figures.values().iter().map(|sum| sum * share).collect();
+        let values = [&of_step, by_source.values(), &figures].concat();
+        let sums = sum(self.comm.world(), &values)?;
+        let (by_source, figures) = sums[of_step.len()..].split_at(by_source.values().len());
         Ok(StepReport {
             loss: sums[0],
             num_tokens: sums[1],
@@ -696,7 +756,8 @@ impl<'a> Trainer<'a> {
             reference_tflos: sums[3],
             model_tflos: sums[4],
             seqlen: sums[5],
-            by_source: sums[of_step.len()..].to_vec(),
+            by_source: by_source.to_vec(),
+            figures: figures.to_vec(),
         })
     }
 
@@ -716,36 +777,55 @@ impl<'a> Trainer<'a> {
         let started = Instant::now();
         let mesh = self.comm.mesh;
         let collator = *self.stream.collator();
-        let rows = self.recipe.micro_batch_size;
-        let (mut loss, mut num_valid_tokens) = (0.0, 0.0);
+        let share = 1.0 / mesh.size(Axis::Sp) as f64;
+        let (mut loss, mut count, mut num_valid_tokens) = (0.0, 0.0, 0.0);
         let mut by_source = SourceSums::new(dataset.num_sources());
-        for first in (0..dataset.len()).step_by(rows * mesh.size(Axis::Dp)) {
-            let start = first + mesh.local_rank(Axis::Dp) * rows;
-            let is_counted = start < dataset.len();
-            let start = if is_counted { start } else { first };
-            let samples = start..(start + rows).min(dataset.len());
+        let mut figures = Figures::default();
+        for EvalBatch { first, samples, is_counted } in
+            eval_batches(Some(dataset), &mesh, self.recipe.micro_batch_size)
+        {
             let batch = eval_batch(dataset, &collator, samples.clone())?;
             let of_batch = self.engine.forward(&batch)?;
+            let num_labels = batch.num_valid_tokens() as f64;
+            let (of_loss, of_count) = match &self.recipe.dpo {
+                None => (of_batch.loss, num_labels * share),
+                Some(options) => {
+                    let log_probs = reference::of_all_ranks(&of_batch, self.comm)?;
+                    let reference = &self.reference[1][&first];
+                    let num_labels = batch.num_labels_of_samples();
+                    let pairs = Pairs::new(options, &log_probs, reference, &num_labels);
+                    if is_counted {
+                        figures.merge(&pairs.figures);
+                    }
+                    (pairs.loss * share, (reference.len() / 2) as f64 * share)
+                }
+            };
             if is_counted {
-                loss += of_batch.loss;
-                num_valid_tokens += batch.num_valid_tokens() as f64 / mesh.size(Axis::Sp) as f64;
+                loss += of_loss;
+                count += of_count;
+                num_valid_tokens += num_labels * share;
                 let sources = sources_of(dataset, samples);
                 by_source.add(&sources, &batch, &of_batch, mesh.size(Axis::Sp));
             }
         }
-        let of_all = [loss, num_valid_tokens];
-        let sums = sum(self.comm.world(), &[&of_all, by_source.values()].concat())?;
+        // A group that has counted nothing has no figures, and all ranks sum as many numbers.
+        if self.recipe.dpo.is_some() {
+            figures.merge(&Pairs::no_figures());
+        }
+        let of_all = [loss, count, num_valid_tokens];
+        let of_figures: Vec<f64> = figures.values().iter().map(|sum| sum * share).collect();
+        let values = [&of_all, by_source.values(), &of_figures].concat();
+        let sums = sum(self.comm.world(), &values)?;
+        let (by_source, of_figures) = sums[of_all.len()..].split_at(by_source.values().len());
         let PrepareReport { train, eval } = &self.datasets.report;
         let metrics = EvalMetrics {
             iter,
             max_iter: self.steps.num_steps,
             loss: sums[0] / sums[1].max(1.0),
-            num_valid_tokens: sums[1].round() as u64,
+            num_valid_tokens: sums[2].round() as u64,
             // Without sources of its own, it was split off what is trained on.
-            sources: sources::metrics(
-                &eval.as_ref().unwrap_or(train).sources,
-                &sums[of_all.len()..],
-            ),
+            sources: sources::metrics(&eval.as_ref().unwrap_or(train).sources, by_source),
+            figures: figures.means(of_figures),
             num_samples: dataset.len(),
             time: started.elapsed().as_secs_f64(),
         };
@@ -833,9 +913,59 @@ fn announce(completed: Option<PathBuf>, observer: &mut dyn Observer) -> Option<P
     completed.inspect(|dir| observer.on_checkpoint(dir))
 }
 
+/// What each micro-batch of a step minimises; `references` are of [`Recipe::dpo`].
+fn objectives<'a>(
+    comm: &Comm,
+    recipe: &'a Recipe,
+    batches: &[MicroBatch],
+    references: &[&'a [f64]],
+) -> Result<Vec<Box<dyn Objective + 'a>>, TrainError> {
+    let average = recipe.loss_average;
+    Ok(match &recipe.dpo {
+        None => boxed(Sft::of_step(comm, average, batches)?),
+        Some(options) => boxed(Dpo::of_step(comm, average, options, batches, references)?),
+    })
+}
+
+fn boxed<'a, T: Objective + 'a>(objectives: Vec<T>) -> Vec<Box<dyn Objective + 'a>> {
+    objectives.into_iter().map(|objective| Box::new(objective) as Box<dyn Objective>).collect()
+}
+
+/// Which micro-batches of an epoch the steps of a run use, of `len`.
+fn stream_indices(recipe: &Recipe, steps: &StepRange, len: usize) -> BTreeSet<usize> {
+    if recipe.overfit_first_batch {
+        return BTreeSet::from([0]);
+    }
+    let range = steps.micro_batches(steps.first_step)..steps.micro_batches(steps.num_steps);
+    range.take(len).map(|index| index as usize % len).collect()
+}
+
 /// The source of each sample that samples, or packs, of a dataset are made of.
 fn sources_of(dataset: &Dataset, indices: impl IntoIterator<Item = usize>) -> Vec<usize> {
     indices.into_iter().flat_map(|index| dataset.sources(index)).collect()
+}
+
+/// A micro-batch of evaluation data.
+struct EvalBatch {
+    /// The first sample of those that all groups evaluate at a time.
+    first: usize,
+    /// Those of this rank's group.
+    samples: Range<usize>,
+    /// False if it is a repetition, for a group that has none left: ZeRO's gathers are collective.
+    is_counted: bool,
+}
+
+/// The evaluation data of this rank's group, `rows` samples at a time.
+fn eval_batches(dataset: Option<&Dataset>, mesh: &Mesh, rows: usize) -> Vec<EvalBatch> {
+    let len = dataset.map_or(0, Dataset::len);
+    let firsts = (0..len).step_by(rows * mesh.size(Axis::Dp));
+    let of_group = |first| {
+        let start = first + mesh.local_rank(Axis::Dp) * rows;
+        let is_counted = start < len;
+        let start = if is_counted { start } else { first };
+        EvalBatch { first, samples: start..(start + rows).min(len), is_counted }
+    };
+    firsts.map(of_group).collect()
 }
 
 /// Samples as one micro-batch.

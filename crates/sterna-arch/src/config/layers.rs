@@ -11,6 +11,8 @@ use crate::families::{Family, Last, Rotated, Windows};
 pub(crate) struct OfLayer {
     pub(crate) sliding_window: Option<usize>,
     pub(crate) is_rotated: bool,
+    /// Whether its mixer is a gated delta net.
+    pub(crate) is_delta_net: bool,
 }
 
 pub(crate) fn read(
@@ -31,8 +33,39 @@ pub(crate) fn read(
         None => family.rotated == Rotated::All || is_off || window.is_some(),
     };
     let is_rotated: Vec<bool> = windows.iter().enumerate().map(is_rotated).collect();
-    let of_layer = |(sliding_window, is_rotated)| OfLayer { sliding_window, is_rotated };
-    Ok(windows.into_iter().zip(is_rotated).map(of_layer).collect())
+    let is_delta_net = delta_nets(reader, family, num_layers)?;
+    let of_layer = |((sliding_window, is_rotated), is_delta_net)| OfLayer {
+        sliding_window,
+        is_rotated,
+        is_delta_net,
+    };
+    Ok(windows.into_iter().zip(is_rotated).zip(is_delta_net).map(of_layer).collect())
+}
+
+/// Which layers are gated delta nets: those of `layer_types`, or all but every `full_attention_interval`-th.
+fn delta_nets(reader: &Reader<'_>, family: &Family, num_layers: usize) -> Result<Vec<bool>> {
+    if !family.has_delta_nets {
+        return Ok(vec![false; num_layers]);
+    }
+    let each = "`linear_attention` or `full_attention`";
+    let listed =
+        list(reader, "layer_types", num_layers, "names", each, |value| match value.as_str() {
+            Some("linear_attention") => Some(true),
+            Some("full_attention") => Some(false),
+            _ => None,
+        })?;
+    let (key, is_delta_net) = if let Some(listed) = listed {
+        ("layer_types", listed)
+    } else {
+        let every = reader.or("full_attention_interval", 4, Reader::size)?;
+        let is_delta_net = (1..=num_layers).map(|number| !number.is_multiple_of(every)).collect();
+        ("full_attention_interval", is_delta_net)
+    };
+    if !is_delta_net.contains(&false) {
+        let required = "a layer with `full_attention`";
+        return Err(reader.refuse(key, "none in all layers", required));
+    }
+    Ok(is_delta_net)
 }
 
 fn chosen_rotation(reader: &Reader<'_>, num_layers: usize) -> Result<Vec<bool>> {

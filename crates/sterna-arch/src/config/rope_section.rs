@@ -396,8 +396,10 @@ pub(super) fn make_room(raw: &mut Map<String, Value>, overrides: &Map<String, Va
         raw.remove("partial_rotary_factor");
         return;
     }
-    // What is not said by layer type stands at the top, where an override can take its place.
-    if let Some(Value::Object(parameters)) = raw.get_mut("rope_parameters")
+    // What is not said by layer type stands at the top, where an override can take its place, and where it outlasts that of its section.
+    let of_rope = ["partial_rotary_factor", "rope_scaling", "rope_theta"];
+    if of_rope.into_iter().any(|key| overrides.contains_key(key))
+        && let Some(Value::Object(parameters)) = raw.get_mut("rope_parameters")
         && !parameters.values().any(Value::is_object)
         && let Some(partial) = parameters.remove("partial_rotary_factor")
     {

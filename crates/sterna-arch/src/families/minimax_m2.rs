@@ -1,6 +1,6 @@
 //! `MiniMax` M2 (transformers `models/minimax_m2`, 5): experts of a sigmoid router, and norms on queries and keys over all their heads.
 
-use super::{Defaults, Experts, Family, QkNorms, RopeFacts, RouterFacts, Setting};
+use super::{Defaults, ExpertWeights, Experts, Family, QkNorms, RopeFacts, RouterFacts, Setting};
 use crate::layer::{NormKind, QkNormWidth, RouterScores};
 
 pub(super) const MINIMAX_M2: Family = Family {
@@ -29,8 +29,10 @@ pub(super) const MINIMAX_M2: Family = Family {
             norm_topk_prob: Setting::Always,
             ..RouterFacts::SOFTMAX
         },
-        list: "block_sparse_moe.experts",
-        projections: ["w1", "w3", "w2"],
+        weights: ExpertWeights::Each {
+            list: "block_sparse_moe.experts",
+            projections: ["w1", "w3", "w2"],
+        },
         ..Experts::USUAL
     }),
     ..Family::USUAL

@@ -1,6 +1,6 @@
 //! Mixtral (transformers `models/mixtral`): Mistral with experts.
 
-use super::{Defaults, Experts, Family, NormEps, RouterFacts, Setting, Windows};
+use super::{Defaults, ExpertWeights, Experts, Family, NormEps, RouterFacts, Setting, Windows};
 
 pub(super) const MIXTRAL: Family = Family {
     model_type: "mixtral",
@@ -25,8 +25,10 @@ pub(super) const MIXTRAL: Family = Family {
             norm_topk_prob: Setting::Always,
             ..RouterFacts::SOFTMAX
         },
-        list: "block_sparse_moe.experts",
-        projections: ["w1", "w3", "w2"],
+        weights: ExpertWeights::Each {
+            list: "block_sparse_moe.experts",
+            projections: ["w1", "w3", "w2"],
+        },
         ..Experts::USUAL
     }),
     ..Family::USUAL

@@ -2,7 +2,7 @@
 //! output of attention, and every fourth layer without window and rotary embedding.
 
 use super::{
-    Defaults, EmbeddingScale, Family, Last, LogitsScale, NormEps, NormParams, Norms, QkNorms,
+    Defaults, EmbeddingScale, Family, Gate, Last, LogitsScale, NormEps, NormParams, Norms, QkNorms,
     Rotated, Scale, Setting, Windows,
 };
 use crate::layer::NormKind;
@@ -31,7 +31,7 @@ pub(super) const MUSE_GLIMMER_TEXT: Family = Family {
         params: NormParams::None,
         ..QkNorms::of_heads(NormKind::RmsRoundedOnce)
     }),
-    has_gate: true,
+    gate: Gate::Projection,
     windows: Windows::AllBut {
         every: 4,
         has_pattern_key: false,

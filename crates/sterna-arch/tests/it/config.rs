@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use sterna_arch::{
-    Activation, Architecture, Elementwise, Error, Ffn, Init, ModelConfig, Qkv, RopeScaling,
+    Activation, Alternate, Architecture, Attention, Direct, Elementwise, Error, Ffn, Init, Layer,
+    ModelConfig, ParamSpec, Qkv, RopeScaling,
 };
 
 use crate::golden;
@@ -52,16 +53,17 @@ fn check(case: &Value) {
     check_params(name, arch, case);
     let sizes =
         |key: &str| -> Vec<Option<usize>> { serde_json::from_value(case[key].clone()).unwrap() };
-    let windows: Vec<_> = arch.layers.iter().map(|layer| layer.attention.sliding_window).collect();
+    let windows: Vec<_> =
+        arch.layers.iter().map(|layer| attention_of(layer).sliding_window).collect();
     assert_eq!(windows, sizes("sliding_window"), "{name}");
     let is_rotated: Vec<bool> = serde_json::from_value(case["is_rotated"].clone()).unwrap();
-    let found: Vec<_> = arch.layers.iter().map(|layer| layer.attention.rope.is_some()).collect();
+    let found: Vec<_> = arch.layers.iter().map(|layer| layer.mixer.rope().is_some()).collect();
     assert_eq!(found, is_rotated, "{name}");
     let layer = &arch.layers[0];
     let multipliers = [
         arch.embed.multiplier,
         layer.residual_multiplier,
-        layer.attention.scale,
+        arch.first_attention().scale,
         // The class divides by `logits_scaling`; others have a multiplier, under its own name.
         if case["logit_multiplier"].is_null() { 1.0 / arch.head.logits_multiplier } else { 1.0 },
     ];
@@ -72,7 +74,11 @@ fn check(case: &Value) {
         assert_close(name, arch.head.logits_multiplier, multiplier);
     }
     assert_eq!(arch.is_tied(), case["tie_word_embeddings"], "{name}");
-    assert_eq!(layer.attention.head_dim as u64, case["head_dim"].as_u64().unwrap(), "{name}");
+    assert_eq!(
+        arch.first_attention().head_dim as u64,
+        case["head_dim"].as_u64().unwrap(),
+        "{name}"
+    );
     let eps = case["rms_norm_eps"].as_f64().or(case["norm_eps"].as_f64()).unwrap();
     assert_eq!(arch.head.norm.eps, eps, "{name}");
     let std = case["initializer_range"].as_f64().unwrap();
@@ -92,6 +98,10 @@ fn check(case: &Value) {
     } else {
         assert_eq!(arch.ropes[0].theta, case["rope_theta"].as_f64().unwrap(), "{name}");
     }
+}
+
+fn attention_of(layer: &Layer) -> &Attention {
+    layer.mixer.attention().unwrap()
 }
 
 fn assert_close(name: &str, found: f64, required: f64) {
@@ -142,7 +152,7 @@ fn check_params(name: &str, arch: &Architecture, case: &Value) {
 /// What newer cases note beside: frequencies of each layer, caps and clamps, the activation.
 fn check_more(name: &str, arch: &Architecture, case: &Value) {
     for (layer, required) in arch.layers.iter().zip(case["rope"].as_array().unwrap()) {
-        let Some(rope_idx) = layer.attention.rope else {
+        let Some(rope_idx) = layer.mixer.rope() else {
             assert!(required.is_null(), "{name}");
             continue;
         };
@@ -160,7 +170,7 @@ fn check_more(name: &str, arch: &Architecture, case: &Value) {
             crate::rope::assert_close(&inv_freq, &frequencies("long_inv_freq"), 16, name);
         }
     }
-    let attention = &arch.layers[0].attention;
+    let attention = arch.first_attention();
     assert_eq!(attention.softcap, case["attn_logit_softcapping"].as_f64(), "{name}");
     assert_eq!(arch.head.softcap, case["final_logit_softcapping"].as_f64(), "{name}");
     let clip_qkv = match &attention.qkv {
@@ -366,7 +376,7 @@ fn fewer_layers_take_the_first_layer_types() {
     }
     let base = parse(&config).unwrap();
     let fewer = base.with_overrides(&overrides(&json!({"num_hidden_layers": 2}))).unwrap();
-    let windows = fewer.arch.layers.iter().map(|layer| layer.attention.sliding_window);
+    let windows = fewer.arch.layers.iter().map(|layer| attention_of(layer).sliding_window);
     assert_eq!(windows.collect::<Vec<_>>(), [Some(4096), None]);
     assert!(base.with_overrides(&overrides(&json!({"num_hidden_layers": 4}))).is_err());
 }
@@ -425,18 +435,18 @@ fn layers_that_turn_alone_with_a_window_do_not_turn_without_one() {
     let full = json!({"layer_types": vec!["full_attention"; 4], "sliding_window": 8});
     for model_type in ["cohere2", "exaone4"] {
         let arch = small_arch(model_type, &full);
-        assert!(arch.layers.iter().all(|layer| layer.attention.rope.is_none()), "{model_type}");
+        assert!(arch.layers.iter().all(|layer| layer.mixer.rope().is_none()), "{model_type}");
     }
     // Windows switched off: all turn.
     let arch = small_arch("exaone4", &json!({"sliding_window": null}));
-    assert!(arch.layers.iter().all(|layer| layer.attention.rope.is_some()));
+    assert!(arch.layers.iter().all(|layer| layer.mixer.rope().is_some()));
 }
 
 #[test]
 fn a_pattern_counts_where_the_class_reads_it() {
     let windows = |model_type: &str| -> Vec<bool> {
         let arch = small_arch(model_type, &json!({"sliding_window_pattern": 3}));
-        arch.layers.iter().map(|layer| layer.attention.sliding_window.is_some()).collect()
+        arch.layers.iter().map(|layer| attention_of(layer).sliding_window.is_some()).collect()
     };
     assert_eq!(windows("gemma3_text"), [true, true, false, true]);
     assert_eq!(windows("gemma2"), [true, false, true, false]);
@@ -652,7 +662,7 @@ fn heads_of_stablelm_fill_the_hidden_size() {
     // Transformers' attention has heads of 16 whatever `head_dim` says, and its rotary embedding has the angles of `head_dim`.
     for value in [json!(16), Value::Null] {
         let arch = small_arch("stablelm", &json!({"head_dim": value}));
-        assert_eq!(arch.layers[0].attention.head_dim, 16);
+        assert_eq!(arch.first_attention().head_dim, 16);
     }
     let refused = |keys: Value| parse(&small("stablelm", &keys)).unwrap_err().to_string();
     let found = refused(json!({"head_dim": 32}));
@@ -677,9 +687,9 @@ fn heads_of_helium_fill_the_hidden_size() {
     let found = refused(&without);
     assert!(found.contains(&said), "{found}");
     without["hidden_size"] = json!(512);
-    assert_eq!(parse(&without).unwrap().arch.layers[0].attention.head_dim, 128);
+    assert_eq!(parse(&without).unwrap().arch.first_attention().head_dim, 128);
     // Other families have an output projection of any width.
-    assert_eq!(small_arch("llama", &json!({"head_dim": 8})).layers[0].attention.head_dim, 8);
+    assert_eq!(small_arch("llama", &json!({"head_dim": 8})).first_attention().head_dim, 8);
 }
 
 #[test]
@@ -702,6 +712,11 @@ fn what_experts_would_do_otherwise_is_refused_by_name() {
             "required: groups that have the `8` experts of a token",
         ),
         ("minimax_m2", json!({"router_jitter_noise": 0.1}), "key `router_jitter_noise` is `0.1`"),
+        (
+            "glm4_moe",
+            json!({"output_router_logits": true}),
+            "key `output_router_logits` is `true`, required: `false`: routers of this family",
+        ),
     ] {
         let error = parse(&small(model_type, &keys)).expect_err(model_type).to_string();
         assert!(error.contains(words), "{model_type}: {error}");
@@ -821,6 +836,93 @@ fn an_override_of_rope_is_never_hidden() {
     assert_eq!(dim(json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}})), 8);
 }
 
+/// An export has the config that a checkpoint came with.
+#[test]
+fn overrides_of_other_keys_leave_a_rotary_section_as_it_is() {
+    let config = json!({
+        "model_type": "qwen3_5_text", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 128,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+    });
+    let with = |overrides: Value| {
+        let config =
+            parse(&config).unwrap().with_overrides(overrides.as_object().unwrap()).unwrap();
+        (config.raw.get("rope_parameters").cloned(), config.arch.ropes[0].dim)
+    };
+    assert_eq!(with(json!({"rms_norm_eps": 1e-3})), (config.get("rope_parameters").cloned(), 8));
+    assert_eq!(with(json!({"partial_rotary_factor": 0.25})).1, 4);
+    assert_eq!(with(json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}})).1, 8);
+}
+
+#[test]
+fn delta_nets_and_gated_attention_take_turns() {
+    let of = |overrides: &Value| small_arch("qwen3_5_text", overrides);
+    let is_delta_net = |arch: &Architecture| -> Vec<bool> {
+        arch.layers.iter().map(|layer| layer.mixer.delta_net().is_some()).collect()
+    };
+    let arch = of(&json!({}));
+    assert_eq!(is_delta_net(&arch), [true, true, true, false]);
+    assert_eq!(
+        is_delta_net(&of(&json!({"full_attention_interval": 2}))),
+        [true, false, true, false]
+    );
+    let types = json!(["full_attention", "linear_attention", "linear_attention", "full_attention"]);
+    assert_eq!(is_delta_net(&of(&json!({"layer_types": types}))), [false, true, true, false]);
+
+    let names = |layer: &Layer| -> Vec<(String, Vec<usize>, bool)> {
+        let of = |spec: &ParamSpec| {
+            let name = spec.name.splitn(4, '.').last().unwrap().to_owned();
+            (name, spec.shape.clone(), spec.is_decayed)
+        };
+        layer.params.iter().map(of).collect()
+    };
+    // Sixteen key heads and 32 value heads of 128 in a model 64 wide; which are decayed is the reference's rule by names.
+    let required = [
+        ("input_layernorm.weight", vec![64], false),
+        ("linear_attn.in_proj_qkv.weight", vec![8192, 64], true),
+        ("linear_attn.in_proj_z.weight", vec![4096, 64], true),
+        ("linear_attn.in_proj_b.weight", vec![32, 64], true),
+        ("linear_attn.in_proj_a.weight", vec![32, 64], true),
+        ("linear_attn.conv1d.weight", vec![8192, 1, 4], true),
+        ("linear_attn.dt_bias", vec![32], false),
+        ("linear_attn.A_log", vec![32], true),
+        ("linear_attn.norm.weight", vec![128], false),
+        ("linear_attn.out_proj.weight", vec![64, 4096], true),
+    ];
+    let required = required.map(|(name, shape, is_decayed)| (name.to_owned(), shape, is_decayed));
+    assert_eq!(names(&arch.layers[0])[..10], required);
+    let attention = attention_of(&arch.layers[3]);
+    assert_eq!(names(&arch.layers[3])[1].1, [2 * 4 * 16, 64]);
+    let gate = attention.gate.as_ref().unwrap();
+    let Qkv::Direct(Direct { q, .. }) = &attention.qkv else { panic!("no latents") };
+    assert_eq!((gate.weight, gate.rows.clone()), (q.weight, 0..4 * 16));
+    let alternate = |offset| Some(Alternate { len: 16, stride: 32, offset });
+    assert_eq!((q.alternate, gate.alternate), (alternate(0), alternate(16)));
+    assert_eq!(arch.ropes[0].dim, 4);
+
+    let refused = |overrides: Value| {
+        let mut config = json!({
+            "model_type": "qwen3_5_text", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 128,
+        });
+        config.as_object_mut().unwrap().extend(overrides.as_object().unwrap().clone());
+        parse(&config).unwrap_err().to_string()
+    };
+    for (overrides, required) in [
+        (json!({"linear_num_value_heads": 24}), "a multiple of linear_num_key_heads `16`"),
+        (json!({"layer_types": vec!["linear_attention"; 4]}), "a layer with `full_attention`"),
+        (json!({"full_attention_interval": 5}), "a layer with `full_attention`"),
+        (
+            json!({"layer_types": vec!["sliding_attention"; 4]}),
+            "`linear_attention` or `full_attention`",
+        ),
+        (json!({"hidden_act": "gelu"}), "convolutions of this family"),
+    ] {
+        let text = refused(overrides);
+        assert!(text.contains(required), "{text}");
+    }
+}
+
 #[test]
 fn queries_gates_and_norms_of_the_newest_families() {
     let arch = small_arch("ministral3", &json!({}));
@@ -830,8 +932,8 @@ fn queries_gates_and_norms_of_the_newest_families() {
     let layer = &muse.layers[0];
     assert_eq!(layer.pre_ffn_norm.unwrap().eps, 1e-5);
     assert_eq!(layer.post_ffn_norm.unwrap().eps, 1e-8);
-    assert!((layer.attention.scale - 3.87 / 4.0).abs() < 1e-15);
-    let is_full = |layer: &sterna_arch::Layer| layer.attention.sliding_window.is_none();
+    assert!((attention_of(layer).scale - 3.87 / 4.0).abs() < 1e-15);
+    let is_full = |layer: &Layer| attention_of(layer).sliding_window.is_none();
     assert_eq!(muse.layers.iter().map(is_full).collect::<Vec<_>>(), [false, false, false, true]);
     let init = |model_type: &str| small_arch(model_type, &json!({})).layers[0].params[0].init;
     assert_eq!(init("gemma"), Init::Constant(0.0));

@@ -10,6 +10,9 @@ use sterna_checkpoint::{
     StateDtype, StateKind, StateName, StateTensor, shard_file_name,
 };
 
+/// What exports have in single precision.
+const FP32: &str = "norm.weight";
+
 const WORLD_SIZE: usize = 3;
 /// Elements that each rank holds of each of the two flat buffers.
 const SHARD_LENS: [usize; 2] = [70, 5];
@@ -71,6 +74,7 @@ pub(crate) fn write(folder: &CheckpointFolder, step: u64) -> PathBuf {
         shape: shape.to_vec(),
         flat,
         offset,
+        is_fp32: name == FP32,
     };
     let manifest = Manifest {
         format: Manifest::FORMAT,
@@ -155,9 +159,8 @@ fn an_export_has_the_masters_under_their_names() {
     let out = temp.path().join("out");
     sterna_checkpoint::export(&checkpoint, &out, DType::BF16).unwrap();
     let weights = sterna_hf::WeightFiles::open(&out).unwrap();
-    let expected = |flat, range: std::ops::Range<usize>| -> Vec<u8> {
-        let kind = StateKind { name: StateName::Master, dtype: StateDtype::BF16 };
-        bytes(flat, kind, range)
+    let expected = |flat, range: std::ops::Range<usize>, dtype: StateDtype| -> Vec<u8> {
+        bytes(flat, StateKind { name: StateName::Master, dtype }, range)
     };
     for (name, shape, flat, range) in [
         ("a.weight", vec![10, 20], 0, 0..200),
@@ -165,8 +168,13 @@ fn an_export_has_the_masters_under_their_names() {
         ("b.norm.weight", vec![4], 1, 8..12),
     ] {
         let view = weights.tensor(name).unwrap();
-        assert_eq!((view.shape, view.dtype), (shape, DType::BF16));
-        assert_eq!(view.bytes, expected(flat, range), "{name}");
+        let (dtype, state) = if name == FP32 {
+            (DType::F32, StateDtype::F32)
+        } else {
+            (DType::BF16, StateDtype::BF16)
+        };
+        assert_eq!((view.shape, view.dtype), (shape, dtype));
+        assert_eq!(view.bytes, expected(flat, range, state), "{name}");
     }
 }
 

@@ -34,19 +34,22 @@ pub enum Preference {
 }
 
 impl Preference {
-    /// Reads a row with `chosen` and `rejected`, and with `prompt` unless both begin with it (TRL's "implicit prompt").
+    /// Reads a row with `chosen` and `rejected`, and with `prompt` unless both begin with it (TRL's "implicit prompt"). The inner error
+    /// says why the row compares nothing: a reply is empty, or both are equal.
     ///
     /// # Errors
     ///
-    /// [`Error::BadRow`] and [`Error::BadMessage`] with what is wrong: another kind of value, a reply that is empty, replies that are
-    /// equal, or no prompt that both have.
-    pub fn parse(row: &Map<String, Value>, row_id: &dyn Fn() -> RowId) -> Result<Preference> {
+    /// [`Error::BadRow`] and [`Error::BadMessage`] with what is wrong: another kind of value, or no prompt that both have.
+    pub fn parse(
+        row: &Map<String, Value>,
+        row_id: &dyn Fn() -> RowId,
+    ) -> Result<std::result::Result<Preference, String>> {
         let bad =
             |found: String, required| Error::BadRow { row: Box::new(row_id()), found, required };
         let value = |key: &str| row.get(key).unwrap_or(&Value::Null);
         let (prompt, chosen, rejected) = (value("prompt"), value("chosen"), value("rejected"));
         if !chosen.is_null() && chosen == rejected {
-            return Err(bad("`chosen` and `rejected` are equal".to_owned(), "two replies"));
+            return Ok(Err("`chosen` and `rejected` are equal".to_owned()));
         }
         match (prompt, chosen, rejected) {
             (Value::Null | Value::String(_), Value::String(chosen), Value::String(rejected)) => {
@@ -58,18 +61,18 @@ impl Preference {
                 };
                 for (key, reply) in [("chosen", chosen), ("rejected", rejected)] {
                     if reply.trim().is_empty() {
-                        return Err(bad(format!("`{key}` has no reply of its own"), "a reply"));
+                        return Ok(Err(format!("`{key}` has no reply of its own")));
                     }
                 }
                 if prompt.is_empty() && value("prompt").is_null() {
                     let found = "`chosen` and `rejected` begin with different text";
                     return Err(bad(found.to_owned(), "one prompt for both"));
                 }
-                Ok(Preference::Text {
+                Ok(Ok(Preference::Text {
                     prompt: prompt.to_owned(),
                     chosen: chosen.to_owned(),
                     rejected: rejected.to_owned(),
-                })
+                }))
             }
             (
                 Value::Null | Value::String(_) | Value::Array(_),
@@ -120,14 +123,14 @@ impl Preference {
                 };
                 for (key, reply) in [("chosen", &chosen), ("rejected", &rejected)] {
                     if reply.is_empty() {
-                        return Err(bad(format!("`{key}` has no reply of its own"), "a reply"));
+                        return Ok(Err(format!("`{key}` has no reply of its own")));
                     }
                 }
                 if prompt.is_empty() {
                     let found = "`chosen` and `rejected` begin with different messages";
                     return Err(bad(found.to_owned(), "one prompt for both"));
                 }
-                Ok(Preference::Chat { prompt, chosen, rejected })
+                Ok(Ok(Preference::Chat { prompt, chosen, rejected }))
             }
             (prompt, Value::Array(_), Value::Array(_))
             | (prompt, Value::String(_), Value::String(_)) => {

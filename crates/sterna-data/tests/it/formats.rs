@@ -1240,6 +1240,7 @@ mod field {
 mod preference {
     use super::*;
 
+    /// Why a row is an error, or why it compares nothing, comes after a colon.
     fn parse(row: &Value) -> Result<Preference, String> {
         let id = || RowId {
             source_name: "pairs".to_owned(),
@@ -1247,10 +1248,11 @@ mod preference {
             path: "pairs.jsonl".into(),
             line: Some(4),
         };
-        Preference::parse(row.as_object().unwrap(), &id).map_err(|error| {
+        let parsed = Preference::parse(row.as_object().unwrap(), &id).map_err(|error| {
             let said = error.to_string();
             said.strip_prefix("sample `3` of `pairs` (`pairs.jsonl:4`): ").unwrap().to_owned()
-        })
+        });
+        parsed?.map_err(|why| format!("dropped: {why}"))
     }
 
     fn text(prompt: &str, chosen: &str, rejected: &str) -> Preference {
@@ -1287,7 +1289,7 @@ mod preference {
             if matches!(&expected, Preference::Text { rejected, .. } if rejected.is_empty()) {
                 assert_eq!(
                     parse(&row),
-                    Err("`rejected` has no reply of its own, required: a reply".to_owned())
+                    Err("dropped: `rejected` has no reply of its own".to_owned())
                 );
             } else {
                 assert_eq!(parse(&row), Ok(expected));
@@ -1343,17 +1345,14 @@ mod preference {
             (("user", "Colour?"), ("assistant", "Blue."), ("assistant", "Green."));
         let lists = |prompt: Value, chosen: Pairs<'_>, rejected: Pairs<'_>| json!({"prompt": prompt, "chosen": list(chosen), "rejected": list(rejected)});
         for (row, message) in [
-            (
-                json!({"chosen": "a", "rejected": "a"}),
-                "`chosen` and `rejected` are equal, required: two replies",
-            ),
+            (json!({"chosen": "a", "rejected": "a"}), "dropped: `chosen` and `rejected` are equal"),
             (
                 json!({"chosen": "a b", "rejected": "a "}),
                 "`rejected` has no reply of its own, required: a reply",
             ),
             (
                 json!({"prompt": "q", "chosen": "", "rejected": "a"}),
-                "`chosen` has no reply of its own, required: a reply",
+                "dropped: `chosen` has no reply of its own",
             ),
             (
                 json!({"chosen": "a", "rejected": "b"}),
@@ -1381,7 +1380,7 @@ mod preference {
             ),
             (
                 lists(json!(null), &[ask], &[ask, green]),
-                "`chosen` has no reply of its own, required: a reply",
+                "dropped: `chosen` has no reply of its own",
             ),
             (
                 lists(json!("q"), &[ask, blue], &[ask, green]),

@@ -14,9 +14,8 @@
 //! Where no norm reads what they give, the second visit to `qkv` repeats a norm instead of three matrix products. Heads run all at once
 //! or in groups ([`HeadGroup`]): the tensors of attention exist for one group at a time.
 //!
-//! Between the tokens of a rank and its heads are two functions, [`to_heads`] and [`to_sequence`], and nothing else here calls the
-//! exchange. Ranks that pass keys and values on instead (a ring) trade nothing there: their keys and values are another source for
-//! [`attend`], beside those that are here and those that wait elsewhere.
+//! Between the tokens of a rank and its heads are [`to_heads`] and [`to_sequence`]. Ranks that pass keys and values on instead (a ring)
+//! trade nothing there: their keys and values are another source for [`attend`], beside those that are here and those that wait elsewhere.
 //!
 //! The gate and the projection back ([`output`]) run in the tiles of what comes next.
 
@@ -26,6 +25,7 @@ mod qkv;
 
 use std::collections::VecDeque;
 
+use sterna_arch::Attention;
 use sterna_comm::Group;
 use sterna_ops::attention::{Documents, Implementation};
 use sterna_ops::rope::RopeTable;
@@ -37,13 +37,14 @@ use self::attend::Attended;
 pub use self::attend::{KeysValuesStore, Streaming};
 use self::qkv::QkvSaved;
 use super::BlockContext;
+use super::mixer::{Mixed, Save, to_heads, to_sequence};
 use crate::error::ModelError;
 use crate::heads::HeadGroup;
-use crate::parallel::ulysses::{Exchange, HeadToSeq, Heads, Part, SeqToHead};
+use crate::parallel::ulysses::{Heads, Part, SeqToHead};
 use crate::params::{BlockGrads, BlockParams};
 use crate::stage::Stage;
 
-/// What the attention of a block needs to know beside its weights and activations.
+/// What the mixer of a block needs to know beside its weights and activations: attention all of it, others what is not about scores.
 ///
 /// # Communication
 ///
@@ -97,41 +98,6 @@ impl AttentionContext<'_> {
     }
 }
 
-/// The result of attention, which is what it keeps.
-#[derive(Debug)]
-pub(super) struct Mixed {
-    /// The output with all heads of this rank's tokens, `[b * s/p, n, v_head_dim]`.
-    o: Tensor,
-    /// The log-sum-exp of this rank's heads of all tokens, `[own heads, b * s]`, single precision.
-    lse: Tensor,
-}
-
-impl Mixed {
-    /// The output, `[b * s/p, n, v_head_dim]`.
-    pub(super) fn output(&self) -> &Tensor {
-        &self.o
-    }
-
-    pub(super) fn into_kept(self) -> Vec<Tensor> {
-        vec![self.o, self.lse]
-    }
-
-    pub(super) fn from_kept(kept: &[Tensor]) -> Self {
-        let [o, lse] = kept else { unreachable!("attention keeps two tensors") };
-        Self { o: o.shallow_clone(), lse: lse.shallow_clone() }
-    }
-}
-
-/// Which intermediate values a forward leaves for its backward.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Save {
-    Nothing,
-    /// Those that are at hand when the backward follows: of heads that run all at once what attention read and gave, and of `qkv` what
-    /// fits one tile. Of several groups none, for each is computed again when its turn comes.
-    AtHand,
-    All,
-}
-
 /// The intermediate values of each group of heads, if there are any.
 #[derive(Debug, Default)]
 pub(super) struct Saved(Vec<GroupSaved>);
@@ -160,12 +126,7 @@ pub(super) fn forward(
 ) -> Result<(Mixed, Saved), ModelError> {
     let groups = ctx.attention.groups;
     let num_tokens = x.size()[0];
-    let saves = match save {
-        Save::Nothing => false,
-        Save::AtHand => groups.len() == 1,
-        Save::All => true,
-    };
-    let saves_qkv = saves && (save == Save::All || num_tokens <= ctx.attention.qkv_tile_len);
+    let (saves, saves_qkv) = save.of_groups(ctx, num_tokens);
     let (mut of_groups, mut lses, mut saved) = (Vec::new(), Vec::new(), Vec::new());
     let _memory = memory::scope(MemoryKind::Attention);
     for group in groups {
@@ -185,7 +146,7 @@ pub(super) fn forward(
     }
     let o = HeadGroup::join(groups, of_groups);
     let lse = if lses.len() == 1 { lses.remove(0) } else { Tensor::cat(&lses, 0) };
-    Ok((Mixed { o, lse }, Saved(saved)))
+    Ok((Mixed { o, rest: lse }, Saved(saved)))
 }
 
 /// The backward of attention: collects the gradient of its output, then computes that of its input.
@@ -227,7 +188,7 @@ impl<'a> Backward<'a> {
         let Backward { ctx, x, saved, mut outgoing } = self;
         let (groups, qkv_tile_len) = (ctx.attention.groups, ctx.attention.qkv_tile_len);
         let num_tokens = x.size()[0];
-        let Mixed { o, lse } = mixed;
+        let Mixed { o, rest: lse } = mixed;
         if saved.is_empty() {
             for (group, outgoing) in groups.iter().zip(&mut outgoing) {
                 outgoing.put(1, 0, &group.queries_of(&o));
@@ -300,75 +261,27 @@ fn project(
     Ok((projected.expect("an exchange returns as many tensors as were put in"), all_saved))
 }
 
-/// What attention reads of `x` `[tile, d]`.
-pub(super) fn input(ctx: &BlockContext<'_>, params: &BlockParams, x: &Tensor) -> Tensor {
-    match &ctx.layer.pre_attention_norm {
-        Some(norm) => params.norm(norm).forward(x),
-        None => x.shallow_clone(),
-    }
-}
-
-/// The gradient of `x` from that of [`input`]; weight gradients `+=`.
-pub(super) fn input_backward(
-    ctx: &BlockContext<'_>,
-    params: &BlockParams,
-    grads: &mut BlockGrads,
-    x: &Tensor,
-    d_y: Tensor,
-) -> Tensor {
-    match &ctx.layer.pre_attention_norm {
-        Some(norm) => grads.norm_backward(params, norm, x, &d_y),
-        None => d_y,
-    }
-}
-
-/// Takes tiles of tensors with all heads of a group of this rank's tokens, and gives this rank's heads of all tokens.
-fn to_heads<'a>(
-    ctx: &BlockContext<'a>,
-    group: &'a HeadGroup,
-    x: &Tensor,
-    parts: &[Part],
-) -> SeqToHead<'a> {
-    SeqToHead::new(exchange(ctx, group, x), parts)
-}
-
-/// The way back: all heads of a group of this rank's tokens, from this rank's heads of all tokens.
-fn to_sequence<'a>(
-    ctx: &BlockContext<'a>,
-    group: &'a HeadGroup,
-    x: &Tensor,
-    tensors: Vec<(Part, Tensor)>,
-) -> Result<HeadToSeq<'a>, ModelError> {
-    HeadToSeq::all_to_all(exchange(ctx, group, x), tensors)
-}
-
-fn exchange<'a>(ctx: &BlockContext<'a>, group: &'a HeadGroup, x: &Tensor) -> Exchange<'a> {
-    Exchange {
-        group: ctx.attention.sp,
-        heads: group.splits(),
-        num_rows: ctx.attention.num_rows,
-        shard_len: x.size()[0] / ctx.attention.num_rows,
-        kind: x.kind(),
-        device: x.device(),
-    }
+/// The attention of a layer that has it.
+fn of<'a>(ctx: &BlockContext<'a>) -> &'a Attention {
+    ctx.layer.mixer.attention().expect("this mixer is called for layers that have it")
 }
 
 /// Queries and their gradients.
 fn queries(ctx: &BlockContext<'_>) -> Part {
-    Part { heads: Heads::Query, head_dim: ctx.layer.attention.head_dim as i64 }
+    Part { heads: Heads::Query, head_dim: of(ctx).head_dim as i64 }
 }
 
 /// Keys and their gradients.
 fn keys(ctx: &BlockContext<'_>) -> Part {
-    Part { heads: Heads::KeyValue, head_dim: ctx.layer.attention.head_dim as i64 }
+    Part { heads: Heads::KeyValue, head_dim: of(ctx).head_dim as i64 }
 }
 
 /// Values and their gradients.
 fn values(ctx: &BlockContext<'_>) -> Part {
-    Part { heads: Heads::KeyValue, head_dim: ctx.layer.attention.v_head_dim as i64 }
+    Part { heads: Heads::KeyValue, head_dim: of(ctx).v_head_dim as i64 }
 }
 
 /// Outputs and their gradients.
 fn outputs(ctx: &BlockContext<'_>) -> Part {
-    Part { heads: Heads::Query, head_dim: ctx.layer.attention.v_head_dim as i64 }
+    Part { heads: Heads::Query, head_dim: of(ctx).v_head_dim as i64 }
 }

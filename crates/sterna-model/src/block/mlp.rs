@@ -7,8 +7,8 @@ use sterna_arch::Dense;
 use tch::Tensor;
 
 use super::BlockContext;
-use super::attention;
 use super::dense::{self, DenseSaved};
+use super::mixer;
 use crate::multiplier::{multiplied, product};
 use crate::params::{BlockGrads, BlockParams};
 
@@ -108,7 +108,7 @@ pub(super) fn before_ffn(
     o: &Tensor,
 ) -> BeforeFfn {
     let layer = ctx.layer;
-    let output = attention::output::forward(ctx, params, x, o);
+    let output = mixer::output(ctx, params, x, o);
     let (attended, output) = match &layer.post_attention_norm {
         Some(norm) => {
             let normed = params.norm(norm).forward(&output);
@@ -120,7 +120,7 @@ pub(super) fn before_ffn(
     let h = match (&layer.pre_ffn_norm, layer.is_parallel) {
         (Some(norm), true) => params.norm(norm).forward(x),
         (Some(norm), false) => params.norm(norm).forward(&r),
-        (None, true) => attention::input(ctx, params, x),
+        (None, true) => mixer::input(ctx, params, x),
         (None, false) => r.shallow_clone(),
     };
     BeforeFfn { attended, r, h }
@@ -186,7 +186,7 @@ pub(super) fn before_ffn_backward(
     let through_mlp = match (&layer.pre_ffn_norm, layer.is_parallel) {
         (Some(norm), true) => grads.norm_backward(params, norm, x, &d_h),
         (Some(norm), false) => grads.norm_backward(params, norm, &r, &d_h),
-        (None, true) => attention::input_backward(ctx, params, grads, x, d_h),
+        (None, true) => mixer::input_backward(ctx, params, grads, x, d_h),
         (None, false) => d_h,
     };
     drop(r);
@@ -198,7 +198,7 @@ pub(super) fn before_ffn_backward(
     if let (Some(norm), Some(attended)) = (&layer.post_attention_norm, attended) {
         d_branch = grads.norm_backward(params, norm, &attended, &d_branch);
     }
-    attention::output::backward(ctx, params, grads, x, o, &d_branch, d_x)
+    mixer::output_backward(ctx, params, grads, x, o, &d_branch, d_x)
 }
 
 /// The gradient of what the buffer on the layer's output multiplies.

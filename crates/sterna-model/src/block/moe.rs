@@ -222,6 +222,7 @@ fn route(
         } else {
             let chosen = scores.choose(router, params);
             if let Some(routing) = ctx.routing {
+                routing.count_loads(ctx.layer_idx, tile.start, &chosen);
                 scores.count(router, routing, tile.start, &chosen);
             }
             chosen

@@ -63,6 +63,9 @@ impl Scores {
 
     /// Adds a tile of tokens from `start` on to the auxiliary loss, which is that of the softmax of the logits and of its largest.
     pub(super) fn count(&self, router: &Router, routing: &Routing, start: i64, chosen: &Tensor) {
+        if !routing.has_loss() {
+            return;
+        }
         let probs = self.probabilities();
         let is_by_score = router.correction_bias.is_none() && router.expert_groups.is_none();
         if is_by_score {
@@ -112,6 +115,7 @@ pub(super) fn backward(
     d_weights: &Tensor,
     d_h: &mut Tensor,
 ) {
+    let routing = routing.filter(|routing| routing.has_loss());
     let said = Scores::new(router, params, h);
     let top = said.of(chosen);
     let mut d_top = product(d_weights, router.scale);

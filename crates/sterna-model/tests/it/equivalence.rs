@@ -18,15 +18,17 @@ const KEEP_ALL: Keep = Keep { attention: true, graph: true };
 /// all ranks; norms on queries and keys over a head, over all heads, with a row or a tensor for each, and after the rotary embedding;
 /// softcaps; clamps; two rotary embeddings; norms on outputs; branches side by side; fused projections; trained activations; heads that
 /// differ between layers, and values that are keys; queries that grow with their position; gates on outputs; experts, with one of all
-/// tokens, chosen by probabilities, or by sigmoids with a bias and among groups; latents of
-/// keys and values, with one of queries or without.
-const MODELS: [&str; 33] = [
+/// tokens, chosen by probabilities, or by sigmoids with a bias and among groups, in tensors of their own or in one; latents of keys and
+/// values, with one of queries or without; delta nets with two and with three value heads on a key head, and gates whose rows alternate
+/// with those of queries.
+const MODELS: [&str; 37] = [
     "llama_tied",
     "llama_biased",
     "mistral_window",
     "qwen2",
     "qwen3",
     "granite",
+    "granitemoe",
     "seed_oss",
     "smollm3",
     "apertus",
@@ -52,6 +54,9 @@ const MODELS: [&str; 33] = [
     "olmoe",
     "phi3",
     "qwen2_moe",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
+    "qwen3_5_text_biased",
     "qwen3_moe",
     "stablelm_parallel",
 ];
@@ -238,6 +243,32 @@ fn rows_of_a_micro_batch_stay_apart_on_two_ranks() {
                 &expected,
                 F64,
             );
+        }
+    });
+}
+
+/// A delta net keeps a state for every 1,024 tokens of a document but the first: here two of the first document and one of the last.
+#[test]
+fn states_of_long_documents_are_kept_on_two_ranks() {
+    spawn_ranks(2, |_| {
+        let (comm, alone) = (together(2), alone());
+        let tiny = Tiny::fixture("qwen3_5_text_biased");
+        let numbers =
+            |factor: i64| (0..3300_i64).map(|token| token * token * factor % 61).collect();
+        let batch = Batch {
+            input_ids: numbers(7),
+            shift_labels: numbers(11),
+            lengths: vec![2060, 40, 1200],
+            num_rows: 1,
+        };
+        let expected = tiny.run(&alone, &batch, double());
+        for (tile_len, num_groups, keep) in
+            [(1 << 20, 1, KEEP_ATTENTION), (500, 3, KEEP_ATTENTION), (700, 1, KEEP_ALL)]
+        {
+            let how = How { tile_len, num_groups, keep, ..double() };
+            assert_same("one rank", &tiny.run(&alone, &batch, how), &expected, F64);
+            let how = How { num_groups: 1, ..how };
+            assert_same("two ranks", &tiny.run(&comm, &batch, how), &expected, F64);
         }
     });
 }

@@ -36,7 +36,7 @@ fn check_keeping(config: &ModelConfig, keep: Keep) {
     tch::manual_seed(7);
     let comm = alone();
     let (arch, layer) = (&config.arch, &config.arch.layers[0]);
-    let groups = HeadGroup::of_all_ranks(&layer.attention, 1, 1).unwrap();
+    let groups = HeadGroup::of_all_ranks(&layer.mixer, 1, 1).unwrap();
     let documents = Documents::new(vec![0..4, 4..7]);
     let ropes = rotary::tables(arch, &[0, 1, 2, 3, 0, 1, 2], 4, Kind::Double, Device::Cpu);
     let ctx = BlockContext {
@@ -46,7 +46,7 @@ fn check_keeping(config: &ModelConfig, keep: Keep) {
             sp: comm.sp(),
             groups: &groups,
             documents: &documents,
-            rope: layer.attention.rope.map(|rope_idx| &ropes[rope_idx]),
+            rope: layer.mixer.rope().map(|rope_idx| &ropes[rope_idx]),
             num_rows: 1,
             streaming: None,
             implementation: Implementation::Automatic,
@@ -120,6 +120,26 @@ fn of_a_block_with_query_and_key_norms() {
     check(&config(&json!({"model_type": "qwen3"})));
 }
 
+/// The convolution reaches beyond the shorter document. Three value heads read one key head. What the first tokens of a document read is
+/// small, and a norm of small or few numbers bends too much for differences: hence its eps, and the width of keys.
+#[test]
+fn of_a_block_with_a_delta_net() {
+    let config = config(&json!({
+        "model_type": "qwen3_5_text", "layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2, "head_dim": 8,
+        "linear_num_key_heads": 1, "linear_num_value_heads": 3, "linear_key_head_dim": 12, "linear_value_head_dim": 2,
+        "rms_norm_eps": 0.1,
+    }));
+    check(&config);
+}
+
+#[test]
+fn of_a_block_with_gates_among_its_queries() {
+    check(&config(&json!({
+        "model_type": "qwen3_5_text", "layer_types": ["full_attention"], "attention_bias": true,
+        "partial_rotary_factor": 0.5,
+    })));
+}
+
 /// Seven tokens that take two of five experts each, in groups of two and one.
 #[test]
 fn of_a_block_with_experts() {
@@ -143,6 +163,26 @@ fn of_a_block_with_a_shared_expert() {
     for graph in [false, true] {
         check_keeping(&config, Keep { attention: true, graph });
     }
+}
+
+/// Chosen by sigmoids, in two of three groups, with a factor on weights that add up to one or do not.
+#[test]
+fn of_a_block_with_a_router_of_sigmoids() {
+    for norm_topk_prob in [true, false] {
+        check(&config(&json!({
+            "model_type": "glm4_moe", "n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 3,
+            "n_group": 3, "topk_group": 2, "n_shared_experts": 1, "first_k_dense_replace": 0, "routed_scaling_factor": 1.7,
+            "norm_topk_prob": norm_topk_prob, "partial_rotary_factor": 1.0,
+        })));
+    }
+}
+
+/// In one tensor, and by the softmax of the chosen alone.
+#[test]
+fn of_a_block_with_experts_in_one_tensor() {
+    check(&config(&json!({
+        "model_type": "granitemoe", "hidden_size": 12, "num_local_experts": 3, "num_experts_per_tok": 2, "intermediate_size": 4,
+    })));
 }
 
 /// As a layer whose output goes through a norm before it joins the residual stream: what the norm reads is computed again, or kept.

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use serde_json::json;
-use sterna_arch::ModelConfig;
+use sterna_arch::{ModelConfig, ParamSpec};
 use sterna_model::{
-    AttentionContext, BlockContext, BlockParams, Documents, HeadGroup, Implementation, Keep, block,
-    embed, rotary,
+    AttentionContext, BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Implementation,
+    Keep, block, embed, rotary,
 };
 use sterna_testkit::spawn_ranks;
 use sterna_torch_sys::memory::{self, MemoryKind};
@@ -91,11 +91,75 @@ fn a_group_of_heads_holds_its_share() {
     });
 }
 
+/// What grows with the tokens is what docs/concepts/engine.md says. The tensors of the rule in single
+/// precision do not grow.
+#[test]
+fn a_delta_net_grows_by_what_the_page_says() {
+    spawn_ranks(1, |_| {
+        memory::install();
+        let config = json!({
+            "model_type": "qwen3_5_text", "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 8,
+            "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+            "linear_key_head_dim": 32, "linear_value_head_dim": 32,
+        });
+        let config = ModelConfig::from_json(&config.to_string(), Path::new("config.json")).unwrap();
+        let peaks = [8, 24].map(|documents| {
+            memory::reset_peak();
+            both_ways(&config, 1024 * documents);
+            memory::usage().peak[MemoryKind::Attention]
+        });
+        let per_token = (peaks[1] - peaks[0]) / (16 << 10);
+        // `k` 2, `n` 4, `h_k` and `h_v` 32, `e` 4: `W`, the output, and its states, of which 2,048 tokens have one here.
+        let (of_heads, output) = ((6 * 2 * 32 + 4 * 4 * 32 + 6 * 4) * 4 + 8 * 4, 4 * 32 * 4);
+        let expected = of_heads + output + 4 * 4 * 32 * 32 / 2048;
+        let error = per_token as f64 / f64::from(expected) - 1.0;
+        assert!(error.abs() < 0.05, "{per_token} bytes for {expected}");
+    });
+}
+
+/// Forward and backward of the first block on documents of 2,048 tokens, keeping what its mixer gives.
+fn both_ways(config: &ModelConfig, num_tokens: i64) {
+    let (comm, layer) = (alone(), &config.arch.layers[0]);
+    let groups = HeadGroup::of_all_ranks(&layer.mixer, 1, 1).unwrap();
+    let tensor = |spec: &ParamSpec| {
+        let shape: Vec<i64> = spec.shape.iter().map(|size| *size as i64).collect();
+        Tensor::ones(shape.as_slice(), (Kind::Float, Device::Cpu)) * 0.1
+    };
+    let all: Vec<usize> = (0..layer.params.len()).collect();
+    let params = BlockParams::new(layer, &all, layer.params.iter().map(tensor).collect()).unwrap();
+    let grads = layer.params.iter().map(|spec| Some(tensor(spec))).collect();
+    let mut grads = BlockGrads::new(layer, &all, grads).unwrap();
+    let documents = (0..num_tokens).step_by(2048).map(|start| start..start + 2048).collect();
+    let documents = Documents::new(documents);
+    let ctx = BlockContext {
+        layer,
+        layer_idx: 0,
+        attention: AttentionContext {
+            sp: comm.sp(),
+            groups: &groups,
+            documents: &documents,
+            rope: None,
+            num_rows: 1,
+            streaming: None,
+            implementation: Implementation::Automatic,
+            qkv_tile_len: 256,
+        },
+        routing: None,
+        route: None,
+        mlp_tile_len: 256,
+    };
+    let x = Tensor::ones([num_tokens, 32], (Kind::Float, Device::Cpu));
+    let keep = Keep { attention: true, graph: false };
+    let (y, kept) = block::forward(&ctx, &params, None, &x, keep).unwrap();
+    let _ = block::backward(&ctx, &params, &mut grads, None, kept, &y).unwrap();
+}
+
 /// By how much the resident set grows in the forward of a block with heads in so many groups.
 fn growth_of_forward(hidden_size: u32, num_groups: usize) -> u64 {
     let (config, num_tokens) = (config(hidden_size), 1 << 14);
     let (comm, layer) = (alone(), &config.arch.layers[0]);
-    let groups = HeadGroup::of_all_ranks(&layer.attention, 1, num_groups).unwrap();
+    let groups = HeadGroup::of_all_ranks(&layer.mixer, 1, num_groups).unwrap();
     let tensors: Vec<Tensor> = layer
         .params
         .iter()

@@ -6,7 +6,7 @@ use serde_json::json;
 use sterna_arch::ModelConfig;
 use sterna_model::{
     AttentionContext, BlockContext, BlockGrads, BlockParams, Documents, HeadGroup, Implementation,
-    Keep, block, rotary,
+    Keep, Routing, block, rotary,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -26,7 +26,7 @@ fn what_is_computed_again_takes_the_experts_of_the_forward() {
     let config = ModelConfig::from_json(&config.to_string(), Path::new("config.json")).unwrap();
     let (comm, arch) = (alone(), &config.arch);
     let layer = &arch.layers[0];
-    let groups = HeadGroup::of_all_ranks(&layer.attention, 1, 1).unwrap();
+    let groups = HeadGroup::of_all_ranks(&layer.mixer, 1, 1).unwrap();
     let documents = Documents::new(vec![0..4, 4..7]);
     let ropes = rotary::tables(arch, &[0, 1, 2, 3, 0, 1, 2], 4, Kind::Float, Device::Cpu);
     let ctx = BlockContext {
@@ -61,6 +61,18 @@ fn what_is_computed_again_takes_the_experts_of_the_forward() {
     let of_unit = unit.iter().map(|&idx| tensors[idx].shallow_clone()).collect();
     let params = BlockParams::new(layer, unit, of_unit).unwrap();
     let d_y = draw(&[7, 8]);
+    // Of what the router decides the tokens are counted, and not the two rows of padding.
+    let is_token = [true, true, true, false, true, true, false];
+    let routing = Routing::new(arch, &is_token, Device::Cpu).unwrap();
+    let ctx = BlockContext { routing: Some(&routing), ..ctx };
+    let keep = Keep { attention: false, graph: false };
+    let experts = || Resident { layer, weights: &tensors, grads: &[], num_reduced: 0 };
+    let (_, kept) = block::forward(&ctx, &params, Some(&mut experts()), &x, keep).unwrap();
+    let again = BlockContext { route: kept.route.as_ref(), ..ctx };
+    let _ = block::forward(&again, &params, Some(&mut experts()), &x, keep).unwrap();
+    assert_eq!(routing.loads(), &Tensor::from_slice(&[5.0, 0.0, 5.0, 0.0]).view([1, 4]));
+
+    let ctx = BlockContext { routing: None, ..ctx };
     for attention in [false, true] {
         let grads: Vec<Tensor> = tensors.iter().map(Tensor::zeros_like).collect();
         let wanted = unit.iter().map(|&idx| Some(grads[idx].shallow_clone())).collect();

@@ -237,7 +237,7 @@ impl Tiny {
         let groups: Vec<Vec<HeadGroup>> = arch
             .layers
             .iter()
-            .map(|layer| HeadGroup::of_all_ranks(&layer.attention, sp.size(), num_groups).unwrap())
+            .map(|layer| HeadGroup::of_all_ranks(&layer.mixer, sp.size(), num_groups).unwrap())
             .collect();
         let shard = batch.shard(sp.size(), sp.rank());
         let local = |values: &[i64]| shard.iter().map(|token| values[*token]).collect::<Vec<i64>>();
@@ -252,7 +252,7 @@ impl Tiny {
                 sp,
                 groups: &groups[layer_idx],
                 documents: &documents,
-                rope: arch.layers[layer_idx].attention.rope.map(|rope_idx| &ropes[rope_idx]),
+                rope: arch.layers[layer_idx].mixer.rope().map(|rope_idx| &ropes[rope_idx]),
                 num_rows: batch.num_rows as i64,
                 streaming: how
                     .query_tile_len

@@ -161,14 +161,20 @@ impl Computed {
             let (state, next) = (of(&states, chunk_idx), of(&states, chunk_idx + 1));
             let (u, d) = (of(&u, chunk_idx), of(&d, chunk_idx));
             let keys_after = of(&keys_after, chunk_idx);
+            // Nothing reads the state after a document.
+            let is_last = segment.chunks.get(chunk_idx as usize + 1).is_some_and(|x| x.is_first);
             if chunk.is_first {
                 let _ = state.shallow_clone().zero_();
                 d.shallow_clone().copy_(&u);
-                let _ = keys_after.bmm_out(&next, &d);
+                if !is_last {
+                    let _ = keys_after.bmm_out(&next, &d);
+                }
             } else {
                 let _ = u.baddbmm_out(&d, &of(&minus_w, chunk_idx), &state);
-                let decayed = state * of(&decay_of_chunk, chunk_idx);
-                let _ = decayed.baddbmm_out(&next, &keys_after, &d);
+                if !is_last {
+                    let decayed = state * of(&decay_of_chunk, chunk_idx);
+                    let _ = decayed.baddbmm_out(&next, &keys_after, &d);
+                }
             }
         }
         Self {
@@ -255,14 +261,15 @@ impl Computed {
         let d_keys = d_v.bmm(&transposed(&states)).neg();
         let d_keys_after = self.d.bmm(&transposed(&d_after));
 
+        // A pair of tokens counts between them only: what it adds after the later is taken back before the earlier, and the sum over the
+        // tokens would make rounding errors of both as large as the rest. Numbers of tokens are few enough to add up in double.
+        let exact = |x: &Tensor, dims: &[i64]| x.sum_dim_intlist(dims, true, Kind::Double);
         let of_decays = &d_system * &system + &d_p * &self.p;
-        let columns = of_decays.sum_dim_intlist(1_i64, true, None::<Kind>);
-        let leaving = rows(&(&d_keys_after * &keys_after));
-        let mut d_sums = rows(&of_decays) - transposed(&columns) - &leaving;
-        let _ = d_sums.g_add_(&rows(&(&d_queries * &queries + &d_keys * &keys)));
-        let kept = (&d_after * &states).sum_dim_intlist([1_i64, 2].as_slice(), true, None::<Kind>);
-        let of_last =
-            leaving.sum_dim_intlist(1_i64, true, None::<Kind>) + kept * &self.decay_of_chunk;
+        let leaving = exact(&(&d_keys_after * &keys_after), &[2]);
+        let mut d_sums = exact(&of_decays, &[2]) - transposed(&exact(&of_decays, &[1])) - &leaving;
+        let _ = d_sums.g_add_(&exact(&(&d_queries * &queries + &d_keys * &keys), &[2]));
+        let kept = exact(&(&d_after * &states), &[1, 2]) * &self.decay_of_chunk;
+        let of_last = exact(&leaving, &[1]) + kept;
         let _ = d_sums.narrow(1, CHUNK_LEN - 1, 1).g_add_(&of_last);
         drop((of_decays, queries, keys, keys_after, d_states));
         let d_g = d_sums.flip([1]).cumsum(1, None::<Kind>).flip([1]);

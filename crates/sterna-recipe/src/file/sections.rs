@@ -3,9 +3,9 @@
 use crate::{
     keys::{Affects, Key},
     recipe::{
-        AttnImplementation, CheckpointKind, ControlTokens, ExcessLength, KeepAttention, LabelMask,
-        LogLevel, LossAverage, NonFinitePolicy, Packing, PadTo, Place, Ramp, Ranks, RowFormat,
-        StoppingStrategy, TrainOn, UnmappedRoles,
+        AttnImplementation, CheckpointKind, ControlTokens, DpoLoss, ExcessLength, KeepAttention,
+        LabelMask, LogLevel, LossAverage, NonFinitePolicy, Packing, PadTo, Place, Ramp, Ranks,
+        RowFormat, StoppingStrategy, TrainOn, Trainer, UnmappedRoles,
     },
     yaml::{Content, Node, join, scalar::Meaning},
 };
@@ -17,14 +17,6 @@ use super::{
         OptimizerWord, Pair, Raw, Real, Text, Tree, Words,
     },
 };
-
-/// Which trainer a recipe is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TrainerKind {
-    Sft,
-    Causal,
-    Dpo,
-}
 
 /// Which model factory of the reference a recipe names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +57,12 @@ pub(crate) const ONE_MOE: &str = "experts are computed in one way, over tokens s
 section! {
     /// The whole recipe.
     RecipeFile {
-        "type" => kind: TrainerKind => Ranks,
+        "type" => kind: Trainer => Ranks,
         "model" => model: ModelFile => Ranks,
+        "ref_model" => ref_model: ModelFile => Weights,
+        "beta" => beta: HumanFloat => Numbers,
+        "label_smoothing" => label_smoothing: HumanFloat => Numbers,
+        "loss_type" => loss_type: DpoLoss => Numbers,
         "tokenizer" => tokenizer: TokenizerFile => Host,
         "data" => data: DataFile => Inputs,
         "optimizer" => optimizer: OptimizerFile => Numbers,
@@ -110,11 +106,8 @@ section! {
         "enable_arctic_moe_custom_optimization" unless ["false"] => ONE_MOE,
         "enable_routing_replay" unless ["false"] => "there is no recorded routing to replay; computing a block again chooses the same experts",
         "mem_profiler" unless ["null"] => "it is a tool of PyTorch's CUDA allocator; `sterna check` says what each rank needs",
-        "ref_model" unless [] => "it belongs to `type: dpo`, which is not there yet",
-        "reference_model_deepspeed" unless [] => "it belongs to `type: dpo`, which is not there yet",
-        "beta" unless [] => "it belongs to `type: dpo`, which is not there yet",
-        "ignore_label_index" unless ["-100"] => "it belongs to `type: dpo`, which is not there yet",
-        "label_smoothing" unless ["0"] => "it belongs to `type: dpo`, which is not there yet",
+        "reference_model_deepspeed" unless [] => "the reference model is sharded as the trained one",
+        "ignore_label_index" unless ["-100"] => "what is not trained on is known from the messages",
         "local_rank" unless [] => "the launcher says which rank a process is",
         "global_rank" unless [] => "the launcher says which rank a process is",
         "world_size" unless [] => "the launcher says how many ranks there are",
@@ -155,7 +148,7 @@ section! {
 section! {
     /// `data`.
     DataFile {
-        "type" => kind: TrainerKind => Ranks,
+        "type" => kind: Trainer => Ranks,
         "sources" => sources: List<SourceFile> => Host,
         "eval_sources" => eval_sources: List<SourceFile> => Host,
         "train_eval_split" => train_eval_split: Pair => Inputs,
@@ -189,8 +182,8 @@ section! {
         "cache_processed_data": Maybe<Flag> => "processed data is always cached",
     }
     refused {
-        "max_prompt_length" unless [] => "it belongs to `type: dpo`, which is not there yet",
-        "dpo_prompt_truncation_mode" unless [] => "it belongs to `type: dpo`, which is not there yet",
+        "max_prompt_length" unless [] => "prompts are not cut: a pair of which one side is longer than `max_length` is dropped and counted",
+        "dpo_prompt_truncation_mode" unless [] => "prompts are not cut: a pair of which one side is longer than `max_length` is dropped and counted",
     }
 }
 

@@ -10,16 +10,16 @@ use crate::{
     human,
     keys::{Affects, Key},
     recipe::{
-        AttnImplementation, CheckpointKind, ControlTokens, ExcessLength, KeepAttention, LabelMask,
-        LogLevel, LossAverage, NonFinitePolicy, Packing, PadTo, Place, Ramp, Ranks, RowFormat,
-        SourceType, StoppingStrategy, TrainOn, Trainer, UnmappedRoles,
+        AttnImplementation, CheckpointKind, ControlTokens, DpoLoss, ExcessLength, KeepAttention,
+        LabelMask, LogLevel, LossAverage, NonFinitePolicy, Packing, PadTo, Place, Ramp, Ranks,
+        RowFormat, SourceType, StoppingStrategy, TrainOn, Trainer, UnmappedRoles,
     },
     yaml::{Content, Node, scalar::Meaning},
 };
 
 use super::{
     reader::{Read, Reader, nearest},
-    sections::{ModelKind, OffloadDevice, SchedulerKind, SourceKind, TrainerKind},
+    sections::{ModelKind, OffloadDevice, SchedulerKind, SourceKind},
 };
 
 /// A string; a number or boolean has to be quoted.
@@ -415,7 +415,6 @@ pub(crate) enum DtypeWord {
 }
 
 words! {
-    TrainerKind { "sft" => Self::Sft, "causal" => Self::Causal, "dpo" => Self::Dpo, }
     ModelKind { "huggingface" => Self::HuggingFace, "liger" => Self::Liger, }
     DtypeWord {
         "bf16" | "bfloat16" | "bfloat" | "torch.bfloat16" => Self::Supported(DType::BF16),
@@ -448,10 +447,22 @@ names! {
         "flash_attention_2" => FlashAttention2,
         "flash_attention_3" => FlashAttention3,
     }
-    Trainer { "sft" => Sft, "causal" => Causal, }
+    Trainer { "sft" => Sft, "causal" => Causal, "dpo" => Dpo, }
+    DpoLoss {
+        "sigmoid" => Sigmoid,
+        "hinge" => Hinge,
+        "ipo" => Ipo,
+        "robust" => Robust,
+        "exo_pair" => ExoPair,
+        "nca_pair" => NcaPair,
+        "sppo_hard" => SppoHard,
+        "apo_zero" => ApoZero,
+        "apo_down" => ApoDown,
+    }
     SourceType {
         "huggingface_instruct" => HuggingFaceInstruct,
         "huggingface_causal" => HuggingFaceCausal,
+        "huggingface" => HuggingFace,
     }
     PadTo { "div_length" => DivLength, "max_length" => MaxLength, }
     LabelMask { "exact" => Exact, "reference" => Reference, }

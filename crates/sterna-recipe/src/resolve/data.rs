@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-use super::{Reported, causal, conflict, missing, or};
+use super::{Reported, causal, conflict, dpo, missing, or};
 
 /// Where known data sets keep their messages, as in the reference; used when a source gives no `role_mapping`.
 const KNOWN_ROLES: [(&str, &[(&str, &str)]); 8] = [
@@ -65,7 +65,7 @@ const INERT_KWARGS: [&str; 7] = [
 
 pub(super) fn resolve(
     file: &RecipeFile,
-    of_recipe: Option<Trainer>,
+    trainer: Trainer,
     reader: &mut Reader,
 ) -> Option<DataOptions> {
     let Some(section) = &file.data else {
@@ -73,22 +73,17 @@ pub(super) fn resolve(
         return None;
     };
     let data: &DataFile = &section.value;
-    let trainer = match (&data.kind, of_recipe) {
-        (None, of_recipe) => of_recipe?,
-        (Some(at), of_recipe) => {
-            let trainer = super::trainer(Some(at), reader)?;
-            if of_recipe? != trainer {
-                let found = format!("`data.type` is `{}`", trainer.name());
-                let required = "the `type` of the recipe";
-                conflict(reader, &at.path, found, required, Some("remove `data.type`"));
-                return None;
-            }
-            trainer
-        }
-    };
+    if let Some(at) = data.kind.as_ref().filter(|at| at.value != trainer) {
+        let found = format!("`data.type` is `{}`", at.value.name());
+        let required = "the `type` of the recipe";
+        conflict(reader, &at.path, found, required, Some("remove `data.type`"));
+        return None;
+    }
     let defaults = Defaults::of(trainer, data);
-    if trainer == Trainer::Causal {
-        causal::check(data, reader);
+    match trainer {
+        Trainer::Sft => {}
+        Trainer::Causal => causal::check(data, reader),
+        Trainer::Dpo => dpo::check(data, reader),
     }
     if let Some(at) = &data.max_length
         && or(data.always_max_length.as_ref(), false)
@@ -120,7 +115,7 @@ pub(super) fn resolve(
             .collect(),
         train_eval_split: or(data.train_eval_split.as_ref(), (1.0, 0.0)),
         max_length: data.max_length.as_ref().map(|at| at.value),
-        packing: or(data.packing.as_ref(), Packing::Reference),
+        packing: or(data.packing.as_ref(), defaults.packing),
         label_mask: or(data.label_mask.as_ref(), LabelMask::Exact),
         num_proc: or(data.num_proc.as_ref(), 16),
         seed: or(data.seed.as_ref(), 42) as u64,
@@ -211,6 +206,7 @@ fn check_packing(file: &RecipeFile, data: &DataFile, options: &DataOptions, read
 
 /// What keys that are not typed are.
 struct Defaults {
+    packing: Packing,
     div_length: usize,
     mask_inputs: bool,
     filter_samples: bool,
@@ -221,7 +217,12 @@ struct Defaults {
 impl Defaults {
     fn of(trainer: Trainer, data: &DataFile) -> Self {
         match trainer {
-            Trainer::Sft => Self {
+            Trainer::Sft | Trainer::Dpo => Self {
+                // The reference has no packs of pairs.
+                packing: match trainer {
+                    Trainer::Dpo => Packing::Global,
+                    Trainer::Sft | Trainer::Causal => Packing::Reference,
+                },
                 div_length: 256,
                 mask_inputs: true,
                 filter_samples: true,
@@ -229,6 +230,7 @@ impl Defaults {
                 excess_length: ExcessLength::Drop,
             },
             Trainer::Causal => Self {
+                packing: Packing::Reference,
                 // All rows have `max_length` tokens.
                 div_length: 1,
                 mask_inputs: false,
@@ -379,7 +381,11 @@ fn source(
         return None;
     }
     let split = map_split(&split, &split_mapping(keys, &name_or_path));
-    let role_mapping = role_mapping(keys, &name_or_path, reader);
+    let role_mapping = match trainer {
+        Trainer::Sft => role_mapping(keys, &name_or_path, reader),
+        Trainer::Causal => Some(Vec::new()),
+        Trainer::Dpo => dpo::no_role_mapping(keys, reader),
+    };
     if name_or_path == "nvidia/AceMath-Instruct-Training-Data" {
         let why =
             "its replies are in a column of their own, which the reference puts together by hand";
@@ -388,9 +394,9 @@ fn source(
     check_format(keys, reader)?;
     let column = match kind {
         SourceType::HuggingFaceCausal => causal::column(keys, reader).ok()?,
-        SourceType::HuggingFaceInstruct => {
+        SourceType::HuggingFaceInstruct | SourceType::HuggingFace => {
             if let Some(at) = &keys.column {
-                let found = format!("`{}` is set and `type` is `sft`", at.path);
+                let found = format!("`{}` is set and `type` is `{}`", at.path, trainer.name());
                 let hint = Some("`text_key` names a column of text");
                 conflict(reader, &at.path, found, "`type: causal`", hint);
             }
@@ -399,6 +405,7 @@ fn source(
     };
     let format = match or(keys.format.as_ref(), None) {
         None if kind == SourceType::HuggingFaceCausal => Some(RowFormat::Text),
+        None if kind == SourceType::HuggingFace => Some(RowFormat::Preference),
         format => format,
     };
     Some(Source {
@@ -475,15 +482,21 @@ fn source_type(
     let own = match trainer {
         Trainer::Sft => SourceType::HuggingFaceInstruct,
         Trainer::Causal => SourceType::HuggingFaceCausal,
+        Trainer::Dpo => SourceType::HuggingFace,
     };
     let Some(kind) = kind else { return Some(own) };
     let (name, why) = match (kind.value, trainer) {
         (SourceKind::HuggingFaceInstruct, Trainer::Sft)
-        | (SourceKind::HuggingFaceCausal, Trainer::Causal) => return Some(own),
+        | (SourceKind::HuggingFaceCausal, Trainer::Causal)
+        | (SourceKind::HuggingFace | SourceKind::Ultrafeedback, Trainer::Dpo) => return Some(own),
+        (SourceKind::HuggingFaceInstruct, Trainer::Dpo) => (
+            "huggingface_instruct",
+            "`type: dpo` reads `huggingface`, rows with `chosen` and `rejected`",
+        ),
         (SourceKind::HuggingFaceInstruct, Trainer::Causal) => {
             ("huggingface_instruct", "`type: causal` reads `huggingface_causal`, a column of text")
         }
-        (SourceKind::HuggingFaceCausal, Trainer::Sft) => {
+        (SourceKind::HuggingFaceCausal, Trainer::Sft | Trainer::Dpo) => {
             ("huggingface_causal", "it belongs to `type: causal`")
         }
         (SourceKind::HuggingFace, Trainer::Sft) => (
@@ -499,10 +512,9 @@ fn source_type(
         (SourceKind::ProjectGutenberg, _) => {
             ("ProjectGutenbergSFT", "use `type: huggingface_instruct`")
         }
-        (SourceKind::Ultrafeedback, _) => (
-            "HuggingFaceH4/ultrafeedback_binarized",
-            "it belongs to `type: dpo`, which is not there yet",
-        ),
+        (SourceKind::Ultrafeedback, Trainer::Sft | Trainer::Causal) => {
+            ("HuggingFaceH4/ultrafeedback_binarized", "it belongs to `type: dpo`")
+        }
     };
     reader.refuse(&kind.path, kind.span, format!("= `{name}`"), why);
     None

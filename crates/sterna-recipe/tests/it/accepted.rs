@@ -457,6 +457,21 @@ fn texts_have_defaults_of_their_own() {
 }
 
 #[test]
+fn preferences_have_keys_of_their_own() {
+    let shown = with(&["type=dpo"]).to_json();
+    assert_eq!((&shown["ref_model"], &shown["beta"]), (&"folder".into(), &0.1.into()));
+    assert_eq!((&shown["label_smoothing"], &shown["loss_type"]), (&0.0.into(), &"sigmoid".into()));
+    let data = &shown["data"];
+    assert_eq!((&data["packing"], &data["pack_samples"]), (&"global".into(), &false.into()));
+    let source = &data["sources"][0];
+    assert_eq!((&source["type"], &source["format"]), (&"huggingface".into(), &"preference".into()));
+    let recipe = with(&["type=dpo", "ref_model={name_or_path: other}", "loss_type=apo_zero"]);
+    assert_eq!(recipe.dpo.as_ref().map(|dpo| &*dpo.ref_model), Some("other"));
+    assert_eq!(recipe.data.row_length(512), 1024);
+    assert!(with(&[]).to_json().get("beta").is_none());
+}
+
+#[test]
 fn keys_about_rows_are_shown_as_they_are_typed() {
     let recipe = with(&[
         "data.sources[0]={name_or_path: chats, messages_key: turns, tools_key: functions, unmapped_roles: drop}",

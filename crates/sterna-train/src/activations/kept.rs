@@ -229,7 +229,7 @@ impl KeepPolicy {
                 lens.push(tokens * layer.route_bytes());
             }
             if matches!(self.attention_on, Offload::Host(_)) && self.keeps_attention(layer_idx) {
-                lens.extend(layer.attention.kept_bytes(tokens, sp_size, size));
+                lens.extend(layer.mixer.kept_bytes(tokens, sp_size, size));
             }
         }
         lens

@@ -6,11 +6,12 @@
 //! backward, causal attention counted once, no recompute (`PaLM`, Chowdhery et al. 2022, appendix B, with the causal
 //! half).
 
-use sterna_arch::{Architecture, Attention};
+use sterna_arch::{Architecture, Attention, DeltaNet};
 
 /// TFLOs of forward and backward over sequences of `seqlens` tokens, as the reference counts them.
 ///
-/// With `recompute`, the factors are 8 and 16 instead of 6 and 12.
+/// With `recompute`, the factors are 8 and 16 instead of 6 and 12. The reference knows no delta nets: they count by their products with
+/// weights.
 ///
 /// Source: ArcticTraining `arctic_training/trainer/flops_counter.py`, the llama/qwen2/qwen3 branch.
 pub fn reference_tflos(
@@ -21,24 +22,27 @@ pub fn reference_tflos(
     let (dense_factor, attention_factor) = if recompute { (8.0, 16.0) } else { (6.0, 12.0) };
     let weights = arch.product_weights_of_layers() + arch.product_weights_of_head();
     let dense = dense_factor * weights as f64;
-    let widths: usize =
-        arch.layers.iter().map(|layer| score_and_value_widths(&layer.attention)).sum();
+    let attentions = arch.layers.iter().filter_map(|layer| layer.mixer.attention());
+    let widths: usize = attentions.map(score_and_value_widths).sum();
     let attention = attention_factor / 2.0 * widths as f64;
     seqlens.map(|len| len as f64).map(|len| dense * len + attention * len * len).sum::<f64>() / 1e12
 }
 
 /// TFLOs of the model itself over documents of `document_lens` tokens, of which `num_valid_tokens` have a label: causal attention,
-/// sliding windows honoured, the head for tokens with a label only, because the loss reads no other logits, nothing counted twice.
+/// sliding windows honoured, delta nets by their recurrence, the head for tokens with a label only, because the loss reads no other
+/// logits, nothing counted twice.
 pub fn model_tflos(
     arch: &Architecture,
     document_lens: impl Iterator<Item = usize>,
     num_valid_tokens: usize,
 ) -> f64 {
-    let dense = 6.0 * arch.product_weights_of_layers() as f64;
+    let nets = arch.layers.iter().filter_map(|layer| layer.mixer.delta_net());
+    let rules: usize = nets.map(DeltaNet::rule_products).sum();
+    let dense = 6.0 * (arch.product_weights_of_layers() + rules) as f64;
     let mut flos = 6.0 * arch.product_weights_of_head() as f64 * num_valid_tokens as f64;
     for len in document_lens {
         flos += dense * len as f64;
-        for attention in arch.layers.iter().map(|layer| &layer.attention) {
+        for attention in arch.layers.iter().filter_map(|layer| layer.mixer.attention()) {
             // Forward is two multiply-adds (q k^T and p v) for each visible (query, key) pair, and backward is
             // twice the forward: 3 * 2 * (query + output) * pairs.
             let window = attention.sliding_window.map(|window| window as f64);
@@ -146,6 +150,23 @@ mod tests {
         let counted = visible_pairs(len as f64, Some(window as f64));
         assert!((counted + len.min(window) as f64 / 2.0 - pairs).abs() < 0.5, "{counted}, {pairs}");
         assert!((visible_pairs(20.0, Some(32.0)) - 200.0).abs() < f64::EPSILON);
+    }
+
+    /// A delta net, which costs each token the same, before a layer with attention; by hand.
+    #[test]
+    fn a_delta_net_counts_by_its_recurrence() {
+        let json = r#"{"model_type": "qwen3_5_text", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 32, "full_attention_interval": 2,
+            "linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 6, "linear_value_head_dim": 4}"#;
+        let arch = ModelConfig::from_json(json, Path::new("config.json")).expect("valid").arch;
+        // q and k 6 wide, v, z and the output 8, a and b 2; queries and their gates 16 each, k and v 8, the output 16; two MLPs.
+        let weights = 16.0 * (6.0 + 6.0 + 8.0 + 8.0 + 8.0 + 2.0 + 2.0)
+            + 16.0 * (16.0 + 16.0 + 8.0 + 8.0 + 16.0)
+            + 2.0 * 3.0 * 16.0 * 24.0;
+        let rule = 3.0 * 2.0 * 6.0 * 4.0;
+        let expected = 6.0 * (weights + rule) * 10.0 + 12.0 * 16.0 * 50.0;
+        let actual = model_tflos(&arch, std::iter::once(10), 0) * 1e12;
+        assert!((actual - expected).abs() < 1e-3, "{actual} and {expected}");
     }
 
     #[test]

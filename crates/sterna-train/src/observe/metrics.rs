@@ -34,6 +34,8 @@ pub struct IterationMetrics {
     pub lr: f64,
     /// l2 norm of the gradient before clipping.
     pub grad_norm: f64,
+    /// Tokens of a layer's busiest expert over the mean of its experts, in the layer where that is most; `None` without experts.
+    pub moe_load_max_over_mean: Option<f64>,
     /// Whether the step changed nothing because its loss or gradient is not finite, or because it has no label.
     pub is_skipped: bool,
     /// Tokens of a micro-batch, as the reference counts them: padding included unless `attn_implementation` is flash.
@@ -45,6 +47,8 @@ pub struct IterationMetrics {
     pub num_valid_tokens: u64,
     /// What each source contributed, if there are several.
     pub sources: Vec<SourceMetrics>,
+    /// What the objective reports beside the loss: means under their names.
+    pub figures: Vec<(&'static str, f64)>,
     /// Seconds from the last step's end to this one's, data included.
     pub iter_time: f64,
     /// Seconds of the step itself.
@@ -95,6 +99,9 @@ impl IterationMetrics {
             "step_time": self.step_time,
             "tokens_per_second": self.tokens_per_second,
         });
+        if let Some(load) = self.moe_load_max_over_mean {
+            row["moe_load_max_over_mean"] = json!(load);
+        }
         if let Some(device) = self.device_memory {
             row["device_memory"] = json!({
                 "allocated": device.allocated,
@@ -115,6 +122,9 @@ impl IterationMetrics {
         if !self.sources.is_empty() {
             row["sources"] = sources::json(&self.sources);
         }
+        for (name, mean) in &self.figures {
+            row[*name] = json!(mean);
+        }
         if self.is_skipped {
             row["skipped"] = json!(true);
         }
@@ -129,12 +139,14 @@ pub struct EvalMetrics {
     pub iter: u64,
     /// Optimizer steps of the whole run.
     pub max_iter: u64,
-    /// Mean loss over all labelled tokens of the evaluation data; every token weighs the same.
+    /// Mean loss over all labelled tokens of the evaluation data, each of which weighs the same; over all pairs of preferences.
     pub loss: f64,
     /// Labelled tokens.
     pub num_valid_tokens: u64,
     /// Those of each source, and their loss, if there are several.
     pub sources: Vec<SourceMetrics>,
+    /// As [`IterationMetrics::figures`].
+    pub figures: Vec<(&'static str, f64)>,
     /// Samples (packs) evaluated.
     pub num_samples: usize,
     /// Seconds.
@@ -232,6 +244,9 @@ impl MetricsFile {
         row.insert("num_valid_tokens/eval".to_owned(), json!(metrics.num_valid_tokens));
         if !metrics.sources.is_empty() {
             row.insert("sources/eval".to_owned(), sources::json(&metrics.sources));
+        }
+        for (name, mean) in &metrics.figures {
+            row.insert(format!("{name}/eval"), json!(mean));
         }
         self.append_row(&Value::Object(row))
     }

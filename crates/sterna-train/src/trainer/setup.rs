@@ -139,8 +139,10 @@ pub(super) fn plan_of_data(
     if recipe.data.pad_to == PadTo::DivLength {
         let longest =
             |dataset: &Dataset| (0..dataset.len()).map(|index| dataset.sample_len(index)).max();
-        recipe.data.max_length =
-            longest(&datasets.train).max(datasets.eval.as_ref().and_then(longest));
+        let longest = longest(&datasets.train).max(datasets.eval.as_ref().and_then(longest));
+        // Of the samples in such a row.
+        let per_row = recipe.data.row_length(1);
+        recipe.data.max_length = longest.map(|longest| longest.div_ceil(per_row));
     }
     let plan =
         Plan::new(&recipe, config, world_size, device_type(device)).map_err(TrainError::Plan)?;

@@ -87,6 +87,7 @@ impl Zero {
                         shape: spec.shape.clone(),
                         flat: first_flat + flat_idx,
                         offset: slot.offset,
+                        is_fp32: spec.is_fp32,
                     };
                     places.push((slot.spec_idx, place));
                 }

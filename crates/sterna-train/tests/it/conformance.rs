@@ -24,6 +24,8 @@ pub(crate) struct Recorder {
 impl Observer for Recorder {
     fn on_tokenize(&mut self, _: sterna_data::Progress<'_>) {}
 
+    fn on_reference(&mut self, _: usize, _: usize) {}
+
     fn on_start(
         &mut self,
         _: &sterna_plan::Plan,

@@ -130,6 +130,26 @@ fn ranks_with_experts_on_a_device_compute_what_they_compute_on_the_host() {
     });
 }
 
+/// What a delta net keeps waits on the host and on disk: its output, and states of which documents this short leave none.
+#[test]
+fn ranks_with_delta_nets_on_a_device_compute_what_they_compute_on_the_host() {
+    alone(|folder| {
+        let model = folder.join("delta-nets");
+        tiny::write_delta_nets(&model);
+        let run = |device, changes: &[(&str, Value)]| {
+            let of_model =
+                [("model.name_or_path", json!(model)), ("model.random_weights", json!(true))];
+            run(folder, device, &[&of_model, changes].concat())
+        };
+        let on_device = run(DeviceChoice::Cuda, &[]);
+        assert_same("delta nets", &on_device.figures, &run(DeviceChoice::Cpu, &[]).figures);
+        let memory = json!({"keep_inputs_every": 2, "keep_attention": 1, "inputs_on": "host", "attention_on": "host"});
+        assert_eq!(run(DeviceChoice::Cuda, &[("memory", memory)]), on_device);
+        let memory = json!({"inputs_on": "disk", "attention_on": "disk", "disk_dir": folder});
+        assert_eq!(run(DeviceChoice::Cuda, &[("memory", memory)]), on_device);
+    });
+}
+
 #[test]
 fn ranks_with_streamed_keys_on_the_host_are_those_with_keys_on_the_device_bit_for_bit() {
     alone(|folder| {
@@ -181,6 +201,8 @@ struct HostWaits(Vec<(String, u64)>);
 
 impl Observer for HostWaits {
     fn on_tokenize(&mut self, _: Progress<'_>) {}
+
+    fn on_reference(&mut self, _: usize, _: usize) {}
 
     fn on_start(&mut self, _: &Plan, _: &PrepareReport, _: u64, _: &sterna_train::Processor) {
         sterna_fake_cuda::reset_host_syncs();

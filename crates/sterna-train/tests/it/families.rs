@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use sterna_arch::DType;
 use sterna_comm::RankEnv;
 use sterna_hf::WeightFiles;
 use sterna_testkit::{TestRank, spawn_ranks};
-use sterna_train::{TrainOptions, train};
+use sterna_train::{IterationMetrics, TrainOptions, train};
 use tch::{Kind, Tensor};
 
 use crate::conformance::{Recorder, double};
@@ -170,6 +171,41 @@ fn check_export(name: &str, family: &str, expected: &Value, export: &Path) {
     assert_eq!(found, required, "{name}");
 }
 
+/// A checkpoint has biases that no bf16 holds: rounded, they would choose other experts. A bf16 model keeps and exports them.
+#[test]
+fn biases_that_choose_experts_stay_in_single_precision() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (from, model) = (fixtures().join("glm4_moe"), folder.path().join("model"));
+    std::fs::create_dir(&model).expect("made");
+    std::fs::copy(from.join("config.json"), model.join("config.json")).expect("copied");
+    let bytes = std::fs::read(from.join("model.safetensors")).expect("the weights");
+    let files = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let is_bias = |name: &str| name.ends_with("e_score_correction_bias");
+    let biases = [0.1_f32, 0.2, 0.3, -0.1, 0.05, 0.01, 0.7, -0.3].map(f32::to_le_bytes).concat();
+    let tensors = files.tensors().into_iter().map(|(name, view)| {
+        let bias = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![8], &biases);
+        let view = if is_bias(&name) { bias.expect("eight numbers") } else { view };
+        (name, view)
+    });
+    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+    safetensors::serialize_to_file(tensors, metadata, &model.join("model.safetensors"))
+        .expect("written");
+
+    let mut recipe = recipe("glm4_moe", folder.path());
+    set(&mut recipe, "model.name_or_path", json!(model));
+    set(&mut recipe, "model.dtype", json!("bf16"));
+    let recipe = tiny::load(folder.path(), "recipe", &recipe);
+    let mut recorder = Recorder::default();
+    train(&recipe, &RankEnv::single(), &TrainOptions::default(), &mut recorder).expect("trained");
+    let export = WeightFiles::open(&recorder.exports[0]).expect("readable");
+    for name in export.names() {
+        let view = export.tensor(name).expect("a tensor");
+        assert_eq!(view.dtype == DType::F32, is_bias(name), "{name}");
+        assert!(!is_bias(name) || view.bytes == biases, "{name}");
+    }
+    assert!(export.names().any(is_bias));
+}
+
 /// What transformers moved each tensor by, flat.
 fn deltas(path: &Path) -> BTreeMap<String, Tensor> {
     let bytes = std::fs::read(path).expect("the deltas");
@@ -301,7 +337,7 @@ fn routers_are_balanced() {
     }
 }
 
-/// Losses and norms of gradients with balanced routers.
+/// Losses, norms of gradients and loads of experts with balanced routers.
 fn balanced_steps(folder: &Path, env: &RankEnv, changes: &Changes) -> Vec<f64> {
     let mut recipe = recipe("qwen3_moe", folder);
     for (path, value) in with(balanced(), changes) {
@@ -310,7 +346,12 @@ fn balanced_steps(folder: &Path, env: &RankEnv, changes: &Changes) -> Vec<f64> {
     let recipe = tiny::load(folder, &format!("recipe-{}", env.rank), &recipe);
     let mut recorder = Recorder::default();
     train(&recipe, env, &TrainOptions::default(), &mut recorder).expect("trained");
-    recorder.iterations.iter().flat_map(|step| [step.loss, step.grad_norm]).collect()
+    let of_step = |step: &IterationMetrics| {
+        let load = step.moe_load_max_over_mean.expect("of a model with experts");
+        assert!((1.0..=5.0).contains(&load), "{load}, of five experts");
+        [step.loss, step.grad_norm, load]
+    };
+    recorder.iterations.iter().flat_map(of_step).collect()
 }
 
 /// Rows of unequal lengths have padding, a pack has none.

@@ -27,6 +27,8 @@ struct Limit(u64);
 impl Observer for Limit {
     fn on_tokenize(&mut self, _: Progress<'_>) {}
 
+    fn on_reference(&mut self, _: usize, _: usize) {}
+
     fn on_start(&mut self, _: &Plan, _: &PrepareReport, _: u64, processor: &Processor) {
         let Processor::Gpu(gpu) = processor else { panic!("{processor:?}") };
         assert_eq!(gpu.properties.name, "Fake GPU");

@@ -3,6 +3,7 @@
 mod by_source;
 mod conformance;
 mod disk;
+mod dpo;
 mod equivalence;
 mod fake_cuda;
 mod families;

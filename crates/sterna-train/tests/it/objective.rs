@@ -30,7 +30,7 @@ impl Objective for Squared {
 }
 
 /// A step of so much down the gradient.
-fn descend(of: &OneBatch, engine: &mut Engine<'_>, by: f64) {
+pub(crate) fn descend(of: &OneBatch, engine: &mut Engine<'_>, by: f64) {
     for unit_idx in 0..engine.zero.num_units() {
         let params = engine.zero.gather(of.comm.world(), unit_idx).expect("one rank");
         let gradients = engine.zero.gradients(unit_idx).expect("one rank");

@@ -414,6 +414,8 @@ struct Stopper {
 impl Observer for Stopper {
     fn on_tokenize(&mut self, _: sterna_data::Progress<'_>) {}
 
+    fn on_reference(&mut self, _: usize, _: usize) {}
+
     fn on_start(
         &mut self,
         _: &sterna_plan::Plan,

@@ -28,6 +28,8 @@ struct Live(Vec<ByKind>);
 impl Observer for Live {
     fn on_tokenize(&mut self, _: sterna_data::Progress<'_>) {}
 
+    fn on_reference(&mut self, _: usize, _: usize) {}
+
     fn on_start(
         &mut self,
         _: &Plan,

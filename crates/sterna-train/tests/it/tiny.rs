@@ -70,6 +70,17 @@ pub(crate) fn write_buffers(folder: &Path) {
     write_config(folder, &config);
 }
 
+/// Writes a config of two delta nets and a layer with attention, and a tokenizer, into `folder`, for random weights.
+pub(crate) fn write_delta_nets(folder: &Path) {
+    let config = json!({
+        "model_type": "qwen3_5_text", "hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 128, "max_position_embeddings": 512, "full_attention_interval": 3,
+        "linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 6, "linear_value_head_dim": 4,
+        "rms_norm_eps": 1e-2,
+    });
+    write_config(folder, &config);
+}
+
 fn write_config(folder: &Path, config: &Value) {
     fs::create_dir_all(folder).expect("made");
     write_tokenizer(folder, (' '..='~').chain(['\n']));

@@ -91,6 +91,10 @@ fn first_estimate(num_steps_left: u64, seconds_left: f64) -> Option<String> {
 }
 
 impl Observer for Narrator {
+    fn on_reference(&mut self, done: usize, total: usize) {
+        self.screen.doing(&format!("reference model: {done} of {total} micro-batches"));
+    }
+
     fn on_tokenize(&mut self, progress: Progress<'_>) {
         self.screen.tokenizing(progress);
         if progress.done == progress.total {

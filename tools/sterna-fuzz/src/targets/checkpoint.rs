@@ -104,6 +104,7 @@ fn make(folder: &Path) -> std::path::PathBuf {
                 shape: vec![2, 3],
                 flat: 0,
                 offset: 0,
+                is_fp32: false,
             }],
             files,
         })

@@ -207,12 +207,12 @@ fn widened(x: Tensor, head_dim: i64) -> Tensor {
 
 /// The columns that [`widened`] found, `[tokens, heads, v_head_dim]`, contiguous.
 fn narrowed(ctx: &BlockContext<'_>, x: Tensor) -> Tensor {
-    let v_head_dim = ctx.layer.attention.v_head_dim as i64;
+    let v_head_dim = super::of(ctx).v_head_dim as i64;
     if x.size()[2] == v_head_dim { x } else { x.narrow(2, 0, v_head_dim).contiguous() }
 }
 
 fn attention_spec(ctx: &BlockContext<'_>, group: &HeadGroup) -> AttentionSpec {
-    let attention = &ctx.layer.attention;
+    let attention = super::of(ctx);
     AttentionSpec {
         kv_of_q: group.kv_of_q(ctx.attention.sp.rank()).to_vec(),
         scale: attention.scale,

@@ -11,8 +11,9 @@ use tch::Tensor;
 
 use self::direct::DirectSaved;
 use self::latent::LatentSaved;
-use super::{input, input_backward};
+use super::of;
 use crate::block::BlockContext;
+use crate::block::mixer::{input_backward, project_heads_backward};
 use crate::heads::{HeadGroup, Run};
 use crate::params::{BlockGrads, BlockParams};
 
@@ -41,7 +42,7 @@ pub(super) fn recompute(
     params: &BlockParams,
     x: &Tensor,
 ) -> QkvSaved {
-    match &ctx.layer.attention.qkv {
+    match &of(ctx).qkv {
         Qkv::Direct(maps) => QkvSaved::Direct(direct::recompute(ctx, maps, group, params, x)),
         Qkv::Latent(maps) => QkvSaved::Latent(latent::recompute(ctx, maps, params, x)),
     }
@@ -55,7 +56,7 @@ pub(super) fn finish(
     saved: &QkvSaved,
     tile: &Range<i64>,
 ) -> [Tensor; 3] {
-    match (&ctx.layer.attention.qkv, saved) {
+    match (&of(ctx).qkv, saved) {
         (Qkv::Direct(maps), QkvSaved::Direct(saved)) => {
             direct::finish(ctx, maps, group, params, saved, tile)
         }
@@ -81,7 +82,7 @@ pub(super) fn backward(
     tile: &Range<i64>,
     gradients: [Tensor; 3],
 ) -> Tensor {
-    let d_h = match (&ctx.layer.attention.qkv, saved) {
+    let d_h = match (&of(ctx).qkv, saved) {
         (Qkv::Direct(maps), QkvSaved::Direct(saved)) => {
             direct::backward(ctx, maps, group, params, grads, saved, tile, gradients)
         }
@@ -98,18 +99,8 @@ fn rope_of(ctx: &BlockContext<'_>, tile: &Range<i64>) -> Option<RopeTable> {
     ctx.attention.rope.map(|rope| rope.narrow(tile.start, tile.end - tile.start))
 }
 
-/// The projection of `x` `[tile, in]` to the heads of `runs`, `[tile, heads, width]`.
-fn project(params: &BlockParams, map: &Linear, runs: &[Run], width: usize, x: &Tensor) -> Tensor {
-    let of_run = |run: &Run| params.project(&map.part(&run.outputs(width)), x);
-    let y = match runs {
-        [run] => of_run(run),
-        _ => Tensor::cat(&runs.iter().map(of_run).collect::<Vec<_>>(), 1),
-    };
-    y.unflatten(1, [-1, width as i64])
-}
-
-/// Adds the gradient of `x` through [`project`] to `d_x`, which may be nothing yet, from `d_y` `[tile, heads, width]`; weight gradients
-/// `+=`.
+/// Adds the gradient of `x` through [`project_heads`] to `d_x`, which may be nothing yet, from `d_y` `[tile, heads, width]`; weight
+/// gradients `+=`.
 fn project_backward(
     params: &BlockParams,
     grads: &mut BlockGrads,
@@ -120,14 +111,5 @@ fn project_backward(
     d_x: &mut Option<Tensor>,
 ) {
     let width = d_y.size()[2] as usize;
-    let mut offset = 0;
-    for run in runs {
-        let d_y = d_y.narrow(1, offset, run.len()).flatten(1, 2);
-        offset += run.len();
-        let part = map.part(&run.outputs(width));
-        match d_x {
-            Some(d_x) => params.add_project_backward(grads, &part, x, &d_y, d_x),
-            None => *d_x = Some(params.project_backward(grads, &part, x, &d_y)),
-        }
-    }
+    project_heads_backward(params, grads, map, runs, width, x, d_y, d_x);
 }

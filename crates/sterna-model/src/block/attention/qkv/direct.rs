@@ -8,8 +8,10 @@ use sterna_ops::rope::{self, RopeTable};
 use sterna_ops::{accumulate_kind, norm};
 use tch::Tensor;
 
-use super::{input, project, project_backward, rope_of};
+use super::{project_backward, rope_of};
 use crate::block::BlockContext;
+use crate::block::attention::of;
+use crate::block::mixer::{input, project_heads};
 use crate::heads::{HeadGroup, Run};
 use crate::params::{BlockGrads, BlockParams};
 
@@ -48,11 +50,11 @@ pub(super) fn recompute(
     params: &BlockParams,
     x: &Tensor,
 ) -> DirectSaved {
-    let attention = &ctx.layer.attention;
+    let attention = of(ctx);
     let h = input(ctx, params, x);
     let reads_qk = maps.backward_reads_qk();
     let q = reads_qk.then(|| {
-        project(
+        project_heads(
             params,
             &maps.q,
             &read(maps, group.q(), attention.num_heads),
@@ -61,10 +63,10 @@ pub(super) fn recompute(
         )
     });
     let kv = read(maps, group.kv(), attention.num_kv_heads);
-    let k = reads_qk.then(|| project(params, &maps.k, &kv, attention.head_dim, &h));
+    let k = reads_qk.then(|| project_heads(params, &maps.k, &kv, attention.head_dim, &h));
     let v = match &maps.v {
         Some(v) if maps.backward_reads_v() => {
-            Some(project(params, v, group.kv(), attention.head_dim, &h))
+            Some(project_heads(params, v, group.kv(), attention.head_dim, &h))
         }
         _ => None,
     };
@@ -80,12 +82,12 @@ pub(super) fn finish(
     saved: &DirectSaved,
     tile: &Range<i64>,
 ) -> [Tensor; 3] {
-    let attention = &ctx.layer.attention;
+    let attention = of(ctx);
     let DirectSaved { h, projected } = saved;
     let rope = rope_of(ctx, tile);
     let projection = |saved: &Option<Tensor>, map: &Linear, runs: &[Run]| match saved {
         Some(projected) => clipped(maps.clip_qkv, projected),
-        None => project(params, map, runs, attention.head_dim, h),
+        None => project_heads(params, map, runs, attention.head_dim, h),
     };
     let q = projection(&projected.q, &maps.q, group.q());
     let k = projection(&projected.k, &maps.k, group.kv());
@@ -135,7 +137,7 @@ pub(super) fn backward(
     tile: &Range<i64>,
     [d_q, d_k, d_v]: [Tensor; 3],
 ) -> Tensor {
-    let attention = &ctx.layer.attention;
+    let attention = of(ctx);
     let DirectSaved { h, projected } = saved;
     let rope = rope_of(ctx, tile);
     let d_q = match rope.as_ref().and_then(RopeTable::query_scale) {

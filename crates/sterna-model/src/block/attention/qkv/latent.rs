@@ -9,8 +9,10 @@ use sterna_ops::accumulate_kind;
 use sterna_ops::rope::{self, RopeTable};
 use tch::Tensor;
 
-use super::{input, project, project_backward, rope_of};
+use super::{project_backward, rope_of};
 use crate::block::BlockContext;
+use crate::block::attention::of;
+use crate::block::mixer::{input, project_heads};
 use crate::heads::HeadGroup;
 use crate::params::{BlockGrads, BlockParams};
 
@@ -76,7 +78,7 @@ pub(super) fn finish(
     saved: &LatentSaved,
     tile: &Range<i64>,
 ) -> [Tensor; 3] {
-    let attention = &ctx.layer.attention;
+    let attention = of(ctx);
     let (head_dim, v_head_dim) = (attention.head_dim, attention.v_head_dim);
     let (nope, rotated) = (maps.nope_head_dim as i64, (head_dim - maps.nope_head_dim) as i64);
     let rope = rope_of(ctx, tile);
@@ -84,7 +86,7 @@ pub(super) fn finish(
         Some(table) => rope::forward(&x, table),
         None => x,
     };
-    let q = project(params, &maps.q, group.q(), head_dim, &saved.read_by_q(maps, params));
+    let q = project_heads(params, &maps.q, group.q(), head_dim, &saved.read_by_q(maps, params));
     let q = Tensor::cat(&[q.narrow(2, 0, nope), turn(q.narrow(2, nope, rotated))], 2);
     let q = match rope.as_ref().and_then(RopeTable::query_scale) {
         Some(scale) => q * scale,
@@ -92,7 +94,7 @@ pub(super) fn finish(
     };
     let latent = params.norm(&maps.kv_a_norm).forward(&saved.kv_latent(maps));
     let width = maps.nope_head_dim + v_head_dim;
-    let kv = project(params, &maps.kv_b, group.kv(), width, &latent);
+    let kv = project_heads(params, &maps.kv_b, group.kv(), width, &latent);
     let key = turn(saved.key(maps)).expand([-1, kv.size()[1], -1], false);
     let k = Tensor::cat(&[kv.narrow(2, 0, nope), key], 2);
     // Values of their own, so that those of keys do not stay with them.
@@ -118,7 +120,7 @@ pub(super) fn backward(
     tile: &Range<i64>,
     [d_q, d_k, d_v]: [Tensor; 3],
 ) -> Tensor {
-    let (nope, head_dim) = (maps.nope_head_dim as i64, ctx.layer.attention.head_dim as i64);
+    let (nope, head_dim) = (maps.nope_head_dim as i64, of(ctx).head_dim as i64);
     let rotated = head_dim - nope;
     let kind = d_k.kind();
     let rope = rope_of(ctx, tile);

@@ -1,0 +1,149 @@
+//! `type: dpo`: preferences between two replies.
+
+use super::{conflict, or};
+use crate::{
+    diagnostic::Diagnostic,
+    file::{DataFile, DtypeWord, Reader, RecipeFile, SourceKeys},
+    recipe::{
+        DpoLoss, DpoOptions, ExcessLength, LabelMask, ModelOptions, Packing, RolePath, RowFormat,
+        Trainer,
+    },
+};
+
+/// The keys beside `data`. Those of another type are errors.
+pub(super) fn resolve(
+    file: &RecipeFile,
+    trainer: Trainer,
+    model: Option<&ModelOptions>,
+    reader: &mut Reader,
+) -> Option<DpoOptions> {
+    if trainer != Trainer::Dpo {
+        let typed = [
+            file.ref_model.as_ref().map(|at| &at.path),
+            file.beta.as_ref().map(|at| &at.path),
+            file.label_smoothing.as_ref().map(|at| &at.path),
+            file.loss_type.as_ref().map(|at| &at.path),
+        ];
+        for path in typed.into_iter().flatten() {
+            let found = format!("`{path}` is set and `type` is `{}`", trainer.name());
+            conflict(reader, path, found, "`type: dpo`", Some("remove it"));
+        }
+        return None;
+    }
+    let beta = or(file.beta.as_ref(), 0.1);
+    if let Some(at) = file.beta.as_ref().filter(|at| !(at.value > 0.0 && at.value.is_finite())) {
+        let found = format!("`{}`", at.value);
+        reader.error(Diagnostic::value(&at.path, at.span, found, "a number above 0"));
+    }
+    let loss_type = or(file.loss_type.as_ref(), DpoLoss::Sigmoid);
+    let label_smoothing = or(file.label_smoothing.as_ref(), 0.0);
+    if let Some(at) = &file.label_smoothing {
+        let uses_it = matches!(loss_type, DpoLoss::Sigmoid | DpoLoss::Robust | DpoLoss::ExoPair);
+        if !(0.0..0.5).contains(&at.value) {
+            let found = format!("`{}`", at.value);
+            let required = "a number from 0 to below 0.5";
+            reader.error(Diagnostic::value(&at.path, at.span, found, required));
+        } else if at.value > 0.0 && !uses_it {
+            let found = format!(
+                "`label_smoothing` is `{}` and `loss_type` is `{}`",
+                at.value,
+                loss_type.name()
+            );
+            let required = "a `loss_type` of `sigmoid`, `robust` or `exo_pair`";
+            conflict(reader, &at.path, found, required, Some("remove it"));
+        }
+    }
+    Some(DpoOptions {
+        ref_model: ref_model(file, model, reader)?,
+        beta,
+        label_smoothing,
+        loss_type,
+    })
+}
+
+/// The model that replies are compared with: the one that is trained, unless the recipe names another.
+fn ref_model(
+    file: &RecipeFile,
+    model: Option<&ModelOptions>,
+    reader: &mut Reader,
+) -> Option<String> {
+    let model = model?;
+    let Some(at) = &file.ref_model else { return Some(model.name_or_path.clone()) };
+    let keys = &at.value;
+    let other = [
+        keys.disable_activation_checkpoint.as_ref().map(|at| &at.path),
+        keys.hf_config_kwargs.as_ref().map(|at| &at.path),
+        keys.random_weights.as_ref().map(|at| &at.path),
+        keys.save_name.as_ref().map(|at| &at.path),
+    ];
+    for path in other.into_iter().flatten() {
+        let found = format!("`{path}` is set");
+        let required = "`name_or_path`: all else is as of the trained model";
+        conflict(reader, path, found, required, Some("remove it"));
+    }
+    let dtype =
+        keys.dtype.as_ref().map(|at| (&at.path, at.value == DtypeWord::Supported(model.dtype)));
+    let attention = keys.attn_implementation.as_ref();
+    let attention = attention.map(|at| (&at.path, at.value == model.attn_implementation));
+    for (path, _) in [dtype, attention].into_iter().flatten().filter(|(_, is_same)| !is_same) {
+        let found = format!("`{path}` is not that of `model`");
+        conflict(reader, path, found, "the same", Some("remove it"));
+    }
+    let name = keys.name_or_path.as_ref().map(|name| name.value.clone());
+    Some(name.unwrap_or_else(|| model.name_or_path.clone()))
+}
+
+/// Keys of `data` that pairs leave without a meaning.
+pub(super) fn check(data: &DataFile, reader: &mut Reader) {
+    let of_others = [
+        data.mask_inputs.as_ref().map(|at| &at.path),
+        data.filter_samples.as_ref().map(|at| &at.path),
+        data.always_max_length.as_ref().map(|at| &at.path),
+        data.fuse_positions_prob.as_ref().map(|at| &at.path),
+        data.repeat_to_pack_max_length.as_ref().map(|at| &at.path),
+    ];
+    for path in of_others.into_iter().flatten() {
+        let found = format!("`{path}` is set and `type` is `dpo`");
+        conflict(reader, path, found, "`type: sft`", Some("remove it"));
+    }
+    if let Some(at) = data.label_mask.as_ref().filter(|at| at.value == LabelMask::Reference) {
+        let found = "`data.label_mask` is `reference` and `type` is `dpo`".to_owned();
+        let hint = Some("remove it: what the assistant wrote is compared, and the end of its turn");
+        conflict(reader, &at.path, found, "`exact`", hint);
+    }
+    if let Some(at) = data.packing.as_ref().filter(|at| at.value == Packing::Reference) {
+        let found = "`data.packing` is `reference` and `type` is `dpo`".to_owned();
+        conflict(reader, &at.path, found, "`global`: the reference packs no pairs", None);
+    }
+    let cuts = |length| matches!(length, ExcessLength::Truncate | ExcessLength::Split);
+    if let Some(at) = data.excess_length.as_ref().filter(|at| cuts(at.value)) {
+        let found = format!("`{}`", at.value.name());
+        let required = "`drop` or `raise`: replies that are cut cannot be compared";
+        reader.error(Diagnostic::value(&at.path, at.span, found, required));
+    }
+}
+
+/// Nothing, after an error for each key of a source that is about other rows.
+pub(super) fn no_role_mapping(
+    keys: &SourceKeys,
+    reader: &mut Reader,
+) -> Option<Vec<(String, RolePath)>> {
+    let of_sft = [
+        keys.role_mapping.as_ref().map(|at| &at.path),
+        keys.unmapped_roles.as_ref().map(|at| &at.path),
+        keys.messages_key.as_ref().map(|at| &at.path),
+        keys.text_key.as_ref().map(|at| &at.path),
+        keys.content_key.as_ref().map(|at| &at.path),
+    ];
+    for path in of_sft.into_iter().flatten() {
+        let found = format!("`{path}` is set and `type` is `dpo`");
+        conflict(reader, path, found, "`type: sft`", Some("remove it"));
+    }
+    let format = keys.format.as_ref().and_then(|at| Some((at, at.value?)));
+    if let Some((at, format)) = format.filter(|(_, format)| *format != RowFormat::Preference) {
+        let found = format!("`{}`", format.name());
+        reader.error(Diagnostic::value(&at.path, at.span, found, "`preference`"));
+        return None;
+    }
+    Some(Vec::new())
+}

@@ -1,0 +1,250 @@
+//! `type: dpo`: losses of pairs against TRL's, and runs however they are split and packed.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use sterna_comm::RankEnv;
+use sterna_recipe::{DpoLoss, DpoOptions};
+use sterna_testkit::{TestRank, spawn_ranks, tiny_config, tiny_model};
+use sterna_train::{
+    TrainError, TrainOptions,
+    engine::Engine,
+    objective::{Dpo, Pair, pair_loss},
+    train,
+};
+
+use crate::conformance::Recorder;
+use crate::equivalence::assert_same;
+use crate::objective::descend;
+use crate::one_batch::OneBatch;
+use crate::tiny;
+
+const LOSSES: [DpoLoss; 9] = [
+    DpoLoss::Sigmoid,
+    DpoLoss::Hinge,
+    DpoLoss::Ipo,
+    DpoLoss::Robust,
+    DpoLoss::ExoPair,
+    DpoLoss::NcaPair,
+    DpoLoss::SppoHard,
+    DpoLoss::ApoZero,
+    DpoLoss::ApoDown,
+];
+
+fn options(loss_type: DpoLoss, beta: f64, label_smoothing: f64) -> DpoOptions {
+    DpoOptions { ref_model: String::new(), beta, label_smoothing, loss_type }
+}
+
+/// `golden/make_dpo_losses.py`: TRL's `dpo_loss` in double precision, slopes by autograd.
+#[test]
+fn losses_of_pairs_are_trls() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dpo_losses.json");
+    let cases: Vec<Value> = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    for case in &cases {
+        let number = |key: &str| case[key].as_f64().unwrap();
+        let pair = |key: &str| Pair {
+            chosen: case[key][0].as_f64().unwrap(),
+            rejected: case[key][1].as_f64().unwrap(),
+        };
+        let name = case["loss_type"].as_str().unwrap();
+        let loss_type = LOSSES.into_iter().find(|loss| loss.name() == name).expect("known");
+        let options = options(loss_type, number("beta"), number("label_smoothing"));
+        let found = pair_loss(&options, pair("policy"), pair("reference"));
+        let is_near =
+            |found: f64, expected: f64| (found - expected).abs() <= 1e-12 * expected.abs().max(1.0);
+        let slopes = pair("slopes");
+        assert!(is_near(found.loss, number("loss")), "{found:?} of {case}");
+        assert!(is_near(found.slopes.chosen, slopes.chosen), "{found:?} of {case}");
+        assert!(is_near(found.slopes.rejected, slopes.rejected), "{found:?} of {case}");
+    }
+    for loss in LOSSES {
+        assert!(cases.iter().any(|case| case["loss_type"] == loss.name()), "{}", loss.name());
+    }
+}
+
+/// The loss of a step down the gradient against the square of its norm, for every kind of loss.
+#[test]
+fn gradients_of_pairs_are_the_slope_of_their_loss() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let of = OneBatch::new(folder.path());
+    let num_labels = of.batch.num_labels_of_samples();
+    assert_eq!(num_labels.len() % 2, 0, "pairs: {num_labels:?}");
+    let losses = of.engine(of.options()).forward(&of.batch).expect("computed").of_samples;
+    // A reference model that likes the better reply a little more, and the worse one a little less.
+    let reference: Vec<f64> = losses
+        .iter()
+        .enumerate()
+        .map(|(i, sample)| -sample.sum + if i % 2 == 0 { 3.0 } else { -2.0 })
+        .collect();
+    for loss_type in LOSSES {
+        let smoothing = if loss_type == DpoLoss::Robust { 0.1 } else { 0.0 };
+        let options = options(loss_type, 0.3, smoothing);
+        let dpo = Dpo::new(&options, &of.batch, &reference, 0.5);
+        let mut engine = of.engine(of.options());
+        let loss = engine.forward_backward(&of.batch, &dpo).expect("computed").loss;
+        let norm = engine.zero.gradient_norm(of.comm.world()).expect("one rank");
+        let loss_of = |engine: &mut Engine<'_>| {
+            let losses = engine.forward(&of.batch).expect("computed").of_samples;
+            let policy: Vec<f64> = losses.iter().map(|sample| -sample.sum).collect();
+            let pairs =
+                sterna_train::objective::Pairs::new(&options, &policy, &reference, &num_labels);
+            0.5 * pairs.loss
+        };
+        let name = loss_type.name();
+        // Down and up again by so little that the loss is a line, and so much that fp32 tells the ends apart.
+        let by = 1e-3 / norm.powi(2);
+        descend(&of, &mut engine, by);
+        let below = loss_of(&mut engine);
+        descend(&of, &mut engine, -2.0 * by);
+        let above = loss_of(&mut engine);
+        let slope = (above - below) / (2.0 * by);
+        assert!((slope / norm.powi(2) - 1.0).abs() < 2e-2, "{name}: {slope} and {}", norm.powi(2));
+        assert!(below < loss && loss < above, "{name}: {below} {loss} {above}");
+    }
+}
+
+/// A recipe over pairs of replies of different lengths, compared with a model of other weights.
+fn recipe(folder: &Path) -> Value {
+    let mut recipe = tiny::recipe(folder);
+    let rows: Vec<String> = (0..24)
+        .map(|i| {
+            let reply = |text: String| json!([{"role": "assistant", "content": text}]);
+            json!({
+                "prompt": [{"role": "user", "content": "why? ".repeat(1 + i % 3).trim()}],
+                "chosen": reply(format!("{i} is {}", i * i % 17)),
+                "rejected": reply("no ".repeat(1 + i % 5).trim().to_owned()),
+            })
+            .to_string()
+        })
+        .collect();
+    let pairs = folder.join("pairs.jsonl");
+    fs::write(&pairs, rows.join("\n")).expect("written");
+    let reference = folder.join("reference");
+    if !reference.exists() {
+        fs::create_dir_all(&reference).expect("made");
+        let config = fs::read_to_string(folder.join("model/config.json")).expect("readable");
+        tiny_model(&reference, &serde_json::from_str(&config).expect("JSON"), 8);
+    }
+    recipe["type"] = json!("dpo");
+    recipe["ref_model"] = json!({"name_or_path": reference});
+    recipe["data"]["sources"] = json!([{"name_or_path": pairs}]);
+    recipe["beta"] = json!(0.5);
+    recipe["eval_on_start"] = json!(true);
+    recipe["loss_average"] = json!("token");
+    recipe
+}
+
+fn run(folder: &Path, env: &RankEnv, name: &str, changes: &[(&str, Value)]) -> Recorder {
+    let mut recipe = recipe(folder);
+    for (path, value) in changes {
+        crate::equivalence::set(&mut recipe, path, value.clone());
+    }
+    let recipe = tiny::load(folder, &format!("{name}-{}", env.rank), &recipe);
+    let mut recorder = Recorder::default();
+    train(&recipe, env, &TrainOptions::default(), &mut recorder)
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    recorder
+}
+
+/// Loss, gradient norm and what is reported of each step, then of each evaluation.
+fn figures(recorder: &Recorder) -> Vec<f64> {
+    let means = |figures: &[(&str, f64)]| figures.iter().map(|(_, mean)| *mean).collect::<Vec<_>>();
+    let of_steps = recorder
+        .iterations
+        .iter()
+        .flat_map(|step| [vec![step.loss, step.grad_norm], means(&step.figures)].concat());
+    let of_evals =
+        recorder.evals.iter().flat_map(|eval| [vec![eval.loss], means(&eval.figures)].concat());
+    of_steps.chain(of_evals).collect()
+}
+
+#[test]
+fn a_model_that_is_its_own_reference_starts_at_ln_2_and_learns_to_prefer() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let own = folder.path().join("model");
+    let changes = [
+        ("ref_model", json!({"name_or_path": own})),
+        ("train_iters", json!(12)),
+        ("exit_iteration", json!(0)),
+        ("eval_interval", json!(12)),
+    ];
+    let recorder = run(folder.path(), &RankEnv::single(), "own", &changes);
+    let figure = |figures: &[(&str, f64)], name: &str| {
+        figures.iter().find(|(found, _)| *found == name).expect("reported").1
+    };
+    let (first, last) = (&recorder.evals[0], &recorder.evals[recorder.evals.len() - 1]);
+    assert!((first.loss - std::f64::consts::LN_2).abs() < 1e-6, "{}", first.loss);
+    assert!(figure(&first.figures, "rewards/margins").abs() < 1e-5);
+    assert!(last.loss < 0.9 * first.loss, "{} then {}", first.loss, last.loss);
+    assert!(figure(&last.figures, "rewards/accuracies") > 0.9);
+    assert!(figure(&last.figures, "rewards/margins") > 0.2);
+}
+
+/// Pairs in a pack see neither each other nor their other half.
+#[test]
+fn packed_pairs_are_single_pairs() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let env = RankEnv::single();
+    let eval = [("exit_iteration", json!(1)), ("eval_interval", json!(1))];
+    let of = |name: &str, is_packed: bool| {
+        let pack = ("data.pack_samples", json!(is_packed));
+        let split = ("data.train_eval_split", json!([1.0, 0.0]));
+        let held_out = folder.path().join("pairs.jsonl");
+        let sources = ("data.eval_sources", json!([{"name_or_path": held_out, "split": "train"}]));
+        let changes = [&eval[..], &[pack, split, sources]].concat();
+        run(folder.path(), &env, name, &changes).evals.remove(0)
+    };
+    let (packed, single) = (of("packed", true), of("single", false));
+    assert!(packed.num_samples < single.num_samples, "several pairs in a pack");
+    let all = |eval: &sterna_train::EvalMetrics| {
+        let means = eval.figures.iter().map(|(_, mean)| *mean);
+        std::iter::once(eval.loss).chain(means).collect::<Vec<f64>>()
+    };
+    assert_same("packs", &all(&packed), &all(&single));
+}
+
+#[test]
+fn preferences_on_two_ranks_are_those_of_one() {
+    spawn_ranks(2, |rank: &TestRank| {
+        let env = RankEnv::from_env().expect("the environment of a rank");
+        let own = rank.folder.join(env.rank.to_string());
+        let alone = figures(&run(&own, &RankEnv::single(), "plain", &[]));
+        let sp = [
+            ("sequence_parallel_size", json!(2)),
+            ("deepspeed", json!({"zero_optimization": {"stage": 3}})),
+        ];
+        assert_same("sp 2", &figures(&run(&own, &env, "sp", &sp)), &alone);
+    });
+}
+
+#[test]
+fn resumed_preferences_go_on_with_the_same_reference() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let env = RankEnv::single();
+    let checkpoint = |dir: &str, steps: usize| {
+        let entry = json!({"output_dir": folder.path().join(dir), "auto_resume": true, "save_end_of_training": true});
+        [("checkpoint", entry), ("exit_iteration", json!(steps)), ("eval_on_start", json!(false))]
+    };
+    let whole = run(folder.path(), &env, "whole", &checkpoint("whole", 4));
+    run(folder.path(), &env, "half", &checkpoint("parts", 2));
+    let rest = run(folder.path(), &env, "rest", &checkpoint("parts", 4));
+    assert_eq!(rest.iterations.len(), 2);
+    for (resumed, step) in rest.iterations.iter().zip(&whole.iterations[2..]) {
+        assert_eq!((resumed.loss, &resumed.figures), (step.loss, &step.figures));
+    }
+}
+
+#[test]
+fn another_architecture_cannot_be_the_reference() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut recipe = recipe(folder.path());
+    let other = folder.path().join("other");
+    fs::create_dir_all(&other).expect("made");
+    tiny_model(&other, &tiny_config("llama"), 8);
+    recipe["ref_model"]["name_or_path"] = json!(other);
+    let recipe = tiny::load(folder.path(), "other", &recipe);
+    let result =
+        train(&recipe, &RankEnv::single(), &TrainOptions::default(), &mut Recorder::default());
+    assert!(matches!(result, Err(TrainError::OtherReference { .. })), "{result:?}");
+}
