@@ -357,12 +357,11 @@ impl Facts {
         ropes: &rope_section::Ropes,
     ) -> Attention {
         let (h, v_head_dim) = (heads.dim, self.latent.map_or(heads.dim, |sizes| sizes.v));
-        let (qkv, half_of_q) = match &self.latent {
-            Some(sizes) => (Qkv::Latent(self.latent(params, sizes)), None),
-            None => {
-                let (direct, half_of_q) = self.direct(params, heads);
-                (Qkv::Direct(direct), half_of_q)
-            }
+        let (qkv, half_of_q) = if let Some(sizes) = &self.latent {
+            (Qkv::Latent(self.latent(params, sizes)), None)
+        } else {
+            let (direct, half_of_q) = self.direct(params, heads);
+            (Qkv::Direct(direct), half_of_q)
         };
         let (d, o_width, normal) = (self.hidden_size, self.num_heads * v_head_dim, self.normal());
         let gate = match self.family.gate {
