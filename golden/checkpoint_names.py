@@ -1,7 +1,11 @@
 """Names and shapes of checkpoints for the tensors of transformers 5, which fuses the experts of a layer in memory only."""
 
 # Classes that the golden files have: the folder of experts in a checkpoint, and gate, up and down of one.
-EXPERTS = {"minimax_m2": ("block_sparse_moe", "w1", "w3", "w2")}
+EXPERTS = {
+    "deepseek_v2": ("mlp", "gate_proj", "up_proj", "down_proj"),
+    "glm4_moe_lite": ("mlp", "gate_proj", "up_proj", "down_proj"),
+    "minimax_m2": ("block_sparse_moe", "w1", "w3", "w2"),
+}
 
 
 def as_in_checkpoint(tensors, model_type):

@@ -169,6 +169,19 @@ SECOND_SLIDES = dict(use_sliding_window=True, sliding_window=7, max_window_layer
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
 
 # model_type -> config
+# Few heads and sizes of latents, and experts in the second layer.
+LATENT = dict(
+    num_key_value_heads=4,
+    kv_lora_rank=6,
+    qk_nope_head_dim=4,
+    qk_rope_head_dim=4,
+    v_head_dim=6,
+    moe_intermediate_size=4,
+    n_routed_experts=5,
+    num_experts_per_tok=2,
+    n_shared_experts=2,
+    routed_scaling_factor=1.7,
+)
 FAMILIES_4 = {
     # An activation with two parameters of its own and two buffers in each layer.
     "apertus": dict(BASE, **WIDE, attention_bias=True, rope_scaling=LLAMA3),
@@ -309,6 +322,26 @@ FAMILIES_4 = {
         attention_bias=True,
         use_qk_norm=True,
     ),
+    # Queries without a latent. The first layer has no experts.
+    "deepseek_v2": dict({**BASE, **LATENT}, q_lora_rank=None, n_routed_experts=4, first_k_dense_replace=1),
+    # Latents of queries and of keys and values, values narrower than keys; yarn with a magnitude. The first layer has no experts.
+    "deepseek_v3": dict(
+        {**BASE, **LATENT},
+        q_lora_rank=8,
+        first_k_dense_replace=1,
+        n_group=1,
+        topk_group=1,
+        attention_bias=True,
+        rope_scaling=dict(
+            type="yarn",
+            factor=4.0,
+            original_max_position_embeddings=32,
+            beta_fast=0.5,
+            beta_slow=0.1,
+            mscale=1.0,
+            mscale_all_dim=0.7,
+        ),
+    ),
     # A window in the second layer.
     "dots1": dict(
         BASE,
@@ -365,6 +398,10 @@ DELTA_5 = dict(
     rope_parameters=dict(rope_type="default", rope_theta=500.0, partial_rotary_factor=0.5),
 )
 FAMILIES_5 = {
+    # Values as wide as keys. The first layer has no experts.
+    "glm4_moe_lite": dict(
+        {**BASE, **LATENT}, q_lora_rank=8, v_head_dim=8, mlp_layer_types=["dense", "sparse"], attention_bias=True
+    ),
     # The scale of the queries takes six values in the longest chat. With mscale beside a smaller mscale_all_dim, cosine and sine are
     # scaled too.
     "ministral3": dict(
@@ -447,11 +484,14 @@ NORMS_OF_ONE_MORE = ("gemma", "gemma2", "gemma3_text", "nemotron", "vaultgemma")
 # token's last choice and the next expert are 1e-3 apart in their scores.
 SEEDS = {
     "cohere2": SEED + 2,
+    "deepseek_v2": SEED + 17,
+    "deepseek_v3": SEED + 381,
     "dots1": SEED + 14,
     "ernie4_5_moe": SEED + 21,
     "ernie4_5": SEED + 1,
     "gemma4_text": SEED + 1,
     "glm4_moe": SEED + 16,
+    "glm4_moe_lite": SEED + 59,
     "granitemoe": SEED + 7,
     "hunyuan_v1_moe": SEED + 25,
     "minimax_m2": SEED + 14,

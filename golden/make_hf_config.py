@@ -109,6 +109,10 @@ QWEN3_MOE = {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok":
 OLMOE = {"model_type": "olmoe", "num_experts": 4, "num_experts_per_tok": 2}
 QWEN2_MOE = {**QWEN3_MOE, "model_type": "qwen2_moe", "shared_expert_intermediate_size": 40}
 GLM4_MOE = {"model_type": "glm4_moe", "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+# Few heads, and experts in the second and third layer.
+LATENT = {"num_key_value_heads": 4, "kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10, "first_k_dense_replace": 1}
+DEEPSEEK_V3 = {**GLM4_MOE, **LATENT, "model_type": "deepseek_v3", "q_lora_rank": 24, "n_group": 4, "topk_group": 2}
+DEEPSEEK_V2 = {**GLM4_MOE, **LATENT, "model_type": "deepseek_v2"}
 DOTS1 = {**GLM4_MOE, "model_type": "dots1", "n_shared_experts": 1}
 ERNIE4_5_MOE = {"model_type": "ernie4_5_moe", "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24}
 HUNYUAN_V1_MOE = {"model_type": "hunyuan_v1_moe", "head_dim": 16}
@@ -243,6 +247,15 @@ MORE_CASES = [
     ("glm4_moe, norms of queries and keys, biases, tied", {**GLM4_MOE, "use_qk_norm": True, "attention_bias": True, "head_dim": 24, "tie_word_embeddings": True}),
     ("glm4_moe, groups, a factor, no norm", {**GLM4_MOE, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": False, "num_experts_per_tok": 3}),
     ("glm4_moe, two shared experts, no layer without", {**GLM4_MOE, "n_shared_experts": 2, "first_k_dense_replace": 0, "partial_rotary_factor": 1.0}),
+    # Two layers with fewer experts than the class has.
+    ("deepseek_v2", {"model_type": "deepseek_v2", "num_key_value_heads": None, "num_hidden_layers": 2, "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}),
+    ("deepseek_v2, groups, biases", {**DEEPSEEK_V2, "q_lora_rank": 24, "attention_bias": True, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "routed_scaling_factor": 16.0}),
+    ("deepseek_v2, groups that it does not ask for, no latent of queries, yarn", {**DEEPSEEK_V2, "q_lora_rank": None, "n_group": 4, "topk_group": 2, "n_shared_experts": 1, "tie_word_embeddings": True, "rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1}}),
+    ("deepseek_v3", {"model_type": "deepseek_v3", "num_hidden_layers": 1, "num_attention_heads": 128, "num_key_value_heads": 128}),
+    ("deepseek_v3, small, biases", {**DEEPSEEK_V3, "attention_bias": True}),
+    ("deepseek_v3, queries without a latent, null heads, tied", {**DEEPSEEK_V3, "q_lora_rank": None, "num_key_value_heads": None, "tie_word_embeddings": True, "rope_interleave": False}),
+    ("deepseek_v3, yarn with a magnitude", {**DEEPSEEK_V3, "rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 0.7}}),
+    ("deepseek_v3, linear with a magnitude, one group", {**DEEPSEEK_V3, "n_group": 1, "topk_group": 1, "rope_scaling": {"rope_type": "linear", "factor": 4.0, "mscale_all_dim": 1.0}}),
     ("dots1", DOTS1),
     ("dots1, biases, normed, null heads", {**DOTS1, "attention_bias": True, "norm_topk_prob": True, "num_key_value_heads": None, "first_k_dense_replace": 2}),
     ("dots1, groups, a factor", {**DOTS1, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5, "head_dim": 24}),
@@ -297,7 +310,7 @@ def facts(name, given, config, model):
     layers = model.model.layers
     attention = layers[0].self_attn
     # Two classes divide by the root of head_dim, without a name for it.
-    scaling = getattr(attention, "scaling", attention.head_dim**-0.5)
+    scaling = attention.scaling if hasattr(attention, "scaling") else attention.head_dim**-0.5
     return {
         "name": name,
         "config": given,
@@ -312,7 +325,7 @@ def facts(name, given, config, model):
             getattr(config, "logits_scaling", 1.0),
         ],
         "tie_word_embeddings": config.tie_word_embeddings,
-        "head_dim": attention.head_dim,
+        "head_dim": getattr(attention, "qk_head_dim", None) or attention.head_dim,
         "rms_norm_eps": getattr(config, "rms_norm_eps", None),
         "max_position_embeddings": config.max_position_embeddings,
         "initializer_range": config.initializer_range,
@@ -397,7 +410,9 @@ def more_facts(config, model):
             found["router_aux_loss_coef"] = model.router_aux_loss_coef
         if hasattr(router, "routed_scaling_factor"):
             found["routed_scaling_factor"] = router.routed_scaling_factor
-        if getattr(router, "n_group", 1) != getattr(router, "topk_group", 1):
+        if getattr(router, "topk_method", None) == "group_limited_greedy":
+            found["expert_groups"] = [router.num_group, router.topk_group]
+        elif getattr(router, "n_group", 1) != getattr(router, "topk_group", 1) and hasattr(router, "n_group"):
             found["expert_groups"] = [router.n_group, router.topk_group]
     # Tensors of a checkpoint that are not trained.
     state = model.state_dict()

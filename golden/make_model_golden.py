@@ -62,6 +62,30 @@ PHI3_LONGROPE = dict(
     partial_rotary_factor=0.75,
     rope_scaling=dict(type="longrope", short_factor=[1.1, 1.4, 2.3], long_factor=[1.3, 3.1, 9.7]),
 )
+# Values narrower than keys, and a key of four values that all heads have.
+LATENT = dict(
+    BASE,
+    num_key_value_heads=4,
+    intermediate_size=24,
+    kv_lora_rank=14,
+    qk_nope_head_dim=8,
+    qk_rope_head_dim=4,
+    v_head_dim=6,
+    moe_intermediate_size=6,
+    n_routed_experts=8,
+    num_experts_per_tok=3,
+    first_k_dense_replace=1,
+    pad_token_id=3,
+)
+YARN_OF_LATENT = dict(
+    type="yarn",
+    factor=4.0,
+    original_max_position_embeddings=8,
+    beta_fast=0.5,
+    beta_slow=0.1,
+    mscale=1.0,
+    mscale_all_dim=0.7,
+)
 QWEN3_MOE = dict(
     BASE,
     output_router_logits=True,
@@ -371,6 +395,52 @@ CASES = {
             attention_bias=True,
             use_qk_norm=True,
             pad_token_id=3,
+        ),
+        [10, 6],
+    ),
+    # Latents of queries and of keys and values; heads of 12 and 6; biases; yarn with a magnitude, which cosines have in part. Experts as
+    # those of glm4_moe in the second layer.
+    "deepseek_v3": (
+        "deepseek_v3",
+        dict(
+            LATENT,
+            q_lora_rank=10,
+            attention_bias=True,
+            rope_scaling=YARN_OF_LATENT,
+            n_group=4,
+            topk_group=2,
+            n_shared_experts=2,
+            routed_scaling_factor=1.7,
+        ),
+        [10, 6],
+    ),
+    # Queries without a latent, halves of what turns in place of neighbours.
+    "deepseek_v3_halves": (
+        "deepseek_v3",
+        dict(
+            LATENT,
+            **ONE_LAYER,
+            **TIED,
+            first_k_dense_replace=1,
+            q_lora_rank=None,
+            rope_interleave=False,
+            n_group=1,
+            topk_group=1,
+        ),
+        [10, 6],
+    ),
+    # Queries without a latent, experts in all layers, the two of the largest probabilities.
+    "deepseek_v2_lite": (
+        "deepseek_v2",
+        dict(
+            LATENT,
+            **ONE_LAYER,
+            first_k_dense_replace=0,
+            q_lora_rank=None,
+            n_routed_experts=5,
+            num_experts_per_tok=2,
+            n_shared_experts=1,
+            routed_scaling_factor=1.7,
         ),
         [10, 6],
     ),

@@ -1,7 +1,7 @@
 //! What a layer costs: values that exist at once, and multiply-adds.
 
 use crate::dtype::DType;
-use crate::layer::{Architecture, DeltaNet, Ffn, Layer, Linear, Mixer};
+use crate::layer::{Architecture, Attention, DeltaNet, Ffn, Layer, Linear, Mixer, Qkv};
 
 impl Layer {
     /// Elements of the weights that a token multiplies by: of experts, those that it takes.
@@ -17,17 +17,20 @@ impl Layer {
         }
     }
 
-    /// Values of a token that the backward of norm and projections reads: the output of the norm, and what norms on queries and keys
-    /// or clamps read.
+    /// Values of a token that the backward of norm and projections reads: the output of the norm, and what norms on queries, keys and
+    /// latents or clamps read.
     pub fn saved_before_attention(&self) -> usize {
         let normed = if self.pre_attention_norm.is_some() { self.hidden_size() } else { 0 };
         let of = |is_read: bool, width: usize| if is_read { width } else { 0 };
         normed
             + match &self.mixer {
-                Mixer::Attention(attention) => {
-                    of(attention.backward_reads_qk(), attention.q_width() + attention.kv_width())
-                        + of(attention.backward_reads_v(), attention.kv_width())
-                }
+                Mixer::Attention(attention) => match &attention.qkv {
+                    Qkv::Direct(direct) => {
+                        of(direct.backward_reads_qk(), attention.q_width() + attention.k_width())
+                            + of(direct.backward_reads_v(), attention.v_width())
+                    }
+                    Qkv::Latent(latent) => latent.width(),
+                },
                 Mixer::DeltaNet(_) => 0,
             }
     }
@@ -43,10 +46,14 @@ impl Layer {
             + self.saved_of_routes()
     }
 
-    /// Values of a token at the peak of the backward of norm and projections: the norm, and q, k, v with their gradients; of a delta net
-    /// also a and b.
+    /// Values of a token at the peak of the backward of norm and projections: the norm, and q, k, v with their gradients; latents before and
+    /// after their norms, too, with theirs; of a delta net also a and b.
     pub fn peak_before_attention(&self) -> usize {
-        2 * self.hidden_size() + 2 * self.mixer.projected_width()
+        let latents = match &self.mixer {
+            Mixer::Attention(Attention { qkv: Qkv::Latent(latent), .. }) => 4 * latent.width(),
+            Mixer::Attention(_) | Mixer::DeltaNet(_) => 0,
+        };
+        2 * self.hidden_size() + 2 * self.mixer.projected_width() + latents
     }
 
     /// Values of a token at the peak of the backward of output projection and MLP: the residual stream, the input of the MLP, what
@@ -128,7 +135,9 @@ impl Mixer {
     /// Values of a token that its projections give and others read.
     pub fn projected_width(&self) -> usize {
         match self {
-            Mixer::Attention(attention) => attention.q_width() + 2 * attention.kv_width(),
+            Mixer::Attention(attention) => {
+                attention.q_width() + attention.k_width() + attention.v_width()
+            }
             Mixer::DeltaNet(net) => {
                 2 * net.key_width() + net.value_width() + 2 * net.num_value_heads
             }

@@ -6,13 +6,14 @@ use crate::config::reader::Reader;
 use crate::config::{layers, rope_section};
 use crate::error::Result;
 use crate::families::{
-    EmbeddingScale, ExpertWeights, Experts, Family, Fused, Gate, LogitsScale, Mlp, NormEps,
-    NormParams, QkNorms, Scale, Setting, Shared, SharedSize, SparseLayers,
+    EmbeddingScale, ExpertWeights, Experts, Family, Fused, Gate, GroupFacts, LatentFacts,
+    LogitsScale, Mlp, NormEps, NormParams, QkNorms, Scale, Setting, Shared, SharedSize,
+    SparseLayers,
 };
 use crate::layer::{
-    Activation, Architecture, Attention, DeltaNet, Dense, Elementwise, Embed, ExpertGroups, Ffn,
-    Head, Layer, Linear, Mixer, Moe, Norm, NormKind, QkNorm, QkNormWidth, Router, SharedExpert,
-    TopkNorm,
+    Activation, Architecture, Attention, DeltaNet, Dense, Direct, Elementwise, Embed, ExpertGroups,
+    Ffn, Head, Latent, Layer, Linear, Mixer, Moe, Norm, NormKind, QkNorm, QkNormWidth, Qkv,
+    QueryLatent, Router, SharedExpert, TopkNorm,
 };
 use crate::parameters::{Init, ParamSpec};
 use crate::wrappers::Names;
@@ -42,7 +43,11 @@ pub(crate) fn architecture(
         let required = format!("heads of `{full_dim}` as in the first layer without a window");
         return Err(reader.refuse("per_layer_config", format!("heads of `{other}`"), required));
     }
-    let dims = rope_section::HeadDims { full: full_dim, sliding: facts.head_dim };
+    let dims = match &facts.latent {
+        // What turns is a head by itself, for transformers too.
+        Some(sizes) => rope_section::HeadDims { full: sizes.rope, sliding: sizes.rope },
+        None => rope_section::HeadDims { full: full_dim, sliding: facts.head_dim },
+    };
     let ropes = rope_section::Ropes::read(reader, family, dims, max_position_embeddings)?;
     let vocab_size = reader.required("vocab_size", Reader::size)?;
     let pad_token_id =
@@ -128,6 +133,7 @@ struct Facts {
     num_heads: usize,
     num_kv_heads: usize,
     head_dim: usize,
+    latent: Option<LatentSizes>,
     norm: NormKind,
     norm_eps: f64,
     post_norm_eps: f64,
@@ -157,6 +163,17 @@ struct DeltaNets {
     conv_width: usize,
 }
 
+/// What a config says of its latents.
+#[derive(Clone, Copy)]
+struct LatentSizes {
+    q_lora_rank: Option<usize>,
+    kv_lora_rank: usize,
+    /// Of a head of queries and keys, what does not turn and what does.
+    nope: usize,
+    rope: usize,
+    v: usize,
+}
+
 /// What a config says of its experts.
 struct ExpertsOfModel {
     facts: &'static Experts,
@@ -183,7 +200,15 @@ impl Facts {
     fn read(reader: &Reader<'_>, family: &'static Family, names: Names) -> Result<Self> {
         let hidden_size = reader.required("hidden_size", Reader::size)?;
         let num_heads = reader.required("num_attention_heads", Reader::num_heads)?;
-        let head_dim = head_dim(reader, family, hidden_size, num_heads)?;
+        let num_kv_heads = num_kv_heads(reader, family, num_heads)?;
+        let latent = match &family.latent {
+            Some(facts) => Some(latent_sizes(reader, facts, num_heads, num_kv_heads)?),
+            None => None,
+        };
+        let head_dim = match &latent {
+            Some(sizes) => sizes.nope + sizes.rope,
+            None => head_dim(reader, family, hidden_size, num_heads)?,
+        };
         let is_set = |setting: &Setting| match setting {
             Setting::Never => Ok(false),
             Setting::Always => Ok(true),
@@ -199,8 +224,9 @@ impl Facts {
             hidden_size,
             intermediate_size: reader.required("intermediate_size", Reader::size)?,
             num_heads,
-            num_kv_heads: num_kv_heads(reader, family, num_heads)?,
+            num_kv_heads,
             head_dim,
+            latent,
             norm: family.norm,
             norm_eps,
             post_norm_eps: match family.post_norm_eps {
@@ -220,6 +246,10 @@ impl Facts {
             },
             scale: match family.scale {
                 Scale::HeadDim => 1.0 / (head_dim as f64).sqrt(),
+                Scale::HeadDimAndYarn => {
+                    let magnitude = rope_section::magnitude(reader)?;
+                    1.0 / (head_dim as f64).sqrt() * magnitude * magnitude
+                }
                 Scale::Key(key, default) => reader.or(key, default, Reader::positive)?,
                 Scale::RootOf(key, default) => {
                     1.0 / reader.or(key, default, Reader::positive)?.sqrt()
@@ -326,6 +356,38 @@ impl Facts {
         of_layer: &layers::OfLayer,
         ropes: &rope_section::Ropes,
     ) -> Attention {
+        let (h, v_head_dim) = (heads.dim, self.latent.map_or(heads.dim, |sizes| sizes.v));
+        let (qkv, half_of_q) = if let Some(sizes) = &self.latent {
+            (Qkv::Latent(self.latent(params, sizes)), None)
+        } else {
+            let (direct, half_of_q) = self.direct(params, heads);
+            (Qkv::Direct(direct), half_of_q)
+        };
+        let (d, o_width, normal) = (self.hidden_size, self.num_heads * v_head_dim, self.normal());
+        let gate = match self.family.gate {
+            Gate::None => None,
+            Gate::Projection => {
+                Some(params.linear("self_attn.gate_proj", o_width, d, false, normal))
+            }
+            Gate::HalfOfQ => half_of_q,
+        };
+        Attention {
+            num_heads: self.num_heads,
+            num_kv_heads: heads.num_kv,
+            head_dim: h,
+            v_head_dim,
+            qkv,
+            gate,
+            o: params.linear("self_attn.o_proj", d, o_width, self.o_bias, normal),
+            rope: of_layer.is_rotated.then(|| ropes.of(of_layer.sliding_window.is_some())),
+            scale: self.scale,
+            softcap: self.softcap,
+            sliding_window: of_layer.sliding_window,
+        }
+    }
+
+    /// With the other half of the queries' projection, where that is the gate.
+    fn direct(&self, params: &mut Params, heads: Heads) -> (Direct, Option<Linear>) {
         let (d, h) = (self.hidden_size, heads.dim);
         let (q_width, kv_width) = (self.num_heads * h, heads.num_kv * h);
         let widths = [q_width, kv_width, kv_width];
@@ -354,30 +416,42 @@ impl Facts {
             .as_ref()
             .filter(|_| self.has_qk_norm)
             .map(|norms| self.qk_norm(params, norms, heads));
-        let gate = match self.family.gate {
-            Gate::None => None,
-            Gate::Projection => {
-                Some(params.linear("self_attn.gate_proj", q_width, d, false, normal))
-            }
-            Gate::HalfOfQ => half_of_q,
-        };
         let without_weight = |kind| Norm { kind, eps: self.norm_eps, weight: None, bias: None };
-        Attention {
-            num_heads: self.num_heads,
-            num_kv_heads: heads.num_kv,
-            head_dim: h,
+        let direct = Direct {
             q,
             k,
             v,
-            gate,
-            o: params.linear("self_attn.o_proj", d, q_width, self.o_bias, normal),
             clip_qkv: self.clip_qkv,
             qk_norm,
             v_norm: self.family.has_v_norm.then(|| without_weight(NormKind::RmsRoundedOnce)),
-            rope: of_layer.is_rotated.then(|| ropes.of(of_layer.sliding_window.is_some())),
-            scale: self.scale,
-            softcap: self.softcap,
-            sliding_window: of_layer.sliding_window,
+        };
+        (direct, half_of_q)
+    }
+
+    fn latent(&self, params: &mut Params, sizes: &LatentSizes) -> Latent {
+        let (d, n, normal) = (self.hidden_size, self.num_heads, self.normal());
+        let LatentSizes { q_lora_rank, kv_lora_rank, nope, rope, v } = *sizes;
+        let linear = |params: &mut Params, name: &str, out, in_features, bias| {
+            params.linear(&format!("self_attn.{name}"), out, in_features, bias, normal)
+        };
+        // Whatever the config says of other norms.
+        let norm = |params: &mut Params, name: &str, width| {
+            let name = format!("self_attn.{name}");
+            params.norm(&name, self.norm, 1e-6, self.family.norm_params, &[width])
+        };
+        let q_latent = q_lora_rank.map(|rank| QueryLatent {
+            map: linear(params, "q_a_proj", rank, d, self.qkv_bias),
+            norm: norm(params, "q_a_layernorm", rank),
+        });
+        let (name, read) = q_lora_rank.map_or(("q_proj", d), |rank| ("q_b_proj", rank));
+        let q = linear(params, name, n * (nope + rope), read, false);
+        Latent {
+            q_latent,
+            q,
+            kv_a: linear(params, "kv_a_proj_with_mqa", kv_lora_rank + rope, d, self.qkv_bias),
+            kv_a_norm: norm(params, "kv_a_layernorm", kv_lora_rank),
+            kv_b: linear(params, "kv_b_proj", n * (nope + v), kv_lora_rank, false),
+            nope_head_dim: nope,
         }
     }
 
@@ -789,10 +863,9 @@ fn experts(reader: &Reader<'_>, facts: &'static Experts) -> Result<Option<Expert
         num,
         num_per_tok,
         intermediate_size,
-        expert_groups: if router.has_groups {
-            expert_groups(reader, num, num_per_tok)?
-        } else {
-            None
+        expert_groups: match &router.groups {
+            Some(groups) => expert_groups(reader, groups, num, num_per_tok)?,
+            None => None,
         },
         topk_norm: if norm_topk_prob {
             let least = match router.norm_least {
@@ -827,11 +900,23 @@ fn alike<'v>(reader: &Reader<'v>, key: &str) -> Result<Option<&'v Value>> {
 /// `None` where one group has all experts.
 fn expert_groups(
     reader: &Reader<'_>,
+    facts: &GroupFacts,
     num_experts: usize,
     num_per_tok: usize,
 ) -> Result<Option<ExpertGroups>> {
-    let num = reader.or("n_group", 1, Reader::size)?;
-    let num_chosen = reader.or("topk_group", 1, Reader::size)?;
+    if facts.has_method {
+        let method = reader.or("topk_method", "greedy".to_owned(), Reader::string)?;
+        match method.as_str() {
+            "greedy" => return Ok(None),
+            "group_limited_greedy" => {}
+            _ => {
+                let required = "`greedy` or `group_limited_greedy`";
+                return Err(reader.wrong("topk_method", &Value::from(method), required));
+            }
+        }
+    }
+    let num = reader.or("n_group", facts.num, Reader::size)?;
+    let num_chosen = reader.or("topk_group", facts.num_chosen, Reader::size)?;
     if num_chosen > num {
         let required = format!("at most n_group `{num}`");
         return Err(reader.wrong("topk_group", &Value::from(num_chosen), required));
@@ -839,15 +924,17 @@ fn expert_groups(
     if num == num_chosen {
         return Ok(None);
     }
-    if !num_experts.is_multiple_of(num) || num_experts / num < 2 {
-        let required = format!("a divisor of the `{num_experts}` experts that leaves two a group");
+    if !num_experts.is_multiple_of(num) || num_experts / num < facts.num_best {
+        let least = facts.num_best;
+        let required =
+            format!("a divisor of the `{num_experts}` experts that leaves `{least}` a group");
         return Err(reader.wrong("n_group", &Value::from(num), required));
     }
     if num_experts / num * num_chosen < num_per_tok {
         let required = format!("groups that have the `{num_per_tok}` experts of a token");
         return Err(reader.wrong("topk_group", &Value::from(num_chosen), required));
     }
-    Ok(Some(ExpertGroups { num, num_chosen }))
+    Ok(Some(ExpertGroups { num, num_chosen, num_best: facts.num_best }))
 }
 
 /// Whether each layer has experts.
@@ -858,6 +945,20 @@ fn sparse_layers(reader: &Reader<'_>, facts: &Experts) -> Result<Vec<bool>> {
         SparseLayers::AllButFirst(default) => {
             let first = reader.or("first_k_dense_replace", default, Reader::count)?;
             (0..num_layers).map(|layer_idx| layer_idx >= first).collect()
+        }
+        SparseLayers::Listed => {
+            let Some(value) = reader.get("mlp_layer_types") else {
+                return Ok((0..num_layers).map(|layer_idx| layer_idx > 0).collect());
+            };
+            let is_sparse = |value: &Value| match value.as_str()? {
+                "sparse" => Some(true),
+                "dense" => Some(false),
+                _ => None,
+            };
+            let list = value.as_array().filter(|list| list.len() == num_layers);
+            let list = list.and_then(|list| list.iter().map(is_sparse).collect::<Option<_>>());
+            let required = format!("`dense` or `sparse` for each of the `{num_layers}` layers");
+            list.ok_or_else(|| reader.wrong("mlp_layer_types", value, required))?
         }
         SparseLayers::Between => {
             let start = reader.or("moe_layer_start_index", 1, Reader::count)?;
@@ -959,6 +1060,56 @@ fn head_dim(
         return Err(reader.wrong("head_dim", &Value::from(head_dim), required));
     }
     Ok(head_dim)
+}
+
+fn latent_sizes(
+    reader: &Reader<'_>,
+    facts: &LatentFacts,
+    num_heads: usize,
+    num_kv_heads: usize,
+) -> Result<LatentSizes> {
+    if num_kv_heads != num_heads {
+        let required = format!(
+            "num_attention_heads `{num_heads}`: keys and values of this family are made for each query head"
+        );
+        return Err(reader.refuse("num_key_value_heads", format!("`{num_kv_heads}`"), required));
+    }
+    let size = |key: &str, default: usize| {
+        let found = reader.or(key, default, Reader::size)?;
+        if found > MAX_HEAD_DIM {
+            let required = format!("at most `{MAX_HEAD_DIM}`");
+            return Err(reader.wrong(key, &Value::from(found), required));
+        }
+        Ok(found)
+    };
+    let (nope, rope) =
+        (size("qk_nope_head_dim", facts.nope)?, size("qk_rope_head_dim", facts.rope)?);
+    let v = size("v_head_dim", facts.v)?;
+    // Rotary embeddings turn pairs; dynamic scaling divides by the size less two.
+    if !rope.is_multiple_of(2) || rope < 4 {
+        return Err(reader.wrong("qk_rope_head_dim", &Value::from(rope), "even, at least `4`"));
+    }
+    if !(nope + rope).is_multiple_of(2) {
+        return Err(reader.wrong("qk_nope_head_dim", &Value::from(nope), "even"));
+    }
+    if v > nope + rope {
+        let required = format!("at most qk_nope_head_dim and qk_rope_head_dim, `{}`", nope + rope);
+        return Err(reader.wrong("v_head_dim", &Value::from(v), required));
+    }
+    // Transformers 4 writes these, which follow from others, and reads its angles from the first.
+    for (key, follows) in [("head_dim", rope), ("qk_head_dim", nope + rope)] {
+        if let Some(value) = reader.get(key).filter(|value| **value != follows) {
+            let required = format!("missing, or `{follows}` as the sizes of its parts say");
+            return Err(reader.wrong(key, value, required));
+        }
+    }
+    Ok(LatentSizes {
+        q_lora_rank: reader.nullable("q_lora_rank", facts.q_lora_rank, Reader::size)?,
+        kv_lora_rank: reader.or("kv_lora_rank", facts.kv_lora_rank, Reader::size)?,
+        nope,
+        rope,
+        v,
+    })
 }
 
 fn softcap(reader: &Reader<'_>, key: Option<(&str, Option<f64>)>) -> Result<Option<f64>> {

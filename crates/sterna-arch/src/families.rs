@@ -7,6 +7,8 @@ mod apertus;
 mod arcee;
 mod cohere;
 mod cohere2;
+mod deepseek_v2;
+mod deepseek_v3;
 mod dots1;
 mod ernie4_5;
 mod ernie4_5_moe;
@@ -18,6 +20,7 @@ mod gemma4_text;
 mod glm;
 mod glm4;
 mod glm4_moe;
+mod glm4_moe_lite;
 mod granite;
 mod granitemoe;
 mod helium;
@@ -92,6 +95,8 @@ pub struct Family {
     /// Which projections checkpoints store in one tensor.
     pub(crate) fused: Fused,
     pub(crate) qk_norm: Option<QkNorms>,
+    /// Latents that keys, values and often queries are made of.
+    pub(crate) latent: Option<LatentFacts>,
     /// Whether each head of the values passes through a norm without a weight.
     pub(crate) has_v_norm: bool,
     /// Whose sigmoid multiplies the output of attention.
@@ -268,6 +273,20 @@ impl QkNorms {
     }
 }
 
+/// What latents and heads have where a config does not say it.
+#[derive(Debug, PartialEq)]
+pub(crate) struct LatentFacts {
+    /// `None`, as `null` in a config: queries are made of the input.
+    pub(crate) q_lora_rank: Option<usize>,
+    pub(crate) kv_lora_rank: usize,
+    /// `qk_nope_head_dim`.
+    pub(crate) nope: usize,
+    /// `qk_rope_head_dim`.
+    pub(crate) rope: usize,
+    /// `v_head_dim`.
+    pub(crate) v: usize,
+}
+
 /// Which layers see a window of the tokens before them.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Windows {
@@ -349,6 +368,8 @@ pub(crate) struct RopeFacts {
     pub(crate) scales_queries: bool,
     /// Whether `rope_type` `dynamic` may have an `alpha`, which stretches all lengths alike.
     pub(crate) has_alpha: bool,
+    /// Whether `rope_interleave`, true where it is missing, decides the layout.
+    pub(crate) has_interleave: bool,
 }
 
 impl RopeFacts {
@@ -364,6 +385,7 @@ impl RopeFacts {
         original_len: None,
         scales_queries: false,
         has_alpha: false,
+        has_interleave: false,
     };
 }
 
@@ -385,6 +407,8 @@ pub(crate) enum SlidingRope {
 pub(crate) enum Scale {
     /// One over the root of the head size.
     HeadDim,
+    /// The same, times the square of the magnitude that `mscale_all_dim` of a scaled rotary embedding asks for.
+    HeadDimAndYarn,
     /// A key, and its default.
     Key(&'static str, f64),
     /// One over the root of a key, which has a default.
@@ -457,6 +481,8 @@ pub(crate) enum SparseLayers {
     Stepped,
     /// All but the first `first_k_dense_replace`; with its default.
     AllButFirst(usize),
+    /// Those that `mlp_layer_types` calls `sparse`; all but the first where it is missing.
+    Listed,
     /// Every `moe_layer_interval`-th from `moe_layer_start_index` to `moe_layer_end_index`, whose -1 is the last layer; 1, 1 and -1 where
     /// they are missing.
     Between,
@@ -470,8 +496,8 @@ pub(crate) struct RouterFacts {
     pub(crate) is_fp32: bool,
     /// A buffer for the choice alone, and the sizes that its shape has before the number of experts.
     pub(crate) correction_bias: Option<(&'static str, &'static [usize])>,
-    /// Whether `n_group` and `topk_group` choose among groups first.
-    pub(crate) has_groups: bool,
+    /// Groups of experts that are chosen first.
+    pub(crate) groups: Option<GroupFacts>,
     /// Whether scores of the chosen are divided by their sum, and what is added to that.
     pub(crate) norm_topk_prob: Setting,
     pub(crate) norm_added: f64,
@@ -487,7 +513,7 @@ impl RouterFacts {
         scores: RouterScores::Softmax,
         is_fp32: false,
         correction_bias: None,
-        has_groups: false,
+        groups: None,
         norm_topk_prob: Setting::Key("norm_topk_prob", false),
         norm_added: 0.0,
         norm_least: None,
@@ -498,11 +524,24 @@ impl RouterFacts {
         scores: RouterScores::Sigmoid,
         is_fp32: true,
         correction_bias: Some(("mlp.gate.e_score_correction_bias", &[])),
-        has_groups: true,
+        groups: Some(GroupFacts { num: 1, num_chosen: 1, num_best: 2, has_method: false }),
         norm_added: 1e-20,
         scale: Some(("routed_scaling_factor", 1.0)),
         ..Self::SOFTMAX
     };
+}
+
+/// Groups of experts, by `n_group` and `topk_group`.
+#[derive(Debug, PartialEq)]
+pub(crate) struct GroupFacts {
+    /// How many there are where a config does not say it.
+    pub(crate) num: usize,
+    /// Of how many a token takes experts where a config does not say it.
+    pub(crate) num_chosen: usize,
+    /// How many scores of a group are summed, its best.
+    pub(crate) num_best: usize,
+    /// Whether a `topk_method` of `group_limited_greedy` has to ask for them, in place of `greedy`, which a missing one is.
+    pub(crate) has_method: bool,
 }
 
 /// An expert that every token takes, with the projections of a usual MLP.
@@ -551,6 +590,8 @@ pub(crate) static ALL: &[&Family] = &[
     &arcee::ARCEE,
     &cohere::COHERE,
     &cohere2::COHERE2,
+    &deepseek_v2::DEEPSEEK_V2,
+    &deepseek_v3::DEEPSEEK_V3,
     &dots1::DOTS1,
     &ernie4_5::ERNIE4_5,
     &ernie4_5_moe::ERNIE4_5_MOE,
@@ -562,6 +603,7 @@ pub(crate) static ALL: &[&Family] = &[
     &glm::GLM,
     &glm4::GLM4,
     &glm4_moe::GLM4_MOE,
+    &glm4_moe_lite::GLM4_MOE_LITE,
     &granite::GRANITE,
     &granitemoe::GRANITEMOE,
     &helium::HELIUM,
@@ -613,6 +655,7 @@ impl Family {
         clips_qkv: false,
         fused: Fused::None,
         qk_norm: None,
+        latent: None,
         has_v_norm: false,
         gate: Gate::None,
         has_delta_nets: false,

@@ -146,24 +146,16 @@ pub struct Attention {
     pub num_heads: usize,
     /// `k`, key and value heads; divides `n`.
     pub num_kv_heads: usize,
-    /// `h`, the width of a head; even.
+    /// `h`, the width of a head of queries and keys; even.
     pub head_dim: usize,
-    /// To `[n * h]`.
-    pub q: Linear,
-    /// To `[k * h]`.
-    pub k: Linear,
-    /// To `[k * h]`; `None` where values are what `k` gives, before its norm.
-    pub v: Option<Linear>,
-    /// To `[n * h]` from the same input: its sigmoid multiplies the output of attention.
+    /// The width of a head of values, and of the output; at most `h`.
+    pub v_head_dim: usize,
+    /// From the input to queries, keys and values.
+    pub qkv: Qkv,
+    /// To `[n * v_head_dim]` from the same input: its sigmoid multiplies the output of attention.
     pub gate: Option<Linear>,
-    /// From `[n * h]` back to `[d]`.
+    /// From `[n * v_head_dim]` back to `[d]`.
     pub o: Linear,
-    /// What queries, keys and values are clamped to, both ways, right after their projections.
-    pub clip_qkv: Option<f64>,
-    /// Norms on queries and keys.
-    pub qk_norm: Option<QkNorm>,
-    /// On each head of the values; it has no weight.
-    pub v_norm: Option<Norm>,
     /// Which of [`Architecture::ropes`] turns queries and keys; `None` turns neither.
     pub rope: Option<usize>,
     /// What multiplies the scores.
@@ -172,6 +164,67 @@ pub struct Attention {
     pub softcap: Option<f64>,
     /// How many tokens a query sees, itself included (`q - k < window`); `None` is all before it.
     pub sliding_window: Option<usize>,
+}
+
+/// From the input of attention to queries, keys and values.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Qkv {
+    /// Each by a map of its own.
+    Direct(Direct),
+    /// Keys and values of all heads by way of one latent.
+    Latent(Latent),
+}
+
+/// A map each for queries, keys and values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Direct {
+    /// To `[n * h]`.
+    pub q: Linear,
+    /// To `[k * h]`.
+    pub k: Linear,
+    /// To `[k * v_head_dim]`; `None` where values are what `k` gives, before its norm.
+    pub v: Option<Linear>,
+    /// What queries, keys and values are clamped to, both ways, right after their projections.
+    pub clip_qkv: Option<f64>,
+    /// Norms on queries and keys.
+    pub qk_norm: Option<QkNorm>,
+    /// On each head of the values; it has no weight.
+    pub v_norm: Option<Norm>,
+}
+
+/// Multi-head latent attention (DeepSeek-AI 2024, <https://arxiv.org/abs/2405.04434>), of `x` `[d]`:
+///
+/// ```text
+/// c, r          = kv_a(x)             c [kv_lora_rank], r [h - nope_head_dim], one for all heads
+/// k_nope, v     = kv_b(kv_a_norm(c))  of each head [nope_head_dim] and [v_head_dim]
+/// q_nope, q_rot = q(q_latent(x))      of each head [nope_head_dim] and [h - nope_head_dim]
+/// q, k          = [q_nope, rope(q_rot)], [k_nope, rope(r)]
+/// ```
+///
+/// There are as many kv heads as query heads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Latent {
+    /// What queries are made of; `None` is the input itself.
+    pub q_latent: Option<QueryLatent>,
+    /// To `[n * h]`.
+    pub q: Linear,
+    /// To `[kv_lora_rank + h - nope_head_dim]`.
+    pub kv_a: Linear,
+    /// On the latent.
+    pub kv_a_norm: Norm,
+    /// From the latent to `[n * (nope_head_dim + v_head_dim)]`.
+    pub kv_b: Linear,
+    /// How many values of a head of queries and keys do not turn, its first.
+    pub nope_head_dim: usize,
+}
+
+/// A narrower form of the input that queries are made of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QueryLatent {
+    /// To `[q_lora_rank]`.
+    pub map: Linear,
+    /// On what it gives.
+    pub norm: Norm,
 }
 
 /// Norms on queries and keys.
@@ -261,13 +314,15 @@ pub enum RouterScores {
     Sigmoid,
 }
 
-/// Runs of equally many experts. A token takes experts of those groups whose two best scores have the largest sums.
+/// Runs of equally many experts. A token takes experts of those groups whose best scores have the largest sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpertGroups {
     /// How many there are; a divisor of the number of experts.
     pub num: usize,
     /// Of how many a token takes experts.
     pub num_chosen: usize,
+    /// How many scores of a group are summed, its best.
+    pub num_best: usize,
 }
 
 /// What the scores of the chosen experts are divided by: `max(added + their sum, least)`.
@@ -492,7 +547,7 @@ impl Mixer {
     /// Values of a token in its output, before the projection back.
     pub fn output_width(&self) -> usize {
         match self {
-            Mixer::Attention(attention) => attention.q_width(),
+            Mixer::Attention(attention) => attention.o_width(),
             Mixer::DeltaNet(net) => net.value_width(),
         }
     }
@@ -510,10 +565,18 @@ impl Mixer {
         }
     }
 
+    /// The largest weight of its projections, in elements.
+    pub fn largest_projection(&self) -> usize {
+        match self {
+            Mixer::Attention(attention) => attention.qkv.largest_weight(),
+            Mixer::DeltaNet(net) => net.value_width() * net.o.out_features(),
+        }
+    }
+
     fn linears(&self) -> impl Iterator<Item = &Linear> {
         let linears: Vec<&Linear> = match self {
-            Mixer::Attention(Attention { q, k, v, gate, o, .. }) => {
-                [q, k].into_iter().chain(v).chain(gate).chain([o]).collect()
+            Mixer::Attention(Attention { qkv, gate, o, .. }) => {
+                qkv.linears().into_iter().chain(gate).chain([o]).collect()
             }
             Mixer::DeltaNet(DeltaNet { q, k, v, z, b, a, o, .. }) => vec![q, k, v, z, b, a, o],
         };
@@ -540,10 +603,22 @@ impl Attention {
     }
 
     /// `k * h`.
-    pub fn kv_width(&self) -> usize {
+    pub fn k_width(&self) -> usize {
         self.num_kv_heads * self.head_dim
     }
 
+    /// `k * v_head_dim`.
+    pub fn v_width(&self) -> usize {
+        self.num_kv_heads * self.v_head_dim
+    }
+
+    /// `n * v_head_dim`.
+    pub fn o_width(&self) -> usize {
+        self.num_heads * self.v_head_dim
+    }
+}
+
+impl Direct {
     /// Whether the backward reads what the projections of queries and keys gave: norms and clamps do, rotary embeddings do not.
     pub fn backward_reads_qk(&self) -> bool {
         self.clip_qkv.is_some() || self.qk_norm.is_some()
@@ -552,6 +627,38 @@ impl Attention {
     /// The same of values, where they have a projection of their own.
     pub fn backward_reads_v(&self) -> bool {
         self.v.is_some() && (self.clip_qkv.is_some() || self.v_norm.is_some())
+    }
+}
+
+impl Qkv {
+    /// Its linear maps.
+    pub fn linears(&self) -> Vec<&Linear> {
+        match self {
+            Qkv::Direct(Direct { q, k, v, .. }) => [q, k].into_iter().chain(v).collect(),
+            Qkv::Latent(Latent { q_latent, q, kv_a, kv_b, .. }) => {
+                let q_a = q_latent.iter().map(|latent| &latent.map);
+                q_a.chain([q, kv_a, kv_b]).collect()
+            }
+        }
+    }
+
+    /// The largest weight of it, in elements.
+    pub fn largest_weight(&self) -> usize {
+        let weights = self.linears().into_iter().map(|map| map.out_features() * map.in_features);
+        weights.max().unwrap_or(0)
+    }
+}
+
+impl Latent {
+    /// `kv_lora_rank`.
+    pub fn kv_lora_rank(&self) -> usize {
+        self.kv_b.in_features
+    }
+
+    /// The widths of the latents and of the keys that turn, together.
+    pub fn width(&self) -> usize {
+        let q_lora_rank = self.q_latent.as_ref().map_or(0, |latent| latent.map.out_features());
+        q_lora_rank + self.kv_a.out_features()
     }
 }
 

@@ -26,9 +26,9 @@ pub use error::{Error, Result};
 pub use families::Family;
 pub use heads::HeadSplit;
 pub use layer::{
-    Activation, Alternate, Architecture, Attention, DeltaNet, Dense, Elementwise, Embed,
-    ExpertGroups, Ffn, Head, Layer, Linear, Mixer, Moe, Norm, NormKind, QkNorm, QkNormWidth,
-    Router, RouterScores, SharedExpert, TopkNorm,
+    Activation, Alternate, Architecture, Attention, DeltaNet, Dense, Direct, Elementwise, Embed,
+    ExpertGroups, Ffn, Head, Latent, Layer, Linear, Mixer, Moe, Norm, NormKind, QkNorm,
+    QkNormWidth, Qkv, QueryLatent, Router, RouterScores, SharedExpert, TopkNorm,
 };
 pub use parameters::{Init, ParamSpec};
 pub use rope::{Rope, RopeLayout, RopeScaling};

@@ -293,7 +293,8 @@ impl Activations<'_> {
         let heads = first_split(&layer.mixer, self.sp_size);
         let (q, kv) = (heads.q.len(), heads.kv.len());
         let of_heads = match &layer.mixer {
-            Mixer::Attention(attention) => (2 * q + 2 * kv) * attention.head_dim,
+            // q and o, k and v.
+            Mixer::Attention(attention) => (q + kv) * (attention.head_dim + attention.v_head_dim),
             Mixer::DeltaNet(net) => projected(net, q, kv),
         };
         let attended = self.all_tokens() * of_heads;
@@ -330,7 +331,8 @@ impl Activations<'_> {
     }
 
     /// q, k, v, o, the gradient of each, of the heads that run at once; under sequence parallelism, first what is sent and what
-    /// arrives. (Where `o` is kept on the device it is counted there as well.)
+    /// arrives. Values and outputs count as wide as queries, which attention makes of them. (Where `o` is kept on the device it is
+    /// counted there as well.)
     fn attention_bytes(&self, attention: &Attention, (q, kv): (usize, usize)) -> usize {
         let head = attention.head_dim * self.size;
         let (tokens, tile) = (self.all_tokens(), self.attention.query_tile);
@@ -381,7 +383,7 @@ impl Activations<'_> {
     fn tile_values(&self, tiles: TileLengths) -> usize {
         let (d, v) = (self.arch.hidden_size, self.arch.vocab_size);
         let qkv = |layer: &Layer| {
-            tiles.qkv * layer.peak_before_attention() + layer.mixer.output_width() * d
+            tiles.qkv * layer.peak_before_attention() + layer.mixer.largest_projection()
         };
         let mlp = |layer: &Layer| {
             let weight = layer.ffn.largest_weight().max(d * layer.mixer.output_width());

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::reader::Reader;
 use crate::error::Result;
 use crate::families::{Family, RopeFacts, SlidingRope};
-use crate::rope::{QueryScale, Rope, RopeScaling};
+use crate::rope::{QueryScale, Rope, RopeLayout, RopeScaling};
 
 /// The `rope_type`s that we have, as a phrase for messages.
 const ROPE_TYPES: &str =
@@ -34,11 +34,7 @@ impl Ropes {
         max_position_embeddings: usize,
     ) -> Result<Self> {
         let facts = &family.rope;
-        // An empty one says nothing; the old spelling wins, as in transformers 5.
-        let is_said = |value: &&Value| value.as_object().is_none_or(|map| !map.is_empty());
-        let found = ["rope_scaling", "rope_parameters"]
-            .into_iter()
-            .find_map(|key| Some((key, root.get(key).filter(is_said)?)));
+        let found = said(root);
         let of_map = |key: &str, map: &Map<String, Value>, head_dim: usize| {
             let default_theta = root.or("rope_theta", family.defaults.rope_theta, theta)?;
             let mut root_partial = root.get("partial_rotary_factor").cloned();
@@ -107,6 +103,30 @@ impl Ropes {
     pub(crate) fn into_list(self) -> Vec<Rope> {
         std::iter::once(self.full).chain(self.sliding).collect()
     }
+}
+
+/// The settings and their key. An empty one says nothing; the old spelling wins, as in transformers 5.
+fn said<'v>(root: &Reader<'v>) -> Option<(&'static str, &'v Value)> {
+    let is_said = |value: &&Value| value.as_object().is_none_or(|map| !map.is_empty());
+    let of = |key| Some((key, root.get(key).filter(is_said)?));
+    ["rope_scaling", "rope_parameters"].into_iter().find_map(of)
+}
+
+/// How much larger queries and keys each are taken to be in the scores of a model with a scaled rotary embedding, for `mscale_all_dim`.
+pub(crate) fn magnitude(root: &Reader<'_>) -> Result<f64> {
+    let Some((key, Value::Object(map))) = said(root) else { return Ok(1.0) };
+    let section = root.section(key, map);
+    let mscale_all_dim = section.or("mscale_all_dim", 0.0, Reader::non_negative)?;
+    if mscale_all_dim == 0.0 {
+        return Ok(1.0);
+    }
+    let rope_type = section.get("rope_type").or(section.get("type"));
+    if rope_type.is_none_or(|rope_type| rope_type == "default") {
+        let required =
+            "`0` without scaling: transformers 4 reads it there, and transformers 5 does not";
+        return Err(section.refuse("mscale_all_dim", format!("`{mscale_all_dim}`"), required));
+    }
+    Ok(yarn_mscale(section.required("factor", Reader::at_least_one)?, mscale_all_dim))
 }
 
 /// Refuses a scaling that has only its old key, `type`, in a class whose kinds of layers turn by different angles.
@@ -181,13 +201,21 @@ impl Section<'_> {
             return Err(section.wrong(key, &Value::from(rope_type), required));
         }
         Ok(Rope {
-            layout: self.facts.layout,
+            layout: self.layout()?,
             dim,
             theta: stretched.unwrap_or(theta),
             scaling,
             rounds_once: self.facts.rounds_once,
             query_scale: self.query_scale()?,
         })
+    }
+
+    fn layout(&self) -> Result<RopeLayout> {
+        if !self.facts.has_interleave {
+            return Ok(self.facts.layout);
+        }
+        let is_interleaved = self.root.flag("rope_interleave", true)?;
+        Ok(if is_interleaved { RopeLayout::Pairs } else { RopeLayout::Halves })
     }
 
     /// The length of pretraining in tokens: what stands at the top of a config counts, as in transformers 5.

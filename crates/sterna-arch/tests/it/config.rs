@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use sterna_arch::{
-    Activation, Alternate, Architecture, Attention, Elementwise, Error, Ffn, Init, Layer,
-    ModelConfig, ParamSpec, RopeScaling,
+    Activation, Alternate, Architecture, Attention, Direct, Elementwise, Error, Ffn, Init, Layer,
+    ModelConfig, ParamSpec, Qkv, RopeScaling,
 };
 
 use crate::golden;
@@ -173,7 +173,11 @@ fn check_more(name: &str, arch: &Architecture, case: &Value) {
     let attention = arch.first_attention();
     assert_eq!(attention.softcap, case["attn_logit_softcapping"].as_f64(), "{name}");
     assert_eq!(arch.head.softcap, case["final_logit_softcapping"].as_f64(), "{name}");
-    assert_eq!(attention.clip_qkv, case["clip_qkv"].as_f64(), "{name}");
+    let clip_qkv = match &attention.qkv {
+        Qkv::Direct(direct) => direct.clip_qkv,
+        Qkv::Latent(_) => None,
+    };
+    assert_eq!(clip_qkv, case["clip_qkv"].as_f64(), "{name}");
     assert_eq!(arch.embed.pad_token_id.map(u64::from), case["pad_token_id"].as_u64(), "{name}");
     let activation = match case["hidden_act"].as_str().unwrap() {
         "silu" => Activation::Elementwise(Elementwise::Silu),
@@ -720,6 +724,54 @@ fn what_experts_would_do_otherwise_is_refused_by_name() {
 }
 
 #[test]
+fn what_latents_would_do_otherwise_is_refused_by_name() {
+    let yarn = json!({"rope_type": "default", "factor": 4.0, "mscale_all_dim": 1.0});
+    for (model_type, keys, words) in [
+        ("deepseek_v3", json!({"num_key_value_heads": 2}), "key `num_key_value_heads` is `2`"),
+        ("deepseek_v3", json!({"qk_rope_head_dim": 7}), "key `qk_rope_head_dim` is `7`"),
+        ("deepseek_v3", json!({"qk_nope_head_dim": 7}), "key `qk_nope_head_dim` is `7`"),
+        ("deepseek_v3", json!({"v_head_dim": 194}), "required: at most qk_nope_head_dim"),
+        (
+            "deepseek_v3",
+            json!({"head_dim": 16}),
+            "key `head_dim` is `16`, required: missing, or `64`",
+        ),
+        ("deepseek_v3", json!({"qk_head_dim": 16}), "key `qk_head_dim` is `16`"),
+        ("deepseek_v3", json!({"rope_scaling": yarn}), "key `rope_scaling.mscale_all_dim` is `1`"),
+        ("deepseek_v2", json!({"mlp_bias": true}), "key `mlp_bias` is `true`"),
+        ("deepseek_v2", json!({"norm_topk_prob": true}), "key `norm_topk_prob` is `true`"),
+        ("deepseek_v2", json!({"topk_method": "noaux_tc"}), "key `topk_method` is `\"noaux_tc\"`"),
+        ("glm4_moe_lite", json!({"n_group": 2}), "key `n_group` is `2`"),
+        (
+            "glm4_moe_lite",
+            json!({"first_k_dense_replace": 0}),
+            "key `first_k_dense_replace` is `0`",
+        ),
+        ("glm4_moe_lite", json!({"mlp_layer_types": ["dense"]}), "key `mlp_layer_types` is"),
+    ] {
+        let mut config =
+            small(model_type, &json!({"num_key_value_heads": 4, "num_experts_per_tok": 2}));
+        config.as_object_mut().unwrap().remove("head_dim");
+        for (key, value) in keys.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        let error = parse(&config).expect_err(model_type).to_string();
+        assert!(error.contains(words), "{model_type}: {error}");
+    }
+}
+
+#[test]
+fn layers_with_experts_may_be_listed() {
+    let keys = |types: Value| json!({"num_key_value_heads": 4, "head_dim": null, "num_hidden_layers": 3, "mlp_layer_types": types});
+    let sparse = |types: Value| -> Vec<bool> {
+        let arch = small_arch("glm4_moe_lite", &keys(types));
+        arch.layers.iter().map(|layer| matches!(layer.ffn, Ffn::Moe(_))).collect()
+    };
+    assert_eq!(sparse(json!(["sparse", "dense", "sparse"])), [true, false, true]);
+    assert_eq!(sparse(Value::Null), [false, true, true]);
+}
+
+#[test]
 fn a_rotary_dim_counts_where_the_class_reads_it() {
     let dim = |model_type: &str, keys: &Value| small_arch(model_type, keys).ropes[0].dim;
     let keys = json!({"head_dim": 16, "rotary_dim": 8, "num_local_experts": 8});
@@ -842,9 +894,10 @@ fn delta_nets_and_gated_attention_take_turns() {
     let attention = attention_of(&arch.layers[3]);
     assert_eq!(names(&arch.layers[3])[1].1, [2 * 4 * 16, 64]);
     let gate = attention.gate.as_ref().unwrap();
-    assert_eq!((gate.weight, gate.rows.clone()), (attention.q.weight, 0..4 * 16));
+    let Qkv::Direct(Direct { q, .. }) = &attention.qkv else { panic!("no latents") };
+    assert_eq!((gate.weight, gate.rows.clone()), (q.weight, 0..4 * 16));
     let alternate = |offset| Some(Alternate { len: 16, stride: 32, offset });
-    assert_eq!((attention.q.alternate, gate.alternate), (alternate(0), alternate(16)));
+    assert_eq!((q.alternate, gate.alternate), (alternate(0), alternate(16)));
     assert_eq!(arch.ropes[0].dim, 4);
 
     let refused = |overrides: Value| {

@@ -127,7 +127,7 @@ pub(super) fn forward(
     let groups = ctx.attention.groups;
     let num_tokens = x.size()[0];
     let (saves, saves_qkv) = save.of_groups(ctx, num_tokens);
-    let (mut outputs, mut lses, mut saved) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut of_groups, mut lses, mut saved) = (Vec::new(), Vec::new(), Vec::new());
     let _memory = memory::scope(MemoryKind::Attention);
     for group in groups {
         let (projected, qkv) = project(ctx, group, params, x, saves_qkv)?;
@@ -141,10 +141,10 @@ pub(super) fn forward(
         } else {
             attended.into_output()
         };
-        let returned = to_sequence(ctx, group, x, vec![(queries(ctx), o)])?;
-        outputs.push(returned.tile(0, &(0..num_tokens)));
+        let returned = to_sequence(ctx, group, x, vec![(outputs(ctx), o)])?;
+        of_groups.push(returned.tile(0, &(0..num_tokens)));
     }
-    let o = HeadGroup::join(groups, outputs);
+    let o = HeadGroup::join(groups, of_groups);
     let lse = if lses.len() == 1 { lses.remove(0) } else { Tensor::cat(&lses, 0) };
     Ok((Mixed { o, rest: lse }, Saved(saved)))
 }
@@ -162,14 +162,14 @@ impl<'a> Backward<'a> {
     /// Prepares for the gradient of the output, whose forward read `x` and left `saved`.
     pub(super) fn new(ctx: &'a BlockContext<'a>, x: &'a Tensor, saved: Saved) -> Self {
         let Saved(saved) = saved;
-        let parts = [queries(ctx); 2];
+        let parts = [outputs(ctx); 2];
         let parts = if saved.is_empty() { &parts[..] } else { &parts[..1] };
         let outgoing =
             ctx.attention.groups.iter().map(|group| to_heads(ctx, group, x, parts)).collect();
         Self { ctx, x, saved, outgoing }
     }
 
-    /// Takes the gradient of a tile of the output, `[tile, n, h]`, whose first token is `start`.
+    /// Takes the gradient of a tile of the output, `[tile, n, v_head_dim]`, whose first token is `start`.
     pub(super) fn put(&mut self, start: i64, d_o: &Tensor) {
         for (group, outgoing) in self.ctx.attention.groups.iter().zip(&mut self.outgoing) {
             outgoing.put(0, start, &group.queries_of(d_o));
@@ -212,8 +212,7 @@ impl<'a> Backward<'a> {
             let lse = lse.narrow(0, first_head, num_heads);
             first_head += num_heads;
             let (d_q, d_k, d_v) = attend::backward(ctx, group, attended, &lse, d_o)?;
-            let (queries, keys) = (queries(ctx), keys(ctx));
-            let travellers = vec![(queries, d_q), (keys, d_k), (keys, d_v)];
+            let travellers = vec![(queries(ctx), d_q), (keys(ctx), d_k), (values(ctx), d_v)];
             let returned = to_sequence(ctx, group, x, travellers)?;
 
             for tile in tiles(num_tokens, qkv_tile_len) {
@@ -243,7 +242,7 @@ fn project(
     x: &Tensor,
     save: bool,
 ) -> Result<([Tensor; 3], VecDeque<QkvSaved>), ModelError> {
-    let parts = [queries(ctx), keys(ctx), keys(ctx)];
+    let parts = [queries(ctx), keys(ctx), values(ctx)];
     let mut outgoing = to_heads(ctx, group, x, &parts);
     let mut all_saved = VecDeque::new();
     for tile in tiles(x.size()[0], ctx.attention.qkv_tile_len) {
@@ -267,12 +266,22 @@ fn of<'a>(ctx: &BlockContext<'a>) -> &'a Attention {
     ctx.layer.mixer.attention().expect("this mixer is called for layers that have it")
 }
 
-/// What has the query heads.
+/// Queries and their gradients.
 fn queries(ctx: &BlockContext<'_>) -> Part {
     Part { heads: Heads::Query, head_dim: of(ctx).head_dim as i64 }
 }
 
-/// What has the kv heads.
+/// Keys and their gradients.
 fn keys(ctx: &BlockContext<'_>) -> Part {
     Part { heads: Heads::KeyValue, head_dim: of(ctx).head_dim as i64 }
+}
+
+/// Values and their gradients.
+fn values(ctx: &BlockContext<'_>) -> Part {
+    Part { heads: Heads::KeyValue, head_dim: of(ctx).v_head_dim as i64 }
+}
+
+/// Outputs and their gradients.
+fn outputs(ctx: &BlockContext<'_>) -> Part {
+    Part { heads: Heads::Query, head_dim: of(ctx).v_head_dim as i64 }
 }

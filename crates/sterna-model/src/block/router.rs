@@ -44,8 +44,8 @@ impl Scores {
             let (num, num_chosen) = (groups.num as i64, groups.num_chosen as i64);
             let size = scores.size();
             let by_group = scores.view([size[0], num, -1]);
-            let (best_two, _) = by_group.topk(2, -1, true, false);
-            let of_group = best_two.sum_dim_intlist(-1_i64, false, scores.kind());
+            let (best, _) = by_group.topk(groups.num_best as i64, -1, true, false);
+            let of_group = best.sum_dim_intlist(-1_i64, false, scores.kind());
             let (_, chosen) = of_group.topk(num_chosen, -1, true, false);
             let is_left_out = of_group.ones_like().scatter_value(-1, &chosen, 0.0);
             let is_left_out = is_left_out.to_kind(Kind::Bool).unsqueeze(-1);

@@ -18,9 +18,10 @@ const KEEP_ALL: Keep = Keep { attention: true, graph: true };
 /// all ranks; norms on queries and keys over a head, over all heads, with a row or a tensor for each, and after the rotary embedding;
 /// softcaps; clamps; two rotary embeddings; norms on outputs; branches side by side; fused projections; trained activations; heads that
 /// differ between layers, and values that are keys; queries that grow with their position; gates on outputs; experts, with one of all
-/// tokens, chosen by probabilities, or by sigmoids with a bias and among groups, in tensors of their own or in one; delta nets with two
-/// and with three value heads on a key head, and gates whose rows alternate with those of queries.
-const MODELS: [&str; 34] = [
+/// tokens, chosen by probabilities, or by sigmoids with a bias and among groups, in tensors of their own or in one; latents of keys and
+/// values, with one of queries or without; delta nets with two and with three value heads on a key head, and gates whose rows alternate
+/// with those of queries.
+const MODELS: [&str; 37] = [
     "llama_tied",
     "llama_biased",
     "mistral_window",
@@ -32,6 +33,9 @@ const MODELS: [&str; 34] = [
     "smollm3",
     "apertus",
     "cohere",
+    "deepseek_v2",
+    "deepseek_v3",
+    "deepseek_v3_halves",
     "dots1",
     "ernie4_5_moe",
     "exaone4",
@@ -138,8 +142,16 @@ fn tiles_of_queries_change_nothing_but_the_order_of_sums() {
 /// The order of sums is that of the experts, whatever their groups.
 #[test]
 fn groups_of_experts_change_nothing() {
-    for name in ["dots1", "ernie4_5_moe", "glm4_moe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"]
-    {
+    for name in [
+        "deepseek_v3",
+        "dots1",
+        "ernie4_5_moe",
+        "glm4_moe",
+        "mixtral",
+        "olmoe",
+        "qwen2_moe",
+        "qwen3_moe",
+    ] {
         let mut tiny = Tiny::fixture(name);
         for (tile_len, keep) in [(1 << 20, How::PLAIN.keep), (7, KEEP_ATTENTION), (5, KEEP_ALL)] {
             let how = How { tile_len, keep, ..How::PLAIN };

@@ -23,8 +23,8 @@ pub fn reference_tflos(
     let weights = arch.product_weights_of_layers() + arch.product_weights_of_head();
     let dense = dense_factor * weights as f64;
     let attentions = arch.layers.iter().filter_map(|layer| layer.mixer.attention());
-    let queries: usize = attentions.map(Attention::q_width).sum();
-    let attention = attention_factor * queries as f64;
+    let widths: usize = attentions.map(score_and_value_widths).sum();
+    let attention = attention_factor / 2.0 * widths as f64;
     seqlens.map(|len| len as f64).map(|len| dense * len + attention * len * len).sum::<f64>() / 1e12
 }
 
@@ -44,12 +44,18 @@ pub fn model_tflos(
         flos += dense * len as f64;
         for attention in arch.layers.iter().filter_map(|layer| layer.mixer.attention()) {
             // Forward is two multiply-adds (q k^T and p v) for each visible (query, key) pair, and backward is
-            // twice the forward: 3 * 2 * 2 * query * pairs.
+            // twice the forward: 3 * 2 * (query + output) * pairs.
             let window = attention.sliding_window.map(|window| window as f64);
-            flos += 12.0 * attention.q_width() as f64 * visible_pairs(len as f64, window);
+            flos +=
+                6.0 * score_and_value_widths(attention) as f64 * visible_pairs(len as f64, window);
         }
     }
     flos / 1e12
+}
+
+/// Multiply-adds of attention for a (query, key) pair: the score's, and those of the values.
+fn score_and_value_widths(attention: &Attention) -> usize {
+    attention.q_width() + attention.o_width()
 }
 
 /// (query, key) pairs that a causal mask with an optional window leaves, taking `len^2 / 2` for the triangle.

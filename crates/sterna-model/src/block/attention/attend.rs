@@ -41,14 +41,14 @@ pub(super) struct Attended {
     /// `[b * s, own q heads, h]`.
     q: Tensor,
     kv: KeysAndValues,
-    /// `[b * s, own q heads, h]`.
+    /// `[b * s, own q heads, v_head_dim]`.
     o: Tensor,
 }
 
 enum KeysAndValues {
-    /// `k` and `v`, `[b * s, own kv heads, h]`.
+    /// `k` `[b * s, own kv heads, h]` and `v` `[b * s, own kv heads, v_head_dim]`.
     Here([Tensor; 2]),
-    /// Somewhere else, with their shape.
+    /// Somewhere else, both `[b * s, own kv heads, h]`, with that shape.
     Stored(Box<dyn KeysValues<Error = ModelError>>, Vec<i64>),
 }
 
@@ -108,6 +108,7 @@ impl KeysAndValues {
             Some(streaming) => {
                 let size = k.size();
                 let q = q.contiguous();
+                let v = widened(v, size[2]);
                 Ok((q, KeysAndValues::Stored(streaming.store.put(k, v)?, size)))
             }
         }
@@ -137,10 +138,12 @@ pub(super) fn forward(
             (o, lse)
         }
         (KeysAndValues::Here([k, v]), _) => {
-            attention::forward(&q, k, v, &spec, ctx.attention.documents)
+            let v = widened(v.shallow_clone(), q.size()[2]);
+            attention::forward(&q, k, &v, &spec, ctx.attention.documents)
         }
         (KeysAndValues::Stored(..), None) => unreachable!("only streaming puts them away"),
     };
+    let o = narrowed(ctx, o);
     Ok((Attended { q, kv, o }, lse))
 }
 
@@ -155,8 +158,10 @@ pub(super) fn backward(
     let _stage = Stage::Attention.enter();
     let Attended { q, kv, o } = attended;
     let spec = attention_spec(ctx, group);
-    let gradients = match (kv, ctx.attention.streaming) {
+    let [o, d_o] = [o, d_o].map(|x| widened(x, q.size()[2]));
+    let (d_q, d_k, d_v) = match (kv, ctx.attention.streaming) {
         (KeysAndValues::Here([k, v]), _) => {
+            let v = widened(v, q.size()[2]);
             attention::backward(&d_o, &q, &k, &v, &o, lse, &spec, ctx.attention.documents)
         }
         (KeysAndValues::Stored(mut kv, kv_size), Some(streaming)) => {
@@ -186,8 +191,24 @@ pub(super) fn backward(
         }
         (KeysAndValues::Stored(..), None) => unreachable!("only streaming puts them away"),
     };
-    drop(d_o);
-    Ok(gradients)
+    drop((o, d_o));
+    Ok((d_q, d_k, narrowed(ctx, d_v)))
+}
+
+/// Heads of values, outputs or gradients of outputs with zeros behind them up to the width of queries and keys, `[tokens, heads, h]`.
+///
+/// Not every kernel takes values of another width than keys. Zeros change nothing: columns of the output are columns of the values, each
+/// by itself, and scores and probabilities do not depend on values; a column of zeros adds nothing to `d_o . o` and `d_o . v`, which are
+/// all that the backward takes from their columns, and its own gradient is dropped.
+fn widened(x: Tensor, head_dim: i64) -> Tensor {
+    let behind = head_dim - x.size()[2];
+    if behind == 0 { x } else { x.constant_pad_nd([0, behind]) }
+}
+
+/// The columns that [`widened`] found, `[tokens, heads, v_head_dim]`, contiguous.
+fn narrowed(ctx: &BlockContext<'_>, x: Tensor) -> Tensor {
+    let v_head_dim = super::of(ctx).v_head_dim as i64;
+    if x.size()[2] == v_head_dim { x } else { x.narrow(2, 0, v_head_dim).contiguous() }
 }
 
 fn attention_spec(ctx: &BlockContext<'_>, group: &HeadGroup) -> AttentionSpec {

@@ -7,7 +7,7 @@ use crate::block::BlockContext;
 use crate::block::mixer::{input, input_backward};
 use crate::params::{BlockGrads, BlockParams};
 
-/// The output of the branch, `[tile, d]`, from `x` `[tile, d]` and `o` `[tile, n, h]`.
+/// The output of the branch, `[tile, d]`, from `x` `[tile, d]` and `o` `[tile, n, v_head_dim]`.
 pub(in crate::block) fn forward(
     ctx: &BlockContext<'_>,
     attention: &Attention,
@@ -23,7 +23,7 @@ pub(in crate::block) fn forward(
     params.project(&attention.o, &o)
 }
 
-/// The gradient of `o` `[tile, n, h]` from that of the result; what a gate gives to that of `x` `[tile, d]` is added to `d_x`. Weight
+/// The gradient of `o` `[tile, n, v_head_dim]` from that of the result; what a gate gives to that of `x` `[tile, d]` is added to `d_x`. Weight
 /// gradients `+=`.
 #[expect(
     clippy::too_many_arguments,
@@ -54,5 +54,5 @@ pub(in crate::block) fn backward(
             sigmoid * d_gated
         }
     };
-    d_o.unflatten(1, [-1, attention.head_dim as i64])
+    d_o.unflatten(1, [-1, attention.v_head_dim as i64])
 }
