@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use self::reader::Reader;
+use crate::adapters::LoraConfig;
 use crate::describe;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -44,6 +45,8 @@ pub struct ModelConfig {
     pub torch_dtype: Option<DType>,
     /// The whole file, for export.
     pub raw: Map<String, Value>,
+    /// The adapters that are trained in place of its weights.
+    pub lora: Option<LoraConfig>,
 }
 
 impl ModelConfig {
@@ -120,6 +123,17 @@ impl ModelConfig {
         Ok(config)
     }
 
+    /// The same model, frozen, with adapters.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Adapter`] if they do not fit it.
+    pub fn with_lora(mut self, lora: LoraConfig) -> Result<ModelConfig> {
+        self.arch.add_lora(&lora)?;
+        self.lora = Some(lora);
+        Ok(self)
+    }
+
     /// The number of layers.
     pub fn num_hidden_layers(&self) -> usize {
         self.arch.layers.len()
@@ -184,6 +198,7 @@ impl ModelConfig {
                 .unwrap_or_default(),
             torch_dtype: torch_dtype(&reader),
             raw: raw.clone(),
+            lora: None,
         })
     }
 }

@@ -569,6 +569,7 @@ impl Facts {
                     rows: first..first + out,
                     in_features,
                     alternate: None,
+                    low_rank: None,
                 };
                 let expert = |expert_idx: usize| {
                     let first = expert_idx * 2 * f;
@@ -727,7 +728,7 @@ impl Params {
     ) -> Linear {
         let weight = self.push(&format!("{name}.weight"), &[out, in_features], init);
         let bias = bias.then(|| self.push(&format!("{name}.bias"), &[out], Init::Constant(0.0)));
-        Linear { weight, bias, rows: 0..out, alternate: None, in_features }
+        Linear { weight, bias, rows: 0..out, alternate: None, in_features, low_rank: None }
     }
 
     /// Several maps of the same input in one tensor, in the order of its rows.

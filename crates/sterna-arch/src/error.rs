@@ -56,6 +56,16 @@ pub enum Error {
         /// The `model_type` found.
         found: String,
     },
+    /// An adapter does not fit the model.
+    #[error("`model.peft_config.{key}` is {found}, required: {required}")]
+    Adapter {
+        /// The key of `peft_config`.
+        key: &'static str,
+        /// What it names.
+        found: String,
+        /// What it has to be.
+        required: String,
+    },
     /// There are more sequence-parallel ranks than query heads to share out.
     #[error(
         "sequence_parallel_size `{sp_size}` is larger than num_attention_heads `{num_attention_heads}`"
@@ -81,7 +91,10 @@ impl Error {
             Self::MoreRanksThanHeads { num_attention_heads, .. } => Some(format!(
                 "set `sequence_parallel_size` to at most {num_attention_heads}, and use the other ranks for data parallelism"
             )),
-            Self::Read { .. } | Self::Json { .. } | Self::Value { .. } => None,
+            Self::Read { .. }
+            | Self::Json { .. }
+            | Self::Value { .. }
+            | Self::Adapter { .. } => None,
         }
     }
 }

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::heads::HeadSplit;
-use crate::parameters::ParamSpec;
+use crate::parameters::{ParamSpec, Role};
 use crate::rope::Rope;
 
 /// What a model computes.
@@ -391,7 +391,7 @@ pub enum Elementwise {
 }
 
 /// A linear map: some rows of a weight, and of a bias.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Linear {
     /// Index of the weight `[out, in]` in [`Layer::params`]. Of one with more dimensions all but the last count as rows.
     pub weight: usize,
@@ -404,6 +404,21 @@ pub struct Linear {
     pub alternate: Option<Alternate>,
     /// Values that it reads.
     pub in_features: usize,
+    /// What is trained in its place.
+    pub low_rank: Option<LowRank>,
+}
+
+/// A low-rank adapter of a linear map (`adapters.rs`), by the indices of its weights in [`Layer::params`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LowRank {
+    /// A `[r, in]`.
+    pub a: usize,
+    /// B `[out, r]`, of which a map has the same rows as of its weight.
+    pub b: usize,
+    /// The magnitudes of DoRA `[out]`, likewise.
+    pub magnitude: Option<usize>,
+    /// What multiplies `B A`.
+    pub scale: f64,
 }
 
 /// Maps whose rows alternate in one tensor: of every `stride` rows, a map has `len` from the `offset`-th on.
@@ -453,19 +468,27 @@ impl Architecture {
             .chain(&self.head.params)
     }
 
-    /// The number of weights; a tied head counts once, buffers do not.
+    /// The number of weights, those of adapters among them; a tied head counts once, buffers do not.
     pub fn num_parameters(&self) -> usize {
-        let numels = self.params().filter(|spec| spec.is_trained).map(ParamSpec::numel);
+        let numels = self.params().filter(|spec| spec.role != Role::Buffer).map(ParamSpec::numel);
         numels.fold(0, usize::saturating_add)
+    }
+
+    /// [`Architecture::params`], to be changed.
+    pub(crate) fn all_params_mut(&mut self) -> impl Iterator<Item = &mut ParamSpec> {
+        std::iter::once(&mut self.embed.weight)
+            .chain(self.layers.iter_mut().flat_map(|layer| &mut layer.params))
+            .chain(&mut self.head.params)
     }
 
     /// Gives every weight tensor another name.
     pub(crate) fn rename(&mut self, new_name: impl Fn(&str) -> String) {
-        let of_layers = self.layers.iter_mut().flat_map(|layer| &mut layer.params);
-        let all = std::iter::once(&mut self.embed.weight).chain(of_layers);
-        for spec in all.chain(&mut self.head.params) {
-            spec.name = new_name(&spec.name);
-        }
+        self.all_params_mut().for_each(|spec| spec.name = new_name(&spec.name));
+    }
+
+    /// Whether some of it is frozen under adapters.
+    pub fn has_adapters(&self) -> bool {
+        self.params().any(|spec| spec.role == Role::Adapter)
     }
 
     /// The layers that have experts.
@@ -642,6 +665,16 @@ impl Qkv {
         }
     }
 
+    fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        match self {
+            Qkv::Direct(Direct { q, k, v, .. }) => [q, k].into_iter().chain(v).collect(),
+            Qkv::Latent(Latent { q_latent, q, kv_a, kv_b, .. }) => {
+                let q_a = q_latent.iter_mut().map(|latent| &mut latent.map);
+                q_a.chain([q, kv_a, kv_b]).collect()
+            }
+        }
+    }
+
     /// The largest weight of it, in elements.
     pub fn largest_weight(&self) -> usize {
         let weights = self.linears().into_iter().map(|map| map.out_features() * map.in_features);
@@ -665,7 +698,34 @@ impl Latent {
 impl Layer {
     /// Whether a product multiplies by it or adds it.
     pub fn is_of_product(&self, param_idx: usize) -> bool {
-        self.linears().any(|linear| linear.weight == param_idx || linear.bias == Some(param_idx))
+        self.linears().any(|linear| linear.params().any(|of_linear| of_linear == param_idx))
+    }
+
+    /// The linear map of its router, if it has experts.
+    pub fn router(&self) -> Option<&Linear> {
+        match &self.ffn {
+            Ffn::Dense(_) => None,
+            Ffn::Moe(moe) => Some(&moe.router.map),
+        }
+    }
+
+    /// [`Layer::linears`], to be changed.
+    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let of_mixer: Vec<&mut Linear> = match &mut self.mixer {
+            Mixer::Attention(Attention { qkv, gate, o, .. }) => {
+                qkv.linears_mut().into_iter().chain(gate).chain([o]).collect()
+            }
+            Mixer::DeltaNet(DeltaNet { q, k, v, z, b, a, o, .. }) => vec![q, k, v, z, b, a, o],
+        };
+        let (router, mlps, shared) = match &mut self.ffn {
+            Ffn::Dense(dense) => (None, std::slice::from_mut(dense), None),
+            Ffn::Moe(moe) => (Some(&mut moe.router.map), &mut moe.experts[..], moe.shared.as_mut()),
+        };
+        let shared = shared.into_iter().flat_map(|SharedExpert { mlp, gate }| {
+            mlp.linears_mut().chain(gate)
+        });
+        let mlps = mlps.iter_mut().flat_map(Dense::linears_mut);
+        of_mixer.into_iter().chain(router).chain(mlps).chain(shared).collect()
     }
 
     /// Its linear maps.
@@ -685,15 +745,18 @@ impl Dense {
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.gate.iter().chain([&self.up, &self.down])
     }
+
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.gate.iter_mut().chain([&mut self.up, &mut self.down])
+    }
 }
 
 impl Moe {
     /// The indices in [`Layer::params`] of what a group of experts has.
     pub fn params_of(&self, group: &Range<usize>) -> Vec<usize> {
         let linears = self.experts[group.clone()].iter().flat_map(Dense::linears);
-        let params = linears.flat_map(|linear| [linear.weight].into_iter().chain(linear.bias));
         // Two maps may be rows of one tensor.
-        params.collect::<BTreeSet<_>>().into_iter().collect()
+        linears.flat_map(Linear::params).collect::<BTreeSet<_>>().into_iter().collect()
     }
 }
 
@@ -728,7 +791,21 @@ impl Ffn {
     }
 }
 
+impl LowRank {
+    /// Whether it has magnitudes.
+    pub fn is_dora(&self) -> bool {
+        self.magnitude.is_some()
+    }
+}
+
 impl Linear {
+    /// The indices in [`Layer::params`] of what it has, in part or whole.
+    pub fn params(&self) -> impl Iterator<Item = usize> {
+        let of_adapter = self.low_rank.into_iter();
+        let of_adapter = of_adapter.flat_map(|low| [low.a, low.b].into_iter().chain(low.magnitude));
+        [self.weight].into_iter().chain(self.bias).chain(of_adapter)
+    }
+
     /// Values that it writes.
     pub fn out_features(&self) -> usize {
         self.rows.len()

@@ -7,6 +7,7 @@
 //!
 //! What tells one class of transformers from another is a file of facts in `families/`; nothing else asks for a `model_type`.
 
+pub mod adapters;
 pub mod config;
 pub mod cost;
 mod describe;
@@ -20,6 +21,7 @@ pub mod rope;
 pub mod units;
 mod wrappers;
 
+pub use adapters::LoraConfig;
 pub use config::ModelConfig;
 pub use dtype::DType;
 pub use error::{Error, Result};
@@ -27,10 +29,10 @@ pub use families::Family;
 pub use heads::HeadSplit;
 pub use layer::{
     Activation, Alternate, Architecture, Attention, DeltaNet, Dense, Direct, Elementwise, Embed,
-    ExpertGroups, Ffn, Head, Latent, Layer, Linear, Mixer, Moe, Norm, NormKind, QkNorm,
+    ExpertGroups, Ffn, Head, Latent, Layer, Linear, LowRank, Mixer, Moe, Norm, NormKind, QkNorm,
     QkNormWidth, Qkv, QueryLatent, Router, RouterScores, SharedExpert, TopkNorm,
 };
-pub use parameters::{Init, ParamSpec};
+pub use parameters::{Init, ParamSpec, Role};
 pub use rope::{Rope, RopeLayout, RopeScaling};
 pub use units::{UnitLayout, Units};
 pub use wrappers::Wrapper;

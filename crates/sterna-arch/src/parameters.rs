@@ -17,10 +17,23 @@ pub struct ParamSpec {
     pub init: Init,
     /// Whether weight decay applies to it.
     pub is_decayed: bool,
-    /// `false` for a buffer that checkpoints hold: no gradient reaches it, so that AdamW without decay leaves it as it is.
-    pub is_trained: bool,
+    /// Whether it is trained, and which files have it.
+    pub role: Role,
     /// Whether it is in single precision whatever the dtype of the model, here and in exports; a buffer.
     pub is_fp32: bool,
+}
+
+/// Whether a parameter is trained, and which files have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// A weight of the model that is trained.
+    Trained,
+    /// A buffer: no gradient reaches it. Checkpoints and exports have it.
+    Buffer,
+    /// A weight of a base under adapters: no gradient reaches it, and only the model's folder has it.
+    Frozen,
+    /// A weight of an adapter, which is trained and which the model's folder has not.
+    Adapter,
 }
 
 /// The values that a parameter begins with.
@@ -34,6 +47,16 @@ pub enum Init {
         low: f64,
         /// The largest.
         high: f64,
+    },
+    /// Uniform between `-bound` and `bound`.
+    Uniform {
+        /// Above 0.
+        bound: f64,
+    },
+    /// The l2 norm of each row of the weight of the same module.
+    RowNorms {
+        /// Elements of a row.
+        row_len: usize,
     },
     /// Normal around zero.
     Normal {
@@ -50,12 +73,17 @@ impl ParamSpec {
         let name = name.into();
         let lower = name.to_lowercase();
         let is_decayed = !NO_DECAY.iter().any(|part| lower.contains(part));
-        Self { name, shape: shape.into(), init, is_decayed, is_trained: true, is_fp32: false }
+        Self { name, shape: shape.into(), init, is_decayed, role: Role::Trained, is_fp32: false }
     }
 
     /// A buffer that checkpoints hold.
     pub fn buffer(name: impl Into<String>, shape: impl Into<Vec<usize>>, init: Init) -> Self {
-        Self { is_decayed: false, is_trained: false, ..Self::new(name, shape, init) }
+        Self { is_decayed: false, role: Role::Buffer, ..Self::new(name, shape, init) }
+    }
+
+    /// Whether it has a gradient and optimizer state.
+    pub fn is_trained(&self) -> bool {
+        matches!(self.role, Role::Trained | Role::Adapter)
     }
 
     /// The number of elements; the largest there is if they are more.

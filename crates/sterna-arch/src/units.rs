@@ -1,14 +1,14 @@
 //! What is gathered and reduced at once, and where each parameter lies in its flat buffers.
 //!
 //! A unit is the embedding, one layer without its experts, a group of a layer's experts, or the final norm with the head. Its
-//! parameters are laid out in at most three flat buffers: those that are trained with and without weight decay, so that the optimizer
-//! steps a whole buffer with one set of hyperparameters, and those that are not trained. Each buffer is padded to a multiple of the world size, and rank `r` owns the `r`-th
-//! contiguous shard of it. The alternative, one shard per parameter, costs one collective per parameter and pads each of them.
+//! parameters are laid out in a flat buffer for each [`FlatKind`]: those that are trained with and without weight decay, so that the
+//! optimizer steps a whole buffer with one set of hyperparameters, and those that are not trained by dtype. Each buffer is padded to a
+//! multiple of the world size, and rank `r` owns the `r`-th contiguous shard of it. The alternative, one shard per parameter, costs one collective per parameter and pads each of them.
 
 use std::ops::Range;
 
 use crate::layer::{Architecture, Ffn};
-use crate::parameters::ParamSpec;
+use crate::parameters::{ParamSpec, Role};
 
 /// Elements to which each parameter's start is aligned: 64 bf16 values are 128 bytes, two cache lines.
 const ALIGNMENT: usize = 64;
@@ -143,11 +143,50 @@ pub struct Slot {
     pub numel: usize,
 }
 
+/// What the parameters of a flat buffer have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FlatKind {
+    /// They are trained.
+    Trained {
+        /// Whether weight decay applies to them.
+        is_decayed: bool,
+    },
+    /// They are buffers: gathered as the others, without gradients and optimizer state.
+    Buffers {
+        /// Whether they are in single precision whatever the dtype of the model.
+        is_fp32: bool,
+    },
+    /// They are weights of a base under adapters: as buffers, and checkpoints do not have them.
+    Frozen,
+}
+
+impl FlatKind {
+    /// Those that are trained: decayed parameters first.
+    const TRAINED: [FlatKind; 2] =
+        [FlatKind::Trained { is_decayed: true }, FlatKind::Trained { is_decayed: false }];
+
+    /// Those that are not.
+    const FIXED: [FlatKind; 3] = [
+        FlatKind::Frozen,
+        FlatKind::Buffers { is_fp32: false },
+        FlatKind::Buffers { is_fp32: true },
+    ];
+
+    /// Where a parameter belongs.
+    fn of(spec: &ParamSpec) -> FlatKind {
+        match spec.role {
+            Role::Trained | Role::Adapter => FlatKind::Trained { is_decayed: spec.is_decayed },
+            Role::Buffer => FlatKind::Buffers { is_fp32: spec.is_fp32 },
+            Role::Frozen => FlatKind::Frozen,
+        }
+    }
+}
+
 /// One flat buffer of a unit.
 #[derive(Debug, Clone)]
 pub struct FlatLayout {
-    /// Whether weight decay applies to every parameter of this buffer.
-    pub is_decayed: bool,
+    /// What its parameters have in common.
+    pub kind: FlatKind,
     /// The parameters in it, in order.
     pub slots: Vec<Slot>,
     /// Elements in all, padded to a multiple of the world size.
@@ -158,21 +197,16 @@ pub struct FlatLayout {
 
 impl FlatLayout {
     /// Of those `specs` that belong in it; `None` if there are none.
-    fn new(
-        is_decayed: bool,
-        specs: &[ParamSpec],
-        belongs: impl Fn(&ParamSpec) -> bool,
-        world_size: usize,
-    ) -> Option<Self> {
+    fn new(kind: FlatKind, specs: &[ParamSpec], world_size: usize) -> Option<Self> {
         let mut end = 0;
         let mut slots = Vec::new();
-        for (spec_idx, spec) in specs.iter().enumerate().filter(|(_, spec)| belongs(spec)) {
+        for (spec_idx, spec) in specs.iter().enumerate().filter(|(_, spec)| FlatKind::of(spec) == kind) {
             let numel = spec.numel();
             slots.push(Slot { spec_idx, offset: end, numel });
             end = (end + numel).next_multiple_of(ALIGNMENT);
         }
         let len = end.next_multiple_of(world_size);
-        (!slots.is_empty()).then(|| Self { is_decayed, slots, len, shard_len: len / world_size })
+        (!slots.is_empty()).then(|| Self { kind, slots, len, shard_len: len / world_size })
     }
 
     /// The elements that `rank` owns.
@@ -216,21 +250,19 @@ pub struct UnitLayout {
     pub specs: Vec<ParamSpec>,
     /// What is trained, in one or two buffers: decayed parameters first.
     pub flats: Vec<FlatLayout>,
-    /// What is not trained: it is gathered with the rest, and has neither gradients nor optimizer state.
-    pub frozen: Option<FlatLayout>,
+    /// What is not trained.
+    pub fixed: Vec<FlatLayout>,
 }
 
 impl UnitLayout {
     /// Lays out `unit` for a world of `world_size` ranks.
     pub fn new(unit: &Unit, world_size: usize) -> Self {
         let specs = unit.specs.clone();
-        let trained = |is_decayed: bool| {
-            let belongs = |spec: &ParamSpec| spec.is_trained && spec.is_decayed == is_decayed;
-            FlatLayout::new(is_decayed, &specs, belongs, world_size)
+        let of = |kinds: &[FlatKind]| {
+            kinds.iter().filter_map(|kind| FlatLayout::new(*kind, &specs, world_size)).collect()
         };
-        let flats = [true, false].into_iter().filter_map(trained).collect();
-        let frozen = FlatLayout::new(false, &specs, |spec| !spec.is_trained, world_size);
-        Self { kind: unit.kind, flats, frozen, specs }
+        let (flats, fixed) = (of(&FlatKind::TRAINED), of(&FlatKind::FIXED));
+        Self { kind: unit.kind, flats, fixed, specs }
     }
 
     /// Parameters in all.
@@ -240,7 +272,7 @@ impl UnitLayout {
 
     /// Every flat buffer: what is trained, then what is not.
     pub fn all_flats(&self) -> impl Iterator<Item = &FlatLayout> {
-        self.flats.iter().chain(&self.frozen)
+        self.flats.iter().chain(&self.fixed)
     }
 
     /// Elements of all flat buffers together, padding included.
@@ -334,7 +366,7 @@ mod tests {
             let layout = UnitLayout::new(&Unit::whole(UnitKind::Layer, &specs), world_size);
             let mut next = vec![0; specs.len()];
             for flat in &layout.flats {
-                prop_assert!(flat.slots.iter().all(|slot| specs[slot.spec_idx].is_trained));
+                prop_assert!(flat.slots.iter().all(|slot| specs[slot.spec_idx].is_trained()));
             }
             for flat in layout.all_flats() {
                 prop_assert_eq!(flat.len % world_size, 0);

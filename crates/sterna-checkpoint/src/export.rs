@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sterna_arch::{DType, Wrapper};
+use sterna_arch::{DType, Wrapper, adapters};
 use sterna_hf::export::MAX_SHARD_BYTES;
 use sterna_hf::{ExportWriter, TensorSpec};
 
@@ -23,15 +23,25 @@ use crate::manifest::{Checkpoint, ParameterPlace, StateDtype, StateName};
 /// [`Error::Hf`] if the folder cannot be written; what reading a damaged checkpoint gives.
 pub fn export(checkpoint: &Checkpoint, dir: &Path, dtype: DType) -> Result<()> {
     let manifest = &checkpoint.manifest;
-    if let Some(wrapper) = Wrapper::of(&manifest.model) {
+    if let Some(wrapper) = Wrapper::of(&manifest.model)
+        && manifest.adapter.is_none()
+    {
         let required = "a model of text alone: a `checkpoint` entry of `type: huggingface` exports the other towers too";
         let path = checkpoint.dir.join(crate::manifest::MANIFEST);
         return Err(sterna_hf::Error::from(wrapper.refuse(&path, required)).into());
     }
-    let places = &manifest.parameters;
+    let all = manifest.parameters.iter();
+    let places: Vec<(String, &ParameterPlace)> = match &manifest.adapter {
+        None => all.map(|place| (place.name.clone(), place)).collect(),
+        Some(_) => {
+            let trained = all.filter(|place| manifest.flats[place.flat].is_trained);
+            let names = adapters::export_names(trained.clone().map(|place| &place.name[..]));
+            names.into_iter().zip(trained).collect()
+        }
+    };
     let dtype_of = |place: &ParameterPlace| if place.is_fp32 { DType::F32 } else { dtype };
-    let tensor = |place: &ParameterPlace| {
-        let spec = TensorSpec { name: place.name.clone(), shape: place.shape.clone() };
+    let tensor = |(name, place): &(String, &ParameterPlace)| {
+        let spec = TensorSpec { name: name.clone(), shape: place.shape.clone() };
         (spec, dtype_of(place))
     };
     let tensors: Vec<(TensorSpec, DType)> = places.iter().map(tensor).collect();
@@ -43,16 +53,25 @@ pub fn export(checkpoint: &Checkpoint, dir: &Path, dtype: DType) -> Result<()> {
             reason: format!("masters are stored in {:?}, required: F32", state.dtype),
         });
     }
-    let mut writer = ExportWriter::create(dir, &tensors, MAX_SHARD_BYTES)?;
-    for place in places {
+    let mut writer = match manifest.adapter {
+        Some(_) => ExportWriter::create_adapter(dir, &tensors)?,
+        None => ExportWriter::create(dir, &tensors, MAX_SHARD_BYTES)?,
+    };
+    for (name, place) in places {
         let flat = &manifest.flats[place.flat].name;
         let range = place.offset..place.offset + place.numel();
         let masters = checkpoint.read_state(flat, StateName::Master, range)?;
         let dtype = dtype_of(place);
-        writer.write(&place.name, &DType::convert(&masters, DType::F32, dtype))?;
+        writer.write(&name, &DType::convert(&masters, DType::F32, dtype))?;
     }
     let assets = checkpoint.assets_dir();
-    writer.copy_assets(&assets, &manifest.model)?;
+    match &manifest.adapter {
+        Some(config) => {
+            writer.write_adapter_config(config)?;
+            writer.copy_tokenizer(&assets)?;
+        }
+        None => writer.copy_assets(&assets, &manifest.model)?,
+    }
     writer.finish()?;
     Ok(())
 }

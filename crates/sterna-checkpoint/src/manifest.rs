@@ -49,6 +49,9 @@ pub struct Manifest {
     pub model: Map<String, Value>,
     /// The recipe as it was resolved.
     pub recipe: Value,
+    /// The adapters that were trained, as an `adapter_config.json` says them; the parameters are then those alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<Map<String, Value>>,
     /// Bytes of the metrics file when this was written; `None` if none is written.
     pub metrics_bytes: Option<u64>,
     /// What is kept for each element, in the order of the shard files.
@@ -139,6 +142,13 @@ pub struct FlatBuffer {
     pub name: String,
     /// Elements that each rank holds; the last ones pad.
     pub shard_len: usize,
+    /// Whether it is trained; manifests that do not say it are of no adapters, where it does not matter.
+    #[serde(default = "yes")]
+    pub is_trained: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Where a parameter lies.

@@ -141,6 +141,20 @@ pub enum Error {
         /// A file of pickled weights that is there instead.
         pickled: Option<&'static str>,
     },
+    /// A folder has no weights of adapters.
+    #[error("`{}` not found", path.display())]
+    NoAdapter {
+        /// The file that is missing.
+        path: PathBuf,
+    },
+    /// A file of adapters has a tensor that the model has no place for.
+    #[error("`{}` has `{name}`, which is of another base or of another `adapter_config.json`", path.display())]
+    OtherAdapter {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
     /// A file is not in the safetensors format.
     #[error("`{}` is not a safetensors file", path.display())]
     Safetensors {

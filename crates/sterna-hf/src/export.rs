@@ -22,7 +22,7 @@ use crate::assets;
 use crate::error::{Error, Result};
 use crate::weights::{INDEX_FILE, TensorSpec};
 use sterna_arch::DType;
-use sterna_arch::Family;
+use sterna_arch::{Family, adapters};
 
 pub use self::destination::{check_destination, put_in_place};
 pub use self::rewrite::rewrite;
@@ -59,6 +59,26 @@ impl ExportWriter {
         max_shard_bytes: u64,
     ) -> Result<ExportWriter> {
         ExportWriter::create_files(dir, &layout::fill(tensors, max_shard_bytes))
+    }
+
+    /// The same for adapters, in the one file that PEFT reads.
+    ///
+    /// # Errors
+    ///
+    /// As [`create`](ExportWriter::create).
+    pub fn create_adapter(dir: &Path, tensors: &[(TensorSpec, DType)]) -> Result<ExportWriter> {
+        let mut writer = ExportWriter::create_files(dir, &[tensors.to_vec()])?;
+        adapters::WEIGHTS_FILE.clone_into(&mut writer.shards[0].file_name);
+        Ok(writer)
+    }
+
+    /// Writes `config` as `adapter_config.json`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Write`].
+    pub fn write_adapter_config(&mut self, config: &Map<String, Value>) -> Result<()> {
+        self.write_json(adapters::CONFIG_FILE, &Value::Object(config.clone()))
     }
 
     /// As [`create`](ExportWriter::create), with one file for each list of tensors.

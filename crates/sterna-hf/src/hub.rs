@@ -13,6 +13,8 @@ mod snapshot;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use sterna_arch::adapters;
+
 use self::snapshot::Snapshot;
 use crate::assets;
 use crate::error::{Error, Result};
@@ -64,6 +66,15 @@ pub fn resolve_model(name_or_path: &str) -> Result<PathBuf> {
 /// As [`resolve_model`].
 pub fn resolve_model_config(name_or_path: &str) -> Result<PathBuf> {
     Hub::from_env().model_config(name_or_path)
+}
+
+/// The folder of adapters of PEFT, found as models are.
+///
+/// # Errors
+///
+/// As [`resolve_model`].
+pub fn resolve_adapter(name_or_path: &str) -> Result<PathBuf> {
+    Hub::from_env().adapter(name_or_path)
 }
 
 /// A data set's folder: `name_or_path` itself if it is one, else the snapshot of a hub repository
@@ -135,6 +146,21 @@ impl Hub {
             return Ok(PathBuf::from(name_or_path));
         };
         fetch_assets(&snapshot)?;
+        snapshot.finish()
+    }
+
+    /// See [`resolve_adapter`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn adapter(&self, name_or_path: &str) -> Result<PathBuf> {
+        let Some(snapshot) = self.model_snapshot(name_or_path)? else {
+            return Ok(PathBuf::from(name_or_path));
+        };
+        for name in [adapters::CONFIG_FILE, adapters::WEIGHTS_FILE] {
+            snapshot.fetch(name)?;
+        }
         snapshot.finish()
     }
 

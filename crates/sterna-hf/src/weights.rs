@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use self::file::MappedFile;
 use crate::error::{Error, Result};
 use sterna_arch::DType;
-use sterna_arch::{Architecture, ModelConfig, ParamSpec};
+use sterna_arch::{Architecture, ModelConfig, ParamSpec, Role, adapters};
 
 /// The one file of a small model.
 pub(crate) const SINGLE_FILE: &str = "model.safetensors";
@@ -90,6 +90,41 @@ impl WeightFiles {
             Err(source) => return Err(Error::Read { path: index_path, source }),
         };
         WeightFiles::open_indexed(dir, &index_path, &read_index(&text, &index_path)?)
+    }
+
+    /// Maps the file with the weights of adapters in a folder of PEFT, and checks that it has those of `config` and no others.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoAdapter`], [`Error::Read`], [`Error::Safetensors`] or [`Error::TruncatedSafetensors`]; [`Error::TensorMissing`],
+    /// [`Error::TensorShape`] or [`Error::OtherAdapter`] if they are of another base.
+    pub fn open_adapter(dir: &Path, config: &ModelConfig) -> Result<WeightFiles> {
+        let path = dir.join(adapters::WEIGHTS_FILE);
+        if !path.exists() {
+            return Err(Error::NoAdapter { path });
+        }
+        let file = MappedFile::open(path.clone())?;
+        let file_idx_of = file.names().map(|name| (name, 0)).collect();
+        let files = WeightFiles { dir: dir.to_owned(), files: vec![file], file_idx_of };
+        let mut known = HashSet::new();
+        for (required, spec) in config.arch.exported() {
+            let name = adapters::name_in(|name| files.contains(name), &spec.name);
+            let Some(name) = name.or((spec.role == Role::Adapter).then_some(required)) else {
+                // A module that is trained whole may begin as the base's.
+                continue;
+            };
+            let view = files.tensor(&name)?;
+            if view.shape != spec.shape {
+                let (found, required) = (view.shape, spec.shape.clone());
+                return Err(Error::TensorShape { path, name, found, required });
+            }
+            known.insert(name);
+        }
+        let other = files.names().find(|name| !known.contains(*name)).map(str::to_owned);
+        match other {
+            Some(name) => Err(Error::OtherAdapter { path, name }),
+            None => Ok(files),
+        }
     }
 
     fn open_indexed(
@@ -170,7 +205,7 @@ impl WeightFiles {
         }
     }
 
-    /// Checks that every parameter is there with its shape, in a type that we read.
+    /// Checks that every parameter but those of adapters is there with its shape, in a type that we read.
     ///
     /// Tensors that the model does not have are left alone, with a warning in the log unless they
     /// are known to be redundant (the head of a tied model, rotary frequencies), or other towers of a multimodal model.
@@ -181,8 +216,9 @@ impl WeightFiles {
     /// [`Error::TensorDType`].
     pub fn check(&self, config: &ModelConfig) -> Result<()> {
         let arch = &config.arch;
+        let own = || arch.params().filter(|spec| spec.role != Role::Adapter);
         let missing: Vec<_> =
-            arch.params().filter(|spec| !self.file_idx_of.contains_key(&spec.name)).collect();
+            own().filter(|spec| !self.file_idx_of.contains_key(&spec.name)).collect();
         if let Some(first) = missing.first() {
             return Err(Error::TensorMissing {
                 dir: self.dir.clone(),
@@ -190,7 +226,7 @@ impl WeightFiles {
                 num_missing: missing.len(),
             });
         }
-        for spec in arch.params() {
+        for spec in own() {
             let view = self.tensor(&spec.name)?;
             if view.shape != spec.shape {
                 return Err(Error::TensorShape {

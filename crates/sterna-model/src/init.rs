@@ -50,6 +50,14 @@ pub fn fill(
             target.copy_(&(below * (high - low) + low).log());
             return Ok(());
         }
+        Init::Uniform { bound } => {
+            let stream = random::stream(seed, &spec.name);
+            random::fill_normal(target, stream, range.start as u64, 1.0)?;
+            let uniform = (target.to_kind(Kind::Float) * std::f64::consts::FRAC_1_SQRT_2).erf();
+            target.copy_(&(uniform * bound));
+            return Ok(());
+        }
+        Init::RowNorms { .. } => panic!("`{}` begins with norms of another weight", spec.name),
         Init::Normal { std, zero_row } => (std, zero_row),
     };
     random::fill_normal(target, random::stream(seed, &spec.name), range.start as u64, std)?;

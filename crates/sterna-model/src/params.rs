@@ -1,6 +1,9 @@
 //! The weights of a layer, the buffers of their gradients, and the linear maps and norms that read and write them.
 
-use sterna_arch::{Layer, Linear, Norm};
+use std::cell::OnceCell;
+
+use sterna_arch::{Layer, Linear, LowRank, Norm};
+use sterna_ops::low_rank::{self, Magnitude};
 use sterna_ops::{is_widened, linear, norm};
 use sterna_torch_sys::memory::{self, MemoryKind};
 use tch::{Kind, Tensor};
@@ -10,7 +13,11 @@ use crate::error::{ModelError, check_shape};
 /// The weights of one unit of a layer, the layer without its experts or a group of those, by their index in [`Layer::params`]: those of
 /// products in the dtype that they multiply in, the others in that of the activations.
 #[derive(Debug)]
-pub struct BlockParams(Vec<Option<Tensor>>);
+pub struct BlockParams {
+    params: Vec<Option<Tensor>>,
+    /// The norms that DoRA divides by, at the index of its magnitudes, once they are computed.
+    row_norms: Vec<OnceCell<Tensor>>,
+}
 
 /// The gradients of such weights, to which a backward adds: single precision (double for double weights); `None` for a weight of another
 /// unit, and for one whose gradient is not wanted.
@@ -28,7 +35,12 @@ impl BlockParams {
         param_idxs: &[usize],
         tensors: Vec<Tensor>,
     ) -> Result<BlockParams, ModelError> {
-        place(layer, param_idxs, tensors.into_iter().map(Some)).map(BlockParams)
+        Ok(Self::of_layer(place(layer, param_idxs, tensors.into_iter().map(Some))?))
+    }
+
+    fn of_layer(params: Vec<Option<Tensor>>) -> BlockParams {
+        let row_norms = params.iter().map(|_| OnceCell::new()).collect();
+        BlockParams { params, row_norms }
     }
 
     /// The same with weights and biases of products in single precision, where products are widened ([`sterna_ops::is_widened`]): once for
@@ -39,7 +51,7 @@ impl BlockParams {
     /// 4 bytes for each weight of a product, or nothing.
     #[must_use]
     pub fn widened_for_products(self, layer: &Layer) -> BlockParams {
-        if !self.0.iter().flatten().next().is_some_and(is_widened) {
+        if !self.params.iter().flatten().next().is_some_and(is_widened) {
             return self;
         }
         let _memory = memory::scope(MemoryKind::Weights);
@@ -47,12 +59,12 @@ impl BlockParams {
             let is_of_product = x.is_some() && layer.is_of_product(param_idx);
             if is_of_product { x.map(|x| x.to_kind(Kind::Float)) } else { x }
         };
-        BlockParams(self.0.into_iter().enumerate().map(widened).collect())
+        Self::of_layer(self.params.into_iter().enumerate().map(widened).collect())
     }
 
     /// One of [`Layer::params`].
     pub(crate) fn get(&self, param_idx: usize) -> &Tensor {
-        self.0[param_idx].as_ref().expect("a weight is read while its unit is at hand")
+        self.params[param_idx].as_ref().expect("a weight is read while its unit is at hand")
     }
 
     /// A norm with its weights.
@@ -63,16 +75,25 @@ impl BlockParams {
     /// `x` `[s, in]` through a linear map, `[s, out]`.
     pub(crate) fn project(&self, map: &Linear, x: &Tensor) -> Tensor {
         let (weight, bias) = self.of(map);
-        linear::forward(x, &weight, bias.as_ref())
+        let Some(low_rank) = &map.low_rank else {
+            return linear::forward(x, &weight, bias.as_ref());
+        };
+        let mut y = linear::forward(x, &weight, bias.as_ref().filter(|_| !low_rank.is_dora()));
+        self.add_low_rank(map, low_rank, &mut y, x, bias.as_ref());
+        y
     }
 
     /// [`BlockParams::project`] into `y`, which may be a part of a longer tensor.
     pub(crate) fn project_into(&self, y: &mut Tensor, map: &Linear, x: &Tensor) {
         let (weight, bias) = self.of(map);
-        linear::forward_into(y, x, &weight, bias.as_ref());
+        let Some(low_rank) = &map.low_rank else {
+            return linear::forward_into(y, x, &weight, bias.as_ref());
+        };
+        linear::forward_into(y, x, &weight, bias.as_ref().filter(|_| !low_rank.is_dora()));
+        self.add_low_rank(map, low_rank, y, x, bias.as_ref());
     }
 
-    /// The gradient of `x` `[s, in]` from that of the result; those of weight and bias are added to `grads`.
+    /// The gradient of `x` `[s, in]` from that of the result; those of weight, bias and adapter are added to `grads`.
     pub(crate) fn project_backward(
         &self,
         grads: &mut BlockGrads,
@@ -81,7 +102,12 @@ impl BlockParams {
         d_y: &Tensor,
     ) -> Tensor {
         grads.accumulate(map, x, d_y);
-        linear::backward_input(d_y, &self.of(map).0)
+        let weight = self.of(map).0;
+        let Some(low_rank) = &map.low_rank else { return linear::backward_input(d_y, &weight) };
+        let d_z = self.low_rank_output_backward(grads, map, low_rank, x, d_y);
+        let mut d_x = linear::backward_input(&d_z, &weight);
+        self.add_low_rank_backward(grads, map, low_rank, x, &d_z, &mut d_x);
+        d_x
     }
 
     /// [`BlockParams::project_backward`] that adds the gradient of `x` to `d_x`.
@@ -94,7 +120,82 @@ impl BlockParams {
         d_x: &mut Tensor,
     ) {
         grads.accumulate(map, x, d_y);
-        linear::add_backward_input(d_x, d_y, &self.of(map).0);
+        let weight = self.of(map).0;
+        let Some(low_rank) = &map.low_rank else {
+            return linear::add_backward_input(d_x, d_y, &weight);
+        };
+        let d_z = self.low_rank_output_backward(grads, map, low_rank, x, d_y);
+        linear::add_backward_input(d_x, &d_z, &weight);
+        self.add_low_rank_backward(grads, map, low_rank, x, &d_z, d_x);
+    }
+
+    /// Makes the result of a linear map of what its weight gives, with its bias unless the adapter is DoRA's.
+    fn add_low_rank(
+        &self,
+        map: &Linear,
+        low_rank: &LowRank,
+        y: &mut Tensor,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+    ) {
+        let b = self.rows(map, low_rank.b);
+        self.low_rank(low_rank, &b).add_forward(y, x);
+        if let Some(magnitude) = self.magnitude(map, low_rank) {
+            magnitude.forward_(y);
+            if let Some(bias) = bias {
+                let _ = y.g_add_(bias);
+            }
+        }
+    }
+
+    /// The gradient of what weight and adapter give together, `[s, out]`, from that of the result; that of DoRA's magnitude is added.
+    fn low_rank_output_backward(
+        &self,
+        grads: &mut BlockGrads,
+        map: &Linear,
+        low_rank: &LowRank,
+        x: &Tensor,
+        d_y: &Tensor,
+    ) -> Tensor {
+        let (Some(magnitude), Some(idx)) = (self.magnitude(map, low_rank), low_rank.magnitude)
+        else {
+            return d_y.shallow_clone();
+        };
+        let b = self.rows(map, low_rank.b);
+        let mut z = linear::forward(x, &self.of(map).0, None);
+        self.low_rank(low_rank, &b).add_forward(&mut z, x);
+        grads.with_rows(map, idx, |d_magnitude| magnitude.backward(d_y, &z, d_magnitude))
+    }
+
+    /// Adds to `d_x` the gradient through the adapter, and those of A and B to `grads`.
+    fn add_low_rank_backward(
+        &self,
+        grads: &mut BlockGrads,
+        map: &Linear,
+        low_rank: &LowRank,
+        x: &Tensor,
+        d_z: &Tensor,
+        d_x: &mut Tensor,
+    ) {
+        let b = self.rows(map, low_rank.b);
+        let op = self.low_rank(low_rank, &b);
+        let mut d_a = grads.get(low_rank.a).map(|grad| grad.shallow_clone());
+        grads.with_rows(map, low_rank.b, |d_b| op.add_backward(d_x, d_z, x, d_a.as_mut(), d_b));
+    }
+
+    /// An adapter whose B has the rows of a map.
+    fn low_rank<'a>(&'a self, low_rank: &LowRank, b: &'a Tensor) -> low_rank::LowRank<'a> {
+        low_rank::LowRank { a: self.get(low_rank.a), b, scale: low_rank.scale }
+    }
+
+    /// DoRA's magnitudes of the rows of a map.
+    fn magnitude(&self, map: &Linear, low_rank: &LowRank) -> Option<Magnitude> {
+        let idx = low_rank.magnitude?;
+        let norms = self.row_norms[idx].get_or_init(|| {
+            let whole = self.low_rank(low_rank, self.get(low_rank.b));
+            whole.row_norms(self.get(map.weight))
+        });
+        Some(Magnitude { magnitude: self.rows(map, idx), norms: own_rows(map, norms) })
     }
 
     /// [`BlockParams::project`] in the precision of `x`, which is single (double for double) whatever that of the weight.
@@ -120,11 +221,12 @@ impl BlockParams {
 
     /// Weight and bias of a linear map, sharing memory unless its rows alternate with others.
     fn of(&self, map: &Linear) -> (Tensor, Option<Tensor>) {
-        let rows = |param_idx: usize| {
-            let rows = rows_of(map, self.get(param_idx));
-            if map.alternate.is_some() { rows.flatten(0, 1) } else { rows }
-        };
-        (rows(map.weight), map.bias.map(rows))
+        (self.rows(map, map.weight), map.bias.map(|bias| self.rows(map, bias)))
+    }
+
+    /// The rows of one of [`Layer::params`] that a linear map has.
+    fn rows(&self, map: &Linear, param_idx: usize) -> Tensor {
+        own_rows(map, self.get(param_idx))
     }
 }
 
@@ -160,25 +262,29 @@ impl BlockGrads {
 
     /// Adds the gradients of weight and bias of a linear map, `d_y` `[s, out]` and `x` `[s, in]`.
     fn accumulate(&mut self, map: &Linear, x: &Tensor, d_y: &Tensor) {
-        let rows = |param_idx: usize| self.0[param_idx].as_ref().map(|grad| rows_of(map, grad));
-        let (mut weight, mut bias) = (rows(map.weight), map.bias.and_then(rows));
+        self.with_rows(map, map.weight, |d_weight| linear::backward_params(d_y, x, d_weight, None));
+        if let Some(bias) = map.bias {
+            self.with_rows(map, bias, |d_bias| linear::backward_params(d_y, x, None, d_bias));
+        }
+    }
+
+    /// Lets `add` add to the rows of a gradient that a linear map has; `None` if it is not wanted.
+    fn with_rows<R>(
+        &mut self,
+        map: &Linear,
+        param_idx: usize,
+        add: impl FnOnce(Option<&mut Tensor>) -> R,
+    ) -> R {
+        let Some(grad) = &self.0[param_idx] else { return add(None) };
+        let mut rows = rows_of(map, grad);
         if map.alternate.is_none() {
-            linear::backward_params(d_y, x, weight.as_mut(), bias.as_mut());
-            return;
+            return add(Some(&mut rows));
         }
         // A product adds to rows that follow each other.
-        let zeros = |grad: &Tensor| {
-            let size = grad.size();
-            let size = [&[size[0] * size[1]], &size[2..]].concat();
-            Tensor::zeros(size, (grad.kind(), grad.device()))
-        };
-        let [mut of_weight, mut of_bias] = [&weight, &bias].map(|grad| grad.as_ref().map(zeros));
-        linear::backward_params(d_y, x, of_weight.as_mut(), of_bias.as_mut());
-        for (grad, of_map) in [(weight, of_weight), (bias, of_bias)] {
-            if let (Some(mut grad), Some(of_map)) = (grad, of_map) {
-                let _ = grad.g_add_(&of_map.view_as(&grad));
-            }
-        }
+        let mut following = rows.flatten(0, 1).zeros_like();
+        let added = add(Some(&mut following));
+        let _ = rows.g_add_(&following.view_as(&rows));
+        added
     }
 }
 
@@ -205,6 +311,12 @@ pub(crate) fn norm_backward(
     };
     let (mut weight, mut bias) = (of(norm.weight), of(norm.bias));
     with_weights.backward(d_y, x, weight.as_mut(), bias.as_mut())
+}
+
+/// The rows of a weight or bias that a linear map has, `[out, ..]`, sharing memory unless they alternate with others.
+fn own_rows(map: &Linear, x: &Tensor) -> Tensor {
+    let rows = rows_of(map, x);
+    if map.alternate.is_some() { rows.flatten(0, 1) } else { rows }
 }
 
 /// The rows of a weight or bias that a linear map has, sharing memory: `[out, ..]`, or `[runs, rows of a run, ..]` where they alternate with

@@ -22,6 +22,7 @@ pub mod cross_entropy;
 pub mod delta_rule;
 pub mod l2_norm;
 pub mod linear;
+pub mod low_rank;
 pub mod norm;
 pub mod rms_norm;
 pub mod rope;

@@ -102,7 +102,6 @@ mod tests {
     #[test]
     fn what_has_nothing_to_do_or_is_no_key_affects_nothing() {
         assert_eq!(affects("deepspeed.steps_per_print"), None);
-        assert_eq!(affects("model.peft_config"), None);
         assert_eq!(affects("sede"), None);
         assert_eq!(affects(""), None);
     }

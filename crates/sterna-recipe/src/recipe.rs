@@ -12,7 +12,7 @@ use std::{
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use sterna_arch::{DType, ModelConfig};
+use sterna_arch::{DType, LoraConfig, ModelConfig};
 
 use crate::{diagnostic::Note, json, source::RecipeSource};
 
@@ -101,10 +101,19 @@ impl Recipe {
     ///
     /// # Errors
     ///
-    /// As [`ModelConfig::from_dir`] and [`ModelConfig::with_overrides`].
-    pub fn model_config(&self, dir: &Path) -> sterna_arch::Result<ModelConfig> {
+    /// As [`ModelConfig::from_dir`], [`ModelConfig::with_overrides`] and [`ModelConfig::with_lora`].
+    pub fn model_config(
+        &self,
+        dir: &Path,
+        adapter_dir: Option<&Path>,
+    ) -> sterna_arch::Result<ModelConfig> {
         let mut config =
             ModelConfig::from_dir(dir)?.with_overrides(&self.model.hf_config_kwargs)?;
+        if let Some(lora) = &self.model.peft_config {
+            config = config.with_lora(lora.clone())?;
+        } else if let Some(adapter_dir) = adapter_dir {
+            config = config.with_lora(LoraConfig::from_dir(adapter_dir)?)?;
+        }
         self.group_experts(&mut config);
         Ok(config)
     }
@@ -153,6 +162,11 @@ pub struct ModelOptions {
     pub random_weights: bool,
     /// Folder name of the export, if not the checkpoint's own.
     pub save_name: Option<String>,
+    /// Adapters that are trained in place of the weights; they begin as PEFT draws them.
+    #[serde(serialize_with = "json::peft_config")]
+    pub peft_config: Option<LoraConfig>,
+    /// A folder of PEFT, or a name on the hub, of adapters to train on.
+    pub adapter_name_or_path: Option<String>,
 }
 
 impl ModelOptions {

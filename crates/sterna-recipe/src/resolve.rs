@@ -8,6 +8,7 @@ mod data;
 mod deepspeed;
 mod dpo;
 mod memory;
+mod peft;
 mod scheduler;
 
 use std::path::PathBuf;
@@ -220,6 +221,8 @@ fn model(file: &RecipeFile, reader: &mut Reader) -> Option<ModelOptions> {
         hf_config_kwargs: or(model.hf_config_kwargs.as_ref(), Map::new()),
         random_weights: or(model.random_weights.as_ref(), false),
         save_name: or(model.save_name.as_ref(), None),
+        peft_config: peft::resolve(model, reader),
+        adapter_name_or_path: or(model.adapter_name_or_path.as_ref(), None),
     })
 }
 

@@ -53,6 +53,8 @@ pub(crate) struct RunIdentity {
     pub(crate) sequence_parallel_size: usize,
     pub(crate) model_dir: PathBuf,
     pub(crate) tokenizer_dir: PathBuf,
+    /// Its adapters, as an export's `adapter_config.json` says them.
+    pub(crate) adapter: Option<Map<String, Value>>,
 }
 
 /// The checkpoint entries of a recipe, and the one that is being written.
@@ -327,6 +329,7 @@ fn complete(
         data: identity.data.clone(),
         model: identity.model.clone(),
         recipe: identity.recipe.clone(),
+        adapter: identity.adapter.clone(),
         metrics_bytes: progress.metrics_bytes,
         states: zero.states(),
         flats: zero.flat_buffers(),

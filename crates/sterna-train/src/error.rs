@@ -17,6 +17,9 @@ use crate::oom::OutOfMemory;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
+    /// DoRA begins with norms of weights that are not there.
+    #[error("`model.peft_config.use_dora` needs the model's weights, and they are drawn at random")]
+    DoraOfRandomWeights,
     /// The recipe does not fit the model or the world size.
     #[error("{0}")]
     Plan(Diagnostics),
@@ -293,6 +296,9 @@ impl TrainError {
             Self::NoSteps { .. } => Some(
                 "set `min_iterations` to repeat the data, or lower `gradient_accumulation_steps`, or use fewer ranks"
                     .to_owned(),
+            ),
+            Self::DoraOfRandomWeights => Some(
+                "leave out `use_dora`, or `random_weights` and what changes the number of layers".to_owned(),
             ),
             Self::OtherReference { .. } => Some(
                 "`ref_model` has to have the config of `model`, such as the checkpoint that training starts from"

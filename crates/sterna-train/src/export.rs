@@ -1,8 +1,8 @@
 //! The Hugging Face folder that transformers, vLLM and the rest open.
 
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
-use sterna_arch::{DType, ModelConfig};
+use sterna_arch::{DType, ModelConfig, ParamSpec};
 use sterna_comm::Group;
 use sterna_hf::{ExportWriter, TensorSpec, WeightFiles};
 use tch::{Device, Kind, Tensor};
@@ -13,6 +13,8 @@ use crate::{error::TrainError, zero::Zero};
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Writes the model to `dir`: safetensors in the model's dtype, but buffers that classes keep in single precision, config, tokenizer.
+///
+/// Under adapters, what is trained alone and `adapter_config.json`, as PEFT reads them, with `base` as the base's name.
 ///
 /// The generation config is copied from `model_dir`, the tokenizer and chat template from `tokenizer_dir`; of a multimodal model, every
 /// tensor that is not of its text decoder too, as it lies there. An earlier export in `dir` stays intact until the new one is complete.
@@ -34,20 +36,26 @@ pub fn export(
     zero: &mut Zero,
     config: &ModelConfig,
     kind: Kind,
+    base: &str,
     model_dir: &Path,
     tokenizer_dir: &Path,
     dir: &Path,
 ) -> Result<(), TrainError> {
     let dtype = if kind == Kind::BFloat16 { DType::BF16 } else { DType::F32 };
-    let num_units = zero.num_units();
+    let exported: HashMap<&str, (String, DType)> = config.arch.exported().into_iter().map(|(name, spec)| {
+        (&spec.name[..], (name, if spec.is_fp32 { DType::F32 } else { dtype }))
+    }).collect();
     let mut writer = None;
     let mut beside = None;
     if world.rank() == 0 {
-        let mut tensors: Vec<(TensorSpec, DType)> = (0..num_units)
-            .flat_map(|unit_idx| &zero.layout(unit_idx).specs)
-            .map(|spec| (spec.into(), if spec.is_fp32 { DType::F32 } else { dtype }))
+        let specs = (0..zero.num_units()).flat_map(|unit_idx| &zero.layout(unit_idx).specs);
+        let mut tensors: Vec<(TensorSpec, DType)> = specs
+            .filter_map(|spec| {
+                let (name, dtype) = exported.get(&spec.name[..])?;
+                Some((TensorSpec { name: name.clone(), shape: spec.shape.clone() }, *dtype))
+            })
             .collect();
-        if config.wrapper.is_some() {
+        if config.lora.is_none() && config.wrapper.is_some() {
             let files = WeightFiles::open(model_dir)?;
             for name in names_beside(&files, config) {
                 let view = files.tensor(name)?;
@@ -55,13 +63,22 @@ pub fn export(
             }
             beside = Some(files);
         }
-        writer = Some(ExportWriter::create(dir, &tensors, MAX_SHARD_BYTES)?);
+        writer = Some(match config.lora {
+            Some(_) => ExportWriter::create_adapter(dir, &tensors)?,
+            None => ExportWriter::create(dir, &tensors, MAX_SHARD_BYTES)?,
+        });
     }
-    for unit_idx in 0..num_units {
+    for unit_idx in 0..zero.num_units() {
+        let is_exported = |spec: &ParamSpec| exported.contains_key(&spec.name[..]);
+        if !zero.layout(unit_idx).specs.iter().any(is_exported) {
+            continue;
+        }
         let params = zero.gather(world, unit_idx)?;
         if let Some(writer) = &mut writer {
             for (spec, param) in zero.layout(unit_idx).specs.iter().zip(&params) {
-                writer.write(&spec.name, &bytes_of(param))?;
+                if let Some((name, _)) = exported.get(&spec.name[..]) {
+                    writer.write(name, &bytes_of(param))?;
+                }
             }
         }
     }
@@ -71,7 +88,10 @@ pub fn export(
                 writer.write(name, files.tensor(name)?.bytes)?;
             }
         }
-        writer.copy_assets(model_dir, &config.raw)?;
+        match &config.lora {
+            Some(lora) => writer.write_adapter_config(&lora.to_json(base, &config.arch))?,
+            None => writer.copy_assets(model_dir, &config.raw)?,
+        }
         writer.copy_tokenizer(tokenizer_dir)?;
         writer.finish()?;
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use sterna_arch::{DType, ParamSpec};
+use sterna_arch::{DType, Init, ParamSpec, Role, adapters};
 use sterna_hf::WeightFiles;
 use sterna_model::init;
 use sterna_torch_sys::file::copy_from_bytes;
@@ -20,6 +20,27 @@ pub enum WeightSource<'a> {
         /// Every tensor is a function of this seed and its name.
         seed: u64,
     },
+    /// A base under adapters.
+    Adapted {
+        /// Where the base comes from.
+        base: &'a WeightSource<'a>,
+        /// Where the adapters come from.
+        adapters: AdapterSource<'a>,
+    },
+}
+
+/// A source of the initial weights of adapters.
+#[derive(Debug, Clone, Copy)]
+pub enum AdapterSource<'a> {
+    /// PEFT's files, which may have modules of the base that are trained whole.
+    Files(&'a WeightFiles),
+    /// As PEFT draws them; every tensor is a function of this seed and its name.
+    Random {
+        /// The seed.
+        seed: u64,
+    },
+    /// Zeros: the model is its base.
+    Off,
 }
 
 impl WeightSource<'_> {
@@ -43,15 +64,62 @@ impl WeightSource<'_> {
         range: &Range<usize>,
     ) -> Result<(), TrainError> {
         match self {
-            Self::Files(files) => {
-                let view = files.tensor(&spec.name)?;
-                let size = view.dtype.size();
-                let bytes = &view.bytes[range.start * size..range.end * size];
-                Ok(copy_from_bytes(target, bytes, kind_of(view.dtype))?)
-            }
+            Self::Files(files) => fill_from(target, files, &spec.name, range),
             Self::Random { seed } => Ok(init::fill(target, spec, *seed, range)?),
+            Self::Adapted { base, adapters } => {
+                if let AdapterSource::Files(files) = adapters
+                    && let Some(name) = adapters::name_in(|name| files.contains(name), &spec.name)
+                {
+                    return fill_from(target, files, &name, range);
+                }
+                match (spec.role, spec.init, adapters) {
+                    (Role::Trained | Role::Buffer | Role::Frozen, ..) => {
+                        base.fill(target, spec, range)
+                    }
+                    (Role::Adapter, Init::RowNorms { row_len }, _) => {
+                        base.fill_row_norms(target, spec, row_len, range)
+                    }
+                    (Role::Adapter, _, AdapterSource::Random { seed }) => {
+                        Ok(init::fill(target, spec, *seed, range)?)
+                    }
+                    (Role::Adapter, ..) => {
+                        let _ = target.zero_();
+                        Ok(())
+                    }
+                }
+            }
         }
     }
+
+    /// Fills `target` with the norms of rows `range` of the weight of the module that `spec` is of.
+    fn fill_row_norms(
+        &self,
+        target: &mut Tensor,
+        spec: &ParamSpec,
+        row_len: usize,
+        range: &Range<usize>,
+    ) -> Result<(), TrainError> {
+        let weight = adapters::weight_of_magnitude(spec, row_len);
+        let elements = range.start * row_len..range.end * row_len;
+        let options = (Kind::Float, target.device());
+        let mut rows = Tensor::empty(elements.len() as i64, options);
+        self.fill(&mut rows, &weight, &elements)?;
+        let rows = rows.view([range.len() as i64, row_len as i64]);
+        target.copy_(&rows.norm_scalaropt_dim(2, [1_i64].as_slice(), false));
+        Ok(())
+    }
+}
+
+fn fill_from(
+    target: &mut Tensor,
+    files: &WeightFiles,
+    name: &str,
+    range: &Range<usize>,
+) -> Result<(), TrainError> {
+    let view = files.tensor(name)?;
+    let size = view.dtype.size();
+    let bytes = &view.bytes[range.start * size..range.end * size];
+    Ok(copy_from_bytes(target, bytes, kind_of(view.dtype))?)
 }
 
 /// The libtorch name of a storage dtype.

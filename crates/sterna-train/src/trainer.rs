@@ -17,7 +17,7 @@ use sterna_arch::ModelConfig;
 use sterna_checkpoint::Checkpoint;
 use sterna_comm::{Comm, RankEnv};
 use sterna_data::{Collator, Dataset, Datasets, MicroBatch, MicroBatches, PrepareReport};
-use sterna_hf::{WeightFiles, export::check_destination};
+use sterna_hf::export::check_destination;
 use sterna_mesh::{Axis, Mesh};
 use sterna_model::stage::Stage;
 use sterna_plan::Plan;
@@ -33,7 +33,7 @@ pub(crate) use self::setup::device_type;
 use self::{
     reference::LogProbs,
     setup::{
-        Assets, connect_gpus, device, model_config, num_attention_kept, peak_rate, plan_of_data,
+        Assets, Files, connect_gpus, device, model_config, num_attention_kept, peak_rate, plan_of_data,
         scratch,
     },
     steps::StepRange,
@@ -43,7 +43,7 @@ use crate::{
     engine::{Engine, EngineOptions},
     error::TrainError,
     export::export,
-    load::WeightSource,
+    load::{AdapterSource, WeightSource},
     objective::{Dpo, Figures, Objective, Pairs, Sft},
     observe::{
         flops,
@@ -192,15 +192,15 @@ fn run(
     stop: &Stop,
     observer: &mut dyn Observer,
 ) -> Result<TrainSummary, TrainError> {
-    let (assets, weights) = Assets::resolve(recipe, config)?;
+    let (assets, files) = Assets::resolve(recipe, config)?;
     let max_length = assets.config.max_position_embeddings;
     let on_progress = &mut |progress: sterna_data::Progress<'_>| observer.on_tokenize(progress);
     let datasets =
         sterna_data::prepare(recipe, max_length, &assets.tokenizer, env.world_size, on_progress)?;
     let mut trainer = Trainer::new(recipe, env, comm, &assets, &datasets, plan, device, stop)?;
-    trainer.load(weights.as_ref(), observer)?;
+    trainer.load(&files, observer)?;
     // The pages of a mapped file count as memory of this process for as long as it is mapped.
-    drop(weights);
+    drop(files);
     trainer.run(plan, observer)
 }
 
@@ -273,6 +273,9 @@ impl<'a> Trainer<'a> {
             sequence_parallel_size: mesh.size(Axis::Sp),
             model_dir: assets.model_dir.clone(),
             tokenizer_dir: assets.tokenizer_dir.clone(),
+            adapter: assets.config.lora.as_ref().map(|lora| {
+                lora.to_json(&recipe.model.name_or_path, &assets.config.arch)
+            }),
         };
         // Before what ranks with other recipes would do in another order.
         agreement::check(recipe, comm, &assets.config, datasets)?;
@@ -336,23 +339,38 @@ impl<'a> Trainer<'a> {
     /// Fills the states of the model, once what they are compared with is computed.
     fn load(
         &mut self,
-        weights: Option<&WeightFiles>,
+        files: &Files,
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
-        let source = match weights {
+        let seed = self.recipe.seed;
+        let base = match &files.weights {
             Some(files) => WeightSource::Files(files),
-            None => WeightSource::Random { seed: self.recipe.seed },
+            None => WeightSource::Random { seed },
         };
+        let has_adapters = self.assets.config.lora.is_some();
+        let adapters = match &files.adapters {
+            Some(files) => AdapterSource::Files(files),
+            None => AdapterSource::Random { seed },
+        };
+        let source =
+            if has_adapters { WeightSource::Adapted { base: &base, adapters } } else { base };
         if let Some(dpo) = &self.recipe.dpo {
             let is_other = dpo.ref_model != self.recipe.model.name_or_path;
             let files = is_other
                 .then(|| reference::weights(self.recipe, &dpo.ref_model, &self.assets.config))
                 .transpose()?;
-            self.engine.zero.load(&files.as_ref().map_or(source, WeightSource::Files))?;
+            let base = files.as_ref().map_or(base, WeightSource::Files);
+            let adapters = AdapterSource::Off;
+            let source =
+                if has_adapters { WeightSource::Adapted { base: &base, adapters } } else { base };
+            self.engine.zero.load(&source)?;
             self.compare(observer)?;
         }
         match &self.resumed {
-            Some(checkpoint) => self.engine.zero.load_states(self.comm.world(), checkpoint),
+            Some(checkpoint) => {
+                self.engine.zero.load_frozen(&source)?;
+                self.engine.zero.load_states(self.comm.world(), checkpoint)
+            }
             None => self.engine.zero.load(&source),
         }
     }
@@ -832,8 +850,9 @@ impl<'a> Trainer<'a> {
 
     /// Refuses, before the first step, exports that could not be written later.
     fn check_destinations(&self) -> Result<(), TrainError> {
-        let num_bytes =
-            self.assets.config.arch.num_parameters() * self.engine.kind().elt_size_in_bytes();
+        let exported = self.assets.config.arch.exported().into_iter();
+        let num_bytes = exported.map(|(_, spec)| spec.numel()).sum::<usize>()
+            * self.engine.kind().elt_size_in_bytes();
         let mut dirs = BTreeSet::new();
         let exports =
             self.recipe.checkpoint.iter().filter(|entry| entry.kind == CheckpointKind::HuggingFace);
@@ -874,6 +893,7 @@ impl<'a> Trainer<'a> {
             &mut self.engine.zero,
             &self.assets.config,
             kind,
+            &self.recipe.model.name_or_path,
             &self.assets.model_dir,
             &self.assets.tokenizer_dir,
             &dir,

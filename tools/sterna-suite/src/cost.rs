@@ -62,7 +62,7 @@ impl Estimate {
         let (arch, layer) = (&config.arch, &config.arch.layers[0]);
         let (d, f) = (arch.hidden_size as f64, layer.ffn.width() as f64);
         let attention = arch.first_attention();
-        let (q, kv) = (attention.q_width() as f64, attention.kv_width() as f64);
+        let (q, kv) = (attention.q_width() as f64, attention.k_width() as f64);
         let (layers, vocab) = (arch.layers.len() as f64, arch.vocab_size as f64);
         let (qkv, mlp, head) = (d * (q + 2.0 * kv), q * d + 3.0 * d * f, vocab * d);
         let tokens = len as f64;

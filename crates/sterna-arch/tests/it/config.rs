@@ -132,7 +132,7 @@ fn check_experts(name: &str, arch: &Architecture, case: &Value) {
 
 fn check_params(name: &str, arch: &Architecture, case: &Value) {
     let of = |is_trained: bool| {
-        let specs = arch.params().filter(|spec| spec.is_trained == is_trained);
+        let specs = arch.params().filter(|spec| spec.is_trained() == is_trained);
         let mut found: Vec<(String, Vec<usize>)> =
             specs.map(|spec| (spec.name.clone(), spec.shape.clone())).collect();
         found.sort();

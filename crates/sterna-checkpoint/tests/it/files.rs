@@ -87,12 +87,17 @@ pub(crate) fn write(folder: &CheckpointFolder, step: u64) -> PathBuf {
         data: "d".to_owned(),
         model: Map::new(),
         recipe: json!({"seed": 42}),
+        adapter: None,
         metrics_bytes: Some(17),
         states: states(),
         flats: flats
             .iter()
             .zip(SHARD_LENS)
-            .map(|(name, shard_len)| FlatBuffer { name: (*name).to_owned(), shard_len })
+            .map(|(name, shard_len)| FlatBuffer {
+                name: (*name).to_owned(),
+                shard_len,
+                is_trained: true,
+            })
             .collect(),
         parameters: vec![
             place("a.weight", &[10, 20], 0, 0),

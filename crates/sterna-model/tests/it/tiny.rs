@@ -219,7 +219,7 @@ impl Tiny {
         match (self.tensors.get(&spec.name), spec.init) {
             (Some(tensor), _) => tensor.to_kind(kind),
             // Fixtures have what is trained.
-            (None, Init::Constant(value)) if !spec.is_trained => {
+            (None, Init::Constant(value)) if !spec.is_trained() => {
                 let shape: Vec<i64> = spec.shape.iter().map(|size| *size as i64).collect();
                 Tensor::full(shape.as_slice(), value, (kind, Device::Cpu))
             }
@@ -373,7 +373,7 @@ impl Tiny {
         let d_embed = grads.get_mut(&arch.embed.weight.name).unwrap();
         embed::backward(arch, Some(&embed_weight), d_embed, &input_ids, &d_x).unwrap();
         // No gradient reaches a buffer, and transformers has none.
-        for spec in arch.params().filter(|spec| !spec.is_trained) {
+        for spec in arch.params().filter(|spec| !spec.is_trained()) {
             let grad = grads.remove(&spec.name).unwrap();
             assert!(grad == grad.zeros_like(), "{}", spec.name);
         }

@@ -4,6 +4,7 @@ use sterna_arch::{Elementwise, NormKind, RopeLayout};
 use sterna_ops::norm::Norm;
 use sterna_ops::rope::RopeTable;
 use sterna_ops::xielu::{self, Xielu};
+use sterna_ops::low_rank::{LowRank, Magnitude};
 use sterna_ops::{activation, linear, rms_norm, rope, softcap, swiglu};
 use tch::{Device, Kind, Tensor};
 
@@ -128,6 +129,46 @@ fn linear_with_and_without_bias() {
     linear::backward_params(&d_y, &x, Some(&mut d_weight), Some(&mut d_bias));
     let d_x = linear::backward_input(&d_y, &weight);
     check(plain, &[&x, &weight, &bias], &d_y, &[&d_x, &d_weight, &d_bias]);
+}
+
+/// A low-rank adapter with and without a magnitude, whose norms count as constants.
+#[test]
+fn low_rank_adapters() {
+    let (x, weight, d_y) = (random(&[5, 3], 1), random(&[4, 3], 2), random(&[5, 4], 3));
+    let (a, b, magnitude) = (random(&[2, 3], 4), random(&[4, 2], 5), random(&[4], 6));
+    let low_rank = LowRank { a: &a, b: &b, scale: 0.7 };
+    let norms = low_rank.row_norms(&weight);
+    let whole = &weight + b.matmul(&a) * 0.7;
+    let of_rows = (&whole * &whole).sum_dim_intlist(1_i64, false, Kind::Double).sqrt();
+    assert_close("norms", &norms, &of_rows, AUTOGRAD);
+
+    let plain = |x: &[Tensor]| x[0].matmul(&(&weight + x[2].matmul(&x[1]) * 0.7).tr());
+    let forward = || {
+        let mut z = linear::forward(&x, &weight, None);
+        low_rank.add_forward(&mut z, &x);
+        z
+    };
+    let inputs = [&x, &a, &b].map(Tensor::copy);
+    assert_close("z", &forward(), &plain(&inputs), AUTOGRAD);
+    let backward = |d_z: &Tensor| {
+        let (mut d_a, mut d_b) = (Tensor::ones([2, 3], F64), Tensor::ones([4, 2], F64));
+        let mut d_x = linear::backward_input(d_z, &weight);
+        low_rank.add_backward(&mut d_x, d_z, &x, Some(&mut d_a), Some(&mut d_b));
+        [d_x, d_a - 1.0, d_b - 1.0]
+    };
+    let [d_x, d_a, d_b] = backward(&d_y);
+    check(plain, &[&x, &a, &b], &d_y, &[&d_x, &d_a, &d_b]);
+
+    let dora = |x: &[Tensor]| plain(x) * &x[3] / &norms;
+    let of = Magnitude { magnitude: magnitude.shallow_clone(), norms: norms.shallow_clone() };
+    let mut y = forward();
+    of.forward_(&mut y);
+    let [x_, a_, b_] = inputs;
+    assert_close("y", &y, &dora(&[x_, a_, b_, magnitude.copy()]), AUTOGRAD);
+    let mut d_magnitude = Tensor::zeros([4], F64);
+    let d_z = of.backward(&d_y, &forward(), Some(&mut d_magnitude));
+    let [d_x, d_a, d_b] = backward(&d_z);
+    check(dora, &[&x, &a, &b, &magnitude], &d_y, &[&d_x, &d_a, &d_b, &d_magnitude]);
 }
 
 /// What single-precision accumulation is for: a sum of many bf16 products loses digits when each partial sum is bf16.

@@ -125,11 +125,11 @@ section! {
         "hf_config_kwargs" => hf_config_kwargs: Tree => Inputs,
         "random_weights" => random_weights: Flag => Numbers,
         "save_name" => save_name: Maybe<Text> => Host,
+        "peft_config" => peft_config: Raw => Numbers,
+        "adapter_name_or_path" => adapter_name_or_path: Maybe<Text> => Weights,
     }
     inert {}
-    refused {
-        "peft_config" unless ["null"] => "adapters are not there yet: all weights are trained",
-    }
+    refused {}
 }
 
 section! {

@@ -90,7 +90,21 @@ pub(super) fn connect_gpus(comm: &Comm, device: Device, env: &RankEnv) -> Result
 /// The config of the recipe's model, with the recipe's changes.
 pub(super) fn model_config(recipe: &Recipe) -> Result<ModelConfig, TrainError> {
     let dir = hub::resolve_model_config(&recipe.model.name_or_path)?;
-    Ok(recipe.model_config(&dir)?)
+    let adapter_dir = adapter_dir(recipe)?;
+    Ok(recipe.model_config(&dir, adapter_dir.as_deref())?)
+}
+
+fn adapter_dir(recipe: &Recipe) -> Result<Option<PathBuf>, TrainError> {
+    Ok(recipe.model.adapter_name_or_path.as_deref().map(hub::resolve_adapter).transpose()?)
+}
+
+/// The files that a run begins with.
+#[derive(Debug)]
+pub(super) struct Files {
+    /// The model's weights; `None` if they are drawn at random.
+    pub(super) weights: Option<WeightFiles>,
+    /// Those of adapters; `None` if there are none, or they are drawn at random.
+    pub(super) adapters: Option<WeightFiles>,
 }
 
 /// What a recipe names: a model and a tokenizer.
@@ -103,11 +117,11 @@ pub(super) struct Assets {
 }
 
 impl Assets {
-    /// Finds and opens them; no weights when they are drawn at random.
+    /// Finds and opens them.
     pub(super) fn resolve(
         recipe: &Recipe,
         config: ModelConfig,
-    ) -> Result<(Self, Option<WeightFiles>), TrainError> {
+    ) -> Result<(Self, Files), TrainError> {
         let model = &recipe.model;
         let config_dir = hub::resolve_model_config(&model.name_or_path)?;
         let has_config_only =
@@ -118,13 +132,26 @@ impl Assets {
         let tokenizer = Tokenizer::from_dir(&tokenizer_dir)?;
         if has_config_only {
             config.expect_text_alone("a model of text alone where weights are drawn")?;
-            return Ok((Self { config, tokenizer, tokenizer_dir, model_dir }, None));
+            if config.lora.as_ref().is_some_and(|lora| lora.use_dora) {
+                return Err(TrainError::DoraOfRandomWeights);
+            }
+            let files = Files { weights: None, adapters: adapter_files(recipe, &config)? };
+            return Ok((Self { config, tokenizer, tokenizer_dir, model_dir }, files));
         }
         let weights = WeightFiles::open(&model_dir)?;
         let config = config.named_as_in(|name| weights.contains(name));
         weights.check(&config)?;
-        Ok((Self { config, tokenizer, tokenizer_dir, model_dir }, Some(weights)))
+        let files = Files { weights: Some(weights), adapters: adapter_files(recipe, &config)? };
+        Ok((Self { config, tokenizer, tokenizer_dir, model_dir }, files))
     }
+}
+
+fn adapter_files(
+    recipe: &Recipe,
+    config: &ModelConfig,
+) -> Result<Option<WeightFiles>, TrainError> {
+    let dir = adapter_dir(recipe)?;
+    Ok(dir.map(|dir| WeightFiles::open_adapter(&dir, config)).transpose()?)
 }
 
 /// The plan of the longest batch that the data really has: most data stays far below `max_length`.

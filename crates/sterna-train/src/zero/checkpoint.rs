@@ -20,7 +20,7 @@ use tch::{Device, Kind, Tensor, no_grad_guard};
 use super::{
     flat::{FlatOptions, Weights},
     optimizer::OptimizerState,
-    units::Zero,
+    units::{Zero, name_in_checkpoints},
 };
 use crate::error::TrainError;
 
@@ -68,18 +68,23 @@ impl Zero {
     /// The flat buffers, in order.
     pub fn flat_buffers(&self) -> Vec<FlatBuffer> {
         self.named_buffers()
-            .map(|(name, weights, _)| FlatBuffer { name, shard_len: weights.layout.shard_len })
+            .map(|(name, Weights { layout, .. }, state)| FlatBuffer {
+                name,
+                shard_len: layout.shard_len,
+                is_trained: state.is_some(),
+            })
             .collect()
     }
 
-    /// Where each parameter lies, in the model's order.
+    /// Where each parameter that checkpoints have lies, in the model's order.
     pub fn parameter_places(&self) -> Vec<ParameterPlace> {
         let mut places = Vec::new();
         let mut first_flat = 0;
         for unit_idx in 0..self.num_units() {
             let layout = self.layout(unit_idx);
             let (specs, first_place) = (&layout.specs, places.len());
-            for (flat_idx, flat) in layout.all_flats().enumerate() {
+            let flats = || layout.all_flats().filter(|flat| name_in_checkpoints(flat.kind).is_some());
+            for (flat_idx, flat) in flats().enumerate() {
                 for slot in &flat.slots {
                     let spec = &specs[slot.spec_idx];
                     let place = ParameterPlace {
@@ -93,7 +98,7 @@ impl Zero {
                 }
             }
             places[first_place..].sort_by_key(|(spec_idx, _)| *spec_idx);
-            first_flat += layout.all_flats().count();
+            first_flat += flats().count();
         }
         places.into_iter().map(|(_, place)| place).collect()
     }
@@ -174,7 +179,8 @@ impl Zero {
         tensors.iter().map(|tensor| (tensor.len * tensor.dtype.size()) as u64).sum()
     }
 
-    /// Sets every state that this rank holds from `checkpoint`, and the weights from the masters. Gradients are zero afterwards.
+    /// Sets every state that this rank holds from `checkpoint`, and the weights from the masters; a frozen base stays as it is. Gradients
+    /// are zero afterwards.
     ///
     /// # Communication
     ///
@@ -208,7 +214,9 @@ impl Zero {
                 flat.clear_grad();
                 flat.weights.gather_parts(world, &options)?;
             }
-            if let Some(weights) = &unit.frozen {
+            let is_there =
+                |weights: &&Weights| name_in_checkpoints(weights.layout.kind).is_some();
+            for weights in unit.fixed.iter().filter(is_there) {
                 for piece in own_pieces(weights, &options, specs, &places) {
                     let values = piece.read(checkpoint, StateName::Master)?;
                     piece.of(&weights.own(&options)).copy_(&values);

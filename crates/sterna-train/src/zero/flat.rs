@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use sterna_arch::units::FlatLayout;
+use sterna_arch::units::{FlatKind, FlatLayout};
 use sterna_comm::Group;
 use sterna_ops::tile::tiles;
 use sterna_torch_sys::{
@@ -272,10 +272,9 @@ impl Flat {
             param: of(&self.weights.own(options)),
             grad: of(&self.own_grad(options)),
             zeroes_grad: self.grad_on_host.is_none(),
-            weight_decay: if self.weights.layout.is_decayed {
-                update.adamw.weight_decay
-            } else {
-                0.0
+            weight_decay: match self.weights.layout.kind {
+                FlatKind::Trained { is_decayed: true } => update.adamw.weight_decay,
+                _ => 0.0,
             },
             buffer_id,
             first: self.weights.first_own(options) as u64 + range.start as u64,

@@ -3,8 +3,8 @@
 use std::{collections::HashMap, ops::Range, path::PathBuf, rc::Rc};
 
 use sterna_arch::{
-    ParamSpec, UnitLayout,
-    units::{FlatLayout, UnitKind},
+    UnitLayout,
+    units::{FlatKind, FlatLayout, UnitKind},
 };
 use sterna_comm::{Group, ReduceOp, Work};
 use sterna_model::stage::{Stage, num_bytes};
@@ -79,13 +79,13 @@ pub(super) struct Unit {
     pub(super) layout: UnitLayout,
     pub(super) flats: Vec<Flat>,
     /// What is not trained.
-    pub(super) frozen: Option<Weights>,
+    pub(super) fixed: Vec<Weights>,
 }
 
 impl Unit {
     /// The weights of every buffer, in the order of [`UnitLayout::all_flats`].
     fn weights(&self) -> impl Iterator<Item = &Weights> {
-        self.flats.iter().map(|flat| &flat.weights).chain(&self.frozen)
+        self.flats.iter().map(|flat| &flat.weights).chain(&self.fixed)
     }
 }
 
@@ -165,12 +165,14 @@ impl Zero {
         let unit = |layout: UnitLayout| {
             let flats = layout.flats.iter();
             let flats = flats.map(|flat| Flat::new(flat.clone(), &options, disk.as_ref()));
-            // A few numbers, some of which stay in single precision.
-            let options = FlatOptions { param_kind: Kind::Float, ..options };
-            let frozen = layout.frozen.clone().map(|frozen| Weights::new(frozen, &options));
+            let fixed = layout.fixed.iter().map(|flat| {
+                let is_fp32 = flat.kind == FlatKind::Buffers { is_fp32: true };
+                let param_kind = if is_fp32 { Kind::Float } else { options.param_kind };
+                Weights::new(flat.clone(), &FlatOptions { param_kind, ..options })
+            });
             Ok(Unit {
                 flats: flats.collect::<Result<_, TrainError>>()?,
-                frozen: frozen.transpose()?,
+                fixed: fixed.collect::<Result<_, TrainError>>()?,
                 layout,
             })
         };
@@ -203,9 +205,28 @@ impl Zero {
     ///
     /// Those of `source`; [`TrainError::Disk`] if masters cannot be written to disk.
     pub fn load(&mut self, source: &WeightSource<'_>) -> Result<(), TrainError> {
+        self.load_some(source, |_| true)?;
+        let flats = self.units.iter_mut().flat_map(|unit| &mut unit.flats);
+        flats.into_iter().try_for_each(|flat| flat.reset_optimizer(&self.options))
+    }
+
+    /// Writes the weights of a base under adapters, which checkpoints do not have.
+    ///
+    /// # Errors
+    ///
+    /// Those of `source`.
+    pub fn load_frozen(&mut self, source: &WeightSource<'_>) -> Result<(), TrainError> {
+        self.load_some(source, |kind| kind == FlatKind::Frozen)
+    }
+
+    fn load_some(
+        &mut self,
+        source: &WeightSource<'_>,
+        is_wanted: impl Fn(FlatKind) -> bool,
+    ) -> Result<(), TrainError> {
         let _no_grad = no_grad_guard();
         for unit in &mut self.units {
-            for weights in unit.weights() {
+            for weights in unit.weights().filter(|weights| is_wanted(weights.layout.kind)) {
                 for overlap in weights.layout.overlaps(&weights.region(&self.options)) {
                     let len = overlap.param_range.len() as i64;
                     let mut target = weights.param.narrow(0, overlap.region_offset as i64, len);
@@ -213,7 +234,6 @@ impl Zero {
                     source.fill(&mut target, spec, &overlap.param_range)?;
                 }
             }
-            unit.flats.iter_mut().try_for_each(|flat| flat.reset_optimizer(&self.options))?;
         }
         Ok(())
     }
@@ -226,17 +246,17 @@ impl Zero {
         &self.placement
     }
 
-    /// Every flat buffer with the name that it has in checkpoints, and what the optimizer keeps of it if it is trained.
+    /// Every flat buffer that checkpoints have with its name there, and what the optimizer keeps of it if it is trained.
     pub(super) fn named_buffers(
         &self,
     ) -> impl Iterator<Item = (String, &Weights, Option<&OptimizerState>)> {
         self.units.iter().enumerate().flat_map(|(unit_idx, unit)| {
-            let trained = unit.flats.iter().map(move |flat| {
-                let group = if flat.weights.layout.is_decayed { "decayed" } else { "undecayed" };
-                (format!("{unit_idx}.{group}"), &flat.weights, Some(&flat.state))
-            });
-            let frozen = unit.frozen.iter();
-            trained.chain(frozen.map(move |weights| (format!("{unit_idx}.frozen"), weights, None)))
+            let trained = unit.flats.iter().map(|flat| (&flat.weights, Some(&flat.state)));
+            let all = trained.chain(unit.fixed.iter().map(|weights| (weights, None)));
+            all.filter_map(move |(weights, state)| {
+                let name = name_in_checkpoints(weights.layout.kind)?;
+                Some((format!("{unit_idx}.{name}"), weights, state))
+            })
         })
     }
 
@@ -339,11 +359,7 @@ impl Zero {
         }
         let layout = &self.units[unit_idx].layout;
         let views = views(layout, layout.all_flats().zip(&wholes));
-        let kind = self.placement.param_kind;
-        let in_own_kind = |(spec, view): (&ParamSpec, Tensor)| {
-            if spec.is_trained || spec.is_fp32 { view } else { view.to_kind(kind) }
-        };
-        Ok(layout.specs.iter().zip(views.into_iter().flatten()).map(in_own_kind).collect())
+        Ok(views.into_iter().flatten().collect())
     }
 
     /// Starts bringing back what earlier micro-batches have added up for unit `unit_idx`, where the host holds it whole, so that
@@ -631,6 +647,17 @@ impl Zero {
 
     fn load_run(&self, run: &RunId, buffers: &mut RunBuffers) -> Result<Loading, TrainError> {
         self.units[run.unit_idx].flats[run.flat_idx].state.load(&run.range, buffers)
+    }
+}
+
+/// What checkpoints call a flat buffer of a unit; `None` if they do not have it.
+pub(super) fn name_in_checkpoints(kind: FlatKind) -> Option<&'static str> {
+    match kind {
+        FlatKind::Trained { is_decayed: true } => Some("decayed"),
+        FlatKind::Trained { is_decayed: false } => Some("undecayed"),
+        FlatKind::Buffers { is_fp32: false } => Some("buffers"),
+        FlatKind::Buffers { is_fp32: true } => Some("buffers_fp32"),
+        FlatKind::Frozen => None,
     }
 }
 

@@ -17,17 +17,17 @@ use crate::equivalence::{assert_same, set};
 use crate::tiny;
 
 /// Relative.
-const LOSS: f64 = 1e-4;
+pub(crate) const LOSS: f64 = 1e-4;
 /// Relative to the norm of a tensor's way.
-const DELTA: f64 = 2e-3;
+pub(crate) const DELTA: f64 = 2e-3;
 
 /// What asks for the auxiliary loss of routers.
 const BALANCED: &str = "model.hf_config_kwargs.output_router_logits";
 
 /// A change to the recipe: keys and values.
-type Changes = Vec<(&'static str, Value)>;
+pub(crate) type Changes = Vec<(&'static str, Value)>;
 
-fn fixtures() -> PathBuf {
+pub(crate) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families")
 }
 
@@ -42,7 +42,7 @@ fn families() -> Vec<String> {
 }
 
 /// All five chats in each step: one after the other, whose gradients add up.
-fn recipe(family: &str, folder: &Path) -> Value {
+pub(crate) fn recipe(family: &str, folder: &Path) -> Value {
     let data = fixtures().join("data");
     json!({
         "type": "sft",
@@ -73,7 +73,7 @@ fn recipe(family: &str, folder: &Path) -> Value {
 }
 
 /// All chats in one pack.
-fn packed() -> Changes {
+pub(crate) fn packed() -> Changes {
     vec![
         ("data.pack_samples", json!(true)),
         ("data.packing", json!("global")),
@@ -84,7 +84,7 @@ fn packed() -> Changes {
 
 /// All chats as often as there are ranks, so that the reference's sampler, which gives each rank as many, need not fill up. Means stay
 /// what they are.
-fn repeated(folder: &Path, times: usize) -> Changes {
+pub(crate) fn repeated(folder: &Path, times: usize) -> Changes {
     let chats = std::fs::read_to_string(fixtures().join("data/chats.jsonl")).expect("the chats");
     let path = folder.join("chats.jsonl");
     // Each rank writes the same, and another may be reading.
@@ -98,7 +98,7 @@ fn repeated(folder: &Path, times: usize) -> Changes {
     ]
 }
 
-fn with(mut changes: Changes, more: &[(&'static str, Value)]) -> Changes {
+pub(crate) fn with(mut changes: Changes, more: &[(&'static str, Value)]) -> Changes {
     changes.extend_from_slice(more);
     changes
 }
@@ -207,7 +207,7 @@ fn biases_that_choose_experts_stay_in_single_precision() {
 }
 
 /// What transformers moved each tensor by, flat.
-fn deltas(path: &Path) -> BTreeMap<String, Tensor> {
+pub(crate) fn deltas(path: &Path) -> BTreeMap<String, Tensor> {
     let bytes = std::fs::read(path).expect("the deltas");
     let files = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
     let flat = |view: &safetensors::tensor::TensorView<'_>| {

@@ -1,5 +1,6 @@
 //! Integration tests of the trainer.
 
+mod adapters;
 mod by_source;
 mod conformance;
 mod disk;

@@ -23,7 +23,7 @@ fn units_are_laid_out_as_planned() {
             }
             let recipe = tiny::load(folder.path(), "plan", &recipe);
             let dir = model.cloned().unwrap_or_else(|| folder.path().join("model"));
-            let config = recipe.model_config(&dir).expect("a config");
+            let config = recipe.model_config(&dir, None).expect("a config");
             let plan = Plan::new(&recipe, &config, world_size, DeviceType::Cpu).expect("a plan");
             let of_flats = |unit: &UnitLayout| {
                 let sum = |sum: (usize, usize), (len, shard_len)| (sum.0 + len, sum.1 + shard_len);

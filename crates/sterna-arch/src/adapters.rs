@@ -1,0 +1,650 @@
+//! Low-rank adapters: what PEFT's `LoraConfig` makes of an architecture.
+//!
+//! ```text
+//! y = W x + bias + scale * B A x                       A [r, in], B [out, r]
+//! y = m * (W x + scale * B A x) / |W + scale * B A| + bias    with DoRA, m and the norms by row
+//! ```
+//!
+//! The weights of the base are frozen: no gradient, no optimizer state, no part in checkpoints. Keys, defaults and matching of names are
+//! those of PEFT (0.18 `tuners/lora/config.py`, `tuners/tuners_utils.py`).
+//!
+//! Source: Hu et al. 2021, <https://arxiv.org/abs/2106.09685>; Kalajdzievski 2023, <https://arxiv.org/abs/2312.03732> (rsLoRA); Liu et al.
+//! 2024, <https://arxiv.org/abs/2402.09353> (DoRA).
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use regex::Regex;
+use serde_json::{Map, Value};
+
+use crate::config::reader::Reader;
+use crate::error::{Error, Result};
+use crate::layer::{Architecture, Layer, LowRank};
+use crate::parameters::{Init, ParamSpec, Role};
+
+/// A low-rank adapter, as PEFT's `LoraConfig` says it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraConfig {
+    /// The rank of a module that no pattern names.
+    pub r: usize,
+    /// What `scale` is made of: `lora_alpha / r`.
+    pub lora_alpha: f64,
+    /// Which linear maps have an adapter.
+    pub target_modules: Modules,
+    /// Which of those have none.
+    pub exclude_modules: Option<Modules>,
+    /// Which biases are trained.
+    pub bias: LoraBias,
+    /// Modules that are trained whole.
+    pub modules_to_save: Vec<String>,
+    /// `lora_alpha / sqrt(r)` instead.
+    pub use_rslora: bool,
+    /// Whether magnitude and direction are apart.
+    pub use_dora: bool,
+    /// What A and B begin with.
+    pub init_lora_weights: LoraInit,
+    /// Ranks of modules whose names match, in order of precedence.
+    pub rank_pattern: Vec<(String, usize)>,
+    /// `lora_alpha` of modules whose names match, in order of precedence.
+    pub alpha_pattern: Vec<(String, f64)>,
+    /// The layers that have adapters; empty is all.
+    pub layers_to_transform: Vec<usize>,
+    /// What stands before the number of a layer in names; empty is anything.
+    pub layers_pattern: Vec<String>,
+    /// The keys as they were read.
+    pub raw: Map<String, Value>,
+}
+
+/// Some of a model's modules, by their names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Modules {
+    /// Every linear map but the head and routers.
+    AllLinear,
+    /// Those whose name is or ends with one of these.
+    Names(Vec<String>),
+    /// Those whose whole name matches a regular expression.
+    Pattern(String),
+}
+
+/// Which biases are trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoraBias {
+    /// None.
+    None,
+    /// Every one.
+    All,
+    /// Those of linear maps with an adapter.
+    LoraOnly,
+}
+
+/// What A and B begin with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoraInit {
+    /// A uniform in `1 / sqrt(in)` both ways, B zero.
+    Default,
+    /// A normal with a deviation of `1 / r`, B zero.
+    Gaussian,
+    /// A as by default, B uniform in `1 / sqrt(r)` both ways: the model does not begin as its base.
+    Random,
+}
+
+/// Keys of PEFT whose value changes nothing here: with it, or with any.
+const INERT: [&str; 8] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+];
+
+/// Keys of PEFT that are not there, with the reason.
+const REFUSED: [(&str, &str); 15] = [
+    ("alora_invocation_tokens", "an adapter is on for every token"),
+    ("arrow_config", "an adapter is on for every token"),
+    ("corda_config", "no first values need a pass over data"),
+    ("ensure_weight_tying", "a tied embedding cannot be trained beside adapters"),
+    ("eva_config", "no first values need a pass over data"),
+    ("fan_in_fan_out", "no supported class stores weights as `[in, out]`"),
+    ("layer_replication", "the layers are those of the base"),
+    ("loftq_config", "the base is not quantised"),
+    ("lora_bias", "`B` has no bias"),
+    ("lora_dropout", "training has no dropout; its use in fine-tuning with adapters is small"),
+    ("megatron_config", "there are no Megatron layers"),
+    ("target_parameters", "adapters are on linear maps, not on experts stored in one tensor"),
+    ("trainable_token_indices", "rows of the embedding are not trained by themselves"),
+    ("use_bdlora", "`B A` is one product of two"),
+    ("use_qalora", "the base is not quantised"),
+];
+
+impl LoraConfig {
+    /// Reads a mapping with PEFT's keys, of a recipe or of an `adapter_config.json` at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Value`] for a key or value that is not supported, with the key as it stands in the mapping.
+    pub fn from_map(map: &Map<String, Value>, path: &Path) -> Result<LoraConfig> {
+        let reader = Reader::new(path, map);
+        let peft_type = reader.required("peft_type", Reader::string)?;
+        if !peft_type.eq_ignore_ascii_case("lora") {
+            let required = "`LORA`, the one kind of adapter that is supported".to_owned();
+            return Err(reader.refuse("peft_type", format!("`{peft_type}`"), required));
+        }
+        if let Some(value) = reader.get("task_type")
+            && value.as_str() != Some("CAUSAL_LM")
+        {
+            return Err(reader.wrong("task_type", value, "`CAUSAL_LM`"));
+        }
+        let known = |key: &String| {
+            Self::KEYS.contains(&key.as_str()) || INERT.contains(&key.as_str())
+        };
+        for (key, value) in map.iter().filter(|(key, _)| !known(key)) {
+            if !is_idle(value) {
+                let refused = REFUSED.iter().find(|(refused, _)| refused == key);
+                return Err(match refused {
+                    Some((_, why)) => reader.wrong(key, value, format!("absent: {why}")),
+                    None => reader.wrong(
+                        key,
+                        value,
+                        format!("absent, or one of {}", listed(Self::KEYS)),
+                    ),
+                });
+            }
+        }
+        let targets = reader.get("target_modules");
+        let Some(target_modules) = targets.map(|value| modules(&reader, "target_modules", value)) else {
+            let required = "a list of names, a regular expression, or `all-linear`".to_owned();
+            return Err(reader.refuse("target_modules", "missing".to_owned(), required));
+        };
+        let names = |key: &str| reader.or(key, Vec::new(), Self::names);
+        Ok(LoraConfig {
+            r: reader.or("r", 8, Reader::size)?,
+            lora_alpha: reader.or("lora_alpha", 8.0, Reader::positive)?,
+            target_modules: target_modules?,
+            exclude_modules: reader
+                .get("exclude_modules")
+                .map(|value| modules(&reader, "exclude_modules", value))
+                .transpose()?,
+            bias: match reader.get("bias").map(|value| (value, value.as_str())) {
+                None | Some((_, Some("none"))) => LoraBias::None,
+                Some((_, Some("all"))) => LoraBias::All,
+                Some((_, Some("lora_only"))) => LoraBias::LoraOnly,
+                Some((value, _)) => {
+                    return Err(reader.wrong("bias", value, "`none`, `all` or `lora_only`"));
+                }
+            },
+            modules_to_save: names("modules_to_save")?,
+            use_rslora: reader.flag("use_rslora", false)?,
+            use_dora: reader.flag("use_dora", false)?,
+            init_lora_weights: match reader.get("init_lora_weights") {
+                None | Some(Value::Bool(true)) => LoraInit::Default,
+                Some(Value::Bool(false)) => LoraInit::Random,
+                Some(Value::String(name)) if name.eq_ignore_ascii_case("gaussian") => {
+                    LoraInit::Gaussian
+                }
+                Some(value) => {
+                    let required = "`true`, `false` or `gaussian`: other first values change the \
+                                    weights of the base or need a pass over data";
+                    return Err(reader.wrong("init_lora_weights", value, required));
+                }
+            },
+            rank_pattern: pattern(&reader, "rank_pattern", Reader::size)?,
+            alpha_pattern: pattern(&reader, "alpha_pattern", Reader::positive)?,
+            layers_to_transform: reader.or("layers_to_transform", Vec::new(), |reader, key, value| {
+                let of = |value: &Value| {
+                    let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
+                    number.ok_or_else(|| reader.wrong(key, value, "numbers of layers, from 0"))
+                };
+                match value {
+                    Value::Array(all) => all.iter().map(of).collect(),
+                    value => Ok(vec![of(value)?]),
+                }
+            })?,
+            layers_pattern: names("layers_pattern")?,
+            raw: map.clone(),
+        })
+    }
+
+    /// Reads `adapter_config.json` of a folder of PEFT.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingFile`], [`Error::Read`], [`Error::Json`], and those of [`LoraConfig::from_map`].
+    pub fn from_dir(dir: &Path) -> Result<LoraConfig> {
+        let path = dir.join(CONFIG_FILE);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::MissingFile { path });
+            }
+            Err(source) => return Err(Error::Read { path, source }),
+        };
+        let map = serde_json::from_str(&text)
+            .map_err(|source| Error::Json { path: path.clone(), source })?;
+        LoraConfig::from_map(&map, &path)
+    }
+
+    /// The keys that it reads, in the order of PEFT's own file.
+    const KEYS: [&str; 15] = [
+        "peft_type",
+        "task_type",
+        "r",
+        "target_modules",
+        "exclude_modules",
+        "lora_alpha",
+        "bias",
+        "use_rslora",
+        "modules_to_save",
+        "init_lora_weights",
+        "layers_to_transform",
+        "layers_pattern",
+        "rank_pattern",
+        "alpha_pattern",
+        "use_dora",
+    ];
+
+    fn names(reader: &Reader<'_>, key: &str, value: &Value) -> Result<Vec<String>> {
+        let of = |value: &Value| value.as_str().map(str::to_owned);
+        let names = match value {
+            Value::Array(all) => all.iter().map(of).collect(),
+            value => of(value).map(|name| vec![name]),
+        };
+        names.ok_or_else(|| reader.wrong(key, value, "a list of names"))
+    }
+
+    /// The rank and `scale` of a module.
+    fn of_module(&self, patterns: &Patterns, module: &str) -> (usize, f64) {
+        let rank = Patterns::first(&patterns.ranks, module).unwrap_or(self.r);
+        let alpha = Patterns::first(&patterns.alphas, module).unwrap_or(self.lora_alpha);
+        let by = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+        (rank, alpha / by)
+    }
+}
+
+/// Whether a value of an unknown key asks for nothing.
+fn is_idle(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::Array(all) => all.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(true) | Value::String(_) => false,
+    }
+}
+
+fn listed(names: impl IntoIterator<Item = impl AsRef<str>>) -> String {
+    let names = names.into_iter().map(|name| format!("`{}`", name.as_ref()));
+    names.collect::<Vec<_>>().join(", ")
+}
+
+fn modules(reader: &Reader<'_>, key: &str, value: &Value) -> Result<Modules> {
+    match value {
+        Value::String(name) if name.eq_ignore_ascii_case("all-linear") => Ok(Modules::AllLinear),
+        Value::String(pattern) => {
+            whole(pattern).map_err(|error| wrong_pattern(reader, key, pattern, &error))?;
+            Ok(Modules::Pattern(pattern.clone()))
+        }
+        Value::Array(all) if !all.is_empty() => {
+            Ok(Modules::Names(LoraConfig::names(reader, key, value)?))
+        }
+        value => Err(reader.wrong(
+            key,
+            value,
+            "a list of names, a regular expression, or `all-linear`",
+        )),
+    }
+}
+
+fn pattern<'a, T>(
+    reader: &Reader<'a>,
+    key: &str,
+    of: impl Fn(&Reader<'a>, &str, &Value) -> Result<T>,
+) -> Result<Vec<(String, T)>> {
+    let Some(value) = reader.get(key) else { return Ok(Vec::new()) };
+    let Value::Object(map) = value else {
+        return Err(reader.wrong(key, value, "a mapping from names or regular expressions"));
+    };
+    let entry = |(name, value): (&String, &Value)| {
+        suffix(name).map_err(|error| wrong_pattern(reader, key, name, &error))?;
+        Ok((name.clone(), of(reader, &format!("{key}.{name}"), value)?))
+    };
+    map.iter().map(entry).collect()
+}
+
+fn wrong_pattern(reader: &Reader<'_>, key: &str, pattern: &str, error: &regex::Error) -> Error {
+    // The last line says what is wrong; those before show where.
+    let error = error.to_string();
+    let why = error.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    let required = format!("a regular expression without look-around and back-references ({why})");
+    reader.refuse(key, format!("`{pattern}`"), required)
+}
+
+/// What matches a whole name.
+fn whole(pattern: &str) -> Result<Regex, regex::Error> {
+    Regex::new(&format!(r"\A(?:{pattern})\z"))
+}
+
+/// What matches the end of a name, from a dot on.
+fn suffix(pattern: &str) -> Result<Regex, regex::Error> {
+    Regex::new(&format!(r"\A(?:.*\.)?(?:{pattern})\z"))
+}
+
+/// The patterns of a [`LoraConfig`], which it has checked.
+struct Patterns {
+    ranks: Vec<(Regex, usize)>,
+    alphas: Vec<(Regex, f64)>,
+    targets: Targets,
+    excluded: Option<Targets>,
+}
+
+enum Targets {
+    All,
+    Names(Vec<String>),
+    Pattern(Regex),
+}
+
+impl Patterns {
+    const CHECKED: &str = "patterns are checked when they are read";
+
+    fn new(lora: &LoraConfig) -> Patterns {
+        fn of<T: Copy>(pairs: &[(String, T)]) -> Vec<(Regex, T)> {
+            let one = |(name, value): &(String, T)| (suffix(name).expect(Patterns::CHECKED), *value);
+            pairs.iter().map(one).collect()
+        }
+        Patterns {
+            ranks: of(&lora.rank_pattern),
+            alphas: of(&lora.alpha_pattern),
+            targets: Targets::new(&lora.target_modules),
+            excluded: lora.exclude_modules.as_ref().map(Targets::new),
+        }
+    }
+
+    fn first<T: Copy>(of: &[(Regex, T)], module: &str) -> Option<T> {
+        of.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
+    }
+}
+
+impl Targets {
+    fn new(modules: &Modules) -> Targets {
+        match modules {
+            Modules::AllLinear => Targets::All,
+            Modules::Names(names) => Targets::Names(names.clone()),
+            Modules::Pattern(pattern) => Targets::Pattern(whole(pattern).expect(Patterns::CHECKED)),
+        }
+    }
+
+    fn include(&self, module: &str) -> bool {
+        match self {
+            Targets::All => true,
+            Targets::Names(names) => names.iter().any(|name| ends_with(module, name)),
+            Targets::Pattern(pattern) => pattern.is_match(module),
+        }
+    }
+}
+
+/// Whether a module's name is `name`, or ends with it from a dot on.
+fn ends_with(module: &str, name: &str) -> bool {
+    module.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}
+
+/// The number of a layer and what stands before it, in the name of one of its modules.
+fn place_of(module: &str) -> Option<(&str, usize)> {
+    let parts: Vec<&str> = module.split('.').collect();
+    let numbers = parts.windows(2).filter_map(|pair| Some((pair[0], pair[1].parse().ok()?)));
+    numbers.into_iter().next()
+}
+
+impl Architecture {
+    /// Freezes every weight and gives the linear maps that `lora` names an adapter, whose weights are the layer's last.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Adapter`] if a name or a layer is none of this model's, or if what is asked for cannot be trained.
+    pub fn add_lora(&mut self, lora: &LoraConfig) -> Result<()> {
+        let wrong = |key: &'static str, found: String, required: String| Error::Adapter {
+            key,
+            found,
+            required,
+        };
+        let patterns = Patterns::new(lora);
+        if let Some(layer) = lora.layers_to_transform.iter().find(|layer| **layer >= self.layers.len())
+        {
+            let required = format!("layers of the model, 0 to {}", self.layers.len() - 1);
+            return Err(wrong("layers_to_transform", format!("`{layer}`"), required));
+        }
+        let modules_of_model: BTreeSet<String> = self.layers.iter().flat_map(linear_modules).collect();
+        let weights = self.all_params_mut().filter(|spec| spec.role == Role::Trained);
+        weights.for_each(|spec| spec.role = Role::Frozen);
+        let mut adapted = BTreeSet::new();
+        for (layer_idx, layer) in self.layers.iter_mut().enumerate() {
+            for module in linear_modules(layer) {
+                let is_layer = match &lora.target_modules {
+                    // As in PEFT, where the choice of layers is one of a list.
+                    Modules::Pattern(_) => true,
+                    _ if lora.layers_to_transform.is_empty() => true,
+                    _ => {
+                        let is_named = |before: &str| {
+                            lora.layers_pattern.is_empty()
+                                || lora.layers_pattern.iter().any(|name| name == before)
+                        };
+                        lora.layers_to_transform.contains(&layer_idx)
+                            && place_of(&module).is_some_and(|(before, _)| is_named(before))
+                    }
+                };
+                let is_excluded = patterns.excluded.as_ref().is_some_and(|all| all.include(&module))
+                    || lora.modules_to_save.iter().any(|name| has_part(&module, name));
+                if is_layer && !is_excluded && patterns.targets.include(&module) {
+                    let (rank, scale) = lora.of_module(&patterns, &module);
+                    layer.adapt(&module, rank, scale, lora);
+                    adapted.insert(module);
+                }
+            }
+        }
+        let known = || {
+            let last = |module: &String| module.rsplit('.').next().unwrap_or(module).to_owned();
+            let all: BTreeSet<String> = modules_of_model.iter().map(last).collect();
+            format!("linear maps of the layers of this model: {}", listed(all))
+        };
+        if let Modules::Names(names) = &lora.target_modules {
+            let is_none = |name: &&String| !modules_of_model.iter().any(|module| ends_with(module, name));
+            if let Some(name) = names.iter().find(is_none) {
+                return Err(wrong("target_modules", format!("`{name}`"), known()));
+            }
+        }
+        if adapted.is_empty() {
+            let found = match &lora.target_modules {
+                Modules::Pattern(pattern) => format!("`{pattern}`, which matches no module"),
+                _ => "of no module that is left".to_owned(),
+            };
+            return Err(wrong("target_modules", found, known()));
+        }
+        self.train_biases(lora, &adapted);
+        self.train_modules(lora)
+    }
+
+    /// Trains the biases that `lora` asks for.
+    fn train_biases(&mut self, lora: &LoraConfig, adapted: &BTreeSet<String>) {
+        let is_trained = |name: &str| match lora.bias {
+            LoraBias::None => false,
+            LoraBias::All => name.contains("bias"),
+            LoraBias::LoraOnly => {
+                name.strip_suffix(".bias").is_some_and(|module| adapted.contains(module))
+            }
+        };
+        let all = self.all_params_mut().filter(|spec| spec.role == Role::Frozen);
+        all.filter(|spec| is_trained(&spec.name)).for_each(|spec| spec.role = Role::Trained);
+    }
+
+    /// Trains the modules that `lora` names whole.
+    fn train_modules(&mut self, lora: &LoraConfig) -> Result<()> {
+        for name in &lora.modules_to_save {
+            let (is_tied, mut is_there) = (self.is_tied(), false);
+            for spec in self.all_params_mut() {
+                let module = spec.name.rsplit_once('.').map_or(&spec.name[..], |(module, _)| module);
+                if spec.role != Role::Frozen || !has_part(module, name) {
+                    continue;
+                }
+                if is_tied && ends_with(module, "embed_tokens") {
+                    return Err(Error::Adapter {
+                        key: "modules_to_save",
+                        found: format!("`{name}`"),
+                        required: "none of embedding and head where they are one tensor: PEFT would \
+                                   train a copy of one of them, and leave the other"
+                            .to_owned(),
+                    });
+                }
+                spec.role = Role::Trained;
+                is_there = true;
+            }
+            if !is_there {
+                let modules = self.params().filter(|spec| spec.role == Role::Frozen);
+                let part = |spec: &ParamSpec| {
+                    spec.name.rsplit('.').nth(1).map(str::to_owned).filter(|part| {
+                        part.parse::<usize>().is_err()
+                    })
+                };
+                let known: BTreeSet<String> = modules.filter_map(part).collect();
+                return Err(Error::Adapter {
+                    key: "modules_to_save",
+                    found: format!("`{name}`"),
+                    required: format!("modules of this model with weights: {}", listed(known)),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What PEFT calls the file of a folder that says what its adapters are.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// What PEFT calls the file of a folder that has their weights.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// The keys of PEFT's `LoraConfig` that can be set.
+pub fn keys() -> impl Iterator<Item = &'static str> {
+    LoraConfig::KEYS.into_iter()
+}
+
+/// Whether PEFT's `LoraConfig` has this key, be it supported or not.
+pub fn is_key(key: &str) -> bool {
+    let refused = REFUSED.iter().any(|(refused, _)| *refused == key);
+    LoraConfig::KEYS.contains(&key) || INERT.contains(&key) || refused
+}
+
+/// What PEFT puts before the name of everything in its files.
+const PREFIX: &str = "base_model.model.";
+/// The end of the name of A.
+const A: &str = ".lora_A.weight";
+/// The magnitudes of DoRA.
+const MAGNITUDE: &str = "lora_magnitude_vector";
+
+/// The weight whose rows have the norms that DoRA's magnitudes begin with.
+///
+/// # Panics
+///
+/// If `spec` is not of magnitudes.
+pub fn weight_of_magnitude(spec: &ParamSpec, row_len: usize) -> ParamSpec {
+    let module = spec.name.strip_suffix(MAGNITUDE).expect("magnitudes of DoRA");
+    ParamSpec::new(format!("{module}weight"), [spec.shape[0], row_len], Init::Constant(0.0))
+}
+
+/// The name that a tensor of a run has in a file of PEFT, if `contains` one for it.
+pub fn name_in(contains: impl Fn(&str) -> bool, name: &str) -> Option<String> {
+    let (module, last) = name.rsplit_once('.').unwrap_or(("", name));
+    let names = [
+        format!("{PREFIX}{name}"),
+        // A parameter of a module beside its adapter.
+        format!("{PREFIX}{module}.base_layer.{last}"),
+    ];
+    names.into_iter().find(|name| contains(name))
+}
+
+/// The names that PEFT gives in its files to parameters that are trained, `names`, in their order.
+pub fn export_names<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
+    let adapted: BTreeSet<&str> = names.clone().filter_map(|name| name.strip_suffix(A)).collect();
+    let exported = |name: &str| match name.rsplit_once('.') {
+        Some((module, last)) if adapted.contains(module) && last != MAGNITUDE => {
+            format!("{PREFIX}{module}.base_layer.{last}")
+        }
+        _ => format!("{PREFIX}{name}"),
+    };
+    names.map(exported).collect()
+}
+
+impl Architecture {
+    /// What an export of a run has, each with the name that it has there: every parameter, or under adapters what is trained, as
+    /// PEFT names it.
+    pub fn exported(&self) -> Vec<(String, &ParamSpec)> {
+        if !self.has_adapters() {
+            return self.params().map(|spec| (spec.name.clone(), spec)).collect();
+        }
+        let trained: Vec<&ParamSpec> = self.params().filter(|spec| spec.is_trained()).collect();
+        export_names(trained.iter().map(|spec| &spec.name[..])).into_iter().zip(trained).collect()
+    }
+}
+
+impl LoraConfig {
+    /// An `adapter_config.json` of adapters of `base`, in which every key of PEFT that differs from its default is there.
+    pub fn to_json(&self, base: &str, arch: &Architecture) -> Map<String, Value> {
+        let mut map = self.raw.clone();
+        map.insert("peft_type".to_owned(), "LORA".into());
+        map.insert("task_type".to_owned(), "CAUSAL_LM".into());
+        map.insert("base_model_name_or_path".to_owned(), base.into());
+        map.insert("inference_mode".to_owned(), true.into());
+        // PEFT of today and tomorrow may find other linear maps than these.
+        if self.target_modules == Modules::AllLinear {
+            let modules = arch.params().filter_map(|spec| spec.name.strip_suffix(A));
+            let last = |module: &str| module.rsplit('.').next().unwrap_or(module).to_owned();
+            let names: BTreeSet<String> = modules.map(last).collect();
+            map.insert("target_modules".to_owned(), names.into_iter().collect());
+        }
+        map
+    }
+}
+
+/// Whether a module's name has `name` among its parts.
+fn has_part(module: &str, name: &str) -> bool {
+    format!(".{module}.").contains(&format!(".{name}."))
+}
+
+/// The names of the modules of a layer that are linear maps by themselves, each once: neither a router, which is none in transformers
+/// 5, nor experts that are stored in one tensor.
+fn linear_modules(layer: &Layer) -> BTreeSet<String> {
+    let router = layer.router().map(|map| map.weight);
+    let own = layer.linears().filter(|map| Some(map.weight) != router);
+    let specs = own.map(|map| &layer.params[map.weight]).filter(|spec| spec.shape.len() == 2);
+    specs.filter_map(|spec| spec.name.strip_suffix(".weight")).map(str::to_owned).collect()
+}
+
+impl Layer {
+    /// Gives the linear maps of a module, which share a weight, an adapter.
+    fn adapt(&mut self, module: &str, rank: usize, scale: f64, lora: &LoraConfig) {
+        let weight = format!("{module}.weight");
+        let weight_idx = self.params.iter().position(|spec| spec.name == weight);
+        let weight_idx = weight_idx.expect("a module of the layer");
+        let (out, in_features) = (self.params[weight_idx].shape[0], self.params[weight_idx].shape[1]);
+        let uniform = |len: usize| Init::Uniform { bound: 1.0 / (len as f64).sqrt() };
+        let (of_a, of_b) = match lora.init_lora_weights {
+            LoraInit::Default => (uniform(in_features), Init::Constant(0.0)),
+            LoraInit::Random => (uniform(in_features), uniform(rank)),
+            LoraInit::Gaussian => {
+                (Init::Normal { std: 1.0 / rank as f64, zero_row: None }, Init::Constant(0.0))
+            }
+        };
+        let mut push = |name: &str, shape: Vec<usize>, init: Init| {
+            let spec = ParamSpec::new(format!("{module}.{name}"), shape, init);
+            self.params.push(ParamSpec { role: Role::Adapter, ..spec });
+            self.params.len() - 1
+        };
+        let a = push("lora_A.weight", vec![rank, in_features], of_a);
+        let b = push("lora_B.weight", vec![out, rank], of_b);
+        let of_magnitude = Init::RowNorms { row_len: in_features };
+        let magnitude = lora.use_dora.then(|| push(MAGNITUDE, vec![out], of_magnitude));
+        let low_rank = LowRank { a, b, magnitude, scale };
+        for map in self.linears_mut().into_iter().filter(|map| map.weight == weight_idx) {
+            map.low_rank = Some(low_rank);
+        }
+    }
+}
