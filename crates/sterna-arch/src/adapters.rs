@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use regex::Regex;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::config::reader::Reader;
@@ -53,6 +54,13 @@ pub struct LoraConfig {
     pub layers_pattern: Vec<String>,
     /// The keys as they were read.
     pub raw: Map<String, Value>,
+}
+
+/// The keys as they were read.
+impl Serialize for LoraConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.raw.serialize(serializer)
+    }
 }
 
 /// Some of a model's modules, by their names.
@@ -137,9 +145,8 @@ impl LoraConfig {
         {
             return Err(reader.wrong("task_type", value, "`CAUSAL_LM`"));
         }
-        let known = |key: &String| {
-            Self::KEYS.contains(&key.as_str()) || INERT.contains(&key.as_str())
-        };
+        let known =
+            |key: &String| Self::KEYS.contains(&key.as_str()) || INERT.contains(&key.as_str());
         for (key, value) in map.iter().filter(|(key, _)| !known(key)) {
             if !is_idle(value) {
                 let refused = REFUSED.iter().find(|(refused, _)| refused == key);
@@ -154,7 +161,8 @@ impl LoraConfig {
             }
         }
         let targets = reader.get("target_modules");
-        let Some(target_modules) = targets.map(|value| modules(&reader, "target_modules", value)) else {
+        let Some(target_modules) = targets.map(|value| modules(&reader, "target_modules", value))
+        else {
             let required = "a list of names, a regular expression, or `all-linear`".to_owned();
             return Err(reader.refuse("target_modules", "missing".to_owned(), required));
         };
@@ -192,16 +200,20 @@ impl LoraConfig {
             },
             rank_pattern: pattern(&reader, "rank_pattern", Reader::size)?,
             alpha_pattern: pattern(&reader, "alpha_pattern", Reader::positive)?,
-            layers_to_transform: reader.or("layers_to_transform", Vec::new(), |reader, key, value| {
-                let of = |value: &Value| {
-                    let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
-                    number.ok_or_else(|| reader.wrong(key, value, "numbers of layers, from 0"))
-                };
-                match value {
-                    Value::Array(all) => all.iter().map(of).collect(),
-                    value => Ok(vec![of(value)?]),
-                }
-            })?,
+            layers_to_transform: reader.or(
+                "layers_to_transform",
+                Vec::new(),
+                |reader, key, value| {
+                    let of = |value: &Value| {
+                        let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
+                        number.ok_or_else(|| reader.wrong(key, value, "numbers of layers, from 0"))
+                    };
+                    match value {
+                        Value::Array(all) => all.iter().map(of).collect(),
+                        value => Ok(vec![of(value)?]),
+                    }
+                },
+            )?,
             layers_pattern: names("layers_pattern")?,
             raw: map.clone(),
         })
@@ -289,11 +301,9 @@ fn modules(reader: &Reader<'_>, key: &str, value: &Value) -> Result<Modules> {
         Value::Array(all) if !all.is_empty() => {
             Ok(Modules::Names(LoraConfig::names(reader, key, value)?))
         }
-        value => Err(reader.wrong(
-            key,
-            value,
-            "a list of names, a regular expression, or `all-linear`",
-        )),
+        value => {
+            Err(reader.wrong(key, value, "a list of names, a regular expression, or `all-linear`"))
+        }
     }
 }
 
@@ -350,7 +360,8 @@ impl Patterns {
 
     fn new(lora: &LoraConfig) -> Patterns {
         fn of<T: Copy>(pairs: &[(String, T)]) -> Vec<(Regex, T)> {
-            let one = |(name, value): &(String, T)| (suffix(name).expect(Patterns::CHECKED), *value);
+            let one =
+                |(name, value): &(String, T)| (suffix(name).expect(Patterns::CHECKED), *value);
             pairs.iter().map(one).collect()
         }
         Patterns {
@@ -409,12 +420,14 @@ impl Architecture {
             required,
         };
         let patterns = Patterns::new(lora);
-        if let Some(layer) = lora.layers_to_transform.iter().find(|layer| **layer >= self.layers.len())
+        if let Some(layer) =
+            lora.layers_to_transform.iter().find(|layer| **layer >= self.layers.len())
         {
             let required = format!("layers of the model, 0 to {}", self.layers.len() - 1);
             return Err(wrong("layers_to_transform", format!("`{layer}`"), required));
         }
-        let modules_of_model: BTreeSet<String> = self.layers.iter().flat_map(linear_modules).collect();
+        let modules_of_model: BTreeSet<String> =
+            self.layers.iter().flat_map(linear_modules).collect();
         let weights = self.all_params_mut().filter(|spec| spec.role == Role::Trained);
         weights.for_each(|spec| spec.role = Role::Frozen);
         let mut adapted = BTreeSet::new();
@@ -433,8 +446,9 @@ impl Architecture {
                             && place_of(&module).is_some_and(|(before, _)| is_named(before))
                     }
                 };
-                let is_excluded = patterns.excluded.as_ref().is_some_and(|all| all.include(&module))
-                    || lora.modules_to_save.iter().any(|name| has_part(&module, name));
+                let is_excluded =
+                    patterns.excluded.as_ref().is_some_and(|all| all.include(&module))
+                        || lora.modules_to_save.iter().any(|name| has_part(&module, name));
                 if is_layer && !is_excluded && patterns.targets.include(&module) {
                     let (rank, scale) = lora.of_module(&patterns, &module);
                     layer.adapt(&module, rank, scale, lora);
@@ -448,7 +462,8 @@ impl Architecture {
             format!("linear maps of the layers of this model: {}", listed(all))
         };
         if let Modules::Names(names) = &lora.target_modules {
-            let is_none = |name: &&String| !modules_of_model.iter().any(|module| ends_with(module, name));
+            let is_none =
+                |name: &&String| !modules_of_model.iter().any(|module| ends_with(module, name));
             if let Some(name) = names.iter().find(is_none) {
                 return Err(wrong("target_modules", format!("`{name}`"), known()));
             }
@@ -482,7 +497,8 @@ impl Architecture {
         for name in &lora.modules_to_save {
             let (is_tied, mut is_there) = (self.is_tied(), false);
             for spec in self.all_params_mut() {
-                let module = spec.name.rsplit_once('.').map_or(&spec.name[..], |(module, _)| module);
+                let module =
+                    spec.name.rsplit_once('.').map_or(&spec.name[..], |(module, _)| module);
                 if spec.role != Role::Frozen || !has_part(module, name) {
                     continue;
                 }
@@ -490,9 +506,10 @@ impl Architecture {
                     return Err(Error::Adapter {
                         key: "modules_to_save",
                         found: format!("`{name}`"),
-                        required: "none of embedding and head where they are one tensor: PEFT would \
+                        required:
+                            "none of embedding and head where they are one tensor: PEFT would \
                                    train a copy of one of them, and leave the other"
-                            .to_owned(),
+                                .to_owned(),
                     });
                 }
                 spec.role = Role::Trained;
@@ -501,9 +518,11 @@ impl Architecture {
             if !is_there {
                 let modules = self.params().filter(|spec| spec.role == Role::Frozen);
                 let part = |spec: &ParamSpec| {
-                    spec.name.rsplit('.').nth(1).map(str::to_owned).filter(|part| {
-                        part.parse::<usize>().is_err()
-                    })
+                    spec.name
+                        .rsplit('.')
+                        .nth(1)
+                        .map(str::to_owned)
+                        .filter(|part| part.parse::<usize>().is_err())
                 };
                 let known: BTreeSet<String> = modules.filter_map(part).collect();
                 return Err(Error::Adapter {
@@ -624,7 +643,8 @@ impl Layer {
         let weight = format!("{module}.weight");
         let weight_idx = self.params.iter().position(|spec| spec.name == weight);
         let weight_idx = weight_idx.expect("a module of the layer");
-        let (out, in_features) = (self.params[weight_idx].shape[0], self.params[weight_idx].shape[1]);
+        let (out, in_features) =
+            (self.params[weight_idx].shape[0], self.params[weight_idx].shape[1]);
         let uniform = |len: usize| Init::Uniform { bound: 1.0 / (len as f64).sqrt() };
         let (of_a, of_b) = match lora.init_lora_weights {
             LoraInit::Default => (uniform(in_features), Init::Constant(0.0)),
@@ -645,6 +665,140 @@ impl Layer {
         let low_rank = LowRank { a, b, magnitude, scale };
         for map in self.linears_mut().into_iter().filter(|map| map.weight == weight_idx) {
             map.low_rank = Some(low_rank);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::ModelConfig;
+
+    fn read(mut keys: Value) -> Result<LoraConfig> {
+        let map = keys.as_object_mut().expect("a mapping");
+        map.entry("peft_type").or_insert("LORA".into());
+        LoraConfig::from_map(map, Path::new("adapter_config.json"))
+    }
+
+    /// Two layers with a shared expert in the second, whose head is its own.
+    fn model() -> ModelConfig {
+        let config = json!({
+            "model_type": "qwen2_moe", "hidden_size": 8, "intermediate_size": 4, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 16, "num_experts": 3,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 4, "shared_expert_intermediate_size": 4,
+            "mlp_only_layers": [0], "tie_word_embeddings": false, "max_position_embeddings": 32,
+        });
+        ModelConfig::from_json(&config.to_string(), Path::new("config.json")).expect("a config")
+    }
+
+    /// The modules with an adapter.
+    fn adapted(keys: Value) -> Vec<String> {
+        let config = model().with_lora(read(keys).expect("keys")).expect("adapters");
+        let modules = config.arch.params().filter_map(|spec| spec.name.strip_suffix(A));
+        modules.map(|module| module.trim_start_matches("model.layers.").to_owned()).collect()
+    }
+
+    #[test]
+    fn names_end_where_a_part_begins() {
+        let of = |targets: Value| adapted(json!({"target_modules": targets}));
+        assert_eq!(of(json!(["q_proj"])), ["0.self_attn.q_proj", "1.self_attn.q_proj"]);
+        assert_eq!(of(json!(["0.self_attn.q_proj"])), ["0.self_attn.q_proj"]);
+        assert_eq!(
+            of(json!(["model.layers.1.mlp.shared_expert_gate"])),
+            ["1.mlp.shared_expert_gate"]
+        );
+        assert_eq!(
+            of(json!(r".*1\.self_attn\.[qk]_proj")),
+            ["1.self_attn.k_proj", "1.self_attn.q_proj"]
+        );
+        // A name is not a part of a name, and an expression is of the whole.
+        assert!(model().with_lora(read(json!({"target_modules": ["proj"]})).unwrap()).is_err());
+        assert!(model().with_lora(read(json!({"target_modules": "q_proj"})).unwrap()).is_err());
+    }
+
+    #[test]
+    fn all_linear_is_all_but_head_and_router() {
+        let all = adapted(json!({"target_modules": "all-linear"}));
+        // Attention twice, the MLP, three experts and the shared one with its gate.
+        assert_eq!(all.len(), 2 * 4 + 3 + 3 * 3 + 4, "{all:?}");
+        assert!(all.iter().all(|module| !module.ends_with("mlp.gate") && module != "lm_head"));
+    }
+
+    #[test]
+    fn layers_and_exclusions_narrow_what_is_adapted() {
+        let of = |more: Value| {
+            let mut keys = json!({"target_modules": ["q_proj", "v_proj"]});
+            keys.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            adapted(keys)
+        };
+        let second = ["1.self_attn.q_proj", "1.self_attn.v_proj"];
+        assert_eq!(of(json!({"layers_to_transform": 1})), second);
+        assert_eq!(of(json!({"layers_to_transform": [1], "layers_pattern": "layers"})), second);
+        assert_eq!(of(json!({"exclude_modules": ["0.self_attn.q_proj", "v_proj"]})), second[..1]);
+        assert_eq!(of(json!({"exclude_modules": r".*\.0\..*"})), second);
+        let config = read(
+            json!({"target_modules": ["q_proj"], "layers_pattern": ["h"], "layers_to_transform": [0]}),
+        );
+        assert!(model().with_lora(config.unwrap()).is_err());
+    }
+
+    #[test]
+    fn patterns_give_modules_ranks_and_scales() {
+        let keys = json!({
+            "target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 8, "use_rslora": true,
+            "rank_pattern": {r"0\.self_attn\.q_proj": 1, "q_proj": 9}, "alpha_pattern": {"v_proj": 6},
+        });
+        let config = model().with_lora(read(keys).unwrap()).unwrap();
+        let of = |layer_idx: usize, name: &str| {
+            let layer = &config.arch.layers[layer_idx];
+            let map = layer.linears().find(|map| layer.params[map.weight].name.contains(name));
+            let low_rank = map.and_then(|map| map.low_rank).expect("an adapter");
+            (layer.params[low_rank.a].shape[0], low_rank.scale)
+        };
+        assert_eq!(of(0, "q_proj"), (1, 8.0));
+        assert_eq!(of(1, "q_proj"), (9, 8.0 / 3.0));
+        assert_eq!(of(1, "v_proj"), (4, 3.0));
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_with_the_key() {
+        let key = |keys: Value| match read(keys) {
+            Err(Error::Value { key, .. }) => key,
+            other => panic!("{other:?}"),
+        };
+        let with = |name: &str, value: Value| json!({"target_modules": ["q_proj"], name: value});
+        assert_eq!(key(json!({"peft_type": "IA3"})), "peft_type");
+        assert_eq!(key(json!({})), "target_modules");
+        for (name, value) in [
+            ("lora_dropout", json!(0.1)),
+            ("target_parameters", json!(["experts.gate_up_proj"])),
+            ("init_lora_weights", json!("pissa")),
+            ("layer_replication", json!([[0, 2]])),
+            ("a_key_of_tomorrow", json!(true)),
+            ("r", json!(0)),
+            ("bias", json!("some")),
+            ("target_modules", json!("(?!x)q_proj")),
+        ] {
+            assert_eq!(key(with(name, value)), name);
+        }
+        // As PEFT writes what it does not use.
+        read(with("a_key_of_tomorrow", Value::Null)).unwrap();
+        read(with("lora_dropout", json!(0.0))).unwrap();
+    }
+
+    /// [`Layer::linears_mut`] has what [`Layer::linears`] has.
+    #[test]
+    fn every_map_is_adapted_that_is_listed() {
+        let config = model().with_lora(read(json!({"target_modules": "all-linear"})).unwrap());
+        for layer in &mut config.unwrap().arch.layers {
+            let listed: Vec<_> = layer.linears().cloned().collect();
+            let changed: Vec<_> = layer.linears_mut().into_iter().map(|map| map.clone()).collect();
+            assert_eq!(listed, changed);
+            let router = layer.router().map(|map| map.weight);
+            let others = listed.iter().filter(|map| Some(map.weight) != router);
+            assert!(others.clone().all(|map| map.low_rank.is_some()));
         }
     }
 }

@@ -1,13 +1,37 @@
 //! What a layer costs: values that exist at once, and multiply-adds.
 
 use crate::dtype::DType;
-use crate::layer::{Architecture, Attention, DeltaNet, Ffn, Layer, Linear, Mixer, Qkv};
+use crate::layer::{Architecture, Attention, DeltaNet, Ffn, Layer, Linear, LowRank, Mixer, Qkv};
+use crate::parameters::Role;
 
 impl Layer {
-    /// Elements of the weights that a token multiplies by: of experts, those that it takes.
+    /// Elements of the weights that a token multiplies by, without adapters: of experts, those that it takes.
     pub fn product_weights(&self) -> usize {
-        let of = |linear: &Linear| linear.out_features() * linear.in_features;
-        let all: usize = self.linears().map(of).sum();
+        self.per_token(|linear| linear.out_features() * linear.in_features)
+    }
+
+    /// Of those, what is frozen.
+    pub fn frozen_product_weights(&self) -> usize {
+        self.per_token(|linear| match self.params[linear.weight].role {
+            Role::Frozen => linear.out_features() * linear.in_features,
+            _ => 0,
+        })
+    }
+
+    /// Elements of the adapters that a token multiplies by.
+    pub fn adapter_product_weights(&self) -> usize {
+        self.per_token(|linear| match linear.low_rank {
+            Some(LowRank { a, .. }) => {
+                let rank = self.params[a].shape[0];
+                rank * (linear.out_features() + linear.in_features)
+            }
+            None => 0,
+        })
+    }
+
+    /// The sum over the linear maps that a token goes through.
+    fn per_token(&self, of: impl Fn(&Linear) -> usize) -> usize {
+        let all: usize = self.linears().map(&of).sum();
         match &self.ffn {
             Ffn::Dense(_) => all,
             Ffn::Moe(moe) => {
@@ -159,6 +183,22 @@ impl Architecture {
     /// Multiply-adds of a token in the products of all layers.
     pub fn product_weights_of_layers(&self) -> usize {
         self.layers.iter().map(Layer::product_weights).sum()
+    }
+
+    /// Of those, what is frozen, whose backward computes no gradient of weights.
+    pub fn frozen_product_weights_of_layers(&self) -> usize {
+        self.layers.iter().map(Layer::frozen_product_weights).sum()
+    }
+
+    /// Multiply-adds of a token in the adapters of all layers.
+    pub fn adapter_product_weights(&self) -> usize {
+        self.layers.iter().map(Layer::adapter_product_weights).sum()
+    }
+
+    /// Whether the head's weight is frozen.
+    pub fn has_frozen_head(&self) -> bool {
+        let lm_head = self.head.lm_head.map_or(&self.embed.weight, |idx| &self.head.params[idx]);
+        lm_head.role == Role::Frozen
     }
 
     /// Multiply-adds of a token in the head.

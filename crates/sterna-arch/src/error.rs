@@ -91,10 +91,9 @@ impl Error {
             Self::MoreRanksThanHeads { num_attention_heads, .. } => Some(format!(
                 "set `sequence_parallel_size` to at most {num_attention_heads}, and use the other ranks for data parallelism"
             )),
-            Self::Read { .. }
-            | Self::Json { .. }
-            | Self::Value { .. }
-            | Self::Adapter { .. } => None,
+            Self::Read { .. } | Self::Json { .. } | Self::Value { .. } | Self::Adapter { .. } => {
+                None
+            }
         }
     }
 }

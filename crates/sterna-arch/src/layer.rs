@@ -474,6 +474,12 @@ impl Architecture {
         numels.fold(0, usize::saturating_add)
     }
 
+    /// The number of weights that are trained.
+    pub fn num_trained(&self) -> usize {
+        let trained = self.params().filter(|spec| spec.is_trained()).map(ParamSpec::numel);
+        trained.fold(0, usize::saturating_add)
+    }
+
     /// [`Architecture::params`], to be changed.
     pub(crate) fn all_params_mut(&mut self) -> impl Iterator<Item = &mut ParamSpec> {
         std::iter::once(&mut self.embed.weight)
@@ -721,9 +727,8 @@ impl Layer {
             Ffn::Dense(dense) => (None, std::slice::from_mut(dense), None),
             Ffn::Moe(moe) => (Some(&mut moe.router.map), &mut moe.experts[..], moe.shared.as_mut()),
         };
-        let shared = shared.into_iter().flat_map(|SharedExpert { mlp, gate }| {
-            mlp.linears_mut().chain(gate)
-        });
+        let shared =
+            shared.into_iter().flat_map(|SharedExpert { mlp, gate }| mlp.linears_mut().chain(gate));
         let mlps = mlps.iter_mut().flat_map(Dense::linears_mut);
         of_mixer.into_iter().chain(router).chain(mlps).chain(shared).collect()
     }

@@ -200,7 +200,9 @@ impl FlatLayout {
     fn new(kind: FlatKind, specs: &[ParamSpec], world_size: usize) -> Option<Self> {
         let mut end = 0;
         let mut slots = Vec::new();
-        for (spec_idx, spec) in specs.iter().enumerate().filter(|(_, spec)| FlatKind::of(spec) == kind) {
+        for (spec_idx, spec) in
+            specs.iter().enumerate().filter(|(_, spec)| FlatKind::of(spec) == kind)
+        {
             let numel = spec.numel();
             slots.push(Slot { spec_idx, offset: end, numel });
             end = (end + numel).next_multiple_of(ALIGNMENT);

@@ -2,15 +2,55 @@
 
 use std::path::Path;
 
-use sterna_arch::{DType, Wrapper, adapters};
-use sterna_hf::export::MAX_SHARD_BYTES;
+use sterna_arch::{DType, LoraConfig, ParamSpec, Wrapper, adapters};
+use sterna_hf::export::{
+    MAX_SHARD_BYTES,
+    merge::{self, AdapterTensors},
+};
 use sterna_hf::{ExportWriter, TensorSpec};
 
 use crate::error::{Error, Result};
 use crate::manifest::{Checkpoint, ParameterPlace, StateDtype, StateName};
 
+/// What a checkpoint has of adapters, in single precision.
+struct Masters<'c>(&'c Checkpoint);
+
+impl AdapterTensors for Masters<'_> {
+    type Error = Error;
+
+    fn tensor(&self, spec: &ParamSpec) -> Result<Option<Vec<f32>>> {
+        let manifest = &self.0.manifest;
+        let Some(place) = manifest.parameters.iter().find(|place| place.name == spec.name) else {
+            return Ok(None);
+        };
+        let range = place.offset..place.offset + place.numel();
+        let bytes =
+            self.0.read_state(&manifest.flats[place.flat].name, StateName::Master, range)?;
+        let floats = bytes.chunks_exact(4);
+        let float = |bytes: &[u8]| f32::from_le_bytes(bytes.try_into().expect("four bytes"));
+        Ok(Some(floats.map(float).collect()))
+    }
+}
+
+/// Writes the model of the folder `base` with the adapters of `checkpoint`, added in single precision, to `dir`, in `dtype`; with the
+/// tokenizer that the run had.
+///
+/// # Errors
+///
+/// [`Error::Manifest`] if it has no adapters; those of [`merge::merge`]; what reading a damaged checkpoint gives.
+pub fn merge(checkpoint: &Checkpoint, base: &Path, dir: &Path, dtype: DType) -> Result<()> {
+    let path = checkpoint.dir.join(crate::manifest::MANIFEST);
+    let Some(config) = &checkpoint.manifest.adapter else {
+        let reason = "it is of a run without adapters, whose export is the whole model".to_owned();
+        return Err(Error::Manifest { path, reason });
+    };
+    let lora = LoraConfig::from_map(config, &path).map_err(sterna_hf::Error::from)?;
+    let tokenizer_dir = checkpoint.assets_dir();
+    merge::merge(base, lora, &Masters(checkpoint), &tokenizer_dir, dir, Some(dtype))
+}
+
 /// Writes the weights of `checkpoint` to `dir` as safetensors in `dtype`, buffers that classes keep in single precision in that, with config and tokenizer: the same bytes that an entry
-/// of `type: huggingface` writes at that step.
+/// of `type: huggingface` writes at that step; of adapters, those alone.
 ///
 /// Rounding is to the nearest, ties to even, as libtorch rounds.
 ///
@@ -31,13 +71,12 @@ pub fn export(checkpoint: &Checkpoint, dir: &Path, dtype: DType) -> Result<()> {
         return Err(sterna_hf::Error::from(wrapper.refuse(&path, required)).into());
     }
     let all = manifest.parameters.iter();
-    let places: Vec<(String, &ParameterPlace)> = match &manifest.adapter {
-        None => all.map(|place| (place.name.clone(), place)).collect(),
-        Some(_) => {
-            let trained = all.filter(|place| manifest.flats[place.flat].is_trained);
-            let names = adapters::export_names(trained.clone().map(|place| &place.name[..]));
-            names.into_iter().zip(trained).collect()
-        }
+    let places: Vec<(String, &ParameterPlace)> = if manifest.adapter.is_none() {
+        all.map(|place| (place.name.clone(), place)).collect()
+    } else {
+        let trained = all.filter(|place| manifest.flats[place.flat].is_trained);
+        let names = adapters::export_names(trained.clone().map(|place| &place.name[..]));
+        names.into_iter().zip(trained).collect()
     };
     let dtype_of = |place: &ParameterPlace| if place.is_fp32 { DType::F32 } else { dtype };
     let tensor = |(name, place): &(String, &ParameterPlace)| {

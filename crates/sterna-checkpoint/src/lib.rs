@@ -23,7 +23,7 @@ mod shard;
 mod verify;
 
 pub use error::{Error, Result};
-pub use export::export;
+pub use export::{export, merge};
 pub use folder::{CheckpointFolder, Listed, complete, incomplete, list};
 pub use manifest::{
     Checkpoint, FileEntry, FlatBuffer, Manifest, ParameterPlace, Position, StateDtype, StateKind,

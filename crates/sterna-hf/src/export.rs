@@ -8,6 +8,7 @@
 
 mod destination;
 mod layout;
+pub mod merge;
 mod rewrite;
 
 use std::fs::{self, File};

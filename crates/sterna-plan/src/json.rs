@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sterna_mesh::Axis;
 
-use crate::Plan;
+use crate::{Plan, UnitPlan};
 
 pub(crate) fn plan(plan: &Plan) -> Value {
     let Plan {
@@ -26,6 +26,7 @@ pub(crate) fn plan(plan: &Plan) -> Value {
             "name": model.name,
             "family": model.family.model_type(),
             "num_parameters": model.num_parameters,
+            "num_trained": model.num_trained,
             "num_hidden_layers": model.num_hidden_layers,
             "hidden_size": model.hidden_size,
             "num_attention_heads": model.num_attention_heads,
@@ -56,14 +57,9 @@ pub(crate) fn plan(plan: &Plan) -> Value {
             "moments_dtype": zero.moments_dtype.torch_name(),
             "reduce_dtype": zero.reduce_dtype.torch_name(),
             "grad_accum_dtype": zero.grad_accum_dtype.torch_name(),
-            "units": zero.units.iter().map(|unit| json!({
-                "name": unit.name,
-                "count": unit.count,
-                "num_parameters": unit.num_parameters,
-                "padded_len": unit.padded_len,
-                "shard_len": unit.shard_len,
-            })).collect::<Vec<_>>(),
+            "units": zero.units.iter().map(unit).collect::<Vec<_>>(),
             "gathered_len": zero.gathered_len,
+            "reduced_len": zero.reduced_len,
         },
         "batch": {
             "micro_batch_size": batch.micro_batch_size,
@@ -103,5 +99,16 @@ pub(crate) fn plan(plan: &Plan) -> Value {
         },
         "recipe": recipe,
         "notes": notes.iter().map(|note| json!({ "key": note.key_path, "text": note.text })).collect::<Vec<_>>(),
+    })
+}
+
+fn unit(unit: &UnitPlan) -> Value {
+    json!({
+        "name": unit.name,
+        "count": unit.count,
+        "num_parameters": unit.num_parameters,
+        "padded_len": unit.padded_len,
+        "shard_len": unit.shard_len,
+        "trained_len": unit.trained_len,
     })
 }

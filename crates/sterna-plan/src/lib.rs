@@ -82,6 +82,8 @@ pub struct ModelSummary {
     pub family: &'static Family,
     /// Parameters in all; a tied head counts once.
     pub num_parameters: usize,
+    /// Those that are trained: all, or adapters.
+    pub num_trained: usize,
     /// Blocks.
     pub num_hidden_layers: usize,
     /// `d`.
@@ -129,6 +131,8 @@ pub struct ZeroPlan {
     pub units: Vec<UnitPlan>,
     /// The most elements of units that are whole at once where they are gathered.
     pub gathered_len: usize,
+    /// The same of what is trained, whose gradients are reduced.
+    pub reduced_len: usize,
 }
 
 /// The longest batch that the recipe allows.
@@ -276,12 +280,22 @@ impl Plan {
 }
 
 impl ModelSummary {
+    /// Words after the number of parameters where some are frozen; `number` writes one.
+    pub fn of_them_trained(&self, number: impl Fn(f64) -> String) -> String {
+        if self.num_trained == self.num_parameters {
+            return String::new();
+        }
+        let share = 100.0 * self.num_trained as f64 / self.num_parameters as f64;
+        format!(" ({}, {share:.2}%, of them trained)", number(self.num_trained as f64))
+    }
+
     fn new(recipe: &Recipe, model: &ModelConfig) -> Self {
         let attention = model.arch.first_attention();
         Self {
             name: recipe.model.name_or_path.clone(),
             family: model.family,
             num_parameters: model.arch.num_parameters(),
+            num_trained: model.arch.num_trained(),
             num_hidden_layers: model.num_hidden_layers(),
             hidden_size: model.arch.hidden_size,
             num_attention_heads: attention.num_heads,
@@ -315,7 +329,8 @@ impl ZeroPlan {
             reduce_dtype: deepspeed.reduce_dtype,
             grad_accum_dtype: deepspeed.grad_accum_dtype,
             units: units::units(&layouts, model.arch.is_tied(), world_size),
-            gathered_len: units::gathered_len(&layouts),
+            gathered_len: units::gathered_len(&layouts, UnitLayout::padded_len),
+            reduced_len: units::gathered_len(&layouts, UnitLayout::trained_len),
         }
     }
 }

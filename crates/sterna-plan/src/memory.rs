@@ -188,8 +188,9 @@ impl Memory {
         if zero.shards_gradients || grads_on == Place::Host {
             // A second micro-batch adds to what comes back from the host: one leaves, one is added to, one comes.
             let is_fetched = !zero.shards_gradients && num_micro_batches > 1;
-            let largest = zero.units.iter().map(|unit| unit.padded_len).max().unwrap_or(0);
+            let largest = zero.units.iter().map(|unit| unit.trained_len).max().unwrap_or(0);
             let fetched = if is_fetched { largest } else { 0 };
+            let whole = zero.reduced_len;
             self.push(MemoryKind::UnitGradients, whole + fetched, grad, Place::Device);
         }
         // An fp32 model on the same side is its own master.

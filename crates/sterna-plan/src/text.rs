@@ -48,10 +48,11 @@ impl Plan {
         let model = &self.model;
         let weights = if model.has_random_weights { ", random weights" } else { "" };
         format!(
-            "{}: {}, {} parameters in {} blocks, {}{weights}",
+            "{}: {}, {} parameters{} in {} blocks, {}{weights}",
             model.name,
             model.family,
             count(model.num_parameters as f64),
+            model.of_them_trained(count),
             model.num_hidden_layers,
             model.dtype,
         )

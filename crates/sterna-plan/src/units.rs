@@ -51,11 +51,12 @@ pub(crate) fn units(layouts: &[UnitLayout], is_tied: bool, world_size: usize) ->
     units
 }
 
-/// The most elements that are whole at once: a unit and the one that follows it, and beside experts the rest of their layer.
-pub(crate) fn gathered_len(layouts: &[UnitLayout]) -> usize {
+/// The most elements that are whole at once, of which a unit has `len_of`: a unit and the one that follows it, and beside experts the
+/// rest of their layer.
+pub(crate) fn gathered_len(layouts: &[UnitLayout], len_of: impl Fn(&UnitLayout) -> usize) -> usize {
     let (mut of_layer, mut most) = (0, 0);
     for pair in layouts.windows(2) {
-        let (kind, len, next) = (pair[0].kind, pair[0].padded_len(), pair[1].padded_len());
+        let (kind, len, next) = (pair[0].kind, len_of(&pair[0]), len_of(&pair[1]));
         if kind != UnitKind::Experts {
             of_layer = 0;
         }

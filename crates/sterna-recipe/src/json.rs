@@ -7,7 +7,6 @@ use std::fmt::Display;
 
 use serde::{Serialize, Serializer, ser::Error};
 use serde_json::{Value, json};
-use sterna_arch::LoraConfig;
 
 use crate::recipe::{
     DeepSpeedOptions, KeepAttention, Place, Ranks, Recipe, RolePath, Sampling, SchedulerOptions,
@@ -30,14 +29,6 @@ impl Recipe {
         recipe["deepspeed"]["zero_optimization"]["offload_optimizer"] = json!({ "device": device });
         recipe
     }
-}
-
-/// Adapters as their keys were typed.
-pub(crate) fn peft_config<S: Serializer>(
-    lora: &Option<LoraConfig>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    lora.as_ref().map(|lora| &lora.raw).serialize(serializer)
 }
 
 impl Serialize for DeepSpeedOptions {

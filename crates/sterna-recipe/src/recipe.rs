@@ -163,7 +163,6 @@ pub struct ModelOptions {
     /// Folder name of the export, if not the checkpoint's own.
     pub save_name: Option<String>,
     /// Adapters that are trained in place of the weights; they begin as PEFT draws them.
-    #[serde(serialize_with = "json::peft_config")]
     pub peft_config: Option<LoraConfig>,
     /// A folder of PEFT, or a name on the hub, of adapters to train on.
     pub adapter_name_or_path: Option<String>,

@@ -12,11 +12,22 @@ use crate::{error::TrainError, zero::Zero};
 /// Largest safetensors shard of an export, bytes.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
+/// Where the model of a run comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
+    /// Its name in the recipe.
+    pub name: &'a str,
+    /// Its folder.
+    pub model_dir: &'a Path,
+    /// The folder of its tokenizer.
+    pub tokenizer_dir: &'a Path,
+}
+
 /// Writes the model to `dir`: safetensors in the model's dtype, but buffers that classes keep in single precision, config, tokenizer.
 ///
-/// Under adapters, what is trained alone and `adapter_config.json`, as PEFT reads them, with `base` as the base's name.
+/// Under adapters, what is trained alone and `adapter_config.json`, as PEFT reads them.
 ///
-/// The generation config is copied from `model_dir`, the tokenizer and chat template from `tokenizer_dir`; of a multimodal model, every
+/// The generation config is copied from the model's folder, tokenizer and chat template from the tokenizer's; of a multimodal model, every
 /// tensor that is not of its text decoder too, as it lies there. An earlier export in `dir` stays intact until the new one is complete.
 ///
 /// # Communication
@@ -36,15 +47,16 @@ pub fn export(
     zero: &mut Zero,
     config: &ModelConfig,
     kind: Kind,
-    base: &str,
-    model_dir: &Path,
-    tokenizer_dir: &Path,
+    origin: Origin<'_>,
     dir: &Path,
 ) -> Result<(), TrainError> {
     let dtype = if kind == Kind::BFloat16 { DType::BF16 } else { DType::F32 };
-    let exported: HashMap<&str, (String, DType)> = config.arch.exported().into_iter().map(|(name, spec)| {
-        (&spec.name[..], (name, if spec.is_fp32 { DType::F32 } else { dtype }))
-    }).collect();
+    let exported: HashMap<&str, (String, DType)> = config
+        .arch
+        .exported()
+        .into_iter()
+        .map(|(name, spec)| (&spec.name[..], (name, if spec.is_fp32 { DType::F32 } else { dtype })))
+        .collect();
     let mut writer = None;
     let mut beside = None;
     if world.rank() == 0 {
@@ -56,7 +68,7 @@ pub fn export(
             })
             .collect();
         if config.lora.is_none() && config.wrapper.is_some() {
-            let files = WeightFiles::open(model_dir)?;
+            let files = WeightFiles::open(origin.model_dir)?;
             for name in names_beside(&files, config) {
                 let view = files.tensor(name)?;
                 tensors.push((TensorSpec { name: name.to_owned(), shape: view.shape }, view.dtype));
@@ -89,10 +101,10 @@ pub fn export(
             }
         }
         match &config.lora {
-            Some(lora) => writer.write_adapter_config(&lora.to_json(base, &config.arch))?,
-            None => writer.copy_assets(model_dir, &config.raw)?,
+            Some(lora) => writer.write_adapter_config(&lora.to_json(origin.name, &config.arch))?,
+            None => writer.copy_assets(origin.model_dir, &config.raw)?,
         }
-        writer.copy_tokenizer(tokenizer_dir)?;
+        writer.copy_tokenizer(origin.tokenizer_dir)?;
         writer.finish()?;
     }
     Ok(())

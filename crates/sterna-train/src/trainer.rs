@@ -33,8 +33,8 @@ pub(crate) use self::setup::device_type;
 use self::{
     reference::LogProbs,
     setup::{
-        Assets, Files, connect_gpus, device, model_config, num_attention_kept, peak_rate, plan_of_data,
-        scratch,
+        Assets, Files, connect_gpus, device, model_config, num_attention_kept, peak_rate,
+        plan_of_data, scratch,
     },
     steps::StepRange,
 };
@@ -42,7 +42,7 @@ use crate::{
     checkpoint::{Checkpoints, Progress, RunIdentity, resume},
     engine::{Engine, EngineOptions},
     error::TrainError,
-    export::export,
+    export::{Origin, export},
     load::{AdapterSource, WeightSource},
     objective::{Dpo, Figures, Objective, Pairs, Sft},
     observe::{
@@ -273,9 +273,11 @@ impl<'a> Trainer<'a> {
             sequence_parallel_size: mesh.size(Axis::Sp),
             model_dir: assets.model_dir.clone(),
             tokenizer_dir: assets.tokenizer_dir.clone(),
-            adapter: assets.config.lora.as_ref().map(|lora| {
-                lora.to_json(&recipe.model.name_or_path, &assets.config.arch)
-            }),
+            adapter: assets
+                .config
+                .lora
+                .as_ref()
+                .map(|lora| lora.to_json(&recipe.model.name_or_path, &assets.config.arch)),
         };
         // Before what ranks with other recipes would do in another order.
         agreement::check(recipe, comm, &assets.config, datasets)?;
@@ -337,11 +339,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Fills the states of the model, once what they are compared with is computed.
-    fn load(
-        &mut self,
-        files: &Files,
-        observer: &mut dyn Observer,
-    ) -> Result<(), TrainError> {
+    fn load(&mut self, files: &Files, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let seed = self.recipe.seed;
         let base = match &files.weights {
             Some(files) => WeightSource::Files(files),
@@ -893,9 +891,11 @@ impl<'a> Trainer<'a> {
             &mut self.engine.zero,
             &self.assets.config,
             kind,
-            &self.recipe.model.name_or_path,
-            &self.assets.model_dir,
-            &self.assets.tokenizer_dir,
+            Origin {
+                name: &self.recipe.model.name_or_path,
+                model_dir: &self.assets.model_dir,
+                tokenizer_dir: &self.assets.tokenizer_dir,
+            },
             &dir,
         )?;
         observer.on_export(&dir);

@@ -47,6 +47,7 @@ fn model_config(recipe: &Recipe) -> Result<ModelConfig, Failure> {
         let adapter_dir = adapter.map(hub::resolve_adapter).transpose()?;
         Ok(recipe.model_config(&dir, adapter_dir.as_deref())?)
     };
-    config()
-        .map_err(|err: sterna_hf::Error| Failure::from_error(Exit::Usage, &err).with_hint(err.hint()))
+    config().map_err(|err: sterna_hf::Error| {
+        Failure::from_error(Exit::Usage, &err).with_hint(err.hint())
+    })
 }

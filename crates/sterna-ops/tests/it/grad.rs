@@ -1,10 +1,10 @@
 //! Norm, rotary, activation and linear: backwards against autograd and differences of plain expressions, in double precision.
 
 use sterna_arch::{Elementwise, NormKind, RopeLayout};
+use sterna_ops::low_rank::{LowRank, Magnitude};
 use sterna_ops::norm::Norm;
 use sterna_ops::rope::RopeTable;
 use sterna_ops::xielu::{self, Xielu};
-use sterna_ops::low_rank::{LowRank, Magnitude};
 use sterna_ops::{activation, linear, rms_norm, rope, softcap, swiglu};
 use tch::{Device, Kind, Tensor};
 

@@ -75,7 +75,9 @@ fn defaults_are_the_references() {
         "disable_activation_checkpoint": false,
         "hf_config_kwargs": {},
         "random_weights": false,
-        "save_name": null
+        "save_name": null,
+        "peft_config": null,
+        "adapter_name_or_path": null
       },
       "tokenizer": {
         "name_or_path": "folder"

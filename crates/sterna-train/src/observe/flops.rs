@@ -11,7 +11,7 @@ use sterna_arch::{Architecture, Attention, DeltaNet};
 /// TFLOs of forward and backward over sequences of `seqlens` tokens, as the reference counts them.
 ///
 /// With `recompute`, the factors are 8 and 16 instead of 6 and 12. The reference knows no delta nets: they count by their products with
-/// weights.
+/// weights; and no adapters: they count nothing, and frozen weights as others.
 ///
 /// Source: ArcticTraining `arctic_training/trainer/flops_counter.py`, the llama/qwen2/qwen3 branch.
 pub fn reference_tflos(
@@ -29,7 +29,7 @@ pub fn reference_tflos(
 }
 
 /// TFLOs of the model itself over documents of `document_lens` tokens, of which `num_valid_tokens` have a label: causal attention,
-/// sliding windows honoured, delta nets by their recurrence, the head for tokens with a label only, because the loss reads no other
+/// sliding windows honoured, delta nets by their recurrence, no gradients of frozen weights, the head for tokens with a label only, because the loss reads no other
 /// logits, nothing counted twice.
 pub fn model_tflos(
     arch: &Architecture,
@@ -38,8 +38,11 @@ pub fn model_tflos(
 ) -> f64 {
     let nets = arch.layers.iter().filter_map(|layer| layer.mixer.delta_net());
     let rules: usize = nets.map(DeltaNet::rule_products).sum();
-    let dense = 6.0 * (arch.product_weights_of_layers() + rules) as f64;
-    let mut flos = 6.0 * arch.product_weights_of_head() as f64 * num_valid_tokens as f64;
+    let weights = arch.product_weights_of_layers() + arch.adapter_product_weights();
+    let dense =
+        6.0 * (weights + rules) as f64 - 2.0 * arch.frozen_product_weights_of_layers() as f64;
+    let of_head = if arch.has_frozen_head() { 4.0 } else { 6.0 };
+    let mut flos = of_head * arch.product_weights_of_head() as f64 * num_valid_tokens as f64;
     for len in document_lens {
         flos += dense * len as f64;
         for attention in arch.layers.iter().filter_map(|layer| layer.mixer.attention()) {

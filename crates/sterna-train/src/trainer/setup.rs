@@ -146,10 +146,7 @@ impl Assets {
     }
 }
 
-fn adapter_files(
-    recipe: &Recipe,
-    config: &ModelConfig,
-) -> Result<Option<WeightFiles>, TrainError> {
+fn adapter_files(recipe: &Recipe, config: &ModelConfig) -> Result<Option<WeightFiles>, TrainError> {
     let dir = adapter_dir(recipe)?;
     Ok(dir.map(|dir| WeightFiles::open_adapter(&dir, config)).transpose()?)
 }

@@ -83,7 +83,8 @@ impl Zero {
         for unit_idx in 0..self.num_units() {
             let layout = self.layout(unit_idx);
             let (specs, first_place) = (&layout.specs, places.len());
-            let flats = || layout.all_flats().filter(|flat| name_in_checkpoints(flat.kind).is_some());
+            let flats =
+                || layout.all_flats().filter(|flat| name_in_checkpoints(flat.kind).is_some());
             for (flat_idx, flat) in flats().enumerate() {
                 for slot in &flat.slots {
                     let spec = &specs[slot.spec_idx];
@@ -214,8 +215,7 @@ impl Zero {
                 flat.clear_grad();
                 flat.weights.gather_parts(world, &options)?;
             }
-            let is_there =
-                |weights: &&Weights| name_in_checkpoints(weights.layout.kind).is_some();
+            let is_there = |weights: &&Weights| name_in_checkpoints(weights.layout.kind).is_some();
             for weights in unit.fixed.iter().filter(is_there) {
                 for piece in own_pieces(weights, &options, specs, &places) {
                     let values = piece.read(checkpoint, StateName::Master)?;

@@ -5,19 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use sterna_arch::DType;
+use sterna_checkpoint::Checkpoint;
 use sterna_comm::RankEnv;
-use sterna_hf::WeightFiles;
+use sterna_hf::export::merge;
 use sterna_testkit::{TestRank, spawn_ranks};
 use sterna_train::{TrainOptions, train};
 use tch::{Kind, Tensor};
 
 use crate::conformance::Recorder;
-use crate::equivalence::set;
+use crate::equivalence::{assert_same, set};
 use crate::families::{self, Changes, DELTA, LOSS, deltas, packed, repeated, with};
 use crate::tiny;
 
-const CASES: [&str; 7] =
-    ["dora", "dora_fused", "experts", "fused", "latent", "lora", "patterns"];
+const CASES: [&str; 7] = ["dora", "dora_fused", "experts", "fused", "latent", "lora", "patterns"];
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/adapters")
@@ -157,4 +158,174 @@ fn three_ranks_without_zero_and_a_chat_at_a_time() {
 #[test]
 fn three_ranks_with_zero_3_and_packs() {
     ranks(3, 3, true);
+}
+
+/// What PEFT's `merge_and_unload` adds to the base.
+#[test]
+fn a_merged_model_is_pefts() {
+    for case in CASES {
+        let base = families::fixtures().join(expected(case)["base"].as_str().expect("a name"));
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (from, to) = (fixtures().join(case), folder.path().join("merged"));
+        let (lora, files) = merge::open(&from, &base).expect("adapters");
+        merge::merge(&base, lora, &files, &from, &to, Some(DType::F32)).expect("merged");
+        let merged = tensors(&to.join("model.safetensors"));
+        let mut moved = tensors(&from.join("merged.safetensors"));
+        for (name, before) in tensors(&base.join("model.safetensors")) {
+            let way = &merged[&name] - before;
+            let Some(expected) = moved.remove(&name) else {
+                assert!(way == way.zeros_like(), "{case}: {name} moved");
+                continue;
+            };
+            let error = (&way - &expected).abs().max().double_value(&[]);
+            let scale = expected.abs().max().double_value(&[]);
+            assert!(error <= 1e-6 * scale.max(1.0), "{case}: {name} is off by {error:e}");
+        }
+        assert!(moved.is_empty(), "{case}: {moved:?}");
+        assert_eq!(families::config_of(&to), families::config_of(&base), "{case}");
+    }
+}
+
+/// A recipe that begins with adapters of its own, and saves checkpoints and exports.
+fn fresh(folder: &Path, changes: &Changes) -> Value {
+    let mut recipe = families::recipe("llama", folder);
+    let lora = json!({
+        "peft_type": "LORA", "r": 3, "lora_alpha": 5, "target_modules": "all-linear", "use_dora": true,
+        "modules_to_save": ["lm_head"],
+    });
+    set(&mut recipe, "model.peft_config", lora);
+    recipe["checkpoint"] = json!([
+        {"type": "sterna", "output_dir": folder.join("saved"), "auto_resume": true, "save_every_n_steps": 1},
+        {"type": "huggingface", "output_dir": folder.join("out"), "save_end_of_training": true},
+    ]);
+    for (path, value) in changes {
+        set(&mut recipe, path, value.clone());
+    }
+    recipe
+}
+
+fn run(folder: &Path, env: &RankEnv, recipe: &Value) -> Recorder {
+    let recipe = tiny::load(folder, &format!("recipe-{}", env.rank), recipe);
+    let mut recorder = Recorder::default();
+    train(&recipe, env, &TrainOptions::default(), &mut recorder).expect("trained");
+    recorder
+}
+
+fn losses(recorder: &Recorder) -> Vec<f64> {
+    recorder.iterations.iter().map(|metrics| metrics.loss).collect()
+}
+
+/// The bytes of the adapters of an export.
+fn exported(dir: &Path) -> Vec<u8> {
+    std::fs::read(dir.join("adapter_model.safetensors")).expect("adapters")
+}
+
+/// New adapters change nothing: the first loss is the base's. What is trained of them differs from how it began.
+#[test]
+fn training_begins_with_the_base() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let single = RankEnv::single();
+    let of_base = run(folder.path(), &single, &families::recipe("llama", folder.path()));
+    for key in ["use_dora", "use_rslora"] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut recipe = fresh(folder.path(), &Changes::new());
+        recipe["model"]["peft_config"]["use_dora"] = json!(false);
+        recipe["model"]["peft_config"][key] = json!(true);
+        let adapted = run(folder.path(), &single, &recipe);
+        let (first, base) = (losses(&adapted)[0], losses(&of_base)[0]);
+        assert!((first / base - 1.0).abs() < 1e-6, "{key}: {first} and {base}");
+        assert!(losses(&adapted)[2] < first, "{key}");
+    }
+}
+
+/// Checkpoints have adapters alone. A run that is saved and resumed, on as many ranks and on others, is the whole run; exports of a
+/// checkpoint are those of the run.
+#[test]
+fn a_resumed_run_is_the_whole_run() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let single = RankEnv::single();
+    let whole_dir = folder.path().join("whole");
+    std::fs::create_dir(&whole_dir).expect("made");
+    let whole = run(&whole_dir, &single, &fresh(&whole_dir, &Changes::new()));
+    let parts = folder.path().join("parts");
+    std::fs::create_dir(&parts).expect("made");
+    let first = run(&parts, &single, &fresh(&parts, &vec![("exit_iteration", json!(2))]));
+    let second = run(&parts, &single, &fresh(&parts, &Changes::new()));
+    assert_eq!(second.resumed.as_ref().map(|(_, step)| *step), Some(2));
+    assert_eq!([losses(&first), losses(&second)].concat(), losses(&whole));
+    let of_whole = exported(&whole.exports[0]);
+    assert!(exported(&second.exports[0]) == of_whole);
+
+    let saved = parts.join("saved/checkpoint-3");
+    let checkpoint = Checkpoint::open(&saved).expect("whole");
+    let names = checkpoint.manifest.parameters.iter().map(|place| &place.name[..]);
+    let names: Vec<&str> = names.filter(|name| !name.contains(".lora_")).collect();
+    assert_eq!(names, ["lm_head.weight"]);
+    let out = parts.join("from-checkpoint");
+    sterna_checkpoint::export(&checkpoint, &out, DType::F32).expect("exported");
+    assert!(exported(&out) == of_whole);
+    let config = |dir: &Path| std::fs::read(dir.join("adapter_config.json")).expect("a config");
+    assert_eq!(config(&out), config(&whole.exports[0]));
+
+    let base = families::fixtures().join("llama");
+    let [merged, again] = ["merged", "again"].map(|name| parts.join(name));
+    sterna_checkpoint::merge(&checkpoint, &base, &merged, DType::F32).expect("merged");
+    let (lora, files) = merge::open(&out, &base).expect("adapters");
+    merge::merge(&base, lora, &files, &out, &again, Some(DType::F32)).expect("merged");
+    let weights = |dir: &Path| std::fs::read(dir.join("model.safetensors")).expect("weights");
+    assert!(weights(&merged) == weights(&again));
+}
+
+/// What one process saved goes on on two that share everything.
+#[test]
+fn two_ranks_go_on_as_one() {
+    spawn_ranks(2, |rank: &TestRank| {
+        let (single, env) = (RankEnv::single(), RankEnv::from_env().expect("a rank's environment"));
+        let alone = tempfile::tempdir().expect("a temporary folder");
+        let whole = run(alone.path(), &single, &fresh(alone.path(), &Changes::new()));
+        if env.rank == 0 {
+            run(&rank.folder, &single, &fresh(&rank.folder, &vec![("exit_iteration", json!(2))]));
+        }
+        let shared: Changes = vec![
+            ("sequence_parallel_size", json!(2)),
+            ("deepspeed.zero_optimization.stage", json!(3)),
+        ];
+        // The other rank waits for the first, which begins when its own run has ended.
+        let changes = with(shared, &[("gradient_accumulation_steps", json!(5))]);
+        let last = run(&rank.folder, &env, &fresh(&rank.folder, &changes));
+        assert_eq!(last.resumed.as_ref().map(|(_, step)| *step), Some(2));
+        assert_same("the last step", &losses(&last), &losses(&whole)[2..]);
+    });
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let refused = |changes: &Changes, words: &[&str]| {
+        let mut recipe = families::recipe("llama", folder.path());
+        for (path, value) in changes {
+            set(&mut recipe, path, value.clone());
+        }
+        let recipe = tiny::load(folder.path(), "refused", &recipe);
+        let mut recorder = Recorder::default();
+        let error = train(&recipe, &RankEnv::single(), &TrainOptions::default(), &mut recorder);
+        let text = error.expect_err("refused").to_string();
+        for word in words {
+            assert!(text.contains(word), "{text}");
+        }
+    };
+    let lora = |key: &str, value: Value| -> Changes {
+        let mut lora = json!({"peft_type": "LORA", "target_modules": ["q_proj"]});
+        lora[key] = value;
+        vec![("model.peft_config", lora)]
+    };
+    refused(&lora("target_modules", json!(["query"])), &["`query`", "`q_proj`", "`down_proj`"]);
+    refused(&lora("target_modules", json!(".*dense")), &["`.*dense`", "`q_proj`"]);
+    refused(&lora("modules_to_save", json!(["head"])), &["`head`", "`lm_head`"]);
+    refused(&lora("layers_to_transform", json!([2])), &["`2`", "0 to 1"]);
+    let other: Changes = vec![("model.adapter_name_or_path", json!(fixtures().join("experts")))];
+    refused(&other, &["q_proj.lora_B", "[16, 2]", "[32, 2]"]);
+    let none: Changes =
+        vec![("model.adapter_name_or_path", json!(families::fixtures().join("llama")))];
+    refused(&none, &["adapter_config.json"]);
 }

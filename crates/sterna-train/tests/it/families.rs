@@ -157,18 +157,17 @@ fn check_export(name: &str, family: &str, expected: &Value, export: &Path) {
         let error = error / expected.norm().double_value(&[]).max(f64::MIN_POSITIVE);
         assert!(error <= DELTA || is_noise(&tensor), "{name}: {tensor} is off by {error:e}");
     }
-    let config = |folder: &Path| -> Value {
-        let text = std::fs::read_to_string(folder.join("config.json")).expect("a config");
-        serde_json::from_str(&text).expect("valid JSON")
-    };
-    let (mut found, mut required) = (config(export), config(&model));
-    for config in [&mut found, &mut required] {
-        // The dtype of the tensors, which the export has in fp32, under the name that the file has for it.
-        for key in ["dtype", "torch_dtype"] {
-            config.as_object_mut().expect("an object").remove(key);
-        }
+    assert_eq!(config_of(export), config_of(&model), "{name}");
+}
+
+/// The config of a folder, without the dtype of the tensors, which an export has in fp32.
+pub(crate) fn config_of(folder: &Path) -> Value {
+    let text = std::fs::read_to_string(folder.join("config.json")).expect("a config");
+    let mut config: Value = serde_json::from_str(&text).expect("valid JSON");
+    for key in ["dtype", "torch_dtype"] {
+        config.as_object_mut().expect("an object").remove(key);
     }
-    assert_eq!(found, required, "{name}");
+    config
 }
 
 /// A checkpoint has biases that no bf16 holds: rounded, they would choose other experts. A bf16 model keeps and exports them.

@@ -57,19 +57,29 @@ pub(crate) struct Verify {
 /// Write a model as a folder that transformers, vLLM and others load.
 ///
 /// From a checkpoint: its weights, config and tokenizer, without a training process. From a model folder: the same tensors under
-/// the same names; without --dtype, what transformers saved comes out byte for byte.
+/// the same names; without --dtype, what transformers saved comes out byte for byte. Of adapters: PEFT's folder from a checkpoint, and
+/// with --merge the model with the adapters in its weights, from a checkpoint or from PEFT's folder.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   sterna export out/checkpoint-200 --out my-model
+  sterna export out/global_step_200 --merge --out my-model
   sterna export Llama-3.1-8B --out Llama-3.1-8B-fp32 --dtype fp32")]
 pub(crate) struct Export {
-    /// A checkpoint `checkpoint-STEP`, or a model folder
+    /// A checkpoint `checkpoint-STEP`, a model folder, or with --merge a folder of PEFT
     pub(crate) from: PathBuf,
 
     /// Folder to write; an earlier export in it is replaced
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
+
+    /// Add adapters to the weights of their base
+    #[arg(long)]
+    pub(crate) merge: bool,
+
+    /// The base of --merge, if it is not where the adapters say
+    #[arg(long, value_name = "MODEL", requires = "merge")]
+    pub(crate) base: Option<String>,
 
     /// Type of the weights; by default that of the recipe, or of the model folder
     #[arg(long, value_enum)]

@@ -1,12 +1,13 @@
 //! `sterna checkpoint` and `sterna export`: checkpoints and model folders, without training.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
-use sterna_arch::DType;
+use sterna_arch::{DType, LoraConfig};
 use sterna_checkpoint::{Checkpoint, Error, Listed};
+use sterna_hf::{export::merge, hub};
 
 use super::print;
 use crate::cli::Format;
@@ -152,15 +153,44 @@ pub(crate) fn export(args: &Export) -> Result<(), Failure> {
         if let Some(problem) = problems.first() {
             return Err(failure(problem));
         }
-        let of_recipe = checkpoint.manifest.recipe["model"]["dtype"].as_str();
-        let of_recipe = of_recipe.and_then(DType::from_torch_name);
+        let model = &checkpoint.manifest.recipe["model"];
+        let of_recipe = model["dtype"].as_str().and_then(DType::from_torch_name);
         let dtype = dtype.or(of_recipe).unwrap_or(DType::BF16);
-        sterna_checkpoint::export(&checkpoint, &args.out, dtype).map_err(|err| failure(&err))?;
+        if args.merge {
+            let base = base_of(args, model["name_or_path"].as_str())?;
+            sterna_checkpoint::merge(&checkpoint, &base, &args.out, dtype)
+        } else {
+            sterna_checkpoint::export(&checkpoint, &args.out, dtype)
+        }
+        .map_err(|err| failure(&err))?;
+    } else if args.merge {
+        merge(args, dtype)?;
     } else {
         sterna_hf::export::rewrite(&args.from, &args.out, dtype)
             .map_err(|err| Failure::from_error(Exit::Failed, &err).with_hint(err.hint()))?;
     }
     print(&format!("The model is in {}", args.out.display()))
+}
+
+/// Writes the base of a folder of PEFT with its adapters added.
+fn merge(args: &Export, dtype: Option<DType>) -> Result<(), Failure> {
+    let failed =
+        |err: &sterna_hf::Error| Failure::from_error(Exit::Failed, err).with_hint(err.hint());
+    let lora = LoraConfig::from_dir(&args.from).map_err(|err| failed(&err.into()))?;
+    let base = base_of(args, lora.raw.get("base_model_name_or_path").and_then(Value::as_str))?;
+    let merged = merge::open(&args.from, &base)
+        .and_then(|(lora, files)| merge::merge(&base, lora, &files, &args.from, &args.out, dtype));
+    merged.map_err(|err| failed(&err))
+}
+
+/// The folder of the base to merge into, of which adapters say the name.
+fn base_of(args: &Export, named: Option<&str>) -> Result<PathBuf, Failure> {
+    let Some(name) = args.base.as_deref().or(named) else {
+        let message = format!("`{}` does not name the base of its adapters", args.from.display());
+        return Err(Failure::new(Exit::Usage, message).with_hint("use --base".to_owned()));
+    };
+    hub::resolve_model(name)
+        .map_err(|err| Failure::from_error(Exit::Failed, &err).with_hint(err.hint()))
 }
 
 /// The checkpoints in `dir`, of which there must be one.

@@ -14,10 +14,11 @@ pub(super) fn run(plan: &Plan, num_steps: u64, processor: &Processor) -> Vec<Str
     let random = if model.has_random_weights { ", random weights" } else { "" };
     let mut lines = vec![
         format!(
-            "model: {} ({}), {} parameters, {}{random}",
+            "model: {} ({}), {} parameters{}, {}{random}",
             model.name,
             model.family,
             base10(model.num_parameters as f64),
+            model.of_them_trained(base10),
             model.dtype
         ),
         format!(

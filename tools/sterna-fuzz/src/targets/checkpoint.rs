@@ -99,7 +99,11 @@ fn make(folder: &Path) -> std::path::PathBuf {
             adapter: None,
             metrics_bytes: Some(100),
             states: vec![StateKind { name: StateName::Master, dtype: StateDtype::F32 }],
-            flats: vec![FlatBuffer { name: "0.decayed".to_owned(), shard_len: 6, is_trained: true }],
+            flats: vec![FlatBuffer {
+                name: "0.decayed".to_owned(),
+                shard_len: 6,
+                is_trained: true,
+            }],
             parameters: vec![ParameterPlace {
                 name: "model.embed_tokens.weight".to_owned(),
                 shape: vec![2, 3],
