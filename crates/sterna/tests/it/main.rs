@@ -10,5 +10,6 @@ mod full_disk;
 mod help;
 mod hosts;
 mod launch;
+mod recipes;
 mod train;
 mod workspace;
