@@ -13,6 +13,7 @@ use std::{
     sync::{PoisonError, RwLock},
 };
 
+use ahash::RandomState;
 use aho_corasick::{AhoCorasick, MatchKind};
 use icu_normalizer::ComposingNormalizerBorrowed;
 use tokenizers::{
@@ -41,7 +42,8 @@ pub(super) struct Words {
     is_composed: bool,
     /// What each byte is written as.
     letters: [char; 256],
-    known: RwLock<HashMap<Box<str>, Box<[Piece]>>>,
+    /// Found by a faster hash than the standard library's: a short chat looks fifty words up.
+    known: RwLock<HashMap<Box<str>, Box<[Piece]>, RandomState>>,
 }
 
 /// Added tokens.
@@ -103,7 +105,10 @@ impl Words {
         if self.is_composed && !is_composed(text) {
             return None;
         }
-        let mut encoded = Encoded { ids: Vec::new(), offsets: Vec::new() };
+        // Usually more than enough.
+        let capacity = text.len() / 3;
+        let (ids, offsets) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
+        let mut encoded = Encoded { ids, offsets };
         let mut at = 0;
         let mut new = Vec::new();
         {
