@@ -6,6 +6,7 @@
 mod exact;
 mod reference;
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use serde_json::{Map, Value};
@@ -90,8 +91,8 @@ pub(crate) struct Untokenized<'a> {
 }
 
 /// What the template is given of a chat.
-struct Read {
-    conversation: Conversation,
+struct Read<'a> {
+    conversation: Cow<'a, Conversation>,
     stand_ins: StandIns,
     has_control_tokens: bool,
 }
@@ -142,7 +143,7 @@ impl<'a> ChatTokenizer<'a> {
     /// up has no result.
     pub(crate) fn tokenize_all(&self, chats: &[Untokenized<'_>]) -> Vec<Result<(Tokens, Remarks)>> {
         let read: Vec<_> = chats.iter().map(|chat| self.read(chat.conversation)).collect();
-        let rendered = self.render_all(read.iter().map(|read| &read.conversation));
+        let rendered = self.render_all(read.iter().map(|read| &*read.conversation));
         let mut results: Vec<_> = chats
             .iter()
             .zip(&read)
@@ -176,7 +177,7 @@ impl<'a> ChatTokenizer<'a> {
     }
 
     /// What of a chat the template is given.
-    fn read(&self, conversation: &Conversation) -> Read {
+    fn read<'b>(&self, conversation: &'b Conversation) -> Read<'b> {
         let rule = &self.rule;
         let mut conversation = self.as_the_template_reads_it(conversation);
         let mut has_control_tokens = false;
@@ -184,7 +185,7 @@ impl<'a> ChatTokenizer<'a> {
         if rule.label_mask == LabelMask::Exact {
             has_control_tokens = self.spells_special_tokens(&conversation);
             if has_control_tokens && rule.control_tokens == ControlTokens::PlainText {
-                stand_ins = self.stand_in_for_special_tokens(&mut conversation);
+                stand_ins = self.stand_in_for_special_tokens(conversation.to_mut());
             }
         }
         Read { conversation, stand_ins, has_control_tokens }
@@ -193,7 +194,7 @@ impl<'a> ChatTokenizer<'a> {
     fn encode_rendered(
         &self,
         chat: &Untokenized<'_>,
-        read: &Read,
+        read: &Read<'_>,
         rendered: Result<Rendered, sterna_hf::Error>,
     ) -> Result<EncodedChat> {
         let row = || Box::new((chat.row_id)());
@@ -213,10 +214,10 @@ impl<'a> ChatTokenizer<'a> {
     fn label(
         &self,
         chat: &Untokenized<'_>,
-        read: &Read,
+        read: &Read<'_>,
         encoded: EncodedChat,
     ) -> Result<(Tokens, Remarks)> {
-        let (tokenizer, rule, conversation) = (self.tokenizer, &self.rule, &read.conversation);
+        let (tokenizer, rule, conversation) = (self.tokenizer, &self.rule, &*read.conversation);
         let mut remarks =
             Remarks { has_control_tokens: read.has_control_tokens, ..Remarks::default() };
         let EncodedChat { text, tokens: encoded, generated, hidden, skeleton } = encoded;
@@ -395,18 +396,23 @@ impl<'a> ChatTokenizer<'a> {
     }
 
     /// With the recipe's variables, and lists of texts as one text if the template prints only text.
-    fn as_the_template_reads_it(&self, conversation: &Conversation) -> Conversation {
-        let mut conversation = conversation.clone();
+    fn as_the_template_reads_it<'b>(
+        &self,
+        conversation: &'b Conversation,
+    ) -> Cow<'b, Conversation> {
+        let mut conversation = Cow::Borrowed(conversation);
         for (name, value) in &self.rule.chat_template_kwargs {
-            conversation.template_kwargs.entry(name).or_insert_with(|| value.clone());
+            if !conversation.template_kwargs.contains_key(name) {
+                conversation.to_mut().template_kwargs.insert(name.clone(), value.clone());
+            }
         }
-        for message in &mut conversation.messages {
-            if let Some(Value::Array(parts)) = message.get("content")
+        for i in 0..conversation.messages.len() {
+            if let Some(Value::Array(parts)) = conversation.messages[i].get("content")
                 && !self.tokenizer.reads_content_parts()
             {
                 let texts = parts.iter().filter_map(|part| part.get("text")?.as_str());
                 let text: String = texts.collect();
-                message.set("content", text);
+                conversation.to_mut().messages[i].set("content", text);
             }
         }
         conversation

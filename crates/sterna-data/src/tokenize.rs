@@ -20,8 +20,8 @@ use crate::{
 /// Rows that are tokenized before their tokens are written: enough to keep all cores busy, few enough to hold in memory even if each
 /// has a million tokens.
 const ROWS_AT_ONCE: usize = 256;
-/// Most of them that are tokenized in one go, whose chats are rendered together.
-const ROWS_IN_ONE_GO: usize = 8;
+/// Most of them that are tokenized in one go, whose chats are rendered together: with eight, short chats took 7% longer on one core.
+const ROWS_IN_ONE_GO: usize = 32;
 
 /// How far a source has been tokenized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,7 +251,7 @@ fn tokenize_rows(
         let tokenized: Vec<Vec<Result<_>>> = chunk
             .par_chunks(in_one_go)
             .map(|chunk| {
-                let read = chunk.iter().map(|&row| rows.row(row)).collect();
+                let read = rows.rows(chunk.iter().copied()).collect();
                 let ids: Vec<_> = chunk.iter().map(|&row| move || rows.id(row)).collect();
                 let ids: Vec<_> = ids.iter().map(|id| id as &dyn Fn() -> RowId).collect();
                 tokenizer.tokenize_all(read, &ids)

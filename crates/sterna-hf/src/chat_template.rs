@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Object;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 use serde_json::Map;
 
@@ -236,19 +237,21 @@ impl ChatTemplate {
         conversations: &[(&Conversation, bool)],
         special_tokens: &Map<String, serde_json::Value>,
     ) -> Vec<Result<Rendered>> {
+        let special_tokens: Arc<[_]> = variables(special_tokens).collect();
         let input = |&(conversation, add_generation_prompt): &(&Conversation, bool)| {
             let Conversation { messages, tools, template_kwargs } = conversation;
             let values = messages.iter().map(|Message(keys)| Value::from_pairs(variables(keys)));
-            let context = variables(special_tokens).chain(variables(template_kwargs)).chain([
-                ("messages".to_owned(), values.collect()),
-                ("tools".to_owned(), python::from_json(tools)),
-                ("documents".to_owned(), Value::from(())),
-                ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
-            ]);
+            let context = ChatContext {
+                messages: values.collect(),
+                tools: python::from_json(tools),
+                add_generation_prompt,
+                template_kwargs: variables(template_kwargs).collect(),
+                special_tokens: Arc::clone(&special_tokens),
+            };
             let bytes = messages.iter().map(|Message(keys)| object_bytes(keys)).sum::<usize>()
                 + json_bytes(tools)
                 + object_bytes(template_kwargs);
-            Input { context: Value::from_pairs(context), bytes }
+            Input { context: Value::from_object(context), bytes }
         };
         self.run(conversations.iter().map(input).collect())
     }
@@ -303,6 +306,36 @@ impl ChatTemplate {
 impl std::fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ChatTemplate").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// The variables of a template that renders a chat. To make a map of them for each chat took longer than to look up those that are used.
+#[derive(Debug)]
+struct ChatContext {
+    messages: Value,
+    tools: Value,
+    add_generation_prompt: bool,
+    /// They replace special tokens, and nothing else.
+    template_kwargs: Vec<(String, Value)>,
+    special_tokens: Arc<[(String, Value)]>,
+}
+
+impl Object for ChatContext {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        self.get_value_by_str(key.as_str()?)
+    }
+
+    fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<Value> {
+        match key {
+            "messages" => Some(self.messages.clone()),
+            "tools" => Some(self.tools.clone()),
+            "documents" => Some(Value::from(())),
+            "add_generation_prompt" => Some(Value::from(self.add_generation_prompt)),
+            _ => {
+                let mut named = self.template_kwargs.iter().chain(&*self.special_tokens);
+                named.find(|(name, _)| name == key).map(|(_, value)| value.clone())
+            }
+        }
     }
 }
 

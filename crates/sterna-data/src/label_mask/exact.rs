@@ -589,7 +589,9 @@ impl Hidden {
     fn new(conversation: &Conversation, turns: &[usize], text: &str, calls: Calls) -> Hidden {
         let mut hidden = Hidden::empty(conversation, turns, text);
         for (turn_idx, &turn) in turns.iter().enumerate() {
-            let mut message = conversation.messages[turn].clone();
+            // Taken out, because a copy is a text more to copy.
+            let hole = Message::from(Map::new());
+            let mut message = std::mem::replace(&mut hidden.conversation.messages[turn], hole);
             let has_name = calls == Calls::Name && hidden.hide_name(turn_idx, &mut message);
             hidden.hide(turn_idx, &mut message, has_name);
             hidden.conversation.messages[turn] = message;

@@ -79,9 +79,24 @@ pub(super) struct Lines {
 
 #[derive(Debug)]
 enum Place {
-    /// The file itself, as it was when its lines were found. It is opened for each row: a source may have more files than a process may open.
+    /// The file itself, as it was when its lines were found. It is opened when it is read, and not kept for long: a source may have
+    /// more files than a process may open.
     File(Stamp),
     Scratch(Arc<Scratch>),
+}
+
+/// The file that was read last, for those who read several rows: to open it for each took longer than to read them.
+#[derive(Debug, Default)]
+pub(super) struct LastRead(Option<(PathBuf, File)>);
+
+impl LastRead {
+    fn open(&mut self, path: &Path) -> std::io::Result<&File> {
+        let opened = match self.0.take().filter(|(last, _)| last == path) {
+            Some(kept) => kept,
+            None => (path.to_path_buf(), File::open(path)?),
+        };
+        Ok(&self.0.insert(opened).1)
+    }
 }
 
 /// What changes when a file is written to or replaced.
@@ -122,7 +137,12 @@ impl Lines {
     }
 
     /// The text of row `index` of the file at `path`.
-    pub(super) fn read(&self, path: &Path, index: usize) -> Result<Vec<u8>> {
+    pub(super) fn read(
+        &self,
+        path: &Path,
+        index: usize,
+        last_read: &mut LastRead,
+    ) -> Result<Vec<u8>> {
         let Line { start, len, .. } = self.lines[index];
         let mut text = vec![0; len as usize];
         match &self.place {
@@ -132,7 +152,7 @@ impl Lines {
                 .map_err(|source| Error::Read { path: scratch.folder.clone(), source })?,
             Place::File(stamp) => {
                 let error = |source| Error::Read { path: path.to_path_buf(), source };
-                let file = File::open(path).map_err(error)?;
+                let file = last_read.open(path).map_err(error)?;
                 let read = file.read_exact_at(&mut text, start);
                 // After the read, so that a change in between is seen; and before its error, which the change may explain.
                 if Stamp::new(&file.metadata().map_err(error)?) != *stamp {

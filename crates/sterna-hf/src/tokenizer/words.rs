@@ -3,14 +3,17 @@
 //! The tokenizers crate carries an alignment of every byte through each of its steps, which takes most of its time. Nearly all
 //! tokenizers of language models are of one kind: added tokens are cut out, what is left is split into words by patterns, and
 //! byte-pair encoding turns each word into tokens by itself, from its bytes written as letters. Then the tokens of a word depend on
-//! nothing around it, so they are asked of the crate's model once and kept. Patterns, engine and model are the crate's own; a
-//! tokenizer with a step that is not known here is not of this kind, and the crate encodes for it.
+//! nothing around it, so they are asked of the crate's model once and kept. Patterns, engine and model are the crate's own, except for
+//! the pattern of most ([`ByteLevel`]); a tokenizer with a step that is not known here is not of this kind, and the crate encodes for it.
+
+mod byte_level;
 
 use std::{
     collections::HashMap,
     sync::{PoisonError, RwLock},
 };
 
+use ahash::RandomState;
 use aho_corasick::{AhoCorasick, MatchKind};
 use icu_normalizer::ComposingNormalizerBorrowed;
 use tokenizers::{
@@ -19,11 +22,9 @@ use tokenizers::{
     utils::SysRegex,
 };
 
+use self::byte_level::ByteLevel;
 use super::Encoded;
 
-/// The pattern of a `ByteLevel` that splits, which the crate keeps to itself.
-const BYTE_LEVEL: &str =
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 /// Words that are kept.
 const MAX_WORDS: usize = 1 << 16;
 /// Longest word that is kept, in bytes.
@@ -41,7 +42,8 @@ pub(super) struct Words {
     is_composed: bool,
     /// What each byte is written as.
     letters: [char; 256],
-    known: RwLock<HashMap<Box<str>, Box<[Piece]>>>,
+    /// Found by a faster hash than the standard library's: a short chat looks fifty words up.
+    known: RwLock<HashMap<Box<str>, Box<[Piece]>, RandomState>>,
 }
 
 /// Added tokens.
@@ -56,6 +58,8 @@ struct Added {
 enum Split {
     /// At each match, which is a word too.
     Pattern(SysRegex),
+    /// As the pattern of a `ByteLevel`.
+    ByteLevel(ByteLevel),
     /// Digits from other text, and from each other if `each`.
     Digits { each: bool },
 }
@@ -101,7 +105,10 @@ impl Words {
         if self.is_composed && !is_composed(text) {
             return None;
         }
-        let mut encoded = Encoded { ids: Vec::new(), offsets: Vec::new() };
+        // Usually more than enough.
+        let capacity = text.len() / 3;
+        let (ids, offsets) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
+        let mut encoded = Encoded { ids, offsets };
         let mut at = 0;
         let mut new = Vec::new();
         {
@@ -258,7 +265,7 @@ fn splits(pre_tokenizer: &PreTokenizerWrapper) -> Option<Vec<Split>> {
         })
         .collect::<Option<_>>()?;
     if byte_level.use_regex {
-        splits.push(Split::Pattern(SysRegex::new(BYTE_LEVEL).ok()?));
+        splits.push(Split::ByteLevel(ByteLevel::new()?));
     }
     Some(splits)
 }
@@ -275,6 +282,13 @@ fn split(steps: &[Split], text: &str, each: &mut dyn FnMut(&str) -> Option<()>) 
             for (start, end) in pattern.find_iter(text) {
                 split(rest, &text[at..start], each)?;
                 split(rest, &text[start..end], each)?;
+                at = end;
+            }
+        }
+        Split::ByteLevel(byte_level) => {
+            while at < text.len() {
+                let end = at + byte_level.word_len(&text[at..]);
+                split(rest, &text[at..end], each)?;
                 at = end;
             }
         }

@@ -66,12 +66,27 @@ pub(super) fn whole(x: f64) -> Result<i128, Error> {
 /// Applies operators of one rank from left to right: `a, '+', b, '-', c`.
 pub(super) fn fold(args: &[Value]) -> Result<Value, Error> {
     let [first, rest @ ..] = args else { return Err(invalid("an operator needs operands")) };
-    let mut result = first.clone();
+    // A sum of texts is made in one go: most of what a template prints is one, and each sum of two is a text of its own.
+    let texts: Vec<&str> = match first.as_str() {
+        Some(text) => [text].into_iter().chain(rest.chunks(2).map_while(plus_text)).collect(),
+        None => Vec::new(),
+    };
+    let num_added = texts.len().saturating_sub(1);
+    let rest = &rest[2 * num_added..];
+    let mut result = if num_added == 0 { first.clone() } else { Value::from(texts.concat()) };
     for step in rest.chunks(2) {
         let [sign, operand] = step else { return Err(invalid("an operator needs operands")) };
         result = binary(sign.as_str().unwrap_or_default(), &result, operand)?;
     }
     Ok(result)
+}
+
+/// The text that a step of [`fold`] adds, if it adds one.
+fn plus_text(step: &[Value]) -> Option<&str> {
+    match step {
+        [sign, operand] if sign.as_str() == Some("+") => operand.as_str(),
+        _ => None,
+    }
 }
 
 /// `a sign b`.
