@@ -7,7 +7,7 @@
 - expected.json: the base, the losses and the norms of the gradients.
 
 The steps are those of make_family_steps.py, in fp32 and in fp64, to see which numbers fp32 can say at all. Run with torch 2.11.0,
-transformers 4.57.6 and peft 0.18.0 on a CPU:
+peft 0.18.0 and transformers 4.57.6 on a CPU, `delta_net` with transformers 5.24.0, which has its base:
 
     OMP_NUM_THREADS=1 python golden/make_adapter_steps.py [CASE ...]
 """
@@ -52,6 +52,15 @@ CASES = {
     "dora": ("llama", dict(r=3, lora_alpha=5, target_modules="all-linear", use_dora=True, bias="all")),
     "dora_fused": ("phi3", dict(r=3, lora_alpha=5, target_modules="all-linear", use_dora=True)),
     "experts": ("qwen3_moe", dict(r=2, lora_alpha=3, target_modules=["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"])),
+    # A gated delta net beside attention with a gate, whose rows alternate with those of the queries.
+    "delta_net": (
+        "qwen3_5_text",
+        dict(
+            r=3,
+            lora_alpha=5,
+            target_modules=["in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj", "q_proj", "k_proj", "o_proj", "down_proj"],
+        ),
+    ),
     "latent": ("deepseek_v3", dict(r=3, lora_alpha=5, target_modules=["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"])),
 }
 
@@ -147,5 +156,5 @@ def make(case, data):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     chats = read_data(OUT / "data")
-    for case in sys.argv[1:] or CASES:
+    for case in sys.argv[1:] or [case for case in CASES if case != "delta_net"]:
         make(case, chats)

@@ -18,6 +18,7 @@ use regex::Regex;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use crate::config::ModelConfig;
 use crate::config::reader::Reader;
 use crate::error::{Error, Result};
 use crate::layer::{Architecture, Layer, LowRank};
@@ -50,8 +51,12 @@ pub struct LoraConfig {
     pub alpha_pattern: Vec<(String, f64)>,
     /// The layers that have adapters; empty is all.
     pub layers_to_transform: Vec<usize>,
-    /// What stands before the number of a layer in names; empty is anything.
+    /// What stands before the number of a layer in names, regular expressions; empty is anything.
     pub layers_pattern: Vec<String>,
+    /// What a file of PEFT trained its adapters with, and training here does without.
+    pub lora_dropout: f64,
+    /// Whether it is of a file of PEFT, which may name modules that other models have.
+    pub is_of_file: bool,
     /// The keys as they were read.
     pub raw: Map<String, Value>,
 }
@@ -128,102 +133,94 @@ const REFUSED: [(&str, &str); 15] = [
 ];
 
 impl LoraConfig {
-    /// Reads a mapping with PEFT's keys, of a recipe or of an `adapter_config.json` at `path`.
+    /// Reads a mapping with PEFT's keys, as a recipe has it; `path` is for messages.
     ///
     /// # Errors
     ///
     /// [`Error::Value`] for a key or value that is not supported, with the key as it stands in the mapping.
-    pub fn from_map(map: &Map<String, Value>, path: &Path) -> Result<LoraConfig> {
+    pub fn from_recipe(map: &Map<String, Value>, path: &Path) -> Result<LoraConfig> {
+        Self::read(map, path, false)
+    }
+
+    /// The same of an `adapter_config.json` at `path`.
+    ///
+    /// # Errors
+    ///
+    /// As [`LoraConfig::from_recipe`].
+    pub fn from_file(map: &Map<String, Value>, path: &Path) -> Result<LoraConfig> {
+        Self::read(map, path, true)
+    }
+
+    fn read(map: &Map<String, Value>, path: &Path, is_of_file: bool) -> Result<LoraConfig> {
         let reader = Reader::new(path, map);
-        let peft_type = reader.required("peft_type", Reader::string)?;
-        if !peft_type.eq_ignore_ascii_case("lora") {
-            let required = "`LORA`, the one kind of adapter that is supported".to_owned();
-            return Err(reader.refuse("peft_type", format!("`{peft_type}`"), required));
-        }
-        if let Some(value) = reader.get("task_type")
-            && value.as_str() != Some("CAUSAL_LM")
-        {
-            return Err(reader.wrong("task_type", value, "`CAUSAL_LM`"));
-        }
-        let known =
-            |key: &String| Self::KEYS.contains(&key.as_str()) || INERT.contains(&key.as_str());
-        for (key, value) in map.iter().filter(|(key, _)| !known(key)) {
-            if !is_idle(value) {
-                let refused = REFUSED.iter().find(|(refused, _)| refused == key);
-                return Err(match refused {
-                    Some((_, why)) => reader.wrong(key, value, format!("absent: {why}")),
-                    None => reader.wrong(
-                        key,
-                        value,
-                        format!("absent, or one of {}", listed(Self::KEYS)),
-                    ),
-                });
-            }
-        }
+        check_keys(&reader, map, is_of_file)?;
         let targets = reader.get("target_modules");
         let Some(target_modules) = targets.map(|value| modules(&reader, "target_modules", value))
         else {
             let required = "a list of names, a regular expression, or `all-linear`".to_owned();
             return Err(reader.refuse("target_modules", "missing".to_owned(), required));
         };
+        let exclude_modules = reader.get("exclude_modules");
+        let exclude_modules =
+            exclude_modules.map(|value| modules(&reader, "exclude_modules", value));
         let names = |key: &str| reader.or(key, Vec::new(), Self::names);
-        Ok(LoraConfig {
+        let lora = LoraConfig {
             r: reader.or("r", 8, Reader::size)?,
             lora_alpha: reader.or("lora_alpha", 8.0, Reader::positive)?,
             target_modules: target_modules?,
-            exclude_modules: reader
-                .get("exclude_modules")
-                .map(|value| modules(&reader, "exclude_modules", value))
-                .transpose()?,
-            bias: match reader.get("bias").map(|value| (value, value.as_str())) {
-                None | Some((_, Some("none"))) => LoraBias::None,
-                Some((_, Some("all"))) => LoraBias::All,
-                Some((_, Some("lora_only"))) => LoraBias::LoraOnly,
-                Some((value, _)) => {
-                    return Err(reader.wrong("bias", value, "`none`, `all` or `lora_only`"));
-                }
-            },
+            exclude_modules: exclude_modules.transpose()?,
+            bias: reader.or("bias", LoraBias::None, LoraBias::read)?,
             modules_to_save: names("modules_to_save")?,
             use_rslora: reader.flag("use_rslora", false)?,
             use_dora: reader.flag("use_dora", false)?,
-            init_lora_weights: match reader.get("init_lora_weights") {
-                None | Some(Value::Bool(true)) => LoraInit::Default,
-                Some(Value::Bool(false)) => LoraInit::Random,
-                Some(Value::String(name)) if name.eq_ignore_ascii_case("gaussian") => {
-                    LoraInit::Gaussian
-                }
-                Some(value) => {
-                    let required = "`true`, `false` or `gaussian`: other first values change the \
-                                    weights of the base or need a pass over data";
-                    return Err(reader.wrong("init_lora_weights", value, required));
-                }
-            },
+            init_lora_weights: reader.or("init_lora_weights", LoraInit::Default, LoraInit::read)?,
             rank_pattern: pattern(&reader, "rank_pattern", Reader::size)?,
             alpha_pattern: pattern(&reader, "alpha_pattern", Reader::positive)?,
-            layers_to_transform: reader.or(
-                "layers_to_transform",
-                Vec::new(),
-                |reader, key, value| {
-                    let of = |value: &Value| {
-                        let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
-                        number.ok_or_else(|| reader.wrong(key, value, "numbers of layers, from 0"))
-                    };
-                    match value {
-                        Value::Array(all) => all.iter().map(of).collect(),
-                        value => Ok(vec![of(value)?]),
-                    }
-                },
-            )?,
+            layers_to_transform: reader.or("layers_to_transform", Vec::new(), layer_numbers)?,
             layers_pattern: names("layers_pattern")?,
+            lora_dropout: reader.or("lora_dropout", 0.0, Reader::non_negative)?,
+            is_of_file,
             raw: map.clone(),
-        })
+        };
+        lora.check_together(&reader)?;
+        Ok(lora)
+    }
+
+    /// Refuses what has no meaning together, as PEFT does.
+    fn check_together(&self, reader: &Reader<'_>) -> Result<()> {
+        for key in ["layers_to_transform", "layers_pattern"] {
+            if let (Modules::Pattern(_) | Modules::AllLinear, Some(value)) =
+                (&self.target_modules, reader.get(key))
+            {
+                let required = "absent unless `target_modules` is a list of names";
+                return Err(reader.wrong(key, value, required));
+            }
+        }
+        if let (None, Some(value)) =
+            (reader.get("layers_to_transform"), reader.get("layers_pattern"))
+        {
+            let required = "absent without `layers_to_transform`";
+            return Err(reader.wrong("layers_pattern", value, required));
+        }
+        for name in &self.layers_pattern {
+            layer_number(name)
+                .map_err(|error| wrong_pattern(reader, "layers_pattern", name, &error))?;
+        }
+        if let (true, LoraInit::Random, false) =
+            (self.use_dora, self.init_lora_weights, self.is_of_file)
+        {
+            let required =
+                "`true` or `gaussian` with `use_dora`, whose magnitudes begin as the base's";
+            return Err(reader.wrong("init_lora_weights", &Value::Bool(false), required));
+        }
+        Ok(())
     }
 
     /// Reads `adapter_config.json` of a folder of PEFT.
     ///
     /// # Errors
     ///
-    /// [`Error::MissingFile`], [`Error::Read`], [`Error::Json`], and those of [`LoraConfig::from_map`].
+    /// [`Error::MissingFile`], [`Error::Read`], [`Error::Json`], and those of [`LoraConfig::from_file`].
     pub fn from_dir(dir: &Path) -> Result<LoraConfig> {
         let path = dir.join(CONFIG_FILE);
         let text = match std::fs::read_to_string(&path) {
@@ -235,7 +232,7 @@ impl LoraConfig {
         };
         let map = serde_json::from_str(&text)
             .map_err(|source| Error::Json { path: path.clone(), source })?;
-        LoraConfig::from_map(&map, &path)
+        LoraConfig::from_file(&map, &path)
     }
 
     /// The keys that it reads, in the order of PEFT's own file.
@@ -273,6 +270,69 @@ impl LoraConfig {
         let by = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
         (rank, alpha / by)
     }
+}
+
+impl LoraBias {
+    fn read(reader: &Reader<'_>, key: &str, value: &Value) -> Result<LoraBias> {
+        match value.as_str() {
+            Some("none") => Ok(LoraBias::None),
+            Some("all") => Ok(LoraBias::All),
+            Some("lora_only") => Ok(LoraBias::LoraOnly),
+            _ => Err(reader.wrong(key, value, "`none`, `all` or `lora_only`")),
+        }
+    }
+}
+
+impl LoraInit {
+    fn read(reader: &Reader<'_>, key: &str, value: &Value) -> Result<LoraInit> {
+        match value {
+            Value::Bool(true) => Ok(LoraInit::Default),
+            Value::Bool(false) => Ok(LoraInit::Random),
+            Value::String(name) if name.eq_ignore_ascii_case("gaussian") => Ok(LoraInit::Gaussian),
+            _ => {
+                let required = "`true`, `false` or `gaussian`: other first values change the weights \
+                                of the base or need a pass over data";
+                Err(reader.wrong(key, value, required))
+            }
+        }
+    }
+}
+
+/// One number, or a list of them.
+fn layer_numbers(reader: &Reader<'_>, key: &str, value: &Value) -> Result<Vec<usize>> {
+    let of = |value: &Value| value.as_u64().and_then(|number| usize::try_from(number).ok());
+    let numbers = match value {
+        Value::Array(all) => all.iter().map(of).collect(),
+        value => of(value).map(|number| vec![number]),
+    };
+    numbers.ok_or_else(|| reader.wrong(key, value, "numbers of layers, from 0"))
+}
+
+/// Refuses another kind of adapter, and keys that are not supported.
+fn check_keys(reader: &Reader<'_>, map: &Map<String, Value>, is_of_file: bool) -> Result<()> {
+    let peft_type = reader.required("peft_type", Reader::string)?;
+    if !peft_type.eq_ignore_ascii_case("lora") {
+        let required = "`LORA`, the one kind of adapter that is supported".to_owned();
+        return Err(reader.refuse("peft_type", format!("`{peft_type}`"), required));
+    }
+    if let Some(value) = reader.get("task_type")
+        && value.as_str() != Some("CAUSAL_LM")
+    {
+        return Err(reader.wrong("task_type", value, "`CAUSAL_LM`"));
+    }
+    for (key, value) in map {
+        let is_known = LoraConfig::KEYS.contains(&key.as_str()) || INERT.contains(&key.as_str());
+        // What adapters were trained with is no matter for their use.
+        if is_known || is_idle(value) || (is_of_file && key == "lora_dropout") {
+            continue;
+        }
+        let required = match REFUSED.iter().find(|(refused, _)| refused == key) {
+            Some((_, why)) => format!("absent: {why}"),
+            None => format!("absent, or one of {}", listed(LoraConfig::KEYS)),
+        };
+        return Err(reader.wrong(key, value, required));
+    }
+    Ok(())
 }
 
 /// Whether a value of an unknown key asks for nothing.
@@ -341,8 +401,14 @@ fn suffix(pattern: &str) -> Result<Regex, regex::Error> {
     Regex::new(&format!(r"\A(?:.*\.)?(?:{pattern})\z"))
 }
 
+/// What finds the number of a layer in a module's name; `before` stands before it.
+fn layer_number(before: &str) -> Result<Regex, regex::Error> {
+    Regex::new(&format!(r"\A.*\.(?:{before})\.([0-9]+)\."))
+}
+
 /// The patterns of a [`LoraConfig`], which it has checked.
 struct Patterns {
+    layers: Vec<Regex>,
     ranks: Vec<(Regex, usize)>,
     alphas: Vec<(Regex, f64)>,
     targets: Targets,
@@ -364,7 +430,13 @@ impl Patterns {
                 |(name, value): &(String, T)| (suffix(name).expect(Patterns::CHECKED), *value);
             pairs.iter().map(one).collect()
         }
+        let layers = match &lora.layers_pattern[..] {
+            // The last number, which is an expert's where a module has one.
+            [] => vec![layer_number("[^.]*").expect(Patterns::CHECKED)],
+            all => all.iter().map(|name| layer_number(name).expect(Patterns::CHECKED)).collect(),
+        };
         Patterns {
+            layers,
             ranks: of(&lora.rank_pattern),
             alphas: of(&lora.alpha_pattern),
             targets: Targets::new(&lora.target_modules),
@@ -374,6 +446,23 @@ impl Patterns {
 
     fn first<T: Copy>(of: &[(Regex, T)], module: &str) -> Option<T> {
         of.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
+    }
+}
+
+impl Patterns {
+    /// Whether a module has an adapter, unless it is excluded. A whole name is of any layer.
+    fn target(&self, lora: &LoraConfig, module: &str) -> bool {
+        let is_whole = matches!(&self.targets, Targets::Names(names) if names.iter().any(|name| name == module));
+        let layers = &lora.layers_to_transform;
+        let is_of_layer =
+            || layers.is_empty() || self.layer_of(module).is_some_and(|n| layers.contains(&n));
+        is_whole || (self.targets.include(module) && is_of_layer())
+    }
+
+    /// The number of the layer that a module is in.
+    fn layer_of(&self, module: &str) -> Option<usize> {
+        let captures = self.layers.iter().find_map(|pattern| pattern.captures(module))?;
+        captures.get(1)?.as_str().parse().ok()
     }
 }
 
@@ -400,13 +489,6 @@ fn ends_with(module: &str, name: &str) -> bool {
     module.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
-/// The number of a layer and what stands before it, in the name of one of its modules.
-fn place_of(module: &str) -> Option<(&str, usize)> {
-    let parts: Vec<&str> = module.split('.').collect();
-    let numbers = parts.windows(2).filter_map(|pair| Some((pair[0], pair[1].parse().ok()?)));
-    numbers.into_iter().next()
-}
-
 impl Architecture {
     /// Freezes every weight and gives the linear maps that `lora` names an adapter, whose weights are the layer's last.
     ///
@@ -420,36 +502,17 @@ impl Architecture {
             required,
         };
         let patterns = Patterns::new(lora);
-        if let Some(layer) =
-            lora.layers_to_transform.iter().find(|layer| **layer >= self.layers.len())
-        {
-            let required = format!("layers of the model, 0 to {}", self.layers.len() - 1);
-            return Err(wrong("layers_to_transform", format!("`{layer}`"), required));
-        }
         let modules_of_model: BTreeSet<String> =
             self.layers.iter().flat_map(linear_modules).collect();
         let weights = self.all_params_mut().filter(|spec| spec.role == Role::Trained);
         weights.for_each(|spec| spec.role = Role::Frozen);
         let mut adapted = BTreeSet::new();
-        for (layer_idx, layer) in self.layers.iter_mut().enumerate() {
+        for layer in &mut self.layers {
             for module in linear_modules(layer) {
-                let is_layer = match &lora.target_modules {
-                    // As in PEFT, where the choice of layers is one of a list.
-                    Modules::Pattern(_) => true,
-                    _ if lora.layers_to_transform.is_empty() => true,
-                    _ => {
-                        let is_named = |before: &str| {
-                            lora.layers_pattern.is_empty()
-                                || lora.layers_pattern.iter().any(|name| name == before)
-                        };
-                        lora.layers_to_transform.contains(&layer_idx)
-                            && place_of(&module).is_some_and(|(before, _)| is_named(before))
-                    }
-                };
                 let is_excluded =
                     patterns.excluded.as_ref().is_some_and(|all| all.include(&module))
                         || lora.modules_to_save.iter().any(|name| has_part(&module, name));
-                if is_layer && !is_excluded && patterns.targets.include(&module) {
+                if !is_excluded && patterns.target(lora, &module) {
                     let (rank, scale) = lora.of_module(&patterns, &module);
                     layer.adapt(&module, rank, scale, lora);
                     adapted.insert(module);
@@ -461,22 +524,33 @@ impl Architecture {
             let all: BTreeSet<String> = modules_of_model.iter().map(last).collect();
             format!("linear maps of the layers of this model: {}", listed(all))
         };
-        if let Modules::Names(names) = &lora.target_modules {
+        // A file of PEFT may be of several models.
+        if let (Modules::Names(names), false) = (&lora.target_modules, lora.is_of_file) {
             let is_none =
                 |name: &&String| !modules_of_model.iter().any(|module| ends_with(module, name));
             if let Some(name) = names.iter().find(is_none) {
                 return Err(wrong("target_modules", format!("`{name}`"), known()));
             }
+            let numbers = modules_of_model.iter().filter_map(|module| patterns.layer_of(module));
+            let numbers: BTreeSet<usize> = numbers.collect();
+            if let Some(layer) =
+                lora.layers_to_transform.iter().find(|layer| !numbers.contains(layer))
+            {
+                let most = numbers.last().copied().unwrap_or(0);
+                let required = format!("numbers that names of modules have, 0 to {most}");
+                return Err(wrong("layers_to_transform", format!("`{layer}`"), required));
+            }
         }
         if adapted.is_empty() {
             let found = match &lora.target_modules {
                 Modules::Pattern(pattern) => format!("`{pattern}`, which matches no module"),
-                _ => "of no module that is left".to_owned(),
+                _ => "left without a module by `exclude_modules`, `modules_to_save` or `layers_to_transform`"
+                    .to_owned(),
             };
             return Err(wrong("target_modules", found, known()));
         }
         self.train_biases(lora, &adapted);
-        self.train_modules(lora)
+        self.train_modules(lora, &adapted)
     }
 
     /// Trains the biases that `lora` asks for.
@@ -492,44 +566,50 @@ impl Architecture {
         all.filter(|spec| is_trained(&spec.name)).for_each(|spec| spec.role = Role::Trained);
     }
 
-    /// Trains the modules that `lora` names whole.
-    fn train_modules(&mut self, lora: &LoraConfig) -> Result<()> {
+    /// Trains the modules that `lora` names whole: as in PEFT, all whose name ends with one of these, and what is in them.
+    fn train_modules(&mut self, lora: &LoraConfig, adapted: &BTreeSet<String>) -> Result<()> {
+        let wrong = |name: &String, required: String| Error::Adapter {
+            key: "modules_to_save",
+            found: format!("`{name}`"),
+            required,
+        };
+        let is_tied = self.is_tied();
         for name in &lora.modules_to_save {
-            let (is_tied, mut is_there) = (self.is_tied(), false);
+            let mut is_there = false;
             for spec in self.all_params_mut() {
                 let module =
                     spec.name.rsplit_once('.').map_or(&spec.name[..], |(module, _)| module);
-                if spec.role != Role::Frozen || !has_part(module, name) {
+                let within = module.match_indices('.').map(|(end, _)| &module[..end]);
+                if !within.chain([module]).any(|module| module.ends_with(&name[..])) {
                     continue;
                 }
-                if is_tied && ends_with(module, "embed_tokens") {
-                    return Err(Error::Adapter {
-                        key: "modules_to_save",
-                        found: format!("`{name}`"),
-                        required:
-                            "none of embedding and head where they are one tensor: PEFT would \
-                                   train a copy of one of them, and leave the other"
-                                .to_owned(),
-                    });
-                }
-                spec.role = Role::Trained;
                 is_there = true;
+                if is_tied && ends_with(module, "embed_tokens") {
+                    let required = "none of embedding and head where they are one tensor: PEFT would \
+                                    train a copy of one of them, and leave the other";
+                    return Err(wrong(name, required.to_owned()));
+                }
+                if adapted.contains(module) {
+                    let required = format!("no module with an adapter: it has `{module}`");
+                    return Err(wrong(name, required));
+                }
+                match spec.role {
+                    Role::Frozen => spec.role = Role::Trained,
+                    Role::Buffer => {
+                        let required = format!("modules of weights alone: it has `{}`", spec.name);
+                        return Err(wrong(name, required));
+                    }
+                    Role::Trained | Role::Adapter => {}
+                }
             }
             if !is_there {
                 let modules = self.params().filter(|spec| spec.role == Role::Frozen);
                 let part = |spec: &ParamSpec| {
-                    spec.name
-                        .rsplit('.')
-                        .nth(1)
-                        .map(str::to_owned)
-                        .filter(|part| part.parse::<usize>().is_err())
+                    let part = spec.name.rsplit('.').nth(1).map(str::to_owned);
+                    part.filter(|part| part.parse::<usize>().is_err())
                 };
                 let known: BTreeSet<String> = modules.filter_map(part).collect();
-                return Err(Error::Adapter {
-                    key: "modules_to_save",
-                    found: format!("`{name}`"),
-                    required: format!("modules of this model with weights: {}", listed(known)),
-                });
+                return Err(wrong(name, format!("modules with weights: {}", listed(known))));
             }
         }
         Ok(())
@@ -606,17 +686,30 @@ impl Architecture {
 
 impl LoraConfig {
     /// An `adapter_config.json` of adapters of `base`, in which every key of PEFT that differs from its default is there.
-    pub fn to_json(&self, base: &str, arch: &Architecture) -> Map<String, Value> {
+    pub fn to_json(&self, base: &str, config: &ModelConfig) -> Map<String, Value> {
         let mut map = self.raw.clone();
         map.insert("peft_type".to_owned(), "LORA".into());
         map.insert("task_type".to_owned(), "CAUSAL_LM".into());
         map.insert("base_model_name_or_path".to_owned(), base.into());
         map.insert("inference_mode".to_owned(), true.into());
-        // PEFT of today and tomorrow may find other linear maps than these.
-        if self.target_modules == Modules::AllLinear {
-            let modules = arch.params().filter_map(|spec| spec.name.strip_suffix(A));
+        let modules = || config.arch.params().filter_map(|spec| spec.name.strip_suffix(A));
+        if config.wrapper.is_some() {
+            // Other towers have modules of the same names.
+            let of_layers = |module: &str| {
+                let at = module.find(".layers.").map_or(0, |at| at + ".layers.".len());
+                module[at..].replace('.', r"\.")
+            };
+            let all: BTreeSet<String> = modules().map(of_layers).collect();
+            let all = all.into_iter().collect::<Vec<_>>().join("|");
+            let pattern = format!(r".*language_model.*\.layers\.({all})");
+            map.insert("target_modules".to_owned(), pattern.into());
+            for key in ["exclude_modules", "layers_to_transform", "layers_pattern"] {
+                map.shift_remove(key);
+            }
+        } else if self.target_modules == Modules::AllLinear {
+            // PEFT of today and tomorrow may find other linear maps than these.
             let last = |module: &str| module.rsplit('.').next().unwrap_or(module).to_owned();
-            let names: BTreeSet<String> = modules.map(last).collect();
+            let names: BTreeSet<String> = modules().map(last).collect();
             map.insert("target_modules".to_owned(), names.into_iter().collect());
         }
         map
@@ -662,6 +755,10 @@ impl Layer {
         let b = push("lora_B.weight", vec![out, rank], of_b);
         let of_magnitude = Init::RowNorms { row_len: in_features };
         let magnitude = lora.use_dora.then(|| push(MAGNITUDE, vec![out], of_magnitude));
+        if let Some(magnitude) = magnitude {
+            // Steps of a hundredth of a row's length would be lost in bf16.
+            self.params[magnitude].is_fp32 = true;
+        }
         let low_rank = LowRank { a, b, magnitude, scale };
         for map in self.linears_mut().into_iter().filter(|map| map.weight == weight_idx) {
             map.low_rank = Some(low_rank);
@@ -674,12 +771,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::ModelConfig;
-
     fn read(mut keys: Value) -> Result<LoraConfig> {
         let map = keys.as_object_mut().expect("a mapping");
         map.entry("peft_type").or_insert("LORA".into());
-        LoraConfig::from_map(map, Path::new("adapter_config.json"))
+        LoraConfig::from_recipe(map, Path::new("recipe.yaml"))
     }
 
     /// Two layers with a shared expert in the second, whose head is its own.
@@ -738,6 +833,17 @@ mod tests {
         assert_eq!(of(json!({"layers_to_transform": [1], "layers_pattern": "layers"})), second);
         assert_eq!(of(json!({"exclude_modules": ["0.self_attn.q_proj", "v_proj"]})), second[..1]);
         assert_eq!(of(json!({"exclude_modules": r".*\.0\..*"})), second);
+        // A whole name is of any layer, and an expert's number is the last.
+        assert_eq!(
+            of(
+                json!({"target_modules": ["model.layers.0.self_attn.q_proj"], "layers_to_transform": [1]})
+            ),
+            ["0.self_attn.q_proj"]
+        );
+        assert_eq!(
+            of(json!({"target_modules": ["down_proj"], "layers_to_transform": [2]})),
+            ["1.mlp.experts.2.down_proj"]
+        );
         let config = read(
             json!({"target_modules": ["q_proj"], "layers_pattern": ["h"], "layers_to_transform": [0]}),
         );
@@ -780,9 +886,13 @@ mod tests {
             ("r", json!(0)),
             ("bias", json!("some")),
             ("target_modules", json!("(?!x)q_proj")),
+            ("layers_pattern", json!(["layers"])),
         ] {
             assert_eq!(key(with(name, value)), name);
         }
+        let both = |targets: Value| json!({"target_modules": targets, "layers_to_transform": [0]});
+        assert_eq!(key(both(json!("all-linear"))), "layers_to_transform");
+        assert_eq!(key(both(json!(".*q_proj"))), "layers_to_transform");
         // As PEFT writes what it does not use.
         read(with("a_key_of_tomorrow", Value::Null)).unwrap();
         read(with("lora_dropout", json!(0.0))).unwrap();

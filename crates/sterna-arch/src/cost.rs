@@ -29,6 +29,19 @@ impl Layer {
         })
     }
 
+    /// Values at the peak of what DoRA adds to the tile of so many tokens: a weight in single precision beside the sum of it and its adapter,
+    /// or the output of a map with its gradient, each in single precision, too.
+    pub fn dora_values(&self, tile_len: usize) -> usize {
+        let of = |linear: &Linear| match linear.low_rank {
+            Some(low_rank) if low_rank.is_dora() => {
+                let (out, in_features) = (linear.out_features(), linear.in_features);
+                (2 * out * in_features).max(6 * tile_len * out)
+            }
+            _ => 0,
+        };
+        self.linears().map(of).max().unwrap_or(0)
+    }
+
     /// The sum over the linear maps that a token goes through.
     fn per_token(&self, of: impl Fn(&Linear) -> usize) -> usize {
         let all: usize = self.linears().map(&of).sum();

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::adapters;
 use crate::families::Family;
 use crate::wrappers::Wrapper;
 
@@ -82,6 +83,9 @@ impl Error {
     /// What the user can do about it, when that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::MissingFile { path } if path.ends_with(adapters::CONFIG_FILE) => {
+                Some("a folder of PEFT needs it: it says what its adapters are".to_owned())
+            }
             Self::MissingFile { .. } => {
                 Some("a model folder needs it: it is the shape of the model".to_owned())
             }

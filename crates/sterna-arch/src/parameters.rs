@@ -19,7 +19,7 @@ pub struct ParamSpec {
     pub is_decayed: bool,
     /// Whether it is trained, and which files have it.
     pub role: Role,
-    /// Whether it is in single precision whatever the dtype of the model, here and in exports; a buffer.
+    /// Whether it is in single precision whatever the dtype of the model, here and in exports.
     pub is_fp32: bool,
 }
 

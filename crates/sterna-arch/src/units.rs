@@ -150,6 +150,8 @@ pub enum FlatKind {
     Trained {
         /// Whether weight decay applies to them.
         is_decayed: bool,
+        /// Whether they are in single precision whatever the dtype of the model.
+        is_fp32: bool,
     },
     /// They are buffers: gathered as the others, without gradients and optimizer state.
     Buffers {
@@ -162,8 +164,12 @@ pub enum FlatKind {
 
 impl FlatKind {
     /// Those that are trained: decayed parameters first.
-    const TRAINED: [FlatKind; 2] =
-        [FlatKind::Trained { is_decayed: true }, FlatKind::Trained { is_decayed: false }];
+    const TRAINED: [FlatKind; 4] = [
+        FlatKind::Trained { is_decayed: true, is_fp32: false },
+        FlatKind::Trained { is_decayed: false, is_fp32: false },
+        FlatKind::Trained { is_decayed: true, is_fp32: true },
+        FlatKind::Trained { is_decayed: false, is_fp32: true },
+    ];
 
     /// Those that are not.
     const FIXED: [FlatKind; 3] = [
@@ -172,10 +178,20 @@ impl FlatKind {
         FlatKind::Buffers { is_fp32: true },
     ];
 
+    /// Whether it is in single precision whatever the dtype of the model.
+    pub fn is_fp32(self) -> bool {
+        match self {
+            FlatKind::Trained { is_fp32, .. } | FlatKind::Buffers { is_fp32 } => is_fp32,
+            FlatKind::Frozen => false,
+        }
+    }
+
     /// Where a parameter belongs.
     fn of(spec: &ParamSpec) -> FlatKind {
         match spec.role {
-            Role::Trained | Role::Adapter => FlatKind::Trained { is_decayed: spec.is_decayed },
+            Role::Trained | Role::Adapter => {
+                FlatKind::Trained { is_decayed: spec.is_decayed, is_fp32: spec.is_fp32 }
+            }
             Role::Buffer => FlatKind::Buffers { is_fp32: spec.is_fp32 },
             Role::Frozen => FlatKind::Frozen,
         }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sterna_arch::{DType, LoraConfig, ParamSpec, Wrapper, adapters};
+use sterna_arch::{DType, LoraConfig, ModelConfig, ParamSpec, Wrapper, adapters};
 use sterna_hf::export::{
     MAX_SHARD_BYTES,
     merge::{self, AdapterTensors},
@@ -20,9 +20,19 @@ impl AdapterTensors for Masters<'_> {
 
     fn tensor(&self, spec: &ParamSpec) -> Result<Option<Vec<f32>>> {
         let manifest = &self.0.manifest;
-        let Some(place) = manifest.parameters.iter().find(|place| place.name == spec.name) else {
-            return Ok(None);
+        let wrong = |reason: String| {
+            let path = self.0.dir.join(crate::manifest::MANIFEST);
+            Error::Manifest { path, reason }
         };
+        let Some(place) = manifest.parameters.iter().find(|place| place.name == spec.name) else {
+            return Err(wrong(format!("it has no `{}`, which the base has", spec.name)));
+        };
+        if place.shape != spec.shape {
+            let (name, found, required) = (&spec.name, &place.shape, &spec.shape);
+            return Err(wrong(format!(
+                "`{name}` has shape `{found:?}`, and the base's `{required:?}`"
+            )));
+        }
         let range = place.offset..place.offset + place.numel();
         let bytes =
             self.0.read_state(&manifest.flats[place.flat].name, StateName::Master, range)?;
@@ -44,9 +54,12 @@ pub fn merge(checkpoint: &Checkpoint, base: &Path, dir: &Path, dtype: DType) -> 
         let reason = "it is of a run without adapters, whose export is the whole model".to_owned();
         return Err(Error::Manifest { path, reason });
     };
-    let lora = LoraConfig::from_map(config, &path).map_err(sterna_hf::Error::from)?;
-    let tokenizer_dir = checkpoint.assets_dir();
-    merge::merge(base, lora, &Masters(checkpoint), &tokenizer_dir, dir, Some(dtype))
+    let lora = LoraConfig::from_file(config, &path).map_err(sterna_hf::Error::from)?;
+    // With the changes of the recipe, which the base's own has not.
+    let assets_dir = checkpoint.assets_dir();
+    let config = ModelConfig::from_dir(&assets_dir).and_then(|config| config.with_lora(lora));
+    let config = config.map_err(sterna_hf::Error::from)?;
+    merge::merge(base, config, &Masters(checkpoint), &assets_dir, dir, Some(dtype))
 }
 
 /// Writes the weights of `checkpoint` to `dir` as safetensors in `dtype`, buffers that classes keep in single precision in that, with config and tokenizer: the same bytes that an entry

@@ -52,6 +52,9 @@ pub struct Manifest {
     /// The adapters that were trained, as an `adapter_config.json` says them; the parameters are then those alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<Map<String, Value>>,
+    /// What tells the weights under the adapters from others ([`sterna_hf::WeightFiles::fingerprint`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
     /// Bytes of the metrics file when this was written; `None` if none is written.
     pub metrics_bytes: Option<u64>,
     /// What is kept for each element, in the order of the shard files.

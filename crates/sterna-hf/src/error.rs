@@ -349,6 +349,12 @@ impl Error {
                 "transformers converts it: `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` \
                  writes a `tokenizer.json`"
             }
+            Error::NoAdapter { .. } => {
+                "PEFT's `save_pretrained` writes it; pickled adapters are refused"
+            }
+            Error::OtherAdapter { .. } => {
+                "the adapters have to be of the recipe's model, whose layers and sizes they name"
+            }
             Error::NoWeights { pickled: Some(_), .. } => {
                 "transformers converts them: `model.save_pretrained(DIR)` writes safetensors"
             }

@@ -6,8 +6,11 @@
 
 mod file;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt::Write as _;
 use std::path::{Component, Path, PathBuf};
+
+use sha2::{Digest, Sha256};
 
 use self::file::MappedFile;
 use crate::error::{Error, Result};
@@ -107,9 +110,15 @@ impl WeightFiles {
         let file_idx_of = file.names().map(|name| (name, 0)).collect();
         let files = WeightFiles { dir: dir.to_owned(), files: vec![file], file_idx_of };
         let mut known = HashSet::new();
-        for (required, spec) in config.arch.exported() {
+        let required: HashMap<_, _> =
+            config.arch.exported().into_iter().map(|(name, spec)| (&spec.name[..], name)).collect();
+        // PEFT's files have modules that are trained whole, and may have buffers whose names say bias.
+        for spec in config.arch.params().filter(|spec| spec.role != Role::Frozen) {
             let name = adapters::name_in(|name| files.contains(name), &spec.name);
-            let Some(name) = name.or((spec.role == Role::Adapter).then_some(required)) else {
+            let is_required = spec.role == Role::Adapter;
+            let Some(name) =
+                name.or_else(|| required.get(&spec.name[..]).filter(|_| is_required).cloned())
+            else {
                 // A module that is trained whole may begin as the base's.
                 continue;
             };
@@ -171,6 +180,29 @@ impl WeightFiles {
     /// The names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.file_idx_of.keys().map(String::as_str)
+    }
+
+    /// What tells these weights from others: a SHA-256 of names, types and shapes, and of the ends of each tensor.
+    ///
+    /// # Errors
+    ///
+    /// As [`WeightFiles::tensor`].
+    pub fn fingerprint(&self) -> Result<String> {
+        // Weights that were trained differ everywhere; 16 GB would take a minute to read.
+        const LEN: usize = 4096;
+        let mut hash = Sha256::new();
+        for name in self.names() {
+            let view = self.tensor(name)?;
+            let header = format!("{name} {} {:?}\n", view.dtype, view.shape);
+            hash.update(header.as_bytes());
+            hash.update(&view.bytes[..view.bytes.len().min(LEN)]);
+            hash.update(&view.bytes[view.bytes.len().saturating_sub(LEN)..]);
+        }
+        let mut text = String::new();
+        for byte in hash.finalize() {
+            let _ = write!(text, "{byte:02x}");
+        }
+        Ok(text)
     }
 
     /// The names of the tensors in each file, sorted, the files in the order of their names, which are numbered.

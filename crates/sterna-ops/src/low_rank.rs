@@ -75,7 +75,7 @@ impl LowRank<'_> {
     pub fn row_norms(&self, weight: &Tensor) -> Tensor {
         let kind = crate::accumulate_kind(weight.kind());
         let [a, b] = [self.a, self.b].map(|x| x.to_kind(kind));
-        let sum = (b * self.scale).mm(&a).g_add_(&weight.to_kind(kind));
+        let sum = (b * self.scale).mm(&a).g_add_(weight);
         sum.norm_scalaropt_dim(2, [-1_i64].as_slice(), false)
     }
 
@@ -95,13 +95,13 @@ pub struct Magnitude {
 }
 
 impl Magnitude {
-    /// `z` becomes `y`.
+    /// `z` becomes `y`, rounded once.
     ///
     /// # Shapes
     ///
     /// `z` `[s, o]`.
     pub fn forward_(&self, z: &mut Tensor) {
-        let _ = z.g_mul_(&self.factors(z.kind()));
+        let _ = z.g_mul_(&self.factors());
     }
 
     /// The gradient of `z`; that of `m` is added to its accumulator.
@@ -115,10 +115,11 @@ impl Magnitude {
             let sum = (d_y.to_kind(kind) * z).sum_dim_intlist(0_i64, false, kind);
             let _ = d_magnitude.g_add_(&(sum / &self.norms));
         }
-        d_y * self.factors(d_y.kind())
+        // What is wider than `d_y` is rounded once.
+        (d_y * self.factors()).to_kind(d_y.kind())
     }
 
-    fn factors(&self, kind: Kind) -> Tensor {
-        (self.magnitude.to_kind(self.norms.kind()) / &self.norms).to_kind(kind)
+    fn factors(&self) -> Tensor {
+        self.magnitude.to_kind(self.norms.kind()) / &self.norms
     }
 }

@@ -383,16 +383,22 @@ impl Activations<'_> {
     /// The largest of the three segments: its tile, and the weight gradient that a tile adds.
     fn tile_values(&self, tiles: TileLengths) -> usize {
         let (d, v) = (self.arch.hidden_size, self.arch.vocab_size);
+        // Gradients of A and B are small beside a tile.
+        let is_frozen = self.arch.has_adapters();
+        let of_weight = |numel: usize| if is_frozen { 0 } else { numel };
         let qkv = |layer: &Layer| {
-            tiles.qkv * layer.peak_before_attention() + layer.mixer.largest_projection()
+            let weight = of_weight(layer.mixer.largest_projection());
+            tiles.qkv * layer.peak_before_attention() + weight.max(layer.dora_values(tiles.qkv))
         };
         let mlp = |layer: &Layer| {
             let weight = layer.ffn.largest_weight().max(d * layer.mixer.output_width());
+            let weight = of_weight(weight).max(layer.dora_values(tiles.mlp));
             tiles.mlp * layer.peak_after_attention() + weight
         };
         // A softcap keeps the logits beside their gradient.
         let logits = if self.arch.head.softcap.is_some() { 2 * v } else { v };
-        let head = tiles.head * (logits + 2 * d) + v * d;
+        let weight = if self.arch.has_frozen_head() { 0 } else { v * d };
+        let head = tiles.head * (logits + 2 * d) + weight;
         self.arch.largest(qkv).max(self.arch.largest(mlp)).max(head)
     }
 }

@@ -55,6 +55,8 @@ pub(crate) struct RunIdentity {
     pub(crate) tokenizer_dir: PathBuf,
     /// Its adapters, as an export's `adapter_config.json` says them.
     pub(crate) adapter: Option<Map<String, Value>>,
+    /// What tells the weights under its adapters from others.
+    pub(crate) base: Option<String>,
 }
 
 /// The checkpoint entries of a recipe, and the one that is being written.
@@ -330,6 +332,7 @@ fn complete(
         model: identity.model.clone(),
         recipe: identity.recipe.clone(),
         adapter: identity.adapter.clone(),
+        base: identity.base.clone(),
         metrics_bytes: progress.metrics_bytes,
         states: zero.states(),
         flats: zero.flat_buffers(),

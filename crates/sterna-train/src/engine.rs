@@ -5,7 +5,7 @@ mod shard;
 
 use std::{ops::Range, rc::Rc};
 
-use sterna_arch::{Architecture, Layer, UnitLayout, Units};
+use sterna_arch::{Architecture, Layer, ParamSpec, UnitLayout, Units};
 use sterna_comm::{Comm, ReduceOp};
 use sterna_data::MicroBatch;
 use sterna_mesh::Axis;
@@ -259,13 +259,16 @@ impl<'a> Engine<'a> {
 
         self.phases.begin(Phase::Backward);
         // Backward, segment by segment: dx = (assigned), weight gradients += (over tiles, micro-batches and ranks).
-        for (segment_idx, segment) in segments.iter().enumerate() {
+        let first = self.model.first_trained_layer();
+        let segments = segments.iter().filter(|segment| segment.end > first);
+        for (segment_idx, segment) in segments.clone().enumerate() {
             let restored = self.restore(&shard, &mut kept, segment.clone())?;
-            for (layer_idx, of_block) in segment.clone().zip(restored).rev() {
-                let next = if layer_idx > segment.start {
+            let blocks = segment.clone().zip(restored).skip(first.saturating_sub(segment.start));
+            for (layer_idx, of_block) in blocks.collect::<Vec<_>>().into_iter().rev() {
+                let next = if layer_idx > segment.start.max(first) {
                     Some(layer_idx - 1)
                 } else {
-                    segments.get(segment_idx + 1).map(|segment| segment.start)
+                    segments.clone().nth(segment_idx + 1).map(|segment| segment.start)
                 };
                 let next = next.map(|layer_idx| (layer_idx, &mut kept[layer_idx]));
                 dx = self.block_backward(&shard, layer_idx, next, of_block, &dx)?;
@@ -274,10 +277,9 @@ impl<'a> Engine<'a> {
 
         // A norm on looked-up rows reads them again.
         let arch = self.model.arch;
-        let weight = match arch.embed.norm {
-            Some(_) => Some(self.zero.gather(world, Units::EMBEDDING)?.remove(0)),
-            None => None,
-        };
+        let reads = arch.embed.norm.is_some() && arch.embed.weight.is_trained();
+        let weight =
+            if reads { Some(self.zero.gather(world, Units::EMBEDDING)?.remove(0)) } else { None };
         let mut gradients = self.zero.gradients(Units::EMBEDDING)?;
         if let Some(d_weight) = &mut gradients.views[0] {
             embed::backward(arch, weight.as_ref(), d_weight, &shard.input_ids, &dx)?;
@@ -517,6 +519,15 @@ impl BatchLoss {
 }
 
 impl Model<'_> {
+    /// The first layer whose backward has something to do: that of those below computes nothing that is trained.
+    fn first_trained_layer(&self) -> usize {
+        if self.arch.embed.weight.is_trained() {
+            return 0;
+        }
+        let is_trained = |layer: &Layer| layer.params.iter().any(ParamSpec::is_trained);
+        self.arch.layers.iter().position(is_trained).unwrap_or(self.arch.layers.len())
+    }
+
     fn context<'s>(&'s self, shard: &'s Shard, layer_idx: usize) -> BlockContext<'s> {
         let layer = &self.arch.layers[layer_idx];
         BlockContext {

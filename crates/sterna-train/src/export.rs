@@ -101,7 +101,7 @@ pub fn export(
             }
         }
         match &config.lora {
-            Some(lora) => writer.write_adapter_config(&lora.to_json(origin.name, &config.arch))?,
+            Some(lora) => writer.write_adapter_config(&lora.to_json(origin.name, config))?,
             None => writer.copy_assets(origin.model_dir, &config.raw)?,
         }
         writer.copy_tokenizer(origin.tokenizer_dir)?;

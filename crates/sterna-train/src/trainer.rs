@@ -277,7 +277,8 @@ impl<'a> Trainer<'a> {
                 .config
                 .lora
                 .as_ref()
-                .map(|lora| lora.to_json(&recipe.model.name_or_path, &assets.config.arch)),
+                .map(|lora| lora.to_json(&recipe.model.name_or_path, &assets.config)),
+            base: assets.base.clone(),
         };
         // Before what ranks with other recipes would do in another order.
         agreement::check(recipe, comm, &assets.config, datasets)?;

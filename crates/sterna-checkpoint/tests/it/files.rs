@@ -88,6 +88,7 @@ pub(crate) fn write(folder: &CheckpointFolder, step: u64) -> PathBuf {
         model: Map::new(),
         recipe: json!({"seed": 42}),
         adapter: None,
+        base: None,
         metrics_bytes: Some(17),
         states: states(),
         flats: flats

@@ -39,22 +39,22 @@ impl AdapterTensors for WeightFiles {
     }
 }
 
-/// Opens the folder of PEFT `from`, whose adapters are of the model in `base`.
+/// Opens the folder of PEFT `from`, whose adapters are of the model in `base`, and returns that model's config with them.
 ///
 /// # Errors
 ///
 /// Those of [`LoraConfig::from_dir`] and [`WeightFiles::open_adapter`].
-pub fn open(from: &Path, base: &Path) -> Result<(LoraConfig, WeightFiles)> {
-    let lora = LoraConfig::from_dir(from)?;
+pub fn open(from: &Path, base: &Path) -> Result<(ModelConfig, WeightFiles)> {
     let weights = WeightFiles::open(base)?;
-    let config = ModelConfig::from_dir(base)?.with_lora(lora.clone())?;
+    let config = ModelConfig::from_dir(base)?.with_lora(LoraConfig::from_dir(from)?)?;
     let config = config.named_as_in(|name| weights.contains(name));
     let files = WeightFiles::open_adapter(from, &config)?;
-    Ok((lora, files))
+    Ok((config, files))
 }
 
 /// Writes the model in `base`, with adapters added to its weights, to `to`: the same tensors under the same names in files of the same
-/// cut, in `dtype` if one is given. Tokenizer and chat template come from `tokenizer_dir`, if it has them.
+/// cut, in `dtype` if one is given, but buffers that classes keep in single precision and what is not of the decoder. `config` has the
+/// adapters, and is what `config.json` will say. Tokenizer and chat template come from `tokenizer_dir`, if it has them.
 ///
 /// A weight becomes `W + scale * B A`, or `m (W + scale * B A) / |W + scale * B A|` by rows with DoRA, in single precision, and is rounded
 /// once.
@@ -68,23 +68,27 @@ pub fn open(from: &Path, base: &Path) -> Result<(LoraConfig, WeightFiles)> {
 /// Those of reading `base` ([`WeightFiles::open`]), of `adapter`, and of writing `to` ([`ExportWriter::create`]).
 pub fn merge<T: AdapterTensors>(
     base: &Path,
-    lora: LoraConfig,
+    config: ModelConfig,
     adapter: &T,
     tokenizer_dir: &Path,
     to: &Path,
     dtype: Option<DType>,
 ) -> std::result::Result<(), T::Error> {
     let weights = WeightFiles::open(base)?;
-    let config = ModelConfig::from_dir(base).map_err(Error::from)?;
-    let config = config.with_lora(lora).map_err(Error::from)?;
     let config = config.named_as_in(|name| weights.contains(name));
     weights.check(&config)?;
+    let specs = config.arch.params().map(|spec| (&spec.name[..], spec)).collect::<HashMap<_, _>>();
     let mut files = Vec::new();
     for names in weights.names_by_file() {
         let mut tensors = Vec::new();
         for name in names {
             let view = weights.tensor(&name)?;
-            tensors.push((TensorSpec { name, shape: view.shape }, dtype.unwrap_or(view.dtype)));
+            let own_dtype = match specs.get(&name[..]) {
+                Some(spec) if spec.is_fp32 => DType::F32,
+                None if config.wrapper.is_some() => view.dtype,
+                _ => dtype.unwrap_or(view.dtype),
+            };
+            tensors.push((TensorSpec { name, shape: view.shape }, own_dtype));
         }
         files.push(tensors);
     }
@@ -97,13 +101,12 @@ pub fn merge<T: AdapterTensors>(
             }
         }
     }
-    let trained = config.arch.params().filter(|spec| spec.role == Role::Trained);
-    let trained: HashMap<&str, &ParamSpec> = trained.map(|spec| (&spec.name[..], spec)).collect();
-
     let mut writer = ExportWriter::create_files(to, &files)?;
     for (spec, dtype) in files.iter().flatten() {
         let view = weights.tensor(&spec.name)?;
-        let whole = match trained.get(&spec.name[..]) {
+        // A module that is trained whole, or a bias.
+        let own = specs.get(&spec.name[..]).filter(|spec| spec.role != Role::Frozen);
+        let whole = match own {
             Some(spec) => adapter.tensor(spec)?,
             None => None,
         };
@@ -113,9 +116,8 @@ pub fn merge<T: AdapterTensors>(
             let magnitude = low_rank.magnitude.map(of).transpose()?.flatten();
             let (Some(a), Some(b)) = (a, b) else {
                 let name = layer.params[low_rank.a].name.clone();
-                return Err(
-                    Error::TensorMissing { dir: to.to_owned(), name, num_missing: 1 }.into()
-                );
+                let dir = tokenizer_dir.to_owned();
+                return Err(Error::TensorMissing { dir, name, num_missing: 1 }.into());
             };
             let weight = whole.unwrap_or_else(|| floats(view.bytes, view.dtype));
             let shape = &layer.params[low_rank.a].shape;

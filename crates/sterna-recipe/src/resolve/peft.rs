@@ -38,7 +38,7 @@ pub(super) fn resolve(model: &ModelFile, reader: &mut Reader) -> Option<LoraConf
         return None;
     }
     unknown_keys(at, reader);
-    match LoraConfig::from_map(&map, Path::new("")) {
+    match LoraConfig::from_recipe(&map, Path::new("")) {
         Ok(lora) => Some(lora),
         Err(sterna_arch::Error::Value { key, found, required, .. }) if found == "missing" => {
             missing(reader, &join(&at.path, &key), &at.path, &required);

@@ -16,6 +16,9 @@ use crate::error::TrainError;
 const IDLE_MODEL_KEYS: [&str; 4] =
     ["torch_dtype", "dtype", "transformers_version", "_name_or_path"];
 
+/// Keys of `adapter_config.json` that say where the base is.
+const IDLE_ADAPTER_KEYS: [&str; 2] = ["base_model_name_or_path", "revision"];
+
 /// The newest checkpoint in `dir` that is whole and of this run; `None` if there is no checkpoint at all. What is wrong with
 /// newer ones is said in the log.
 ///
@@ -123,6 +126,31 @@ fn look_at(
     let (there, here) = (without_idle(&manifest.model), without_idle(&identity.model));
     if let Some(difference) = differences(&there, &here).into_iter().next() {
         return Err(Problem::Unfit(format!("it is of another recipe: the model's {difference}")));
+    }
+    let words = |adapter: &Option<Map<String, Value>>| match adapter {
+        Some(_) => "with adapters",
+        None => "without adapters",
+    };
+    if manifest.adapter.is_some() != identity.adapter.is_some() {
+        let (there, here) = (words(&manifest.adapter), words(&identity.adapter));
+        return Err(Problem::Unfit(format!("it is of a run {there}, and this one is {here}")));
+    }
+    if let (Some(there), Some(here)) = (&manifest.adapter, &identity.adapter) {
+        let without_paths = |adapter: &Map<String, Value>| {
+            let mut adapter = flattened(&Value::Object(adapter.clone()));
+            adapter.retain(|key, _| !IDLE_ADAPTER_KEYS.contains(&key.as_str()));
+            adapter
+        };
+        let changes = differences(&without_paths(there), &without_paths(here));
+        if let Some(difference) = changes.into_iter().next() {
+            return Err(Problem::Unfit(format!("it is of other adapters: {difference}")));
+        }
+    }
+    if let (Some(there), Some(here)) = (&manifest.base, &identity.base)
+        && there != here
+    {
+        let text = "it is of another base: the weights of `model.name_or_path` changed since";
+        return Err(Problem::Unfit(text.to_owned()));
     }
     if manifest.data != identity.data {
         let text = "it is of another recipe, or its data changed since: the samples or their order are not the same";

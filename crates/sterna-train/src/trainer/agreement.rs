@@ -35,6 +35,9 @@ pub(super) fn check(
     flatten(&recipe.to_json(), "", &mut facts);
     facts.retain(|key, _| must_agree(key));
     flatten(&Value::Object(config.raw.clone()), "config.json: ", &mut facts);
+    if let Some(lora) = &config.lora {
+        flatten(&Value::Object(lora.raw.clone()), "adapter_config.json: ", &mut facts);
+    }
     facts.insert("version of sterna".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
     facts.insert("training data".to_owned(), datasets.fingerprint.clone());
     let eval = datasets.eval.as_ref().map(sterna_data::Dataset::fingerprint);

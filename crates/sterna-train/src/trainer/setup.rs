@@ -114,6 +114,8 @@ pub(super) struct Assets {
     pub(super) tokenizer: Tokenizer,
     pub(super) tokenizer_dir: PathBuf,
     pub(super) model_dir: PathBuf,
+    /// What tells the weights under adapters from others; `None` without adapters, or if the weights are drawn at random.
+    pub(super) base: Option<String>,
 }
 
 impl Assets {
@@ -136,18 +138,25 @@ impl Assets {
                 return Err(TrainError::DoraOfRandomWeights);
             }
             let files = Files { weights: None, adapters: adapter_files(recipe, &config)? };
-            return Ok((Self { config, tokenizer, tokenizer_dir, model_dir }, files));
+            return Ok((Self { config, tokenizer, tokenizer_dir, model_dir, base: None }, files));
         }
         let weights = WeightFiles::open(&model_dir)?;
         let config = config.named_as_in(|name| weights.contains(name));
         weights.check(&config)?;
+        let base = config.lora.is_some().then(|| weights.fingerprint()).transpose()?;
         let files = Files { weights: Some(weights), adapters: adapter_files(recipe, &config)? };
-        Ok((Self { config, tokenizer, tokenizer_dir, model_dir }, files))
+        Ok((Self { config, tokenizer, tokenizer_dir, model_dir, base }, files))
     }
 }
 
 fn adapter_files(recipe: &Recipe, config: &ModelConfig) -> Result<Option<WeightFiles>, TrainError> {
     let dir = adapter_dir(recipe)?;
+    if let Some(lora) = config.lora.as_ref().filter(|lora| lora.lora_dropout > 0.0) {
+        tracing::warn!(
+            "the adapters were trained with `lora_dropout` `{}`, and are trained on without: there is no dropout here",
+            lora.lora_dropout
+        );
+    }
     Ok(dir.map(|dir| WeightFiles::open_adapter(&dir, config)).transpose()?)
 }
 

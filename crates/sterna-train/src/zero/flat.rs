@@ -61,6 +61,12 @@ pub(super) struct FlatOptions {
 }
 
 impl FlatOptions {
+    /// Those of a flat buffer of this kind.
+    pub(super) fn of(&self, kind: FlatKind) -> FlatOptions {
+        let param_kind = if kind.is_fp32() { Kind::Float } else { self.param_kind };
+        FlatOptions { param_kind, ..*self }
+    }
+
     /// What the optimizer keeps for an element.
     pub(super) fn state_format(&self) -> StateFormat {
         let can_alias =
@@ -98,6 +104,7 @@ fn zeros(
 impl Weights {
     /// Zeros for `layout`, to be written with [`Weights::region`].
     pub(super) fn new(layout: FlatLayout, options: &FlatOptions) -> Result<Self, TrainError> {
+        let options = &options.of(layout.kind);
         let (kind, device) = (options.param_kind, options.param_device);
         let (param, param_on_host) =
             zeros(&layout, options, options.sharding.params, kind, device)?;
@@ -150,7 +157,8 @@ impl Flat {
         options: &FlatOptions,
         disk: Option<&DiskScratch>,
     ) -> Result<Self, TrainError> {
-        let (len, format) = (options.optimizer_len(&layout), options.state_format());
+        let (len, format) =
+            (options.optimizer_len(&layout), options.of(layout.kind).state_format());
         let (is_sharded, kind, device) =
             (options.sharding.gradients, options.grad_kind, options.grad_device);
         let (grad, grad_on_host) = zeros(&layout, options, is_sharded, kind, device)?;
@@ -273,7 +281,7 @@ impl Flat {
             grad: of(&self.own_grad(options)),
             zeroes_grad: self.grad_on_host.is_none(),
             weight_decay: match self.weights.layout.kind {
-                FlatKind::Trained { is_decayed: true } => update.adamw.weight_decay,
+                FlatKind::Trained { is_decayed: true, .. } => update.adamw.weight_decay,
                 _ => 0.0,
             },
             buffer_id,

@@ -3,9 +3,10 @@
 use std::{collections::HashMap, ops::Range, path::PathBuf, rc::Rc};
 
 use sterna_arch::{
-    UnitLayout,
-    units::{FlatKind, FlatLayout, UnitKind},
+    Role, UnitLayout,
+    units::{FlatKind, FlatLayout, Overlap, UnitKind},
 };
+use sterna_checkpoint::StateName;
 use sterna_comm::{Group, ReduceOp, Work};
 use sterna_model::stage::{Stage, num_bytes};
 use sterna_torch_sys::{
@@ -150,7 +151,8 @@ impl Zero {
             moments_kind: placement.moments_kind,
         };
         let bytes = |flat: &FlatLayout| {
-            OptimizerState::bytes(options.optimizer_len(flat), options.state_format())
+            let format = options.of(flat.kind).state_format();
+            OptimizerState::bytes(options.optimizer_len(flat), format)
         };
         let needed_bytes = units.iter().flat_map(|layout| &layout.flats).map(bytes).sum();
         let disk = placement
@@ -165,11 +167,7 @@ impl Zero {
         let unit = |layout: UnitLayout| {
             let flats = layout.flats.iter();
             let flats = flats.map(|flat| Flat::new(flat.clone(), &options, disk.as_ref()));
-            let fixed = layout.fixed.iter().map(|flat| {
-                let is_fp32 = flat.kind == FlatKind::Buffers { is_fp32: true };
-                let param_kind = if is_fp32 { Kind::Float } else { options.param_kind };
-                Weights::new(flat.clone(), &FlatOptions { param_kind, ..options })
-            });
+            let fixed = layout.fixed.iter().map(|flat| Weights::new(flat.clone(), &options));
             Ok(Unit {
                 flats: flats.collect::<Result<_, TrainError>>()?,
                 fixed: fixed.collect::<Result<_, TrainError>>()?,
@@ -199,15 +197,36 @@ impl Zero {
         &self.units[unit_idx].layout
     }
 
-    /// Writes the weights that this rank holds, and the masters from them. No rank reads more than it holds.
+    /// Writes the weights that this rank holds, and the masters from them, those of adapters from `source`. No rank reads more than it
+    /// holds.
     ///
     /// # Errors
     ///
     /// Those of `source`; [`TrainError::Disk`] if masters cannot be written to disk.
     pub fn load(&mut self, source: &WeightSource<'_>) -> Result<(), TrainError> {
         self.load_some(source, |_| true)?;
-        let flats = self.units.iter_mut().flat_map(|unit| &mut unit.flats);
-        flats.into_iter().try_for_each(|flat| flat.reset_optimizer(&self.options))
+        let _no_grad = no_grad_guard();
+        for unit in &mut self.units {
+            for flat in &mut unit.flats {
+                flat.reset_optimizer(&self.options)?;
+                // PEFT keeps adapters of a bf16 model in fp32, so that their masters begin with more than the weights hold.
+                let layout = &flat.weights.layout;
+                let first = flat.weights.first_own(&self.options);
+                let own = first..first + self.options.optimizer_len(layout) as usize;
+                for Overlap { spec_idx, param_range, region_offset } in layout.overlaps(&own) {
+                    let spec = &unit.layout.specs[spec_idx];
+                    if spec.role == Role::Adapter {
+                        let options = (Kind::Float, self.placement.compute_device);
+                        let mut values = Tensor::empty(param_range.len() as i64, options);
+                        source.fill(&mut values, spec, &param_range)?;
+                        let start = region_offset as i64;
+                        let range = start..start + param_range.len() as i64;
+                        flat.state.write(StateName::Master, &range, &values)?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Writes the weights of a base under adapters, which checkpoints do not have.
@@ -606,7 +625,8 @@ impl Zero {
             };
             ahead = runs.get(i + 1).map(|next| self.load_run(next, &mut buffers)).transpose()?;
             let flat = &mut self.units[*unit_idx].flats[*flat_idx];
-            let buffer_id = 2 * *unit_idx as u64 + *flat_idx as u64;
+            // A unit has at most four.
+            let buffer_id = 4 * *unit_idx as u64 + *flat_idx as u64;
             flat.step(&self.options, range, loading, buffer_id, &update)?;
             let is_last = range.end == self.options.optimizer_len(&flat.weights.layout);
             if is_last && self.options.steps_parts_of_whole() {
@@ -653,8 +673,10 @@ impl Zero {
 /// What checkpoints call a flat buffer of a unit; `None` if they do not have it.
 pub(super) fn name_in_checkpoints(kind: FlatKind) -> Option<&'static str> {
     match kind {
-        FlatKind::Trained { is_decayed: true } => Some("decayed"),
-        FlatKind::Trained { is_decayed: false } => Some("undecayed"),
+        FlatKind::Trained { is_decayed: true, is_fp32: false } => Some("decayed"),
+        FlatKind::Trained { is_decayed: false, is_fp32: false } => Some("undecayed"),
+        FlatKind::Trained { is_decayed: true, is_fp32: true } => Some("decayed_fp32"),
+        FlatKind::Trained { is_decayed: false, is_fp32: true } => Some("undecayed_fp32"),
         FlatKind::Buffers { is_fp32: false } => Some("buffers"),
         FlatKind::Buffers { is_fp32: true } => Some("buffers_fp32"),
         FlatKind::Frozen => None,

@@ -18,7 +18,8 @@ use crate::equivalence::{assert_same, set};
 use crate::families::{self, Changes, DELTA, LOSS, deltas, packed, repeated, with};
 use crate::tiny;
 
-const CASES: [&str; 7] = ["dora", "dora_fused", "experts", "fused", "latent", "lora", "patterns"];
+const CASES: [&str; 8] =
+    ["delta_net", "dora", "dora_fused", "experts", "fused", "latent", "lora", "patterns"];
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/adapters")
@@ -167,8 +168,8 @@ fn a_merged_model_is_pefts() {
         let base = families::fixtures().join(expected(case)["base"].as_str().expect("a name"));
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (from, to) = (fixtures().join(case), folder.path().join("merged"));
-        let (lora, files) = merge::open(&from, &base).expect("adapters");
-        merge::merge(&base, lora, &files, &from, &to, Some(DType::F32)).expect("merged");
+        let (config, files) = merge::open(&from, &base).expect("adapters");
+        merge::merge(&base, config, &files, &from, &to, Some(DType::F32)).expect("merged");
         let merged = tensors(&to.join("model.safetensors"));
         let mut moved = tensors(&from.join("merged.safetensors"));
         for (name, before) in tensors(&base.join("model.safetensors")) {
@@ -220,22 +221,78 @@ fn exported(dir: &Path) -> Vec<u8> {
     std::fs::read(dir.join("adapter_model.safetensors")).expect("adapters")
 }
 
-/// New adapters change nothing: the first loss is the base's. What is trained of them differs from how it began.
+/// New adapters change nothing, in bf16 neither: the first loss is the base's. What is trained of them differs from how it began.
 #[test]
 fn training_begins_with_the_base() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
     let single = RankEnv::single();
-    let of_base = run(folder.path(), &single, &families::recipe("llama", folder.path()));
-    for key in ["use_dora", "use_rslora"] {
+    for dtype in ["fp32", "bf16"] {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut recipe = fresh(folder.path(), &Changes::new());
-        recipe["model"]["peft_config"]["use_dora"] = json!(false);
-        recipe["model"]["peft_config"][key] = json!(true);
-        let adapted = run(folder.path(), &single, &recipe);
-        let (first, base) = (losses(&adapted)[0], losses(&of_base)[0]);
-        assert!((first / base - 1.0).abs() < 1e-6, "{key}: {first} and {base}");
-        assert!(losses(&adapted)[2] < first, "{key}");
+        // It has no biases, which DoRA adds to a product that is rounded.
+        let mut base = families::recipe("mistral", folder.path());
+        set(&mut base, "model.dtype", json!(dtype));
+        let of_base = run(folder.path(), &single, &base);
+        for key in ["use_dora", "use_rslora"] {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let mut recipe = fresh(folder.path(), &vec![("model.dtype", json!(dtype))]);
+            recipe["model"]["name_or_path"] = base["model"]["name_or_path"].clone();
+            recipe["model"]["peft_config"]["use_dora"] = json!(false);
+            recipe["model"]["peft_config"][key] = json!(true);
+            let adapted = run(folder.path(), &single, &recipe);
+            let (first, base) = (losses(&adapted)[0], losses(&of_base)[0]);
+            // A row's norm over itself is 1 to a rounding of single precision, and a product's is rounded to bf16 once more.
+            let bound = if dtype == "fp32" { 1e-6 } else { 1e-4 };
+            assert!((first / base - 1.0).abs() < bound, "{key}, {dtype}: {first} and {base}");
+            assert!(losses(&adapted)[2] < first, "{key}, {dtype}");
+            let export = std::fs::read(adapted.exports[0].join("adapter_model.safetensors"));
+            let export = export.expect("adapters");
+            let files = safetensors::SafeTensors::deserialize(&export).expect("safetensors");
+            for (name, view) in files.tensors() {
+                let is_wide = dtype == "fp32" || name.ends_with("lora_magnitude_vector");
+                assert_eq!(view.dtype() == safetensors::Dtype::F32, is_wide, "{name}");
+            }
+        }
     }
+}
+
+/// The reference model of preferences is the base without the adapters that the run begins with: it is as training their sum with the
+/// base, beside the base.
+#[test]
+fn preferences_are_compared_with_the_base() {
+    let case = "lora";
+    let base = families::fixtures().join(expected(case)["base"].as_str().expect("a name"));
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let merged = folder.path().join("merged");
+    let (config, files) = merge::open(&fixtures().join(case), &base).expect("adapters");
+    merge::merge(&base, config, &files, &fixtures().join(case), &merged, Some(DType::F32))
+        .expect("merged");
+    let message = |role: &str, text: &str| json!([{"role": role, "content": text}]);
+    let pairs: Vec<String> = [("Yes.", "No, no."), ("Two", "a few?"), ("in Oslo", "nowhere")]
+        .iter()
+        .map(|(chosen, rejected)| {
+            let prompt = message("user", "Is it so?");
+            let (chosen, rejected) = (message("assistant", chosen), message("assistant", rejected));
+            json!({"prompt": prompt, "chosen": chosen, "rejected": rejected}).to_string()
+        })
+        .collect();
+    let path = folder.path().join("pairs.jsonl");
+    std::fs::write(&path, pairs.join("\n")).expect("written");
+    let first = |model: Value| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut recipe = recipe(case, folder.path());
+        recipe["type"] = json!("dpo");
+        recipe["model"] = model;
+        recipe["ref_model"] = json!({"name_or_path": base});
+        recipe["data"]["sources"] = json!([path]);
+        recipe["gradient_accumulation_steps"] = json!(3);
+        let recorder = run(folder.path(), &RankEnv::single(), &recipe);
+        recorder.iterations[0].loss
+    };
+    let adapted = first(
+        json!({"name_or_path": base, "dtype": "fp32", "adapter_name_or_path": fixtures().join(case)}),
+    );
+    let whole = first(json!({"name_or_path": merged, "dtype": "fp32"}));
+    assert!((adapted / whole - 1.0).abs() < 1e-5, "{adapted} and {whole}");
+    assert!((adapted - 2_f64.ln()).abs() > 1e-3, "the reference has the adapters: {adapted}");
 }
 
 /// Checkpoints have adapters alone. A run that is saved and resumed, on as many ranks and on others, is the whole run; exports of a
@@ -270,8 +327,8 @@ fn a_resumed_run_is_the_whole_run() {
     let base = families::fixtures().join("llama");
     let [merged, again] = ["merged", "again"].map(|name| parts.join(name));
     sterna_checkpoint::merge(&checkpoint, &base, &merged, DType::F32).expect("merged");
-    let (lora, files) = merge::open(&out, &base).expect("adapters");
-    merge::merge(&base, lora, &files, &out, &again, Some(DType::F32)).expect("merged");
+    let (config, files) = merge::open(&out, &base).expect("adapters");
+    merge::merge(&base, config, &files, &out, &again, Some(DType::F32)).expect("merged");
     let weights = |dir: &Path| std::fs::read(dir.join("model.safetensors")).expect("weights");
     assert!(weights(&merged) == weights(&again));
 }
@@ -321,10 +378,24 @@ fn what_does_not_fit_is_refused_by_name() {
     };
     refused(&lora("target_modules", json!(["query"])), &["`query`", "`q_proj`", "`down_proj`"]);
     refused(&lora("target_modules", json!(".*dense")), &["`.*dense`", "`q_proj`"]);
-    refused(&lora("modules_to_save", json!(["head"])), &["`head`", "`lm_head`"]);
+    refused(&lora("modules_to_save", json!(["heads"])), &["`heads`", "`lm_head`"]);
     refused(&lora("layers_to_transform", json!([2])), &["`2`", "0 to 1"]);
+    refused(&lora("modules_to_save", json!(["self_attn"])), &["target_modules", "modules_to_save"]);
     let other: Changes = vec![("model.adapter_name_or_path", json!(fixtures().join("experts")))];
     refused(&other, &["q_proj.lora_B", "[16, 2]", "[32, 2]"]);
+    // A checkpoint of other adapters, or of none.
+    let saved: Changes = vec![("exit_iteration", json!(1))];
+    run(folder.path(), &RankEnv::single(), &fresh(folder.path(), &saved));
+    let again = |changes: &Changes, word: &str| {
+        let recipe = fresh(folder.path(), changes);
+        let recipe = tiny::load(folder.path(), "again", &recipe);
+        let mut recorder = Recorder::default();
+        let error = train(&recipe, &RankEnv::single(), &TrainOptions::default(), &mut recorder);
+        let text = error.expect_err("refused").to_string();
+        assert!(text.contains(word), "{text}");
+    };
+    again(&vec![("model.peft_config.lora_alpha", json!(6))], "lora_alpha");
+    again(&vec![("model.peft_config", Value::Null)], "without adapters");
     let none: Changes =
         vec![("model.adapter_name_or_path", json!(families::fixtures().join("llama")))];
     refused(&none, &["adapter_config.json"]);

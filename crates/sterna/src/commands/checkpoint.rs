@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
-use sterna_arch::{DType, LoraConfig};
+use sterna_arch::{DType, LoraConfig, adapters};
 use sterna_checkpoint::{Checkpoint, Error, Listed};
 use sterna_hf::{export::merge, hub};
 
@@ -165,6 +165,10 @@ pub(crate) fn export(args: &Export) -> Result<(), Failure> {
         .map_err(|err| failure(&err))?;
     } else if args.merge {
         merge(args, dtype)?;
+    } else if args.from.join(adapters::CONFIG_FILE).exists() {
+        let message = format!("`{}` has adapters, and no model", args.from.display());
+        let hint = "--merge adds them to the weights of their base".to_owned();
+        return Err(Failure::new(Exit::Usage, message).with_hint(hint));
     } else {
         sterna_hf::export::rewrite(&args.from, &args.out, dtype)
             .map_err(|err| Failure::from_error(Exit::Failed, &err).with_hint(err.hint()))?;
@@ -178,8 +182,9 @@ fn merge(args: &Export, dtype: Option<DType>) -> Result<(), Failure> {
         |err: &sterna_hf::Error| Failure::from_error(Exit::Failed, err).with_hint(err.hint());
     let lora = LoraConfig::from_dir(&args.from).map_err(|err| failed(&err.into()))?;
     let base = base_of(args, lora.raw.get("base_model_name_or_path").and_then(Value::as_str))?;
-    let merged = merge::open(&args.from, &base)
-        .and_then(|(lora, files)| merge::merge(&base, lora, &files, &args.from, &args.out, dtype));
+    let merged = merge::open(&args.from, &base).and_then(|(config, files)| {
+        merge::merge(&base, config, &files, &args.from, &args.out, dtype)
+    });
     merged.map_err(|err| failed(&err))
 }
 

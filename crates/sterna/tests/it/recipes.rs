@@ -39,14 +39,17 @@ fn adapters_are_trained_and_merged() {
     for file in ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"] {
         assert!(workspace.path(".sterna/lora/adapters").join(file).is_file(), "{file}");
     }
+    let output = workspace.run(&["export", "model", "--dtype", "bf16", "--out", "base"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let read = |folder: &str, name: &str| std::fs::read(workspace.path(folder).join(name));
     for from in ["adapters", "checkpoint-10"] {
         let (from, out) = (format!(".sterna/lora/{from}"), format!("merged-{from}"));
-        let output = workspace.run(&["export", &from, "--merge", "--out", &out]);
+        let args = ["export", &from, "--merge", "--dtype", "bf16", "--out", &out];
+        let output = workspace.run(&args);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let files = |folder: &str, name: &str| std::fs::read(workspace.path(folder).join(name));
-        let (merged, base) = (files(&out, "model.safetensors"), files("model", "model.safetensors"));
-        assert!(merged.expect("merged") != base.expect("the base"), "{from}");
-        assert!(files(&out, "tokenizer.json").is_ok(), "{from}");
+        let weights = |folder: &str| read(folder, "model.safetensors").expect("weights");
+        assert!(weights(&out) != weights("base"), "{from}");
+        assert!(read(&out, "tokenizer.json").is_ok(), "{from}");
     }
 }
 

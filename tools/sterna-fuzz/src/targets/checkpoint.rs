@@ -97,6 +97,7 @@ fn make(folder: &Path) -> std::path::PathBuf {
             model: Map::new(),
             recipe: Value::Null,
             adapter: None,
+            base: None,
             metrics_bytes: Some(100),
             states: vec![StateKind { name: StateName::Master, dtype: StateDtype::F32 }],
             flats: vec![FlatBuffer {
