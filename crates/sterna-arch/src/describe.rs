@@ -383,6 +383,7 @@ impl Facts {
             scale: self.scale,
             softcap: self.softcap,
             sliding_window: of_layer.sliding_window,
+            sinks: None,
         }
     }
 
@@ -569,6 +570,7 @@ impl Facts {
                     rows: first..first + out,
                     in_features,
                     alternate: None,
+                    of_stack: None,
                 };
                 let expert = |expert_idx: usize| {
                     let first = expert_idx * 2 * f;
@@ -727,7 +729,7 @@ impl Params {
     ) -> Linear {
         let weight = self.push(&format!("{name}.weight"), &[out, in_features], init);
         let bias = bias.then(|| self.push(&format!("{name}.bias"), &[out], Init::Constant(0.0)));
-        Linear { weight, bias, rows: 0..out, alternate: None, in_features }
+        Linear { weight, bias, rows: 0..out, alternate: None, of_stack: None, in_features }
     }
 
     /// Several maps of the same input in one tensor, in the order of its rows.

@@ -164,6 +164,8 @@ pub struct Attention {
     pub softcap: Option<f64>,
     /// How many tokens a query sees, itself included (`q - k < window`); `None` is all before it.
     pub sliding_window: Option<usize>,
+    /// Index of the sinks `[n]`: one more score for every query of a head, without a value.
+    pub sinks: Option<usize>,
 }
 
 /// From the input of attention to queries, keys and values.
@@ -363,6 +365,14 @@ pub struct Dense {
 pub enum Activation {
     /// A function without weights.
     Elementwise(Elementwise),
+    /// Of gate and `up` together, `(up' + 1) * gate' * sigmoid(alpha * gate')`, where `gate'` is at most `limit` and `up'` lies between
+    /// `-limit` and `limit`.
+    ClampedSwiglu {
+        /// What the gate is multiplied by inside the sigmoid.
+        alpha: f64,
+        /// What both are clamped to.
+        limit: f64,
+    },
     /// `a_p x^2 + b x` above zero, `a_n (exp(min(x, eps)) - 1 - x) + b x` below, where `a_p = softplus(alpha_p)` and
     /// `a_n = b + softplus(alpha_n)` (Huang and Schlag 2024, <https://arxiv.org/abs/2411.13010>).
     Xielu {
@@ -402,6 +412,9 @@ pub struct Linear {
     /// How the rows of several maps alternate in the tensor; `None` where those of each follow each other. [`Linear::rows`] then counts
     /// the map's own.
     pub alternate: Option<Alternate>,
+    /// Which of a stack of transposed maps it is: the weight is `[maps, in, out]` and the bias `[maps, out]`. [`Linear::rows`] then counts
+    /// those of one map of the stack.
+    pub of_stack: Option<usize>,
     /// Values that it reads.
     pub in_features: usize,
 }

@@ -162,14 +162,16 @@ impl BlockGrads {
     fn accumulate(&mut self, map: &Linear, x: &Tensor, d_y: &Tensor) {
         let rows = |param_idx: usize| self.0[param_idx].as_ref().map(|grad| rows_of(map, grad));
         let (mut weight, mut bias) = (rows(map.weight), map.bias.and_then(rows));
-        if map.alternate.is_none() {
+        if map.alternate.is_none() && map.of_stack.is_none() {
             linear::backward_params(d_y, x, weight.as_mut(), bias.as_mut());
             return;
         }
-        // A product adds to rows that follow each other.
+        // A product adds to rows that follow each other, values of each next to each other.
         let zeros = |grad: &Tensor| {
-            let size = grad.size();
-            let size = [&[size[0] * size[1]], &size[2..]].concat();
+            let mut size = grad.size();
+            if map.alternate.is_some() {
+                size = [&[size[0] * size[1]], &size[2..]].concat();
+            }
             Tensor::zeros(size, (grad.kind(), grad.device()))
         };
         let [mut of_weight, mut of_bias] = [&weight, &bias].map(|grad| grad.as_ref().map(zeros));
@@ -210,7 +212,12 @@ pub(crate) fn norm_backward(
 /// The rows of a weight or bias that a linear map has, sharing memory: `[out, ..]`, or `[runs, rows of a run, ..]` where they alternate with
 /// those of others.
 fn rows_of(map: &Linear, x: &Tensor) -> Tensor {
-    let x = if x.dim() > 2 { x.flatten(0, -2) } else { x.shallow_clone() };
+    let x = match map.of_stack {
+        Some(map_idx) if x.dim() > 2 => x.get(map_idx as i64).tr(),
+        Some(map_idx) => x.get(map_idx as i64),
+        None if x.dim() > 2 => x.flatten(0, -2),
+        None => x.shallow_clone(),
+    };
     let (start, len) = (map.rows.start, map.rows.len());
     let Some(alternate) = &map.alternate else { return x.narrow(0, start as i64, len as i64) };
     assert!(
