@@ -50,7 +50,7 @@ fn assert_readable(dir: &Path, tensors: &[(TensorSpec, DType)]) {
     for (seed, (spec, dtype)) in tensors.iter().enumerate() {
         let view = weights.tensor(&spec.name).unwrap();
         assert_eq!(view.dtype, *dtype);
-        assert_eq!(view.bytes, bytes_of(seed, spec.numel() * dtype.size()), "{}", spec.name);
+        assert_eq!(*view.bytes(), bytes_of(seed, spec.numel() * dtype.size()), "{}", spec.name);
     }
 }
 
@@ -329,8 +329,8 @@ fn another_dtype_and_back_are_the_same_bytes() {
         assert_eq!((wide.dtype, &wide.shape), (DType::F32, &narrow.shape));
         // The upper half of single precision is bf16.
         let upper: Vec<u8> =
-            wide.bytes.chunks_exact(4).flat_map(|word| [word[2], word[3]]).collect();
-        assert_eq!(upper, narrow.bytes, "{name}");
+            wide.bytes().chunks_exact(4).flat_map(|word| [word[2], word[3]]).collect();
+        assert_eq!(upper, *narrow.bytes(), "{name}");
     }
     rewrite(&wide, &back, Some(DType::BF16)).unwrap();
     for name in names_in(&saved).iter().filter(|name| *name != "config.json") {
