@@ -440,6 +440,26 @@ FAMILIES_5 = {
         ),
         use_bidirectional_attention="vision",
     ),
+    # Sinks, a window in the first layer, yarn without truncation; experts with biases whose activation is clamped.
+    "gpt_oss": dict(
+        BASE_5,
+        **WIDE,
+        intermediate_size=6,
+        sliding_window=7,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        swiglu_limit=1.5,
+        rope_parameters=dict(
+            rope_type="yarn",
+            rope_theta=500.0,
+            factor=4.0,
+            beta_fast=0.7,
+            beta_slow=0.1,
+            truncate=False,
+            original_max_position_embeddings=32,
+        ),
+        **NO_PAD,
+    ),
     # Half of a head rotates.
     "minimax_m2": dict(
         BASE_5, **WIDE, intermediate_size=6, num_local_experts=5, num_experts_per_tok=2, rotary_dim=4, **NO_PAD
@@ -492,6 +512,7 @@ SEEDS = {
     "gemma4_text": SEED + 1,
     "glm4_moe": SEED + 16,
     "glm4_moe_lite": SEED + 59,
+    "gpt_oss": SEED + 10,
     "granitemoe": SEED + 7,
     "hunyuan_v1_moe": SEED + 25,
     "minimax_m2": SEED + 14,

@@ -116,6 +116,7 @@ DEEPSEEK_V2 = {**GLM4_MOE, **LATENT, "model_type": "deepseek_v2"}
 DOTS1 = {**GLM4_MOE, "model_type": "dots1", "n_shared_experts": 1}
 ERNIE4_5_MOE = {"model_type": "ernie4_5_moe", "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24}
 HUNYUAN_V1_MOE = {"model_type": "hunyuan_v1_moe", "head_dim": 16}
+GPT_OSS = {"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
 MIXTRAL = {"model_type": "mixtral", "num_local_experts": 3}
 SLIDING, FULL = "sliding_attention", "full_attention"
 MIXED = {"layer_types": [FULL, SLIDING, FULL], "sliding_window": 6}
@@ -271,6 +272,11 @@ MORE_CASES = [
         "granitemoe, multipliers, biases, tied, balanced",
         {"model_type": "granitemoe", "num_local_experts": 3, "num_experts_per_tok": 1, "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.0078125, "logits_scaling": 8.0, "attention_bias": True, "tie_word_embeddings": True, "output_router_logits": True},
     ),
+    # A single layer, for it has as many experts as its class has.
+    ("gpt_oss", {"model_type": "gpt_oss", "num_hidden_layers": 1}),
+    ("gpt_oss, no biases, tied, balanced by default", {**GPT_OSS, "attention_bias": False, "tie_word_embeddings": True, "output_router_logits": True}),
+    ("gpt_oss, layer types, null heads, no scaling", {**GPT_OSS, **MIXED, "num_key_value_heads": None, "rope_scaling": None}),
+    ("gpt_oss, an activation that it does not read, another scaling", {**GPT_OSS, "sliding_window": 6, "hidden_act": "gelu", "rope_theta": 5000.0, "rope_scaling": YARN}),
     ("mixtral", {"model_type": "mixtral"}),
     ("mixtral, window", {**MIXTRAL, "sliding_window": 6}),
     ("mixtral, head_dim, tied", {**MIXTRAL, "head_dim": 24, "tie_word_embeddings": True, "num_experts_per_tok": 1}),
@@ -396,13 +402,17 @@ def more_facts(config, model):
         found["attn_logit_softcapping"] = config.attn_logit_softcapping
     if getattr(config, "final_logit_softcapping", None) is not None:
         found["final_logit_softcapping"] = config.final_logit_softcapping
+    if config.model_type == "gpt_oss":
+        found["hidden_act"] = "clamped_swiglu"
+        found["clamp"] = [sparse[0].experts.alpha, sparse[0].experts.limit]
     if getattr(config, "clip_qkv", None) is not None:
         found["clip_qkv"] = config.clip_qkv
     if sparse:
         found["is_sparse"] = [mlp in sparse for mlp in mlps]
         router = getattr(sparse[0], "router", None) or sparse[0].gate
         router = router if hasattr(router, "top_k") else sparse[0]
-        found["num_experts"] = router.num_experts if config.model_type == "granitemoe" else len(sparse[0].experts)
+        is_stacked = config.model_type in ("gpt_oss", "granitemoe")
+        found["num_experts"] = router.num_experts if is_stacked else len(sparse[0].experts)
         found["num_experts_per_tok"] = router.top_k
         # Mixtral always divides by the sum.
         found["norm_topk_prob"] = getattr(router, "norm_topk_prob", True)

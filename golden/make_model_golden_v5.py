@@ -192,6 +192,33 @@ CASES = {
     ),
     # Values as wide as keys; a bias for the choice of experts in the second layer.
     "glm4_moe_lite": ("glm4_moe_lite", dict(LATENT, v_head_dim=12, mlp_layer_types=["dense", "sparse"]), [10, 6]),
+    # Sinks, a window in the first of two layers, every bias, yarn without truncation; experts with biases whose activation is clamped for
+    # about half of its inputs, and the loss that balances them.
+    "gpt_oss": (
+        "gpt_oss",
+        dict(
+            BASE,
+            hidden_size=24,
+            intermediate_size=8,
+            sliding_window=5,
+            num_local_experts=5,
+            num_experts_per_tok=2,
+            swiglu_alpha=1.3,
+            swiglu_limit=0.9,
+            output_router_logits=True,
+            router_aux_loss_coef=0.5,
+            rope_parameters=dict(
+                rope_type="yarn",
+                rope_theta=100.0,
+                factor=4.0,
+                beta_fast=0.7,
+                beta_slow=0.1,
+                truncate=False,
+                original_max_position_embeddings=8,
+            ),
+        ),
+        [17, 1, 6],
+    ),
     # A bias for the choice of experts, and the loss that balances them; half of a head rotates; norms over all heads.
     "minimax_m2": (
         "minimax_m2",
@@ -287,6 +314,9 @@ CASES = {
 # own single precision is off by more than 3e-6.
 # The other one as in make_model_golden.py.
 SEEDS = {"minimax_m2": 20261692, "qwen3_5_text": 23}
+
+# Classes of which only the code of `eager` has sinks.
+EAGER_ONLY = ("gpt_oss",)
 
 
 def build(config, dtype):
@@ -438,7 +468,8 @@ def make(name, model_type, overrides, lengths):
     assert all(value.dtype == torch.bfloat16 or name_.endswith(routers) for name_, value in named(half, infix))
     for name_, value in named(half, infix):
         value.data.copy_(weights[name_])
-    half.set_attn_implementation("sdpa")
+    if model_type not in EAGER_ONLY:
+        half.set_attn_implementation("sdpa")
     half_logits, half_loss, half_grads, half_aux_loss = run(half, infix, input_ids, shift_labels, lengths)
     bf16_errors = {"logits": relative_error(half_logits, logits), "loss": abs(half_loss / loss - 1)}
     bf16_errors |= {name: relative_error(half_grads[name], grads[name]) for name in grads}

@@ -6,9 +6,9 @@ use crate::config::reader::Reader;
 use crate::config::{layers, rope_section};
 use crate::error::Result;
 use crate::families::{
-    EmbeddingScale, ExpertWeights, Experts, Family, Fused, Gate, GroupFacts, LatentFacts,
-    LogitsScale, Mlp, NormEps, NormParams, QkNorms, Scale, Setting, Shared, SharedSize,
-    SparseLayers,
+    ClampFacts, EmbeddingScale, ExpertWeights, Experts, Family, Fused, Gate, GroupFacts,
+    LatentFacts, LogitsScale, Mlp, NormEps, NormParams, QkNorms, Scale, Setting, Shared,
+    SharedSize, SparseLayers,
 };
 use crate::layer::{
     Activation, Architecture, Attention, DeltaNet, Dense, Direct, Elementwise, Embed, ExpertGroups,
@@ -183,6 +183,8 @@ struct ExpertsOfModel {
     expert_groups: Option<ExpertGroups>,
     topk_norm: Option<TopkNorm>,
     scale: f64,
+    /// What experts have in place of the activation of the class.
+    activation: Option<Activation>,
     /// With its width.
     shared: Option<(&'static Shared, usize)>,
     /// Of each layer.
@@ -364,6 +366,10 @@ impl Facts {
             (Qkv::Direct(direct), half_of_q)
         };
         let (d, o_width, normal) = (self.hidden_size, self.num_heads * v_head_dim, self.normal());
+        let sinks = self
+            .family
+            .has_sinks
+            .then(|| params.push("self_attn.sinks", &[self.num_heads], normal));
         let gate = match self.family.gate {
             Gate::None => None,
             Gate::Projection => {
@@ -383,7 +389,7 @@ impl Facts {
             scale: self.scale,
             softcap: self.softcap,
             sliding_window: of_layer.sliding_window,
-            sinks: None,
+            sinks,
         }
     }
 
@@ -537,8 +543,12 @@ impl Facts {
         let (d, normal) = (self.hidden_size, self.normal());
         let names = &experts.facts;
         let of_router = &names.router;
+        let map = params.linear(of_router.name, experts.num, d, of_router.has_bias, normal);
+        if let Some(bias) = map.bias {
+            params.specs[bias].init = normal;
+        }
         let router = Router {
-            map: params.linear(of_router.name, experts.num, d, false, normal),
+            map,
             scores: of_router.scores,
             is_fp32: of_router.is_fp32,
             correction_bias: of_router.correction_bias.map(|(name, shape)| {
@@ -552,7 +562,7 @@ impl Facts {
             scale: experts.scale,
         };
         let f = experts.intermediate_size;
-        let all = match &names.weights {
+        let mut all: Vec<Dense> = match &names.weights {
             ExpertWeights::Each { list, projections } => {
                 let expert = |expert_idx: usize| {
                     self.expert(params, &format!("{list}.{expert_idx}"), *projections, f)
@@ -580,7 +590,33 @@ impl Facts {
                 };
                 (0..experts.num).map(expert).collect()
             }
+            ExpertWeights::Transposed { gate_up, gate_up_bias, down, down_bias } => {
+                let mut stacked =
+                    |weight: &str, bias: &str, in_features: usize, out: usize| Linear {
+                        weight: params.push(weight, &[experts.num, in_features, out], normal),
+                        bias: Some(params.push(bias, &[experts.num, out], Init::Constant(0.0))),
+                        rows: 0..out,
+                        alternate: None,
+                        of_stack: Some(0),
+                        in_features,
+                    };
+                let gate_up = stacked(gate_up, gate_up_bias, d, 2 * f);
+                let down = stacked(down, down_bias, f, d);
+                let expert = |expert_idx: usize| {
+                    let of_expert =
+                        |map: &Linear| Linear { of_stack: Some(expert_idx), ..map.clone() };
+                    let gate_up = of_expert(&gate_up);
+                    let (gate, up) = (gate_up.alternating(1, 2, 0), gate_up.alternating(1, 2, 1));
+                    self.mlp(gate, up, of_expert(&down))
+                };
+                (0..experts.num).map(expert).collect()
+            }
         };
+        if let Some(activation) = experts.activation {
+            for expert in &mut all {
+                expert.activation = activation;
+            }
+        }
         let shared = experts.shared.map(|(facts, f)| SharedExpert {
             mlp: self.expert(params, facts.name, ["gate_proj", "up_proj", "down_proj"], f),
             gate: facts.gate.map(|gate| params.linear(gate, 1, d, false, normal)),
@@ -882,9 +918,18 @@ fn experts(reader: &Reader<'_>, facts: &'static Experts) -> Result<Option<Expert
             Some((key, default)) => reader.or(key, default, Reader::positive)?,
             None => 1.0,
         },
+        activation: match &facts.clamped_swiglu {
+            Some(facts) => Some(clamped_swiglu(reader, facts)?),
+            None => None,
+        },
         shared,
         is_sparse: sparse_layers(reader, facts)?,
     }))
+}
+
+fn clamped_swiglu(reader: &Reader<'_>, facts: &ClampFacts) -> Result<Activation> {
+    let constant = |(key, default): (&str, f64)| reader.or(key, default, Reader::positive);
+    Ok(Activation::ClampedSwiglu { alpha: constant(facts.alpha)?, limit: constant(facts.limit)? })
 }
 
 /// A number, or the one that a list has for every layer.

@@ -21,6 +21,7 @@ mod glm;
 mod glm4;
 mod glm4_moe;
 mod glm4_moe_lite;
+mod gpt_oss;
 mod granite;
 mod granitemoe;
 mod helium;
@@ -71,6 +72,8 @@ pub struct Family {
     pub(crate) dropouts: &'static [(&'static str, f64)],
     /// Keys that would switch on what is not there.
     pub(crate) refused: &'static [Refused],
+    /// Whether checkpoints may hold the experts as MXFP4, from which they are widened where they are read.
+    pub(crate) may_be_mxfp4: bool,
 
     /// Where norms stand, by the names of their tensors inside a layer.
     pub(crate) norms: Norms,
@@ -101,6 +104,8 @@ pub struct Family {
     pub(crate) has_v_norm: bool,
     /// Whose sigmoid multiplies the output of attention.
     pub(crate) gate: Gate,
+    /// Whether each query head has one more score, `self_attn.sinks`.
+    pub(crate) has_sinks: bool,
     /// Whether layers may be `linear_attention`: gated delta nets.
     pub(crate) has_delta_nets: bool,
     /// Whether layers without a window have heads of another size and number, by keys of their own.
@@ -441,6 +446,8 @@ pub(crate) struct Experts {
     pub(crate) layers: SparseLayers,
     pub(crate) router: RouterFacts,
     pub(crate) weights: ExpertWeights,
+    /// What experts have in place of the activation of the class.
+    pub(crate) clamped_swiglu: Option<ClampFacts>,
     /// What all tokens go through beside their experts.
     pub(crate) shared: Option<Shared>,
     /// What the auxiliary loss of routers is multiplied by where a config does not say it; `None` for a class without that loss.
@@ -459,6 +466,7 @@ impl Experts {
             list: "mlp.experts",
             projections: ["gate_proj", "up_proj", "down_proj"],
         },
+        clamped_swiglu: None,
         shared: None,
         aux_loss_coef: Some(0.001),
     };
@@ -471,6 +479,21 @@ pub(crate) enum ExpertWeights {
     Each { list: &'static str, projections: [&'static str; 3] },
     /// Two in all, by their whole names: `[experts, 2f, d]`, the gate before `up`, and `[experts, d, f]`.
     Stacked { gate_up: &'static str, down: &'static str },
+    /// Two in all and a bias for each, by their whole names: `[experts, d, 2f]`, gate and `up` in turn, and `[experts, f, d]`; of biases
+    /// `[experts, 2f]` and `[experts, d]`.
+    Transposed {
+        gate_up: &'static str,
+        gate_up_bias: &'static str,
+        down: &'static str,
+        down_bias: &'static str,
+    },
+}
+
+/// The keys for the constants of a clamped SwiGLU, each with its default.
+#[derive(Debug, PartialEq)]
+pub(crate) struct ClampFacts {
+    pub(crate) alpha: (&'static str, f64),
+    pub(crate) limit: (&'static str, f64),
 }
 
 /// Which layers have experts.
@@ -492,6 +515,7 @@ pub(crate) enum SparseLayers {
 #[derive(Debug, PartialEq)]
 pub(crate) struct RouterFacts {
     pub(crate) name: &'static str,
+    pub(crate) has_bias: bool,
     pub(crate) scores: RouterScores,
     pub(crate) is_fp32: bool,
     /// A buffer for the choice alone, and the sizes that its shape has before the number of experts.
@@ -510,6 +534,7 @@ pub(crate) struct RouterFacts {
 impl RouterFacts {
     const SOFTMAX: Self = Self {
         name: "mlp.gate",
+        has_bias: false,
         scores: RouterScores::Softmax,
         is_fp32: false,
         correction_bias: None,
@@ -604,6 +629,7 @@ pub(crate) static ALL: &[&Family] = &[
     &glm4::GLM4,
     &glm4_moe::GLM4_MOE,
     &glm4_moe_lite::GLM4_MOE_LITE,
+    &gpt_oss::GPT_OSS,
     &granite::GRANITE,
     &granitemoe::GRANITEMOE,
     &helium::HELIUM,
@@ -643,6 +669,7 @@ impl Family {
         wrappers: &[],
         dropouts: &[("attention_dropout", 0.0)],
         refused: &[],
+        may_be_mxfp4: false,
         norms: Norms::PRE,
         norm: NormKind::Rms,
         norm_eps: NormEps::Key("rms_norm_eps", 1e-6),
@@ -658,6 +685,7 @@ impl Family {
         latent: None,
         has_v_norm: false,
         gate: Gate::None,
+        has_sinks: false,
         has_delta_nets: false,
         has_global_heads: false,
         heads_fill_hidden: false,

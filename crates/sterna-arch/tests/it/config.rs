@@ -184,6 +184,10 @@ fn check_more(name: &str, arch: &Architecture, case: &Value) {
         "gelu" => Activation::Elementwise(Elementwise::Gelu),
         "gelu_pytorch_tanh" => Activation::Elementwise(Elementwise::GeluTanh),
         "relu2" => Activation::Elementwise(Elementwise::Relu2),
+        "clamped_swiglu" => {
+            let constant = |idx: usize| case["clamp"][idx].as_f64().unwrap();
+            Activation::ClampedSwiglu { alpha: constant(0), limit: constant(1) }
+        }
         "xielu" => {
             assert!(matches!(activation_of(arch), Activation::Xielu { .. }), "{name}");
             return;
@@ -921,6 +925,25 @@ fn delta_nets_and_gated_attention_take_turns() {
         let text = refused(overrides);
         assert!(text.contains(required), "{text}");
     }
+}
+
+#[test]
+fn only_experts_of_four_bits_are_read_and_only_where_a_family_has_them() {
+    let small = |model_type: &str, method: &str| {
+        parse(&json!({
+            "model_type": model_type, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128, "num_local_experts": 4,
+            "quantization_config": {"quant_method": method, "modules_to_not_convert": ["lm_head"]},
+        }))
+    };
+    let config = small("gpt_oss", "mxfp4").unwrap();
+    let names: Vec<&str> =
+        config.arch.layers[0].params.iter().map(|spec| spec.name.as_str()).collect();
+    assert!(names.contains(&"model.layers.0.mlp.experts.gate_up_proj"), "{names:?}");
+    let text = small("gpt_oss", "fp8").unwrap_err().to_string();
+    assert!(text.contains("required: absent, or of quant_method `mxfp4`"), "{text}");
+    let text = small("mixtral", "mxfp4").unwrap_err().to_string();
+    assert!(text.contains("required: absent: training needs weights in float"), "{text}");
 }
 
 #[test]

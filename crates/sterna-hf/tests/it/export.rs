@@ -340,3 +340,28 @@ fn another_dtype_and_back_are_the_same_bytes() {
         );
     }
 }
+
+/// A config that says that experts have four bits would make loaders look for their blocks.
+#[test]
+fn experts_of_four_bits_are_written_in_bf16() {
+    let (dir, parent) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let packed = fixture("mxfp4");
+    fs::copy(packed.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    let config = json!({
+        "model_type": "gpt_oss", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "vocab_size": 128, "num_key_value_heads": 2, "num_local_experts": 4,
+        "quantization_config": {"quant_method": "mxfp4"},
+    });
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let out = parent.path().join("out");
+    rewrite(dir.path(), &out, None).unwrap();
+    let [before, after] = [&packed, &out].map(|dir| WeightFiles::open(dir).unwrap());
+    assert!(before.names().eq(after.names()));
+    assert_eq!(after.tensor("experts").unwrap().bytes(), before.tensor("widened").unwrap().bytes());
+    let config: Value =
+        serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
+    assert_eq!(
+        (&config["quantization_config"], &config["torch_dtype"]),
+        (&Value::Null, &json!("bfloat16"))
+    );
+}

@@ -109,6 +109,7 @@ goldens! {
     glm4,
     glm4_moe,
     glm4_moe_lite,
+    gpt_oss,
     granite,
     granitemoe,
     helium,
