@@ -379,6 +379,23 @@ FAMILIES_4 = {
         logits_scaling=1.7,
         attention_bias=True,
     ),
+    # A delta net and a gated full layer; what the first token of a document reads is small, hence the eps. The first layer has no experts.
+    "qwen3_next": dict(
+        without(BASE, "rms_norm_eps"),
+        **WIDE,
+        rms_norm_eps=1e-2,
+        layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=6,
+        linear_value_head_dim=4,
+        partial_rotary_factor=0.5,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=5,
+        shared_expert_intermediate_size=6,
+        mlp_only_layers=[0],
+    ),
     "mixtral": dict(
         BASE, head_dim=4, intermediate_size=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=7, **NO_PAD
     ),
@@ -524,6 +541,8 @@ SEEDS = {
     # Of forty seeds none has more than 2.5e-4.
     "qwen3_5_moe_text": SEED,
     "qwen3_moe": SEED + 7,
+    # Of sixty seeds none has more than 6.8e-4.
+    "qwen3_next": SEED + 51,
     "stablelm": SEED + 1,
 }
 
@@ -624,7 +643,7 @@ def random_weights(decoder, generator):
         has_one_more = (
             model_type in NORMS_OF_ONE_MORE
             or (model_type == "muse_glimmer_text" and ".layers." in name)
-            or (model_type in ("qwen3_5_text", "qwen3_5_moe_text") and ".linear_attn." not in name)
+            or (model_type in ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next") and ".linear_attn." not in name)
         )
         if "norm" in name and name.endswith(".weight"):
             drawn = (0 if has_one_more else 1) + 0.2 * noise

@@ -286,6 +286,27 @@ CASES = {
         ),
         [13, 1, 6],
     ),
+    # A delta net whose projections lie key head by key head, three value heads on each of two, so that ranks and groups cut them; experts there,
+    # and an MLP in the gated full layer before it; the loss that balances them.
+    "qwen3_next": (
+        "qwen3_next",
+        dict(
+            DELTA,
+            layer_types=["full_attention", "linear_attention"],
+            linear_num_key_heads=2,
+            linear_num_value_heads=6,
+            num_experts=5,
+            num_experts_per_tok=2,
+            moe_intermediate_size=8,
+            shared_expert_intermediate_size=12,
+            mlp_only_layers=[0],
+            output_router_logits=True,
+            router_aux_loss_coef=0.5,
+            rope_parameters=dict(rope_type="default", rope_theta=1000.0, partial_rotary_factor=0.25),
+            tie_word_embeddings=False,
+        ),
+        [17, 1, 6],
+    ),
     # A sliding layer, and full layers with and without rotary embeddings.
     "muse_glimmer_text": (
         "muse_glimmer_text",
@@ -360,7 +381,7 @@ def randomize(model, infix, generator):
             value_ = noise - 1.5
         elif name.endswith("conv1d.weight"):
             value_ = 0.5 * noise
-        elif model.config.model_type in ("qwen3_5_text", "qwen3_5_moe_text") and name.endswith("norm.weight") and "linear_attn" not in name:
+        elif model.config.model_type in ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next") and name.endswith("norm.weight") and "linear_attn" not in name:
             value_ = 0.2 * noise
         elif name.endswith("norm.weight") and not name.startswith(centered):
             value_ = 1 + 0.2 * noise

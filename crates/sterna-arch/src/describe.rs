@@ -6,9 +6,9 @@ use crate::config::reader::Reader;
 use crate::config::{layers, rope_section};
 use crate::error::Result;
 use crate::families::{
-    ClampFacts, EmbeddingScale, ExpertWeights, Experts, Family, Fused, Gate, GroupFacts,
-    LatentFacts, LogitsScale, Mlp, NormEps, NormParams, QkNorms, Scale, Setting, Shared,
-    SharedSize, SparseLayers,
+    ClampFacts, DeltaNetMaps, EmbeddingScale, ExpertWeights, Experts, Family, Fused, Gate,
+    GroupFacts, LatentFacts, LogitsScale, Mlp, NormEps, NormParams, QkNorms, Scale, Setting,
+    Shared, SharedSize, SparseLayers,
 };
 use crate::layer::{
     Activation, Architecture, Attention, DeltaNet, Dense, Direct, Elementwise, Embed, ExpertGroups,
@@ -155,6 +155,7 @@ struct Facts {
 
 /// What a config says of its gated delta nets.
 struct DeltaNets {
+    maps: DeltaNetMaps,
     num_value_heads: usize,
     num_key_heads: usize,
     key_head_dim: usize,
@@ -271,7 +272,10 @@ impl Facts {
                 Some(facts) => experts(reader, facts)?,
                 None => None,
             },
-            delta_nets: if family.has_delta_nets { Some(delta_nets(reader)?) } else { None },
+            delta_nets: match family.delta_nets {
+                Some(maps) => Some(delta_nets(reader, maps)?),
+                None => None,
+            },
             initializer_range: reader.or(
                 "initializer_range",
                 family.defaults.initializer_range,
@@ -467,12 +471,31 @@ impl Facts {
         let (d, normal) = (self.hidden_size, self.normal());
         let DeltaNets { num_value_heads, num_key_heads, key_head_dim, value_head_dim, .. } = *nets;
         let (keys, values) = (num_key_heads * key_head_dim, num_value_heads * value_head_dim);
-        let widths = [keys, keys, values];
-        let [q, k, v] = params.fused("linear_attn.in_proj_qkv", widths, d, false, normal);
-        let [z, b, a] =
-            [("z", values), ("b", num_value_heads), ("a", num_value_heads)].map(|(name, width)| {
-                params.linear(&format!("linear_attn.in_proj_{name}"), width, d, false, normal)
-            });
+        let linear = |params: &mut Params, name: &str, width: usize| {
+            params.linear(&format!("linear_attn.in_proj_{name}"), width, d, false, normal)
+        };
+        let ([q, k, v], [z, b, a]) = match nets.maps {
+            DeltaNetMaps::Apart => {
+                let widths = [keys, keys, values];
+                let qkv = params.fused("linear_attn.in_proj_qkv", widths, d, false, normal);
+                let zba = [("z", values), ("b", num_value_heads), ("a", num_value_heads)];
+                (qkv, zba.map(|(name, width)| linear(params, name, width)))
+            }
+            DeltaNetMaps::ByKeyHead => {
+                let qkvz = linear(params, "qkvz", 2 * (keys + values));
+                let ba = linear(params, "ba", 2 * num_value_heads);
+                // Of a key head.
+                let num_values = num_value_heads / num_key_heads;
+                let (key, value) = (key_head_dim, num_values * value_head_dim);
+                let of_qkvz = |len, offset| qkvz.alternating(len, 2 * (key + value), offset);
+                let of_ba = |offset| ba.alternating(num_values, 2 * num_values, offset);
+                let qkv = [(key, 0), (key, key), (value, 2 * key)];
+                (
+                    qkv.map(|(len, offset)| of_qkvz(len, offset)),
+                    [of_qkvz(value, 2 * key + value), of_ba(0), of_ba(num_values)],
+                )
+            }
+        };
         let channels = [2 * keys + values, 1, nets.conv_width];
         let conv = params.push("linear_attn.conv1d.weight", &channels, normal);
         let of_heads = [num_value_heads];
@@ -823,7 +846,7 @@ impl Params {
     }
 }
 
-fn delta_nets(reader: &Reader<'_>) -> Result<DeltaNets> {
+fn delta_nets(reader: &Reader<'_>, maps: DeltaNetMaps) -> Result<DeltaNets> {
     let size = |key: &str, default: usize| reader.or(key, default, Reader::size);
     let num_key_heads = reader.or("linear_num_key_heads", 16, Reader::num_heads)?;
     let num_value_heads = reader.or("linear_num_value_heads", 32, Reader::num_heads)?;
@@ -847,6 +870,7 @@ fn delta_nets(reader: &Reader<'_>) -> Result<DeltaNets> {
         return Err(reader.wrong("hidden_act", &Value::from(activation), required));
     }
     Ok(DeltaNets {
+        maps,
         num_value_heads,
         num_key_heads,
         key_head_dim: widest("linear_key_head_dim")?,

@@ -45,6 +45,7 @@ mod qwen3;
 mod qwen3_5_moe_text;
 mod qwen3_5_text;
 mod qwen3_moe;
+mod qwen3_next;
 mod seed_oss;
 mod smollm3;
 mod stablelm;
@@ -106,8 +107,8 @@ pub struct Family {
     pub(crate) gate: Gate,
     /// Whether each query head has one more score, `self_attn.sinks`.
     pub(crate) has_sinks: bool,
-    /// Whether layers may be `linear_attention`: gated delta nets.
-    pub(crate) has_delta_nets: bool,
+    /// How the projections of gated delta nets are stored; `None` for a class none of whose layers may be `linear_attention`.
+    pub(crate) delta_nets: Option<DeltaNetMaps>,
     /// Whether layers without a window have heads of another size and number, by keys of their own.
     pub(crate) has_global_heads: bool,
     /// Whether all query heads together have to be as wide as the hidden size.
@@ -250,6 +251,15 @@ pub(crate) enum Gate {
     Projection,
     /// `q_proj`, which has of each head the query and then the gate.
     HalfOfQ,
+}
+
+/// The tensors of a gated delta net's projections.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum DeltaNetMaps {
+    /// `in_proj_qkv`, `in_proj_z`, `in_proj_b` and `in_proj_a`.
+    Apart,
+    /// `in_proj_qkvz`, which has for each key head its query, its key, its values and their `z`, and `in_proj_ba`, in the same way.
+    ByKeyHead,
 }
 
 /// Norms on queries and keys.
@@ -653,6 +663,7 @@ pub(crate) static ALL: &[&Family] = &[
     &qwen3_5_moe_text::QWEN3_5_MOE_TEXT,
     &qwen3_5_text::QWEN3_5_TEXT,
     &qwen3_moe::QWEN3_MOE,
+    &qwen3_next::QWEN3_NEXT,
     &seed_oss::SEED_OSS,
     &smollm3::SMOLLM3,
     &stablelm::STABLELM,
@@ -686,7 +697,7 @@ impl Family {
         has_v_norm: false,
         gate: Gate::None,
         has_sinks: false,
-        has_delta_nets: false,
+        delta_nets: None,
         has_global_heads: false,
         heads_fill_hidden: false,
         windows: Windows::None,

@@ -121,8 +121,11 @@ impl BlockParams {
     /// Weight and bias of a linear map, sharing memory unless its rows alternate with others.
     fn of(&self, map: &Linear) -> (Tensor, Option<Tensor>) {
         let rows = |param_idx: usize| {
-            let rows = rows_of(map, self.get(param_idx));
-            if map.alternate.is_some() { rows.flatten(0, 1) } else { rows }
+            let mut pieces = pieces_of(map, self.get(param_idx));
+            if map.alternate.is_some() {
+                pieces = pieces.into_iter().map(|runs| runs.flatten(0, 1)).collect();
+            }
+            if pieces.len() == 1 { pieces.remove(0) } else { Tensor::cat(&pieces, 0) }
         };
         (rows(map.weight), map.bias.map(rows))
     }
@@ -160,25 +163,31 @@ impl BlockGrads {
 
     /// Adds the gradients of weight and bias of a linear map, `d_y` `[s, out]` and `x` `[s, in]`.
     fn accumulate(&mut self, map: &Linear, x: &Tensor, d_y: &Tensor) {
-        let rows = |param_idx: usize| self.0[param_idx].as_ref().map(|grad| rows_of(map, grad));
-        let (mut weight, mut bias) = (rows(map.weight), map.bias.and_then(rows));
+        let pieces = |param_idx: usize| self.0[param_idx].as_ref().map(|x| pieces_of(map, x));
+        let (weight, bias) = (pieces(map.weight), map.bias.and_then(pieces));
         if map.alternate.is_none() && map.of_stack.is_none() {
+            let [mut weight, mut bias] =
+                [weight, bias].map(|pieces| pieces.and_then(|mut x| x.pop()));
             linear::backward_params(d_y, x, weight.as_mut(), bias.as_mut());
             return;
         }
         // A product adds to rows that follow each other, values of each next to each other.
-        let zeros = |grad: &Tensor| {
-            let mut size = grad.size();
-            if map.alternate.is_some() {
-                size = [&[size[0] * size[1]], &size[2..]].concat();
-            }
-            Tensor::zeros(size, (grad.kind(), grad.device()))
+        let zeros = |pieces: &Option<Vec<Tensor>>, size: &[i64]| {
+            let like = pieces.as_ref()?.first()?;
+            Some(Tensor::zeros(size, (like.kind(), like.device())))
         };
-        let [mut of_weight, mut of_bias] = [&weight, &bias].map(|grad| grad.as_ref().map(zeros));
+        let (out, in_features) = (map.out_features() as i64, map.in_features as i64);
+        let mut of_weight = zeros(&weight, &[out, in_features]);
+        let mut of_bias = zeros(&bias, &[out]);
         linear::backward_params(d_y, x, of_weight.as_mut(), of_bias.as_mut());
-        for (grad, of_map) in [(weight, of_weight), (bias, of_bias)] {
-            if let (Some(mut grad), Some(of_map)) = (grad, of_map) {
-                let _ = grad.g_add_(&of_map.view_as(&grad));
+        for (pieces, of_map) in [(weight, of_weight), (bias, of_bias)] {
+            let (Some(pieces), Some(of_map)) = (pieces, of_map) else { continue };
+            let mut first = 0;
+            for mut piece in pieces {
+                let runs = if map.alternate.is_some() { piece.size()[1] } else { 1 };
+                let num_rows = piece.size()[0] * runs;
+                let _ = piece.g_add_(&of_map.narrow(0, first, num_rows).view_as(&piece));
+                first += num_rows;
             }
         }
     }
@@ -209,27 +218,32 @@ pub(crate) fn norm_backward(
     with_weights.backward(d_y, x, weight.as_mut(), bias.as_mut())
 }
 
-/// The rows of a weight or bias that a linear map has, sharing memory: `[out, ..]`, or `[runs, rows of a run, ..]` where they alternate with
-/// those of others.
-fn rows_of(map: &Linear, x: &Tensor) -> Tensor {
+/// The rows of a weight or bias that a linear map has, in pieces that share its memory: one `[out, ..]`, or where they alternate with those of
+/// others `[runs, rows of a run, ..]`, with a piece of its own for a part of a run at either end.
+fn pieces_of(map: &Linear, x: &Tensor) -> Vec<Tensor> {
     let x = match map.of_stack {
         Some(map_idx) if x.dim() > 2 => x.get(map_idx as i64).tr(),
         Some(map_idx) => x.get(map_idx as i64),
         None if x.dim() > 2 => x.flatten(0, -2),
         None => x.shallow_clone(),
     };
-    let (start, len) = (map.rows.start, map.rows.len());
-    let Some(alternate) = &map.alternate else { return x.narrow(0, start as i64, len as i64) };
-    assert!(
-        start.is_multiple_of(alternate.len) && len.is_multiple_of(alternate.len),
-        "rows {:?} are whole runs of {}",
-        map.rows,
-        alternate.len
-    );
-    let [run, stride] = [alternate.len, alternate.stride].map(|rows| rows as i64);
-    let (first, num_runs) = (start as i64 / run, len as i64 / run);
-    let runs = x.narrow(0, first * stride, num_runs * stride).unflatten(0, [num_runs, stride]);
-    runs.narrow(1, alternate.offset as i64, run)
+    let [mut row, end] = [map.rows.start, map.rows.end].map(|row| row as i64);
+    let Some(alternate) = &map.alternate else { return vec![x.narrow(0, row, end - row)] };
+    let [run, stride, offset] =
+        [alternate.len, alternate.stride, alternate.offset].map(|rows| rows as i64);
+    let mut pieces = Vec::new();
+    while row < end {
+        let in_run = row % run;
+        let (num_runs, len) = if in_run == 0 && end - row >= run {
+            ((end - row) / run, run)
+        } else {
+            (1, (run - in_run).min(end - row))
+        };
+        let runs = x.narrow(0, row / run * stride, num_runs * stride);
+        pieces.push(runs.unflatten(0, [num_runs, stride]).narrow(1, offset + in_run, len));
+        row += num_runs * len;
+    }
+    pieces
 }
 
 /// Puts the tensors of a unit where the layer names them, once their number and shapes are checked.

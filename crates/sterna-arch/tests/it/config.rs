@@ -53,8 +53,11 @@ fn check(case: &Value) {
     check_params(name, arch, case);
     let sizes =
         |key: &str| -> Vec<Option<usize>> { serde_json::from_value(case[key].clone()).unwrap() };
-    let windows: Vec<_> =
-        arch.layers.iter().map(|layer| attention_of(layer).sliding_window).collect();
+    let windows: Vec<_> = arch
+        .layers
+        .iter()
+        .map(|layer| layer.mixer.attention().and_then(|attention| attention.sliding_window))
+        .collect();
     assert_eq!(windows, sizes("sliding_window"), "{name}");
     let is_rotated: Vec<bool> = serde_json::from_value(case["is_rotated"].clone()).unwrap();
     let found: Vec<_> = arch.layers.iter().map(|layer| layer.mixer.rope().is_some()).collect();

@@ -20,8 +20,8 @@ const KEEP_ALL: Keep = Keep { attention: true, graph: true };
 /// differ between layers, and values that are keys; queries that grow with their position; gates on outputs; experts, with one of all
 /// tokens, chosen by probabilities, or by sigmoids with a bias and among groups, in tensors of their own or in one; latents of keys and
 /// values, with one of queries or without; delta nets with two and with three value heads on a key head, and gates whose rows alternate
-/// with those of queries; sinks; transposed experts with biases.
-const MODELS: [&str; 38] = [
+/// with those of queries; sinks; transposed experts with biases; delta nets whose projections lie key head by key head.
+const MODELS: [&str; 39] = [
     "llama_tied",
     "llama_biased",
     "mistral_window",
@@ -59,6 +59,7 @@ const MODELS: [&str; 38] = [
     "qwen3_5_text",
     "qwen3_5_text_biased",
     "qwen3_moe",
+    "qwen3_next",
     "stablelm_parallel",
 ];
 

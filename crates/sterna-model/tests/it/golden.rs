@@ -143,6 +143,7 @@ goldens! {
     qwen3_moe,
     qwen3_moe_dense,
     qwen3_moe_unnormed,
+    qwen3_next,
     rope_dynamic,
     rope_linear,
     rope_llama3,
