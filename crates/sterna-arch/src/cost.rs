@@ -84,7 +84,11 @@ impl Layer {
     pub fn peak_beside_experts(&self) -> usize {
         match &self.ffn {
             Ffn::Dense(_) => 0,
-            Ffn::Moe(_) => (4 + self.num_output_norms()) * self.hidden_size(),
+            Ffn::Moe(moe) => {
+                // With norms of their own also what the MLP beside them reads, their output and its gradient.
+                let of_branch = if moe.norms.is_some() { 3 } else { 0 };
+                (4 + of_branch + self.num_output_norms()) * self.hidden_size()
+            }
         }
     }
 

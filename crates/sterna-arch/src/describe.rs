@@ -583,6 +583,8 @@ impl Facts {
             num_experts_per_tok: experts.num_per_tok,
             topk_norm: experts.topk_norm,
             scale: experts.scale,
+            expert_scales: None,
+            norm: None,
         };
         let f = experts.intermediate_size;
         let mut all: Vec<Dense> = match &names.weights {
@@ -643,8 +645,10 @@ impl Facts {
         let shared = experts.shared.map(|(facts, f)| SharedExpert {
             mlp: self.expert(params, facts.name, ["gate_proj", "up_proj", "down_proj"], f),
             gate: facts.gate.map(|gate| params.linear(gate, 1, d, false, normal)),
+            output_norm: None,
         });
-        Moe { router, experts: all, groups: std::iter::once(0..experts.num).collect(), shared }
+        let groups = std::iter::once(0..experts.num).collect();
+        Moe { router, experts: all, groups, shared, norms: None }
     }
 
     fn expert(&self, params: &mut Params, name: &str, projections: [&str; 3], f: usize) -> Dense {

@@ -276,14 +276,26 @@ pub struct Moe {
     pub groups: Vec<Range<usize>>,
     /// What every token goes through, too; its output is added.
     pub shared: Option<SharedExpert>,
+    /// Norms that make the experts a branch of their own beside the shared one.
+    pub norms: Option<ExpertNorms>,
+}
+
+/// Norms of experts that read the residual stream `r`, as their router does, and not what the layer's norm makes of it:
+/// `output(sum over the chosen e of w_e * expert_e(input(r)))`. Not in a layer whose branches are parallel.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpertNorms {
+    /// On what they read.
+    pub input: Norm,
+    /// On what they give.
+    pub output: Norm,
 }
 
 /// The choice of a token's experts:
 ///
 /// ```text
-/// p    scores of all experts, from x
+/// p    scores of all experts, from x or a norm of it
 /// e    the num_experts_per_tok largest of p + correction_bias, in the groups of experts that may be chosen
-/// w    p_e, or p_e / max(added + sum over the chosen of p, least), times scale
+/// w    p_e, or p_e / max(added + sum over the chosen of p, least), times scale and what the expert has of its own
 /// ```
 ///
 /// The softmax of the logits of the chosen alone, which some classes take, is that of all over its sum of the chosen.
@@ -305,6 +317,19 @@ pub struct Router {
     pub topk_norm: Option<TopkNorm>,
     /// What they are multiplied by.
     pub scale: f64,
+    /// Index of `[experts]`, what the weight of each is multiplied by beside that.
+    pub expert_scales: Option<usize>,
+    /// On what it reads.
+    pub norm: Option<RouterNorm>,
+}
+
+/// What a router does to its input: `multiplier * norm(x)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RouterNorm {
+    /// The norm.
+    pub norm: Norm,
+    /// What multiplies it.
+    pub multiplier: f64,
 }
 
 /// From the logits of a router to scores.
@@ -336,13 +361,15 @@ pub struct TopkNorm {
     pub least: f64,
 }
 
-/// An expert that every token takes: `mlp(x)`, or `sigmoid(gate(x)) * mlp(x)`.
+/// An expert that every token takes: `mlp(x)`, or `sigmoid(gate(x)) * mlp(x)`, and a norm of that.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SharedExpert {
     /// The MLP.
     pub mlp: Dense,
     /// To `[1]`.
     pub gate: Option<Linear>,
+    /// On what it gives.
+    pub output_norm: Option<Norm>,
 }
 
 /// An MLP: `down(act(gate(x)) * up(x))`, or `down(act(up(x)))` without a gate.
