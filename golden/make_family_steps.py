@@ -168,7 +168,10 @@ BOTH_TYPES = dict(layer_types=["sliding_attention", "full_attention"], sliding_w
 SECOND_SLIDES = dict(use_sliding_window=True, sliding_window=7, max_window_layers=1)
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
 
-# model_type -> config
+# Other models of a family, beside that of its name.
+VARIANTS = {"gemma4_text_moe": "gemma4_text"}
+
+# model_type, or a variant -> config
 # Few heads and sizes of latents, and experts in the second layer.
 LATENT = dict(
     num_key_value_heads=4,
@@ -457,6 +460,27 @@ FAMILIES_5 = {
         ),
         use_bidirectional_attention="vision",
     ),
+    # Experts beside the MLP, each with norms of its own.
+    "gemma4_text_moe": dict(
+        BASE_5,
+        **TIED,
+        **WIDE,
+        layer_types=["sliding_attention", "full_attention"],
+        sliding_window=7,
+        global_head_dim=8,
+        num_global_key_value_heads=1,
+        attention_k_eq_v=True,
+        hidden_size_per_layer_input=0,
+        vocab_size_per_layer_input=BASE["vocab_size"],
+        enable_moe_block=True,
+        num_experts=3,
+        top_k_experts=2,
+        moe_intermediate_size=5,
+        rope_parameters=dict(
+            sliding_attention=dict(rope_type="default", rope_theta=1000.0),
+            full_attention=dict(rope_type="proportional", partial_rotary_factor=0.5, rope_theta=100.0),
+        ),
+    ),
     # Sinks, a window in the first layer, yarn without truncation; experts with biases whose activation is clamped.
     "gpt_oss": dict(
         BASE_5,
@@ -527,6 +551,8 @@ SEEDS = {
     "ernie4_5_moe": SEED + 21,
     "ernie4_5": SEED + 1,
     "gemma4_text": SEED + 1,
+    # Of sixty seeds none has more than 5.3e-4.
+    "gemma4_text_moe": SEED + 59,
     "glm4_moe": SEED + 16,
     "glm4_moe_lite": SEED + 59,
     "gpt_oss": SEED + 10,
@@ -660,6 +686,11 @@ def random_weights(decoder, generator):
             drawn = value.data
         elif name.endswith("layer_scalar"):
             drawn = 0.7 + 0.2 * noise
+        elif name.endswith("router.scale"):
+            # What it multiplies is divided by the root of the hidden size.
+            drawn = 6 + noise
+        elif name.endswith("per_expert_scale"):
+            drawn = 1 + 0.2 * noise
         else:
             drawn = 0.25 * noise
         weights[name] = drawn.to(torch.bfloat16).float()
@@ -793,11 +824,12 @@ def balanced_steps(config, weights, data):
     return dict(router_aux_loss_coef=ROUTER_AUX_LOSS_COEF, losses=found["losses"], grad_norms=found["grad_norms"])
 
 
-def make(model_type, data):
-    folder = OUT / model_type
-    config = AutoConfig.for_model(model_type, **json.loads(json.dumps(FAMILIES[model_type])), attn_implementation="eager")
+def make(name, data):
+    folder = OUT / name
+    overrides = json.loads(json.dumps(FAMILIES[name]))
+    config = AutoConfig.for_model(VARIANTS.get(name, name), **overrides, attn_implementation="eager")
     decoder = Decoder(config, FP32)
-    weights = random_weights(decoder, torch.Generator().manual_seed(SEEDS.get(model_type, SEED)))
+    weights = random_weights(decoder, torch.Generator().manual_seed(SEEDS.get(name, SEED)))
     decoder.load(weights)
     config.architectures = [type(decoder.model).__name__]
     config.dtype = "float32"
@@ -858,7 +890,7 @@ def make(model_type, data):
     save_file({name: delta.contiguous() for name, delta in found["deltas"].items()}, folder / "final.safetensors")
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(
-        f"{model_type}: {size} bytes, losses",
+        f"{name}: {size} bytes, losses",
         " ".join(f"{loss:.6f}" for loss in found["losses"]),
         "norms",
         " ".join(f"{norm:.4f}" for norm in found["grad_norms"]),

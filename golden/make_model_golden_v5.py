@@ -175,6 +175,33 @@ CASES = {
         ),
         [16, 8],
     ),
+    # The shape of the 26B: experts beside the MLP, each with norms of its own, of a router with a norm and a scale for each expert.
+    "gemma4_text_moe": (
+        "gemma4_text",
+        dict(
+            BASE,
+            hidden_size=24,
+            intermediate_size=16,
+            layer_types=["sliding_attention", "full_attention"],
+            sliding_window=5,
+            global_head_dim=16,
+            num_global_key_value_heads=1,
+            attention_k_eq_v=True,
+            hidden_size_per_layer_input=0,
+            enable_moe_block=True,
+            num_experts=5,
+            top_k_experts=2,
+            moe_intermediate_size=8,
+            rms_norm_eps=1e-2,
+            rope_parameters=dict(
+                sliding_attention=dict(rope_type="default", rope_theta=1000.0),
+                full_attention=dict(rope_type="proportional", partial_rotary_factor=0.25, rope_theta=100.0),
+            ),
+            vocab_size_per_layer_input=64,
+            tie_word_embeddings=True,
+        ),
+        [15, 1, 8],
+    ),
     # The whole of DeepSeek 2, which 4.57 gives another scale: latents of queries and of keys and values, biases, yarn with a magnitude; two of
     # four groups of experts, by their best, in the second layer.
     "deepseek_v2": (
@@ -333,8 +360,8 @@ CASES = {
 
 # Found by trying: the gradient of a decay is one sum over all tokens, here one whose terms do not cancel. With most of 40 seeds transformers'
 # own single precision is off by more than 3e-6.
-# The other one as in make_model_golden.py.
-SEEDS = {"minimax_m2": 20261692, "qwen3_5_text": 23}
+# The others as in make_model_golden.py.
+SEEDS = {"gemma4_text_moe": SEED + 2, "minimax_m2": 20261692, "qwen3_5_text": 23}
 
 # Classes of which only the code of `eager` has sinks.
 EAGER_ONLY = ("gpt_oss",)
@@ -376,6 +403,11 @@ def randomize(model, infix, generator):
         elif model.config.model_type == "gemma4_text" and name.endswith(("q_norm.weight", "k_norm.weight")):
             # Its scores have no scale but these; as large as with one over the root of the head size.
             value_ = 0.6 + 0.2 * noise
+        elif name.endswith("router.scale"):
+            # What it multiplies is divided by the root of the hidden size.
+            value_ = 4 + noise
+        elif name.endswith("per_expert_scale"):
+            value_ = 1 + 0.3 * noise
         elif name.endswith("A_log"):
             # Some heads remember for a token, some for many.
             value_ = noise - 1.5
@@ -383,7 +415,7 @@ def randomize(model, infix, generator):
             value_ = 0.5 * noise
         elif model.config.model_type in ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next") and name.endswith("norm.weight") and "linear_attn" not in name:
             value_ = 0.2 * noise
-        elif name.endswith("norm.weight") and not name.startswith(centered):
+        elif ("norm.weight" in name or "layernorm_" in name) and not name.startswith(centered):
             value_ = 1 + 0.2 * noise
         else:
             value_ = 0.25 * noise

@@ -12,8 +12,8 @@ use crate::families::{
 };
 use crate::layer::{
     Activation, Architecture, Attention, DeltaNet, Dense, Direct, Elementwise, Embed, ExpertGroups,
-    Ffn, Head, Latent, Layer, Linear, Mixer, Moe, Norm, NormKind, QkNorm, QkNormWidth, Qkv,
-    QueryLatent, Router, SharedExpert, TopkNorm,
+    ExpertNorms, Ffn, Head, Latent, Layer, Linear, Mixer, Moe, Norm, NormKind, QkNorm, QkNormWidth,
+    Qkv, QueryLatent, Router, RouterNorm, SharedExpert, TopkNorm,
 };
 use crate::parameters::{Init, ParamSpec};
 use crate::wrappers::Names;
@@ -562,15 +562,14 @@ impl Facts {
         }
     }
 
-    fn moe(&self, params: &mut Params, experts: &ExpertsOfModel) -> Moe {
+    fn router(&self, params: &mut Params, experts: &ExpertsOfModel) -> Router {
         let (d, normal) = (self.hidden_size, self.normal());
-        let names = &experts.facts;
-        let of_router = &names.router;
+        let of_router = &experts.facts.router;
         let map = params.linear(of_router.name, experts.num, d, of_router.has_bias, normal);
         if let Some(bias) = map.bias {
             params.specs[bias].init = normal;
         }
-        let router = Router {
+        Router {
             map,
             scores: of_router.scores,
             is_fp32: of_router.is_fp32,
@@ -583,9 +582,29 @@ impl Facts {
             num_experts_per_tok: experts.num_per_tok,
             topk_norm: experts.topk_norm,
             scale: experts.scale,
-            expert_scales: None,
-            norm: None,
+            expert_scales: of_router
+                .expert_scales
+                .map(|name| params.push(name, &[experts.num], Init::Constant(1.0))),
+            norm: of_router.norm_scale.map(|name| RouterNorm {
+                norm: Norm {
+                    kind: NormKind::Rms,
+                    eps: self.norm_eps,
+                    weight: Some(params.push(name, &[d], Init::Constant(1.0))),
+                    bias: None,
+                },
+                multiplier: 1.0 / (d as f64).sqrt(),
+            }),
+        }
+    }
+
+    fn moe(&self, params: &mut Params, experts: &ExpertsOfModel) -> Moe {
+        let (d, normal) = (self.hidden_size, self.normal());
+        let names = &experts.facts;
+        let router = self.router(params, experts);
+        let of_branch = |params: &mut Params, name: &str| {
+            params.norm(name, self.norm, self.norm_eps, self.family.norm_params, &[d])
         };
+        let input_norm = names.norms.as_ref().map(|norms| of_branch(params, norms.input));
         let f = experts.intermediate_size;
         let mut all: Vec<Dense> = match &names.weights {
             ExpertWeights::Each { list, projections } => {
@@ -645,10 +664,15 @@ impl Facts {
         let shared = experts.shared.map(|(facts, f)| SharedExpert {
             mlp: self.expert(params, facts.name, ["gate_proj", "up_proj", "down_proj"], f),
             gate: facts.gate.map(|gate| params.linear(gate, 1, d, false, normal)),
-            output_norm: None,
+            output_norm: facts.output_norm.map(|name| of_branch(params, name)),
         });
+        let norms = names
+            .norms
+            .as_ref()
+            .zip(input_norm)
+            .map(|(norms, input)| ExpertNorms { input, output: of_branch(params, norms.output) });
         let groups = std::iter::once(0..experts.num).collect();
-        Moe { router, experts: all, groups, shared, norms: None }
+        Moe { router, experts: all, groups, shared, norms }
     }
 
     fn expert(&self, params: &mut Params, name: &str, projections: [&str; 3], f: usize) -> Dense {
@@ -885,6 +909,11 @@ fn delta_nets(reader: &Reader<'_>, maps: DeltaNetMaps) -> Result<DeltaNets> {
 
 /// `None` if the config has no experts.
 fn experts(reader: &Reader<'_>, facts: &'static Experts) -> Result<Option<ExpertsOfModel>> {
+    if let Setting::Key(key, default) = facts.when
+        && !reader.flag(key, default)?
+    {
+        return Ok(None);
+    }
     let (key, default) = facts.num;
     // Transformers 5 writes the one name for all classes.
     let key = [key, "num_local_experts"].into_iter().find(|key| reader.get(key).is_some());
@@ -893,7 +922,9 @@ fn experts(reader: &Reader<'_>, facts: &'static Experts) -> Result<Option<Expert
         value.map_or(Ok(default), |value| reader.num_experts(key, value))
     })?;
     if num == 0 {
-        return Ok(None);
+        let Setting::Key(switch, _) = facts.when else { return Ok(None) };
+        let required = format!("a number of experts beside {switch} `true`");
+        return Err(reader.refuse(facts.num.0, "missing or `0`", required));
     }
     let size = |(key, default): (&str, Option<usize>)| match (alike(reader, key)?, default) {
         (Some(value), _) => reader.size(key, value),

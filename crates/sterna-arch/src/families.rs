@@ -445,6 +445,8 @@ pub(crate) enum Mlp {
 /// The experts of a class, and their names.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Experts {
+    /// Whether a config that has their keys has them.
+    pub(crate) when: Setting,
     /// The key of how many there are, and its default.
     pub(crate) num: (&'static str, usize),
     /// The key of how many a token takes, and its default; `None` where a config has to say it. It may be a list with a number for each
@@ -460,6 +462,8 @@ pub(crate) struct Experts {
     pub(crate) clamped_swiglu: Option<ClampFacts>,
     /// What all tokens go through beside their experts.
     pub(crate) shared: Option<Shared>,
+    /// Norms around the experts alone, which then read the residual stream.
+    pub(crate) norms: Option<ExpertNormFacts>,
     /// What the auxiliary loss of routers is multiplied by where a config does not say it; `None` for a class without that loss.
     pub(crate) aux_loss_coef: Option<f64>,
 }
@@ -467,6 +471,7 @@ pub(crate) struct Experts {
 impl Experts {
     /// Those of Qwen, which most classes took over.
     const USUAL: Self = Self {
+        when: Setting::Always,
         num: ("num_experts", 0),
         num_per_tok: ("num_experts_per_tok", None),
         intermediate_size: ("moe_intermediate_size", None),
@@ -478,6 +483,7 @@ impl Experts {
         },
         clamped_swiglu: None,
         shared: None,
+        norms: None,
         aux_loss_coef: Some(0.001),
     };
 }
@@ -504,6 +510,13 @@ pub(crate) enum ExpertWeights {
 pub(crate) struct ClampFacts {
     pub(crate) alpha: (&'static str, f64),
     pub(crate) limit: (&'static str, f64),
+}
+
+/// The names of norms around the experts alone.
+#[derive(Debug, PartialEq)]
+pub(crate) struct ExpertNormFacts {
+    pub(crate) input: &'static str,
+    pub(crate) output: &'static str,
 }
 
 /// Which layers have experts.
@@ -539,6 +552,10 @@ pub(crate) struct RouterFacts {
     pub(crate) norm_least: Option<(&'static str, f64)>,
     /// A key for what the weights are multiplied by, and its default.
     pub(crate) scale: Option<(&'static str, f64)>,
+    /// A tensor with a number for each expert that its weight is multiplied by.
+    pub(crate) expert_scales: Option<&'static str>,
+    /// The weight of a norm on what the router reads, which is then multiplied by one over the root of the hidden size.
+    pub(crate) norm_scale: Option<&'static str>,
 }
 
 impl RouterFacts {
@@ -553,6 +570,8 @@ impl RouterFacts {
         norm_added: 0.0,
         norm_least: None,
         scale: None,
+        expert_scales: None,
+        norm_scale: None,
     };
     /// `DeepSeek` 3's, which many classes took over.
     const SIGMOID: Self = Self {
@@ -585,6 +604,8 @@ pub(crate) struct Shared {
     pub(crate) name: &'static str,
     /// A map to one number whose sigmoid multiplies its output.
     pub(crate) gate: Option<&'static str>,
+    /// A norm of its output, by its name.
+    pub(crate) output_norm: Option<&'static str>,
     pub(crate) intermediate_size: SharedSize,
 }
 

@@ -50,6 +50,7 @@ pub(super) const DEEPSEEK_V2: Family = Family {
         shared: Some(Shared {
             name: "mlp.shared_experts",
             gate: None,
+            output_norm: None,
             intermediate_size: SharedSize::Experts("n_shared_experts", Some(2)),
         }),
         aux_loss_coef: None,

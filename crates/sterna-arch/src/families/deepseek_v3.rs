@@ -41,6 +41,7 @@ pub(super) const DEEPSEEK_V3: Family = Family {
         shared: Some(Shared {
             name: "mlp.shared_experts",
             gate: None,
+            output_norm: None,
             intermediate_size: SharedSize::Experts("n_shared_experts", Some(1)),
         }),
         aux_loss_coef: None,

@@ -949,6 +949,41 @@ fn only_experts_of_four_bits_are_read_and_only_where_a_family_has_them() {
     assert!(text.contains("required: absent: training needs weights in float"), "{text}");
 }
 
+/// The text decoder of Gemma 4 26B-A4B, whose parameters transformers 5.24 counts.
+#[test]
+fn experts_beside_an_mlp_have_norms_of_their_own() {
+    let layer_types = ["sliding_attention"; 5].iter().chain(&["full_attention"]);
+    let layer_types: Vec<&str> = layer_types.copied().cycle().take(30).collect();
+    let mut config = json!({
+        "model_type": "gemma4_text", "attention_k_eq_v": true, "enable_moe_block": true, "final_logit_softcapping": 30.0,
+        "global_head_dim": 512, "head_dim": 256, "hidden_size": 2816, "hidden_size_per_layer_input": 0,
+        "intermediate_size": 2112, "layer_types": layer_types, "max_position_embeddings": 262_144,
+        "moe_intermediate_size": 704, "num_attention_heads": 16, "num_experts": 128, "num_global_key_value_heads": 2,
+        "num_hidden_layers": 30, "num_key_value_heads": 8, "num_kv_shared_layers": 0, "sliding_window": 1024,
+        "tie_word_embeddings": true, "top_k_experts": 8, "vocab_size": 262_144,
+    });
+    let arch = parse(&config).unwrap().arch;
+    assert_eq!(arch.num_parameters(), 25_233_141_760);
+    let Ffn::Moe(moe) = &arch.layers[0].ffn else { panic!("experts") };
+    let name = |param_idx: usize| {
+        let name = &arch.layers[0].params[param_idx].name;
+        name.strip_prefix("model.layers.0.").unwrap().strip_suffix(".weight").unwrap()
+    };
+    let (norms, shared) = (moe.norms.unwrap(), moe.shared.as_ref().unwrap());
+    let norms = [norms.input, norms.output, shared.output_norm.unwrap()];
+    let required = [
+        "pre_feedforward_layernorm_2",
+        "post_feedforward_layernorm_2",
+        "post_feedforward_layernorm_1",
+    ];
+    assert_eq!(norms.map(|norm| name(norm.weight.unwrap())), required);
+    assert_eq!((moe.router.num_experts_per_tok, shared.mlp.intermediate_size), (8, 2112));
+
+    config.as_object_mut().unwrap().remove("num_experts");
+    let text = parse(&config).unwrap_err().to_string();
+    assert!(text.contains("a number of experts beside enable_moe_block `true`"), "{text}");
+}
+
 #[test]
 fn queries_gates_and_norms_of_the_newest_families() {
     let arch = small_arch("ministral3", &json!({}));

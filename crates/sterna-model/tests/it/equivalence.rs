@@ -20,8 +20,9 @@ const KEEP_ALL: Keep = Keep { attention: true, graph: true };
 /// differ between layers, and values that are keys; queries that grow with their position; gates on outputs; experts, with one of all
 /// tokens, chosen by probabilities, or by sigmoids with a bias and among groups, in tensors of their own or in one; latents of keys and
 /// values, with one of queries or without; delta nets with two and with three value heads on a key head, and gates whose rows alternate
-/// with those of queries; sinks; transposed experts with biases; delta nets whose projections lie key head by key head.
-const MODELS: [&str; 39] = [
+/// with those of queries; sinks; transposed experts with biases; delta nets whose projections lie key head by key head; experts beside an MLP,
+/// with norms of their own.
+const MODELS: [&str; 40] = [
     "llama_tied",
     "llama_biased",
     "mistral_window",
@@ -43,6 +44,7 @@ const MODELS: [&str; 39] = [
     "gemma2",
     "gemma3_text",
     "gemma4_text",
+    "gemma4_text_moe",
     "glm4_moe",
     "hunyuan_v1_dense",
     "hunyuan_v1_moe",

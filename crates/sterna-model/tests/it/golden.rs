@@ -104,6 +104,7 @@ goldens! {
     gemma3_text,
     gemma4_text,
     gemma4_text_biased,
+    gemma4_text_moe,
     gemma_gelu,
     glm,
     glm4,
