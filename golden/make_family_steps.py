@@ -33,6 +33,9 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 assert torch.__version__.startswith("2.11.0"), torch.__version__
 assert transformers.__version__ in ("4.57.6", "5.24.0"), transformers.__version__
 
+if transformers.__version__ == "5.24.0":
+    from transformers.models.mistral4 import Mistral4ForCausalLM
+
 SEED = 20261121
 OUT = Path(__file__).resolve().parent.parent / "crates/sterna-train/tests/fixtures/families"
 
@@ -460,6 +463,24 @@ FAMILIES_5 = {
         ),
         use_bidirectional_attention="vision",
     ),
+    # The scale of the queries takes several values. The first layer has no experts.
+    "mistral4": dict(
+        {**BASE_5, **LATENT},
+        q_lora_rank=8,
+        first_k_dense_replace=1,
+        n_routed_experts=4,
+        rope_parameters=dict(
+            rope_type="yarn",
+            rope_theta=500.0,
+            factor=4.0,
+            original_max_position_embeddings=16,
+            beta_fast=0.5,
+            beta_slow=0.1,
+            mscale=1.0,
+            mscale_all_dim=0.7,
+            llama_4_scaling_beta=0.3,
+        ),
+    ),
     # Experts beside the MLP, each with norms of its own.
     "gemma4_text_moe": dict(
         BASE_5,
@@ -559,6 +580,7 @@ SEEDS = {
     "granitemoe": SEED + 7,
     "hunyuan_v1_moe": SEED + 25,
     "minimax_m2": SEED + 14,
+    "mistral4": SEED + 20,
     "mixtral": SEED + 24,
     "olmo": SEED + 1,
     "olmoe": SEED + 6,
@@ -591,7 +613,9 @@ class Decoder:
                 attn_implementation=config._attn_implementation,
             )
         self.config = config
-        self.model = make.from_config(whole, dtype=dtype, attn_implementation="eager").eval()
+        # Loaders know it inside of its multimodal class only.
+        new = Mistral4ForCausalLM._from_config if config.model_type == "mistral4" else make.from_config
+        self.model = new(whole, dtype=dtype, attn_implementation="eager").eval()
         if hasattr(self.model, "set_experts_implementation"):
             # Grouped products need wider rows on a CPU.
             self.model.set_experts_implementation("eager")
@@ -795,7 +819,8 @@ def write_start(folder, config, weights):
 def reread(folder):
     config = AutoConfig.from_pretrained(folder)
     if config.model_type != "muse_glimmer_text":
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loader = Mistral4ForCausalLM if config.model_type == "mistral4" else AutoModelForCausalLM
+        model, info = loader.from_pretrained(
             folder, dtype=FP32, attn_implementation="eager", output_loading_info=True
         )
         assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info

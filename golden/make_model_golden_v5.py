@@ -20,6 +20,7 @@ import transformers
 from checkpoint_names import as_in_checkpoint
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.mistral4 import Mistral4ForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 assert torch.__version__.startswith("2.11.0"), torch.__version__
@@ -217,6 +218,20 @@ CASES = {
         ),
         [10, 6],
     ),
+    # Latents of queries and of keys and values, biases; the scale of the queries takes three values within the first document; in the second
+    # layer experts in one tensor, two of four groups of them by the sum of their best two.
+    "mistral4": (
+        "mistral4",
+        dict(
+            LATENT,
+            attention_bias=True,
+            rope_parameters=dict(YARN_OF_LATENT, original_max_position_embeddings=4, llama_4_scaling_beta=0.3),
+            first_k_dense_replace=1,
+            n_group=4,
+            topk_group=2,
+        ),
+        [10, 6],
+    ),
     # Values as wide as keys; a bias for the choice of experts in the second layer.
     "glm4_moe_lite": ("glm4_moe_lite", dict(LATENT, v_head_dim=12, mlp_layer_types=["dense", "sparse"]), [10, 6]),
     # Sinks, a window in the first of two layers, every bias, yarn without truncation; experts with biases whose activation is clamped for
@@ -370,7 +385,9 @@ EAGER_ONLY = ("gpt_oss",)
 def build(config, dtype):
     """A model, and what to strip from the names of its text decoder."""
     if config.model_type != "muse_glimmer_text":
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        # Loaders know it inside of its multimodal class only.
+        make = Mistral4ForCausalLM._from_config if config.model_type == "mistral4" else AutoModelForCausalLM.from_config
+        model = make(config, dtype=dtype)
         # Grouped products need wider rows on a CPU, and have no double precision.
         model.set_experts_implementation("eager")
         return model, ""

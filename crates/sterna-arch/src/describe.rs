@@ -45,8 +45,12 @@ pub(crate) fn architecture(
     }
     let dims = match &facts.latent {
         // What turns is a head by itself, for transformers too.
-        Some(sizes) => rope_section::HeadDims { full: sizes.rope, sliding: sizes.rope },
-        None => rope_section::HeadDims { full: full_dim, sliding: facts.head_dim },
+        Some(sizes) => {
+            let counts_whole = family.latent.as_ref().is_some_and(|facts| facts.counts_whole_heads);
+            let whole = counts_whole.then_some(sizes.nope + sizes.rope);
+            rope_section::HeadDims { full: sizes.rope, sliding: sizes.rope, whole }
+        }
+        None => rope_section::HeadDims { full: full_dim, sliding: facts.head_dim, whole: None },
     };
     let ropes = rope_section::Ropes::read(reader, family, dims, max_position_embeddings)?;
     let vocab_size = reader.required("vocab_size", Reader::size)?;
@@ -250,7 +254,7 @@ impl Facts {
             scale: match family.scale {
                 Scale::HeadDim => 1.0 / (head_dim as f64).sqrt(),
                 Scale::HeadDimAndYarn => {
-                    let magnitude = rope_section::magnitude(reader)?;
+                    let magnitude = rope_section::magnitude(reader, family)?;
                     1.0 / (head_dim as f64).sqrt() * magnitude * magnitude
                 }
                 Scale::Key(key, default) => reader.or(key, default, Reader::positive)?,
@@ -1202,8 +1206,9 @@ fn latent_sizes(
         let required = format!("at most qk_nope_head_dim and qk_rope_head_dim, `{}`", nope + rope);
         return Err(reader.wrong("v_head_dim", &Value::from(v), required));
     }
-    // Transformers 4 writes these, which follow from others, and reads its angles from the first.
-    for (key, follows) in [("head_dim", rope), ("qk_head_dim", nope + rope)] {
+    // Transformers writes these, which follow from others, and reads its angles from the first.
+    let head_dim = if facts.counts_whole_heads { nope + rope } else { rope };
+    for (key, follows) in [("head_dim", head_dim), ("qk_head_dim", nope + rope)] {
         if let Some(value) = reader.get(key).filter(|value| **value != follows) {
             let required = format!("missing, or `{follows}` as the sizes of its parts say");
             return Err(reader.wrong(key, value, required));

@@ -31,6 +31,7 @@ mod llama;
 mod minimax_m2;
 mod ministral3;
 mod mistral;
+mod mistral4;
 mod mixtral;
 mod muse_glimmer_text;
 mod nemotron;
@@ -300,6 +301,8 @@ pub(crate) struct LatentFacts {
     pub(crate) rope: usize,
     /// `v_head_dim`.
     pub(crate) v: usize,
+    /// Whether `head_dim` and `partial_rotary_factor` are of a head with both parts, and not of the part that turns.
+    pub(crate) counts_whole_heads: bool,
 }
 
 /// Which layers see a window of the tokens before them.
@@ -670,6 +673,7 @@ pub(crate) static ALL: &[&Family] = &[
     &minimax_m2::MINIMAX_M2,
     &ministral3::MINISTRAL3,
     &mistral::MISTRAL,
+    &mistral4::MISTRAL4,
     &mixtral::MIXTRAL,
     &muse_glimmer_text::MUSE_GLIMMER_TEXT,
     &nemotron::NEMOTRON,

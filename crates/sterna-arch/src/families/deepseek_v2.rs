@@ -32,6 +32,7 @@ pub(super) const DEEPSEEK_V2: Family = Family {
         nope: 128,
         rope: 64,
         v: 128,
+        counts_whole_heads: false,
     }),
     rope: RopeFacts { layout: RopeLayout::Pairs, rounds_once: true, ..RopeFacts::USUAL },
     scale: Scale::HeadDimAndYarn,

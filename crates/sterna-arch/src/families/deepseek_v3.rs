@@ -24,6 +24,7 @@ pub(super) const DEEPSEEK_V3: Family = Family {
         nope: 128,
         rope: 64,
         v: 128,
+        counts_whole_heads: false,
     }),
     rope: RopeFacts { has_interleave: true, ..RopeFacts::USUAL },
     scale: Scale::HeadDimAndYarn,

@@ -35,6 +35,7 @@ pub(super) const GLM4_MOE_LITE: Family = Family {
         nope: 192,
         rope: 64,
         v: 256,
+        counts_whole_heads: false,
     }),
     rope: RopeFacts { has_interleave: true, ..RopeFacts::USUAL },
     scale: Scale::HeadDimAndYarn,

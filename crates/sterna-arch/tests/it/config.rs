@@ -984,6 +984,40 @@ fn experts_beside_an_mlp_have_norms_of_their_own() {
     assert!(text.contains("a number of experts beside enable_moe_block `true`"), "{text}");
 }
 
+/// Its `head_dim` and `partial_rotary_factor` are of whole heads, as transformers writes them.
+#[test]
+fn latents_may_count_whole_heads() {
+    let text = |keys: &Value| {
+        let mut config = json!({
+            "model_type": "mistral4", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 128, "q_lora_rank": 24, "kv_lora_rank": 20,
+            "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 12, "n_routed_experts": 4,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+        });
+        config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        config
+    };
+    // Nothing said: the scaling of its class, and the magnitude that this has.
+    let arch = parse(&text(&json!({}))).unwrap().arch;
+    assert_eq!(arch.ropes[0].dim, 4);
+    let magnitude = 0.1 * 128_f64.ln() + 1.0;
+    let scale = arch.first_attention().scale * 12_f64.sqrt();
+    assert!((scale - magnitude * magnitude).abs() < 1e-12, "{scale}");
+    let rope = |partial: f64| {
+        json!({"head_dim": 12, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16,
+            "llama_4_scaling_beta": 0.1, "partial_rotary_factor": partial,
+        }})
+    };
+    let config = json!({"model_type": "mistral3", "text_config": text(&rope(4.0 / 12.0))});
+    let arch = parse(&config).unwrap().arch;
+    assert_eq!((arch.ropes[0].dim, arch.first_attention().scale), (4, 1.0 / 12_f64.sqrt()));
+    let error = parse(&text(&rope(0.5))).unwrap_err().to_string();
+    assert!(error.contains("required: absent, or what makes `4` of heads of `12`"), "{error}");
+    let error = parse(&text(&json!({"head_dim": 4}))).unwrap_err().to_string();
+    assert!(error.contains("required: missing, or `12`"), "{error}");
+}
+
 #[test]
 fn queries_gates_and_norms_of_the_newest_families() {
     let arch = small_arch("ministral3", &json!({}));

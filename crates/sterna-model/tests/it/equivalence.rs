@@ -22,7 +22,7 @@ const KEEP_ALL: Keep = Keep { attention: true, graph: true };
 /// values, with one of queries or without; delta nets with two and with three value heads on a key head, and gates whose rows alternate
 /// with those of queries; sinks; transposed experts with biases; delta nets whose projections lie key head by key head; experts beside an MLP,
 /// with norms of their own.
-const MODELS: [&str; 40] = [
+const MODELS: [&str; 41] = [
     "llama_tied",
     "llama_biased",
     "mistral_window",
@@ -50,6 +50,7 @@ const MODELS: [&str; 40] = [
     "hunyuan_v1_moe",
     "minimax_m2",
     "ministral3",
+    "mistral4",
     "mixtral",
     "muse_glimmer_text",
     "olmo",

@@ -122,6 +122,7 @@ goldens! {
     minimax_m2,
     ministral3,
     ministral3_window,
+    mistral4,
     mistral_window,
     mixtral,
     mixtral_idle,
