@@ -5,6 +5,7 @@ EXPERTS = {
     "deepseek_v2": ("mlp", "gate_proj", "up_proj", "down_proj"),
     "glm4_moe_lite": ("mlp", "gate_proj", "up_proj", "down_proj"),
     "minimax_m2": ("block_sparse_moe", "w1", "w3", "w2"),
+    "qwen3_next": ("mlp", "gate_proj", "up_proj", "down_proj"),
 }
 
 

@@ -33,6 +33,9 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 assert torch.__version__.startswith("2.11.0"), torch.__version__
 assert transformers.__version__ in ("4.57.6", "5.24.0"), transformers.__version__
 
+if transformers.__version__ == "5.24.0":
+    from transformers.models.mistral4 import Mistral4ForCausalLM
+
 SEED = 20261121
 OUT = Path(__file__).resolve().parent.parent / "crates/sterna-train/tests/fixtures/families"
 
@@ -168,7 +171,10 @@ BOTH_TYPES = dict(layer_types=["sliding_attention", "full_attention"], sliding_w
 SECOND_SLIDES = dict(use_sliding_window=True, sliding_window=7, max_window_layers=1)
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
 
-# model_type -> config
+# Other models of a family, beside that of its name.
+VARIANTS = {"gemma4_text_moe": "gemma4_text"}
+
+# model_type, or a variant -> config
 # Few heads and sizes of latents, and experts in the second layer.
 LATENT = dict(
     num_key_value_heads=4,
@@ -379,6 +385,23 @@ FAMILIES_4 = {
         logits_scaling=1.7,
         attention_bias=True,
     ),
+    # A delta net and a gated full layer; what the first token of a document reads is small, hence the eps. The first layer has no experts.
+    "qwen3_next": dict(
+        without(BASE, "rms_norm_eps"),
+        **WIDE,
+        rms_norm_eps=1e-2,
+        layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=6,
+        linear_value_head_dim=4,
+        partial_rotary_factor=0.5,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=5,
+        shared_expert_intermediate_size=6,
+        mlp_only_layers=[0],
+    ),
     "mixtral": dict(
         BASE, head_dim=4, intermediate_size=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=7, **NO_PAD
     ),
@@ -440,6 +463,65 @@ FAMILIES_5 = {
         ),
         use_bidirectional_attention="vision",
     ),
+    # The scale of the queries takes several values. The first layer has no experts.
+    "mistral4": dict(
+        {**BASE_5, **LATENT},
+        q_lora_rank=8,
+        first_k_dense_replace=1,
+        n_routed_experts=4,
+        rope_parameters=dict(
+            rope_type="yarn",
+            rope_theta=500.0,
+            factor=4.0,
+            original_max_position_embeddings=16,
+            beta_fast=0.5,
+            beta_slow=0.1,
+            mscale=1.0,
+            mscale_all_dim=0.7,
+            llama_4_scaling_beta=0.3,
+        ),
+    ),
+    # Experts beside the MLP, each with norms of its own.
+    "gemma4_text_moe": dict(
+        BASE_5,
+        **TIED,
+        **WIDE,
+        layer_types=["sliding_attention", "full_attention"],
+        sliding_window=7,
+        global_head_dim=8,
+        num_global_key_value_heads=1,
+        attention_k_eq_v=True,
+        hidden_size_per_layer_input=0,
+        vocab_size_per_layer_input=BASE["vocab_size"],
+        enable_moe_block=True,
+        num_experts=3,
+        top_k_experts=2,
+        moe_intermediate_size=5,
+        rope_parameters=dict(
+            sliding_attention=dict(rope_type="default", rope_theta=1000.0),
+            full_attention=dict(rope_type="proportional", partial_rotary_factor=0.5, rope_theta=100.0),
+        ),
+    ),
+    # Sinks, a window in the first layer, yarn without truncation; experts with biases whose activation is clamped.
+    "gpt_oss": dict(
+        BASE_5,
+        **WIDE,
+        intermediate_size=6,
+        sliding_window=7,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        swiglu_limit=1.5,
+        rope_parameters=dict(
+            rope_type="yarn",
+            rope_theta=500.0,
+            factor=4.0,
+            beta_fast=0.7,
+            beta_slow=0.1,
+            truncate=False,
+            original_max_position_embeddings=32,
+        ),
+        **NO_PAD,
+    ),
     # Half of a head rotates.
     "minimax_m2": dict(
         BASE_5, **WIDE, intermediate_size=6, num_local_experts=5, num_experts_per_tok=2, rotary_dim=4, **NO_PAD
@@ -490,11 +572,15 @@ SEEDS = {
     "ernie4_5_moe": SEED + 21,
     "ernie4_5": SEED + 1,
     "gemma4_text": SEED + 1,
+    # Of sixty seeds none has more than 5.3e-4.
+    "gemma4_text_moe": SEED + 59,
     "glm4_moe": SEED + 16,
     "glm4_moe_lite": SEED + 59,
+    "gpt_oss": SEED + 10,
     "granitemoe": SEED + 7,
     "hunyuan_v1_moe": SEED + 25,
     "minimax_m2": SEED + 14,
+    "mistral4": SEED + 20,
     "mixtral": SEED + 24,
     "olmo": SEED + 1,
     "olmoe": SEED + 6,
@@ -503,6 +589,8 @@ SEEDS = {
     # Of forty seeds none has more than 2.5e-4.
     "qwen3_5_moe_text": SEED,
     "qwen3_moe": SEED + 7,
+    # Of sixty seeds none has more than 6.8e-4.
+    "qwen3_next": SEED + 51,
     "stablelm": SEED + 1,
 }
 
@@ -525,7 +613,9 @@ class Decoder:
                 attn_implementation=config._attn_implementation,
             )
         self.config = config
-        self.model = make.from_config(whole, dtype=dtype, attn_implementation="eager").eval()
+        # Loaders know it inside of its multimodal class only.
+        new = Mistral4ForCausalLM._from_config if config.model_type == "mistral4" else make.from_config
+        self.model = new(whole, dtype=dtype, attn_implementation="eager").eval()
         if hasattr(self.model, "set_experts_implementation"):
             # Grouped products need wider rows on a CPU.
             self.model.set_experts_implementation("eager")
@@ -603,7 +693,7 @@ def random_weights(decoder, generator):
         has_one_more = (
             model_type in NORMS_OF_ONE_MORE
             or (model_type == "muse_glimmer_text" and ".layers." in name)
-            or (model_type in ("qwen3_5_text", "qwen3_5_moe_text") and ".linear_attn." not in name)
+            or (model_type in ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next") and ".linear_attn." not in name)
         )
         if "norm" in name and name.endswith(".weight"):
             drawn = (0 if has_one_more else 1) + 0.2 * noise
@@ -620,6 +710,11 @@ def random_weights(decoder, generator):
             drawn = value.data
         elif name.endswith("layer_scalar"):
             drawn = 0.7 + 0.2 * noise
+        elif name.endswith("router.scale"):
+            # What it multiplies is divided by the root of the hidden size.
+            drawn = 6 + noise
+        elif name.endswith("per_expert_scale"):
+            drawn = 1 + 0.2 * noise
         else:
             drawn = 0.25 * noise
         weights[name] = drawn.to(torch.bfloat16).float()
@@ -724,7 +819,8 @@ def write_start(folder, config, weights):
 def reread(folder):
     config = AutoConfig.from_pretrained(folder)
     if config.model_type != "muse_glimmer_text":
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loader = Mistral4ForCausalLM if config.model_type == "mistral4" else AutoModelForCausalLM
+        model, info = loader.from_pretrained(
             folder, dtype=FP32, attn_implementation="eager", output_loading_info=True
         )
         assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
@@ -753,11 +849,12 @@ def balanced_steps(config, weights, data):
     return dict(router_aux_loss_coef=ROUTER_AUX_LOSS_COEF, losses=found["losses"], grad_norms=found["grad_norms"])
 
 
-def make(model_type, data):
-    folder = OUT / model_type
-    config = AutoConfig.for_model(model_type, **json.loads(json.dumps(FAMILIES[model_type])), attn_implementation="eager")
+def make(name, data):
+    folder = OUT / name
+    overrides = json.loads(json.dumps(FAMILIES[name]))
+    config = AutoConfig.for_model(VARIANTS.get(name, name), **overrides, attn_implementation="eager")
     decoder = Decoder(config, FP32)
-    weights = random_weights(decoder, torch.Generator().manual_seed(SEEDS.get(model_type, SEED)))
+    weights = random_weights(decoder, torch.Generator().manual_seed(SEEDS.get(name, SEED)))
     decoder.load(weights)
     config.architectures = [type(decoder.model).__name__]
     config.dtype = "float32"
@@ -818,7 +915,7 @@ def make(model_type, data):
     save_file({name: delta.contiguous() for name, delta in found["deltas"].items()}, folder / "final.safetensors")
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(
-        f"{model_type}: {size} bytes, losses",
+        f"{name}: {size} bytes, losses",
         " ".join(f"{loss:.6f}" for loss in found["losses"]),
         "norms",
         " ".join(f"{norm:.4f}" for norm in found["grad_norms"]),

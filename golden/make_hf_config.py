@@ -116,6 +116,9 @@ DEEPSEEK_V2 = {**GLM4_MOE, **LATENT, "model_type": "deepseek_v2"}
 DOTS1 = {**GLM4_MOE, "model_type": "dots1", "n_shared_experts": 1}
 ERNIE4_5_MOE = {"model_type": "ernie4_5_moe", "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24}
 HUNYUAN_V1_MOE = {"model_type": "hunyuan_v1_moe", "head_dim": 16}
+GPT_OSS = {"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
+# Two gated delta nets before the full layer.
+QWEN3_NEXT = {**QWEN2_MOE, "model_type": "qwen3_next", "full_attention_interval": 3}
 MIXTRAL = {"model_type": "mixtral", "num_local_experts": 3}
 SLIDING, FULL = "sliding_attention", "full_attention"
 MIXED = {"layer_types": [FULL, SLIDING, FULL], "sliding_window": 6}
@@ -243,6 +246,14 @@ MORE_CASES = [
     ("qwen2_moe, no experts", {**QWEN2_MOE, "num_experts": 0}),
     ("qwen2_moe, no biases, tied", {**QWEN2_MOE, "qkv_bias": False, "tie_word_embeddings": True}),
     ("qwen2_moe, balanced and normed", {**QWEN2_MOE, "output_router_logits": True, "router_aux_loss_coef": 0.02, "norm_topk_prob": True}),
+    # A single full layer, for it has as many experts as its class has.
+    ("qwen3_next", {"model_type": "qwen3_next", "num_hidden_layers": 1, "layer_types": [FULL]}),
+    ("qwen3_next, delta nets", QWEN3_NEXT),
+    ("qwen3_next, every fourth layer full, every second sparse, one of them dense", {**QWEN3_NEXT, "full_attention_interval": 4, "num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]}),
+    (
+        "qwen3_next, other heads, biases, tied, not normed, balanced",
+        {**QWEN3_NEXT, "layer_types": ["linear_attention", FULL, FULL], "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 12, "linear_value_head_dim": 20, "linear_conv_kernel_dim": 3, "attention_bias": True, "tie_word_embeddings": True, "norm_topk_prob": False, "output_router_logits": True, "head_dim": 24, "partial_rotary_factor": 0.5},
+    ),
     ("glm4_moe", {"model_type": "glm4_moe", "num_hidden_layers": 2}),
     ("glm4_moe, norms of queries and keys, biases, tied", {**GLM4_MOE, "use_qk_norm": True, "attention_bias": True, "head_dim": 24, "tie_word_embeddings": True}),
     ("glm4_moe, groups, a factor, no norm", {**GLM4_MOE, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": False, "num_experts_per_tok": 3}),
@@ -271,6 +282,11 @@ MORE_CASES = [
         "granitemoe, multipliers, biases, tied, balanced",
         {"model_type": "granitemoe", "num_local_experts": 3, "num_experts_per_tok": 1, "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.0078125, "logits_scaling": 8.0, "attention_bias": True, "tie_word_embeddings": True, "output_router_logits": True},
     ),
+    # A single layer, for it has as many experts as its class has.
+    ("gpt_oss", {"model_type": "gpt_oss", "num_hidden_layers": 1}),
+    ("gpt_oss, no biases, tied, balanced by default", {**GPT_OSS, "attention_bias": False, "tie_word_embeddings": True, "output_router_logits": True}),
+    ("gpt_oss, layer types, null heads, no scaling", {**GPT_OSS, **MIXED, "num_key_value_heads": None, "rope_scaling": None}),
+    ("gpt_oss, an activation that it does not read, another scaling", {**GPT_OSS, "sliding_window": 6, "hidden_act": "gelu", "rope_theta": 5000.0, "rope_scaling": YARN}),
     ("mixtral", {"model_type": "mixtral"}),
     ("mixtral, window", {**MIXTRAL, "sliding_window": 6}),
     ("mixtral, head_dim, tied", {**MIXTRAL, "head_dim": 24, "tie_word_embeddings": True, "num_experts_per_tok": 1}),
@@ -308,7 +324,8 @@ def build(given):
 
 def facts(name, given, config, model):
     layers = model.model.layers
-    attention = layers[0].self_attn
+    attentions = [getattr(layer, "self_attn", None) for layer in layers]
+    attention = next(attention for attention in attentions if attention is not None)
     # Two classes divide by the root of head_dim, without a name for it.
     scaling = attention.scaling if hasattr(attention, "scaling") else attention.head_dim**-0.5
     return {
@@ -316,8 +333,8 @@ def facts(name, given, config, model):
         "config": given,
         # A tied head is not a parameter of its own.
         "parameters": [[key, list(value.shape)] for key, value in model.named_parameters() if value.requires_grad],
-        "sliding_window": [window(config, layer.self_attn) for layer in layers],
-        "is_rotated": [bool(getattr(layer.self_attn, "use_rope", True)) for layer in layers],
+        "sliding_window": [window(config, attention) for attention in attentions],
+        "is_rotated": [bool(getattr(attention, "use_rope", True)) for attention in attentions],
         "multipliers": [
             embedding_multiplier(config),
             getattr(config, "residual_multiplier", 1.0),
@@ -340,6 +357,8 @@ def rotary_of(config, model, index):
     """The module that gives a layer its angles, or None where queries and keys stay as they are."""
     is_sliding = getattr(config, "layer_types", None) is not None and config.layer_types[index] == SLIDING
     match config.model_type:
+        case "qwen3_next" if config.layer_types[index] == "linear_attention":
+            return None
         case "gemma3_text" if is_sliding:
             return model.model.rotary_emb_local
         case "olmo3":
@@ -396,13 +415,17 @@ def more_facts(config, model):
         found["attn_logit_softcapping"] = config.attn_logit_softcapping
     if getattr(config, "final_logit_softcapping", None) is not None:
         found["final_logit_softcapping"] = config.final_logit_softcapping
+    if config.model_type == "gpt_oss":
+        found["hidden_act"] = "clamped_swiglu"
+        found["clamp"] = [sparse[0].experts.alpha, sparse[0].experts.limit]
     if getattr(config, "clip_qkv", None) is not None:
         found["clip_qkv"] = config.clip_qkv
     if sparse:
         found["is_sparse"] = [mlp in sparse for mlp in mlps]
         router = getattr(sparse[0], "router", None) or sparse[0].gate
         router = router if hasattr(router, "top_k") else sparse[0]
-        found["num_experts"] = router.num_experts if config.model_type == "granitemoe" else len(sparse[0].experts)
+        is_stacked = config.model_type in ("gpt_oss", "granitemoe")
+        found["num_experts"] = router.num_experts if is_stacked else len(sparse[0].experts)
         found["num_experts_per_tok"] = router.top_k
         # Mixtral always divides by the sum.
         found["norm_topk_prob"] = getattr(router, "norm_topk_prob", True)

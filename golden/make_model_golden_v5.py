@@ -20,6 +20,7 @@ import transformers
 from checkpoint_names import as_in_checkpoint
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.mistral4 import Mistral4ForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 assert torch.__version__.startswith("2.11.0"), torch.__version__
@@ -175,6 +176,33 @@ CASES = {
         ),
         [16, 8],
     ),
+    # The shape of the 26B: experts beside the MLP, each with norms of its own, of a router with a norm and a scale for each expert.
+    "gemma4_text_moe": (
+        "gemma4_text",
+        dict(
+            BASE,
+            hidden_size=24,
+            intermediate_size=16,
+            layer_types=["sliding_attention", "full_attention"],
+            sliding_window=5,
+            global_head_dim=16,
+            num_global_key_value_heads=1,
+            attention_k_eq_v=True,
+            hidden_size_per_layer_input=0,
+            enable_moe_block=True,
+            num_experts=5,
+            top_k_experts=2,
+            moe_intermediate_size=8,
+            rms_norm_eps=1e-2,
+            rope_parameters=dict(
+                sliding_attention=dict(rope_type="default", rope_theta=1000.0),
+                full_attention=dict(rope_type="proportional", partial_rotary_factor=0.25, rope_theta=100.0),
+            ),
+            vocab_size_per_layer_input=64,
+            tie_word_embeddings=True,
+        ),
+        [15, 1, 8],
+    ),
     # The whole of DeepSeek 2, which 4.57 gives another scale: latents of queries and of keys and values, biases, yarn with a magnitude; two of
     # four groups of experts, by their best, in the second layer.
     "deepseek_v2": (
@@ -190,8 +218,49 @@ CASES = {
         ),
         [10, 6],
     ),
+    # Latents of queries and of keys and values, biases; the scale of the queries takes three values within the first document; in the second
+    # layer experts in one tensor, two of four groups of them by the sum of their best two.
+    "mistral4": (
+        "mistral4",
+        dict(
+            LATENT,
+            attention_bias=True,
+            rope_parameters=dict(YARN_OF_LATENT, original_max_position_embeddings=4, llama_4_scaling_beta=0.3),
+            first_k_dense_replace=1,
+            n_group=4,
+            topk_group=2,
+        ),
+        [10, 6],
+    ),
     # Values as wide as keys; a bias for the choice of experts in the second layer.
     "glm4_moe_lite": ("glm4_moe_lite", dict(LATENT, v_head_dim=12, mlp_layer_types=["dense", "sparse"]), [10, 6]),
+    # Sinks, a window in the first of two layers, every bias, yarn without truncation; experts with biases whose activation is clamped for
+    # about half of its inputs, and the loss that balances them.
+    "gpt_oss": (
+        "gpt_oss",
+        dict(
+            BASE,
+            hidden_size=24,
+            intermediate_size=8,
+            sliding_window=5,
+            num_local_experts=5,
+            num_experts_per_tok=2,
+            swiglu_alpha=1.3,
+            swiglu_limit=0.9,
+            output_router_logits=True,
+            router_aux_loss_coef=0.5,
+            rope_parameters=dict(
+                rope_type="yarn",
+                rope_theta=100.0,
+                factor=4.0,
+                beta_fast=0.7,
+                beta_slow=0.1,
+                truncate=False,
+                original_max_position_embeddings=8,
+            ),
+        ),
+        [17, 1, 6],
+    ),
     # A bias for the choice of experts, and the loss that balances them; half of a head rotates; norms over all heads.
     "minimax_m2": (
         "minimax_m2",
@@ -259,6 +328,27 @@ CASES = {
         ),
         [13, 1, 6],
     ),
+    # A delta net whose projections lie key head by key head, three value heads on each of two, so that ranks and groups cut them; experts there,
+    # and an MLP in the gated full layer before it; the loss that balances them.
+    "qwen3_next": (
+        "qwen3_next",
+        dict(
+            DELTA,
+            layer_types=["full_attention", "linear_attention"],
+            linear_num_key_heads=2,
+            linear_num_value_heads=6,
+            num_experts=5,
+            num_experts_per_tok=2,
+            moe_intermediate_size=8,
+            shared_expert_intermediate_size=12,
+            mlp_only_layers=[0],
+            output_router_logits=True,
+            router_aux_loss_coef=0.5,
+            rope_parameters=dict(rope_type="default", rope_theta=1000.0, partial_rotary_factor=0.25),
+            tie_word_embeddings=False,
+        ),
+        [17, 1, 6],
+    ),
     # A sliding layer, and full layers with and without rotary embeddings.
     "muse_glimmer_text": (
         "muse_glimmer_text",
@@ -285,14 +375,19 @@ CASES = {
 
 # Found by trying: the gradient of a decay is one sum over all tokens, here one whose terms do not cancel. With most of 40 seeds transformers'
 # own single precision is off by more than 3e-6.
-# The other one as in make_model_golden.py.
-SEEDS = {"minimax_m2": 20261692, "qwen3_5_text": 23}
+# The others as in make_model_golden.py.
+SEEDS = {"gemma4_text_moe": SEED + 2, "minimax_m2": 20261692, "qwen3_5_text": 23}
+
+# Classes of which only the code of `eager` has sinks.
+EAGER_ONLY = ("gpt_oss",)
 
 
 def build(config, dtype):
     """A model, and what to strip from the names of its text decoder."""
     if config.model_type != "muse_glimmer_text":
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        # Loaders know it inside of its multimodal class only.
+        make = Mistral4ForCausalLM._from_config if config.model_type == "mistral4" else AutoModelForCausalLM.from_config
+        model = make(config, dtype=dtype)
         # Grouped products need wider rows on a CPU, and have no double precision.
         model.set_experts_implementation("eager")
         return model, ""
@@ -325,14 +420,19 @@ def randomize(model, infix, generator):
         elif model.config.model_type == "gemma4_text" and name.endswith(("q_norm.weight", "k_norm.weight")):
             # Its scores have no scale but these; as large as with one over the root of the head size.
             value_ = 0.6 + 0.2 * noise
+        elif name.endswith("router.scale"):
+            # What it multiplies is divided by the root of the hidden size.
+            value_ = 4 + noise
+        elif name.endswith("per_expert_scale"):
+            value_ = 1 + 0.3 * noise
         elif name.endswith("A_log"):
             # Some heads remember for a token, some for many.
             value_ = noise - 1.5
         elif name.endswith("conv1d.weight"):
             value_ = 0.5 * noise
-        elif model.config.model_type in ("qwen3_5_text", "qwen3_5_moe_text") and name.endswith("norm.weight") and "linear_attn" not in name:
+        elif model.config.model_type in ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next") and name.endswith("norm.weight") and "linear_attn" not in name:
             value_ = 0.2 * noise
-        elif name.endswith("norm.weight") and not name.startswith(centered):
+        elif ("norm.weight" in name or "layernorm_" in name) and not name.startswith(centered):
             value_ = 1 + 0.2 * noise
         else:
             value_ = 0.25 * noise
@@ -438,7 +538,8 @@ def make(name, model_type, overrides, lengths):
     assert all(value.dtype == torch.bfloat16 or name_.endswith(routers) for name_, value in named(half, infix))
     for name_, value in named(half, infix):
         value.data.copy_(weights[name_])
-    half.set_attn_implementation("sdpa")
+    if model_type not in EAGER_ONLY:
+        half.set_attn_implementation("sdpa")
     half_logits, half_loss, half_grads, half_aux_loss = run(half, infix, input_ids, shift_labels, lengths)
     bf16_errors = {"logits": relative_error(half_logits, logits), "loss": abs(half_loss / loss - 1)}
     bf16_errors |= {name: relative_error(half_grads[name], grads[name]) for name in grads}

@@ -216,11 +216,15 @@ fn family(reader: &Reader<'_>) -> Result<&'static Family> {
 /// Refuses the settings that would change the arithmetic in ways that training here does not follow.
 fn refuse_what_we_lack(reader: &Reader<'_>, family: &Family) -> Result<()> {
     if let Some(value) = reader.get("quantization_config") {
-        return Err(reader.wrong(
-            "quantization_config",
-            value,
-            "absent: training needs weights in float",
-        ));
+        let method = value.get("quant_method").and_then(Value::as_str);
+        if !family.may_be_mxfp4 {
+            let required = "absent: training needs weights in float";
+            return Err(reader.wrong("quantization_config", value, required));
+        }
+        if method != Some("mxfp4") {
+            let required = "absent, or of quant_method `mxfp4`: training needs weights in float, and reads no others as such";
+            return Err(reader.wrong("quantization_config", value, required));
+        }
     }
     // Of every class in transformers 5; `null` switches it off, too.
     if !reader.flag("is_causal", true)? {

@@ -1,7 +1,9 @@
 //! What a layer costs: values that exist at once, and multiply-adds.
 
 use crate::dtype::DType;
-use crate::layer::{Architecture, Attention, DeltaNet, Ffn, Layer, Linear, LowRank, Mixer, Qkv};
+use crate::layer::{
+    Activation, Architecture, Attention, DeltaNet, Ffn, Layer, Linear, LowRank, Mixer, Qkv,
+};
 use crate::parameters::Role;
 
 impl Layer {
@@ -97,7 +99,7 @@ impl Layer {
     /// norms on outputs read, and of the MLP's width its projections and the gradients of those and of the activation.
     pub fn peak_after_attention(&self) -> usize {
         let (d, f) = (self.hidden_size(), self.ffn.width());
-        let widths = if self.ffn.is_gated() { 5 } else { 3 };
+        let widths = self.ffn.peak_widths();
         let of_ffn = match &self.ffn {
             Ffn::Dense(_) => widths * f,
             // Rows that experts read and give: with the MLP's tensors, or with the gradient of their weights.
@@ -121,7 +123,11 @@ impl Layer {
     pub fn peak_beside_experts(&self) -> usize {
         match &self.ffn {
             Ffn::Dense(_) => 0,
-            Ffn::Moe(_) => (4 + self.num_output_norms()) * self.hidden_size(),
+            Ffn::Moe(moe) => {
+                // With norms of their own also what the MLP beside them reads, their output and its gradient.
+                let of_branch = if moe.norms.is_some() { 3 } else { 0 };
+                (4 + of_branch + self.num_output_norms()) * self.hidden_size()
+            }
         }
     }
 
@@ -150,6 +156,22 @@ impl Layer {
     /// `d`.
     pub fn hidden_size(&self) -> usize {
         self.mixer.o().out_features()
+    }
+}
+
+impl Ffn {
+    /// Values of a token at the peak of the backward of an MLP, in widths of it.
+    fn peak_widths(&self) -> usize {
+        let mlp = match self {
+            Ffn::Dense(dense) => dense,
+            Ffn::Moe(moe) => &moe.experts[0],
+        };
+        match (mlp.activation, &mlp.gate) {
+            // Six in single precision, beside three that its backward reads and one that it has given.
+            (Activation::ClampedSwiglu { .. }, _) => 16,
+            (_, Some(_)) => 5,
+            (_, None) => 3,
+        }
     }
 }
 

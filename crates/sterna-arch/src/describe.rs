@@ -6,14 +6,14 @@ use crate::config::reader::Reader;
 use crate::config::{layers, rope_section};
 use crate::error::Result;
 use crate::families::{
-    EmbeddingScale, ExpertWeights, Experts, Family, Fused, Gate, GroupFacts, LatentFacts,
-    LogitsScale, Mlp, NormEps, NormParams, QkNorms, Scale, Setting, Shared, SharedSize,
-    SparseLayers,
+    ClampFacts, DeltaNetMaps, EmbeddingScale, ExpertWeights, Experts, Family, Fused, Gate,
+    GroupFacts, LatentFacts, LogitsScale, Mlp, NormEps, NormParams, QkNorms, Scale, Setting,
+    Shared, SharedSize, SparseLayers,
 };
 use crate::layer::{
     Activation, Architecture, Attention, DeltaNet, Dense, Direct, Elementwise, Embed, ExpertGroups,
-    Ffn, Head, Latent, Layer, Linear, Mixer, Moe, Norm, NormKind, QkNorm, QkNormWidth, Qkv,
-    QueryLatent, Router, SharedExpert, TopkNorm,
+    ExpertNorms, Ffn, Head, Latent, Layer, Linear, Mixer, Moe, Norm, NormKind, QkNorm, QkNormWidth,
+    Qkv, QueryLatent, Router, RouterNorm, SharedExpert, TopkNorm,
 };
 use crate::parameters::{Init, ParamSpec};
 use crate::wrappers::Names;
@@ -45,8 +45,12 @@ pub(crate) fn architecture(
     }
     let dims = match &facts.latent {
         // What turns is a head by itself, for transformers too.
-        Some(sizes) => rope_section::HeadDims { full: sizes.rope, sliding: sizes.rope },
-        None => rope_section::HeadDims { full: full_dim, sliding: facts.head_dim },
+        Some(sizes) => {
+            let counts_whole = family.latent.as_ref().is_some_and(|facts| facts.counts_whole_heads);
+            let whole = counts_whole.then_some(sizes.nope + sizes.rope);
+            rope_section::HeadDims { full: sizes.rope, sliding: sizes.rope, whole }
+        }
+        None => rope_section::HeadDims { full: full_dim, sliding: facts.head_dim, whole: None },
     };
     let ropes = rope_section::Ropes::read(reader, family, dims, max_position_embeddings)?;
     let vocab_size = reader.required("vocab_size", Reader::size)?;
@@ -155,6 +159,7 @@ struct Facts {
 
 /// What a config says of its gated delta nets.
 struct DeltaNets {
+    maps: DeltaNetMaps,
     num_value_heads: usize,
     num_key_heads: usize,
     key_head_dim: usize,
@@ -183,6 +188,8 @@ struct ExpertsOfModel {
     expert_groups: Option<ExpertGroups>,
     topk_norm: Option<TopkNorm>,
     scale: f64,
+    /// What experts have in place of the activation of the class.
+    activation: Option<Activation>,
     /// With its width.
     shared: Option<(&'static Shared, usize)>,
     /// Of each layer.
@@ -247,7 +254,7 @@ impl Facts {
             scale: match family.scale {
                 Scale::HeadDim => 1.0 / (head_dim as f64).sqrt(),
                 Scale::HeadDimAndYarn => {
-                    let magnitude = rope_section::magnitude(reader)?;
+                    let magnitude = rope_section::magnitude(reader, family)?;
                     1.0 / (head_dim as f64).sqrt() * magnitude * magnitude
                 }
                 Scale::Key(key, default) => reader.or(key, default, Reader::positive)?,
@@ -269,7 +276,10 @@ impl Facts {
                 Some(facts) => experts(reader, facts)?,
                 None => None,
             },
-            delta_nets: if family.has_delta_nets { Some(delta_nets(reader)?) } else { None },
+            delta_nets: match family.delta_nets {
+                Some(maps) => Some(delta_nets(reader, maps)?),
+                None => None,
+            },
             initializer_range: reader.or(
                 "initializer_range",
                 family.defaults.initializer_range,
@@ -364,6 +374,10 @@ impl Facts {
             (Qkv::Direct(direct), half_of_q)
         };
         let (d, o_width, normal) = (self.hidden_size, self.num_heads * v_head_dim, self.normal());
+        let sinks = self
+            .family
+            .has_sinks
+            .then(|| params.push("self_attn.sinks", &[self.num_heads], normal));
         let gate = match self.family.gate {
             Gate::None => None,
             Gate::Projection => {
@@ -383,6 +397,7 @@ impl Facts {
             scale: self.scale,
             softcap: self.softcap,
             sliding_window: of_layer.sliding_window,
+            sinks,
         }
     }
 
@@ -460,12 +475,31 @@ impl Facts {
         let (d, normal) = (self.hidden_size, self.normal());
         let DeltaNets { num_value_heads, num_key_heads, key_head_dim, value_head_dim, .. } = *nets;
         let (keys, values) = (num_key_heads * key_head_dim, num_value_heads * value_head_dim);
-        let widths = [keys, keys, values];
-        let [q, k, v] = params.fused("linear_attn.in_proj_qkv", widths, d, false, normal);
-        let [z, b, a] =
-            [("z", values), ("b", num_value_heads), ("a", num_value_heads)].map(|(name, width)| {
-                params.linear(&format!("linear_attn.in_proj_{name}"), width, d, false, normal)
-            });
+        let linear = |params: &mut Params, name: &str, width: usize| {
+            params.linear(&format!("linear_attn.in_proj_{name}"), width, d, false, normal)
+        };
+        let ([q, k, v], [z, b, a]) = match nets.maps {
+            DeltaNetMaps::Apart => {
+                let widths = [keys, keys, values];
+                let qkv = params.fused("linear_attn.in_proj_qkv", widths, d, false, normal);
+                let zba = [("z", values), ("b", num_value_heads), ("a", num_value_heads)];
+                (qkv, zba.map(|(name, width)| linear(params, name, width)))
+            }
+            DeltaNetMaps::ByKeyHead => {
+                let qkvz = linear(params, "qkvz", 2 * (keys + values));
+                let ba = linear(params, "ba", 2 * num_value_heads);
+                // Of a key head.
+                let num_values = num_value_heads / num_key_heads;
+                let (key, value) = (key_head_dim, num_values * value_head_dim);
+                let of_qkvz = |len, offset| qkvz.alternating(len, 2 * (key + value), offset);
+                let of_ba = |offset| ba.alternating(num_values, 2 * num_values, offset);
+                let qkv = [(key, 0), (key, key), (value, 2 * key)];
+                (
+                    qkv.map(|(len, offset)| of_qkvz(len, offset)),
+                    [of_qkvz(value, 2 * key + value), of_ba(0), of_ba(num_values)],
+                )
+            }
+        };
         let channels = [2 * keys + values, 1, nets.conv_width];
         let conv = params.push("linear_attn.conv1d.weight", &channels, normal);
         let of_heads = [num_value_heads];
@@ -532,12 +566,15 @@ impl Facts {
         }
     }
 
-    fn moe(&self, params: &mut Params, experts: &ExpertsOfModel) -> Moe {
+    fn router(&self, params: &mut Params, experts: &ExpertsOfModel) -> Router {
         let (d, normal) = (self.hidden_size, self.normal());
-        let names = &experts.facts;
-        let of_router = &names.router;
-        let router = Router {
-            map: params.linear(of_router.name, experts.num, d, false, normal),
+        let of_router = &experts.facts.router;
+        let map = params.linear(of_router.name, experts.num, d, of_router.has_bias, normal);
+        if let Some(bias) = map.bias {
+            params.specs[bias].init = normal;
+        }
+        Router {
+            map,
             scores: of_router.scores,
             is_fp32: of_router.is_fp32,
             correction_bias: of_router.correction_bias.map(|(name, shape)| {
@@ -549,9 +586,31 @@ impl Facts {
             num_experts_per_tok: experts.num_per_tok,
             topk_norm: experts.topk_norm,
             scale: experts.scale,
+            expert_scales: of_router
+                .expert_scales
+                .map(|name| params.push(name, &[experts.num], Init::Constant(1.0))),
+            norm: of_router.norm_scale.map(|name| RouterNorm {
+                norm: Norm {
+                    kind: NormKind::Rms,
+                    eps: self.norm_eps,
+                    weight: Some(params.push(name, &[d], Init::Constant(1.0))),
+                    bias: None,
+                },
+                multiplier: 1.0 / (d as f64).sqrt(),
+            }),
+        }
+    }
+
+    fn moe(&self, params: &mut Params, experts: &ExpertsOfModel) -> Moe {
+        let (d, normal) = (self.hidden_size, self.normal());
+        let names = &experts.facts;
+        let router = self.router(params, experts);
+        let of_branch = |params: &mut Params, name: &str| {
+            params.norm(name, self.norm, self.norm_eps, self.family.norm_params, &[d])
         };
+        let input_norm = names.norms.as_ref().map(|norms| of_branch(params, norms.input));
         let f = experts.intermediate_size;
-        let all = match &names.weights {
+        let mut all: Vec<Dense> = match &names.weights {
             ExpertWeights::Each { list, projections } => {
                 let expert = |expert_idx: usize| {
                     self.expert(params, &format!("{list}.{expert_idx}"), *projections, f)
@@ -570,6 +629,7 @@ impl Facts {
                     in_features,
                     alternate: None,
                     low_rank: None,
+                    of_stack: None,
                 };
                 let expert = |expert_idx: usize| {
                     let first = expert_idx * 2 * f;
@@ -579,12 +639,46 @@ impl Facts {
                 };
                 (0..experts.num).map(expert).collect()
             }
+            ExpertWeights::Transposed { gate_up, gate_up_bias, down, down_bias } => {
+                let mut stacked =
+                    |weight: &str, bias: &str, in_features: usize, out: usize| Linear {
+                        weight: params.push(weight, &[experts.num, in_features, out], normal),
+                        bias: Some(params.push(bias, &[experts.num, out], Init::Constant(0.0))),
+                        rows: 0..out,
+                        alternate: None,
+                        of_stack: Some(0),
+                        in_features,
+                        low_rank: None,
+                    };
+                let gate_up = stacked(gate_up, gate_up_bias, d, 2 * f);
+                let down = stacked(down, down_bias, f, d);
+                let expert = |expert_idx: usize| {
+                    let of_expert =
+                        |map: &Linear| Linear { of_stack: Some(expert_idx), ..map.clone() };
+                    let gate_up = of_expert(&gate_up);
+                    let (gate, up) = (gate_up.alternating(1, 2, 0), gate_up.alternating(1, 2, 1));
+                    self.mlp(gate, up, of_expert(&down))
+                };
+                (0..experts.num).map(expert).collect()
+            }
         };
+        if let Some(activation) = experts.activation {
+            for expert in &mut all {
+                expert.activation = activation;
+            }
+        }
         let shared = experts.shared.map(|(facts, f)| SharedExpert {
             mlp: self.expert(params, facts.name, ["gate_proj", "up_proj", "down_proj"], f),
             gate: facts.gate.map(|gate| params.linear(gate, 1, d, false, normal)),
+            output_norm: facts.output_norm.map(|name| of_branch(params, name)),
         });
-        Moe { router, experts: all, groups: std::iter::once(0..experts.num).collect(), shared }
+        let norms = names
+            .norms
+            .as_ref()
+            .zip(input_norm)
+            .map(|(norms, input)| ExpertNorms { input, output: of_branch(params, norms.output) });
+        let groups = std::iter::once(0..experts.num).collect();
+        Moe { router, experts: all, groups, shared, norms }
     }
 
     fn expert(&self, params: &mut Params, name: &str, projections: [&str; 3], f: usize) -> Dense {
@@ -728,7 +822,15 @@ impl Params {
     ) -> Linear {
         let weight = self.push(&format!("{name}.weight"), &[out, in_features], init);
         let bias = bias.then(|| self.push(&format!("{name}.bias"), &[out], Init::Constant(0.0)));
-        Linear { weight, bias, rows: 0..out, alternate: None, in_features, low_rank: None }
+        Linear {
+            weight,
+            bias,
+            rows: 0..out,
+            alternate: None,
+            of_stack: None,
+            in_features,
+            low_rank: None,
+        }
     }
 
     /// Several maps of the same input in one tensor, in the order of its rows.
@@ -786,7 +888,7 @@ impl Params {
     }
 }
 
-fn delta_nets(reader: &Reader<'_>) -> Result<DeltaNets> {
+fn delta_nets(reader: &Reader<'_>, maps: DeltaNetMaps) -> Result<DeltaNets> {
     let size = |key: &str, default: usize| reader.or(key, default, Reader::size);
     let num_key_heads = reader.or("linear_num_key_heads", 16, Reader::num_heads)?;
     let num_value_heads = reader.or("linear_num_value_heads", 32, Reader::num_heads)?;
@@ -810,6 +912,7 @@ fn delta_nets(reader: &Reader<'_>) -> Result<DeltaNets> {
         return Err(reader.wrong("hidden_act", &Value::from(activation), required));
     }
     Ok(DeltaNets {
+        maps,
         num_value_heads,
         num_key_heads,
         key_head_dim: widest("linear_key_head_dim")?,
@@ -820,6 +923,11 @@ fn delta_nets(reader: &Reader<'_>) -> Result<DeltaNets> {
 
 /// `None` if the config has no experts.
 fn experts(reader: &Reader<'_>, facts: &'static Experts) -> Result<Option<ExpertsOfModel>> {
+    if let Setting::Key(key, default) = facts.when
+        && !reader.flag(key, default)?
+    {
+        return Ok(None);
+    }
     let (key, default) = facts.num;
     // Transformers 5 writes the one name for all classes.
     let key = [key, "num_local_experts"].into_iter().find(|key| reader.get(key).is_some());
@@ -828,7 +936,9 @@ fn experts(reader: &Reader<'_>, facts: &'static Experts) -> Result<Option<Expert
         value.map_or(Ok(default), |value| reader.num_experts(key, value))
     })?;
     if num == 0 {
-        return Ok(None);
+        let Setting::Key(switch, _) = facts.when else { return Ok(None) };
+        let required = format!("a number of experts beside {switch} `true`");
+        return Err(reader.refuse(facts.num.0, "missing or `0`", required));
     }
     let size = |(key, default): (&str, Option<usize>)| match (alike(reader, key)?, default) {
         (Some(value), _) => reader.size(key, value),
@@ -881,9 +991,18 @@ fn experts(reader: &Reader<'_>, facts: &'static Experts) -> Result<Option<Expert
             Some((key, default)) => reader.or(key, default, Reader::positive)?,
             None => 1.0,
         },
+        activation: match &facts.clamped_swiglu {
+            Some(facts) => Some(clamped_swiglu(reader, facts)?),
+            None => None,
+        },
         shared,
         is_sparse: sparse_layers(reader, facts)?,
     }))
+}
+
+fn clamped_swiglu(reader: &Reader<'_>, facts: &ClampFacts) -> Result<Activation> {
+    let constant = |(key, default): (&str, f64)| reader.or(key, default, Reader::positive);
+    Ok(Activation::ClampedSwiglu { alpha: constant(facts.alpha)?, limit: constant(facts.limit)? })
 }
 
 /// A number, or the one that a list has for every layer.
@@ -1097,8 +1216,9 @@ fn latent_sizes(
         let required = format!("at most qk_nope_head_dim and qk_rope_head_dim, `{}`", nope + rope);
         return Err(reader.wrong("v_head_dim", &Value::from(v), required));
     }
-    // Transformers 4 writes these, which follow from others, and reads its angles from the first.
-    for (key, follows) in [("head_dim", rope), ("qk_head_dim", nope + rope)] {
+    // Transformers writes these, which follow from others, and reads its angles from the first.
+    let head_dim = if facts.counts_whole_heads { nope + rope } else { rope };
+    for (key, follows) in [("head_dim", head_dim), ("qk_head_dim", nope + rope)] {
         if let Some(value) = reader.get(key).filter(|value| **value != follows) {
             let required = format!("missing, or `{follows}` as the sizes of its parts say");
             return Err(reader.wrong(key, value, required));

@@ -21,6 +21,7 @@ mod glm;
 mod glm4;
 mod glm4_moe;
 mod glm4_moe_lite;
+mod gpt_oss;
 mod granite;
 mod granitemoe;
 mod helium;
@@ -30,6 +31,7 @@ mod llama;
 mod minimax_m2;
 mod ministral3;
 mod mistral;
+mod mistral4;
 mod mixtral;
 mod muse_glimmer_text;
 mod nemotron;
@@ -44,6 +46,7 @@ mod qwen3;
 mod qwen3_5_moe_text;
 mod qwen3_5_text;
 mod qwen3_moe;
+mod qwen3_next;
 mod seed_oss;
 mod smollm3;
 mod stablelm;
@@ -71,6 +74,8 @@ pub struct Family {
     pub(crate) dropouts: &'static [(&'static str, f64)],
     /// Keys that would switch on what is not there.
     pub(crate) refused: &'static [Refused],
+    /// Whether checkpoints may hold the experts as MXFP4, from which they are widened where they are read.
+    pub(crate) may_be_mxfp4: bool,
 
     /// Where norms stand, by the names of their tensors inside a layer.
     pub(crate) norms: Norms,
@@ -101,8 +106,10 @@ pub struct Family {
     pub(crate) has_v_norm: bool,
     /// Whose sigmoid multiplies the output of attention.
     pub(crate) gate: Gate,
-    /// Whether layers may be `linear_attention`: gated delta nets.
-    pub(crate) has_delta_nets: bool,
+    /// Whether each query head has one more score, `self_attn.sinks`.
+    pub(crate) has_sinks: bool,
+    /// How the projections of gated delta nets are stored; `None` for a class none of whose layers may be `linear_attention`.
+    pub(crate) delta_nets: Option<DeltaNetMaps>,
     /// Whether layers without a window have heads of another size and number, by keys of their own.
     pub(crate) has_global_heads: bool,
     /// Whether all query heads together have to be as wide as the hidden size.
@@ -247,6 +254,15 @@ pub(crate) enum Gate {
     HalfOfQ,
 }
 
+/// The tensors of a gated delta net's projections.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum DeltaNetMaps {
+    /// `in_proj_qkv`, `in_proj_z`, `in_proj_b` and `in_proj_a`.
+    Apart,
+    /// `in_proj_qkvz`, which has for each key head its query, its key, its values and their `z`, and `in_proj_ba`, in the same way.
+    ByKeyHead,
+}
+
 /// Norms on queries and keys.
 #[derive(Debug, PartialEq)]
 pub(crate) struct QkNorms {
@@ -285,6 +301,8 @@ pub(crate) struct LatentFacts {
     pub(crate) rope: usize,
     /// `v_head_dim`.
     pub(crate) v: usize,
+    /// Whether `head_dim` and `partial_rotary_factor` are of a head with both parts, and not of the part that turns.
+    pub(crate) counts_whole_heads: bool,
 }
 
 /// Which layers see a window of the tokens before them.
@@ -430,6 +448,8 @@ pub(crate) enum Mlp {
 /// The experts of a class, and their names.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Experts {
+    /// Whether a config that has their keys has them.
+    pub(crate) when: Setting,
     /// The key of how many there are, and its default.
     pub(crate) num: (&'static str, usize),
     /// The key of how many a token takes, and its default; `None` where a config has to say it. It may be a list with a number for each
@@ -441,8 +461,12 @@ pub(crate) struct Experts {
     pub(crate) layers: SparseLayers,
     pub(crate) router: RouterFacts,
     pub(crate) weights: ExpertWeights,
+    /// What experts have in place of the activation of the class.
+    pub(crate) clamped_swiglu: Option<ClampFacts>,
     /// What all tokens go through beside their experts.
     pub(crate) shared: Option<Shared>,
+    /// Norms around the experts alone, which then read the residual stream.
+    pub(crate) norms: Option<ExpertNormFacts>,
     /// What the auxiliary loss of routers is multiplied by where a config does not say it; `None` for a class without that loss.
     pub(crate) aux_loss_coef: Option<f64>,
 }
@@ -450,6 +474,7 @@ pub(crate) struct Experts {
 impl Experts {
     /// Those of Qwen, which most classes took over.
     const USUAL: Self = Self {
+        when: Setting::Always,
         num: ("num_experts", 0),
         num_per_tok: ("num_experts_per_tok", None),
         intermediate_size: ("moe_intermediate_size", None),
@@ -459,7 +484,9 @@ impl Experts {
             list: "mlp.experts",
             projections: ["gate_proj", "up_proj", "down_proj"],
         },
+        clamped_swiglu: None,
         shared: None,
+        norms: None,
         aux_loss_coef: Some(0.001),
     };
 }
@@ -471,6 +498,28 @@ pub(crate) enum ExpertWeights {
     Each { list: &'static str, projections: [&'static str; 3] },
     /// Two in all, by their whole names: `[experts, 2f, d]`, the gate before `up`, and `[experts, d, f]`.
     Stacked { gate_up: &'static str, down: &'static str },
+    /// Two in all and a bias for each, by their whole names: `[experts, d, 2f]`, gate and `up` in turn, and `[experts, f, d]`; of biases
+    /// `[experts, 2f]` and `[experts, d]`.
+    Transposed {
+        gate_up: &'static str,
+        gate_up_bias: &'static str,
+        down: &'static str,
+        down_bias: &'static str,
+    },
+}
+
+/// The keys for the constants of a clamped SwiGLU, each with its default.
+#[derive(Debug, PartialEq)]
+pub(crate) struct ClampFacts {
+    pub(crate) alpha: (&'static str, f64),
+    pub(crate) limit: (&'static str, f64),
+}
+
+/// The names of norms around the experts alone.
+#[derive(Debug, PartialEq)]
+pub(crate) struct ExpertNormFacts {
+    pub(crate) input: &'static str,
+    pub(crate) output: &'static str,
 }
 
 /// Which layers have experts.
@@ -492,6 +541,7 @@ pub(crate) enum SparseLayers {
 #[derive(Debug, PartialEq)]
 pub(crate) struct RouterFacts {
     pub(crate) name: &'static str,
+    pub(crate) has_bias: bool,
     pub(crate) scores: RouterScores,
     pub(crate) is_fp32: bool,
     /// A buffer for the choice alone, and the sizes that its shape has before the number of experts.
@@ -505,11 +555,16 @@ pub(crate) struct RouterFacts {
     pub(crate) norm_least: Option<(&'static str, f64)>,
     /// A key for what the weights are multiplied by, and its default.
     pub(crate) scale: Option<(&'static str, f64)>,
+    /// A tensor with a number for each expert that its weight is multiplied by.
+    pub(crate) expert_scales: Option<&'static str>,
+    /// The weight of a norm on what the router reads, which is then multiplied by one over the root of the hidden size.
+    pub(crate) norm_scale: Option<&'static str>,
 }
 
 impl RouterFacts {
     const SOFTMAX: Self = Self {
         name: "mlp.gate",
+        has_bias: false,
         scores: RouterScores::Softmax,
         is_fp32: false,
         correction_bias: None,
@@ -518,6 +573,8 @@ impl RouterFacts {
         norm_added: 0.0,
         norm_least: None,
         scale: None,
+        expert_scales: None,
+        norm_scale: None,
     };
     /// `DeepSeek` 3's, which many classes took over.
     const SIGMOID: Self = Self {
@@ -550,6 +607,8 @@ pub(crate) struct Shared {
     pub(crate) name: &'static str,
     /// A map to one number whose sigmoid multiplies its output.
     pub(crate) gate: Option<&'static str>,
+    /// A norm of its output, by its name.
+    pub(crate) output_norm: Option<&'static str>,
     pub(crate) intermediate_size: SharedSize,
 }
 
@@ -604,6 +663,7 @@ pub(crate) static ALL: &[&Family] = &[
     &glm4::GLM4,
     &glm4_moe::GLM4_MOE,
     &glm4_moe_lite::GLM4_MOE_LITE,
+    &gpt_oss::GPT_OSS,
     &granite::GRANITE,
     &granitemoe::GRANITEMOE,
     &helium::HELIUM,
@@ -613,6 +673,7 @@ pub(crate) static ALL: &[&Family] = &[
     &minimax_m2::MINIMAX_M2,
     &ministral3::MINISTRAL3,
     &mistral::MISTRAL,
+    &mistral4::MISTRAL4,
     &mixtral::MIXTRAL,
     &muse_glimmer_text::MUSE_GLIMMER_TEXT,
     &nemotron::NEMOTRON,
@@ -627,6 +688,7 @@ pub(crate) static ALL: &[&Family] = &[
     &qwen3_5_moe_text::QWEN3_5_MOE_TEXT,
     &qwen3_5_text::QWEN3_5_TEXT,
     &qwen3_moe::QWEN3_MOE,
+    &qwen3_next::QWEN3_NEXT,
     &seed_oss::SEED_OSS,
     &smollm3::SMOLLM3,
     &stablelm::STABLELM,
@@ -643,6 +705,7 @@ impl Family {
         wrappers: &[],
         dropouts: &[("attention_dropout", 0.0)],
         refused: &[],
+        may_be_mxfp4: false,
         norms: Norms::PRE,
         norm: NormKind::Rms,
         norm_eps: NormEps::Key("rms_norm_eps", 1e-6),
@@ -658,7 +721,8 @@ impl Family {
         latent: None,
         has_v_norm: false,
         gate: Gate::None,
-        has_delta_nets: false,
+        has_sinks: false,
+        delta_nets: None,
         has_global_heads: false,
         heads_fill_hidden: false,
         windows: Windows::None,

@@ -164,6 +164,8 @@ pub struct Attention {
     pub softcap: Option<f64>,
     /// How many tokens a query sees, itself included (`q - k < window`); `None` is all before it.
     pub sliding_window: Option<usize>,
+    /// Index of the sinks `[n]`: one more score for every query of a head, without a value.
+    pub sinks: Option<usize>,
 }
 
 /// From the input of attention to queries, keys and values.
@@ -274,14 +276,26 @@ pub struct Moe {
     pub groups: Vec<Range<usize>>,
     /// What every token goes through, too; its output is added.
     pub shared: Option<SharedExpert>,
+    /// Norms that make the experts a branch of their own beside the shared one.
+    pub norms: Option<ExpertNorms>,
+}
+
+/// Norms of experts that read the residual stream `r`, as their router does, and not what the layer's norm makes of it:
+/// `output(sum over the chosen e of w_e * expert_e(input(r)))`. Not in a layer whose branches are parallel.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpertNorms {
+    /// On what they read.
+    pub input: Norm,
+    /// On what they give.
+    pub output: Norm,
 }
 
 /// The choice of a token's experts:
 ///
 /// ```text
-/// p    scores of all experts, from x
+/// p    scores of all experts, from x or a norm of it
 /// e    the num_experts_per_tok largest of p + correction_bias, in the groups of experts that may be chosen
-/// w    p_e, or p_e / max(added + sum over the chosen of p, least), times scale
+/// w    p_e, or p_e / max(added + sum over the chosen of p, least), times scale and what the expert has of its own
 /// ```
 ///
 /// The softmax of the logits of the chosen alone, which some classes take, is that of all over its sum of the chosen.
@@ -303,6 +317,19 @@ pub struct Router {
     pub topk_norm: Option<TopkNorm>,
     /// What they are multiplied by.
     pub scale: f64,
+    /// Index of `[experts]`, what the weight of each is multiplied by beside that.
+    pub expert_scales: Option<usize>,
+    /// On what it reads.
+    pub norm: Option<RouterNorm>,
+}
+
+/// What a router does to its input: `multiplier * norm(x)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RouterNorm {
+    /// The norm.
+    pub norm: Norm,
+    /// What multiplies it.
+    pub multiplier: f64,
 }
 
 /// From the logits of a router to scores.
@@ -334,13 +361,15 @@ pub struct TopkNorm {
     pub least: f64,
 }
 
-/// An expert that every token takes: `mlp(x)`, or `sigmoid(gate(x)) * mlp(x)`.
+/// An expert that every token takes: `mlp(x)`, or `sigmoid(gate(x)) * mlp(x)`, and a norm of that.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SharedExpert {
     /// The MLP.
     pub mlp: Dense,
     /// To `[1]`.
     pub gate: Option<Linear>,
+    /// On what it gives.
+    pub output_norm: Option<Norm>,
 }
 
 /// An MLP: `down(act(gate(x)) * up(x))`, or `down(act(up(x)))` without a gate.
@@ -363,6 +392,14 @@ pub struct Dense {
 pub enum Activation {
     /// A function without weights.
     Elementwise(Elementwise),
+    /// Of gate and `up` together, `(up' + 1) * gate' * sigmoid(alpha * gate')`, where `gate'` is at most `limit` and `up'` lies between
+    /// `-limit` and `limit`.
+    ClampedSwiglu {
+        /// What the gate is multiplied by inside the sigmoid.
+        alpha: f64,
+        /// What both are clamped to.
+        limit: f64,
+    },
     /// `a_p x^2 + b x` above zero, `a_n (exp(min(x, eps)) - 1 - x) + b x` below, where `a_p = softplus(alpha_p)` and
     /// `a_n = b + softplus(alpha_n)` (Huang and Schlag 2024, <https://arxiv.org/abs/2411.13010>).
     Xielu {
@@ -402,6 +439,9 @@ pub struct Linear {
     /// How the rows of several maps alternate in the tensor; `None` where those of each follow each other. [`Linear::rows`] then counts
     /// the map's own.
     pub alternate: Option<Alternate>,
+    /// Which of a stack of transposed maps it is: the weight is `[maps, in, out]` and the bias `[maps, out]`. [`Linear::rows`] then counts
+    /// those of one map of the stack.
+    pub of_stack: Option<usize>,
     /// Values that it reads.
     pub in_features: usize,
     /// What is trained in its place.
@@ -727,8 +767,9 @@ impl Layer {
             Ffn::Dense(dense) => (None, std::slice::from_mut(dense), None),
             Ffn::Moe(moe) => (Some(&mut moe.router.map), &mut moe.experts[..], moe.shared.as_mut()),
         };
-        let shared =
-            shared.into_iter().flat_map(|SharedExpert { mlp, gate }| mlp.linears_mut().chain(gate));
+        let shared = shared
+            .into_iter()
+            .flat_map(|SharedExpert { mlp, gate, .. }| mlp.linears_mut().chain(gate));
         let mlps = mlps.iter_mut().flat_map(Dense::linears_mut);
         of_mixer.into_iter().chain(router).chain(mlps).chain(shared).collect()
     }

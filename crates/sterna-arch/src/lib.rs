@@ -29,8 +29,9 @@ pub use families::Family;
 pub use heads::HeadSplit;
 pub use layer::{
     Activation, Alternate, Architecture, Attention, DeltaNet, Dense, Direct, Elementwise, Embed,
-    ExpertGroups, Ffn, Head, Latent, Layer, Linear, LowRank, Mixer, Moe, Norm, NormKind, QkNorm,
-    QkNormWidth, Qkv, QueryLatent, Router, RouterScores, SharedExpert, TopkNorm,
+    ExpertGroups, ExpertNorms, Ffn, Head, Latent, Layer, Linear, LowRank, Mixer, Moe, Norm,
+    NormKind, QkNorm, QkNormWidth, Qkv, QueryLatent, Router, RouterNorm, RouterScores,
+    SharedExpert, TopkNorm,
 };
 pub use parameters::{Init, ParamSpec, Role};
 pub use rope::{Rope, RopeLayout, RopeScaling};

@@ -242,6 +242,18 @@ pub enum Error {
         /// The type found.
         found: String,
     },
+    /// The two tensors of a weight of four bits do not fit each other.
+    #[error("`{}`: tensors `{name}_blocks` and `{name}_scales` are `{blocks:?}` and `{scales:?}`, required: `[experts, out, blocks, 16]`, and the same without the last, all above `0`", path.display())]
+    PackedShape {
+        /// The file that has the blocks.
+        path: PathBuf,
+        /// The weight.
+        name: String,
+        /// The shape of the blocks.
+        blocks: Vec<usize>,
+        /// The shape of the scales.
+        scales: Vec<usize>,
+    },
     /// The system refused to write a file or folder.
     #[error("cannot write `{}`{}", path.display(), bytes_needed(*needed_bytes))]
     Write {
@@ -364,7 +376,7 @@ impl Error {
             Error::TensorMissing { name, .. } if name == "lm_head.weight" => {
                 "the head may be the embedding: then `tie_word_embeddings` in `config.json` is `true`"
             }
-            Error::TensorMissing { .. } | Error::TensorShape { .. } => {
+            Error::TensorMissing { .. } | Error::TensorShape { .. } | Error::PackedShape { .. } => {
                 "`config.json` and the weights have to be of the same model"
             }
             Error::TensorDType { .. } => {

@@ -256,6 +256,8 @@ fn start_shard(path: &Path, shard: &Shard) -> Result<File> {
 /// A model's config as its export has it.
 fn export_config(config: &Map<String, Value>, dtype: Option<DType>) -> Map<String, Value> {
     let mut config = config.clone();
+    // What is quantised is widened where it is read.
+    config.remove("quantization_config");
     if let Some(dtype) = dtype {
         let is_named_dtype = config.contains_key("dtype");
         if is_named_dtype {

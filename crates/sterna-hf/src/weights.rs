@@ -2,17 +2,22 @@
 //!
 //! Files are mapped, not read: a rank that owns a slice of a tensor touches that slice's pages and
 //! no others. The `safetensors` crate parses and checks every header before a byte of data is
-//! handed out. Pickled weights are refused.
+//! handed out. Pickled weights are refused. Experts of four bits ([`mxfp4`]) are there by the name of the weight that they
+//! stand for, and widened where they are read.
 
 mod file;
+mod mxfp4;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use self::file::MappedFile;
+use self::mxfp4::Mxfp4;
 use crate::error::{Error, Result};
 use sterna_arch::DType;
 use sterna_arch::{Architecture, ModelConfig, ParamSpec, Role, adapters};
@@ -22,6 +27,10 @@ pub(crate) const SINGLE_FILE: &str = "model.safetensors";
 /// The index of a model in several files.
 pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
 
+/// What the names of a weight of four bits end in.
+const BLOCKS: &str = "_blocks";
+const SCALES: &str = "_scales";
+
 /// The mapped safetensors files of a model folder.
 #[derive(Debug)]
 pub struct WeightFiles {
@@ -29,6 +38,8 @@ pub struct WeightFiles {
     files: Vec<MappedFile>,
     /// Which of `files` holds a tensor.
     file_idx_of: BTreeMap<String, usize>,
+    /// Of a weight of four bits, which of `files` hold its blocks and its scales.
+    packed: BTreeMap<String, [usize; 2]>,
 }
 
 /// A tensor of a checkpoint by name and shape.
@@ -60,9 +71,42 @@ pub struct WeightView<'a> {
     pub dtype: DType,
     /// Sizes, outermost first.
     pub shape: Vec<usize>,
-    /// Elements in row-major order, little-endian, `numel * dtype.size()` bytes, perhaps not
-    /// aligned to the size of an element.
-    pub bytes: &'a [u8],
+    elements: Elements<'a>,
+}
+
+/// Where the elements of a tensor are.
+#[derive(Debug, Clone)]
+enum Elements<'a> {
+    /// In row-major order, little-endian, perhaps not aligned to the size of an element.
+    AsTheyLie(&'a [u8]),
+    /// In four bits each.
+    Packed(Mxfp4<'a>),
+}
+
+impl<'a> WeightView<'a> {
+    /// All elements, as [`WeightView::bytes_of`] has them.
+    pub fn bytes(&self) -> Cow<'a, [u8]> {
+        match &self.elements {
+            Elements::AsTheyLie(bytes) => Cow::Borrowed(bytes),
+            Elements::Packed(packed) => Cow::Owned(packed.widened(&(0..packed.numel()))),
+        }
+    }
+
+    /// Elements `range` in row-major order, little-endian, `range.len() * dtype.size()` bytes, perhaps not aligned to the size of an
+    /// element. Owned where they lie in four bits each.
+    ///
+    /// # Panics
+    ///
+    /// If the tensor has fewer.
+    pub fn bytes_of(&self, range: &Range<usize>) -> Cow<'a, [u8]> {
+        match &self.elements {
+            Elements::AsTheyLie(bytes) => {
+                let size = self.dtype.size();
+                Cow::Borrowed(&bytes[range.start * size..range.end * size])
+            }
+            Elements::Packed(packed) => Cow::Owned(packed.widened(range)),
+        }
+    }
 }
 
 impl WeightFiles {
@@ -80,7 +124,7 @@ impl WeightFiles {
         if single.exists() {
             let file = MappedFile::open(single)?;
             let file_idx_of = file.names().map(|name| (name, 0)).collect();
-            return Ok(WeightFiles { dir: dir.to_owned(), files: vec![file], file_idx_of });
+            return Ok(WeightFiles::new(dir, vec![file], file_idx_of));
         }
         let index_path = dir.join(INDEX_FILE);
         let text = match std::fs::read_to_string(&index_path) {
@@ -108,7 +152,7 @@ impl WeightFiles {
         }
         let file = MappedFile::open(path.clone())?;
         let file_idx_of = file.names().map(|name| (name, 0)).collect();
-        let files = WeightFiles { dir: dir.to_owned(), files: vec![file], file_idx_of };
+        let files = WeightFiles::new(dir, vec![file], file_idx_of);
         let mut known = HashSet::new();
         let required: HashMap<_, _> =
             config.arch.exported().into_iter().map(|(name, spec)| (&spec.name[..], name)).collect();
@@ -169,7 +213,37 @@ impl WeightFiles {
             }
             file_idx_of.insert(tensor.clone(), file_idx);
         }
-        Ok(WeightFiles { dir: dir.to_owned(), files, file_idx_of })
+        Ok(WeightFiles::new(dir, files, file_idx_of))
+    }
+
+    /// Names weights of four bits by what they stand for, in the file that has their blocks.
+    fn new(
+        dir: &Path,
+        files: Vec<MappedFile>,
+        mut file_idx_of: BTreeMap<String, usize>,
+    ) -> WeightFiles {
+        let part = |name: &str, suffix: &str| {
+            let part = format!("{name}{suffix}");
+            let file_idx = *file_idx_of.get(&part)?;
+            files[file_idx].has_bytes(&part).then_some(file_idx)
+        };
+        let of = |blocks: &String| {
+            let name = blocks.strip_suffix(BLOCKS)?;
+            Some((name.to_owned(), [part(name, BLOCKS)?, part(name, SCALES)?]))
+        };
+        let packed: BTreeMap<String, [usize; 2]> = file_idx_of.keys().filter_map(of).collect();
+        for (name, [blocks_file, _]) in &packed {
+            for suffix in [BLOCKS, SCALES] {
+                file_idx_of.remove(&format!("{name}{suffix}"));
+            }
+            file_idx_of.insert(name.clone(), *blocks_file);
+        }
+        WeightFiles { dir: dir.to_owned(), files, file_idx_of, packed }
+    }
+
+    /// Whether some weights lie in four bits.
+    pub(crate) fn are_packed(&self) -> bool {
+        !self.packed.is_empty()
     }
 
     /// The folder.
@@ -189,14 +263,15 @@ impl WeightFiles {
     /// As [`WeightFiles::tensor`].
     pub fn fingerprint(&self) -> Result<String> {
         // Weights that were trained differ everywhere; 16 GB would take a minute to read.
-        const LEN: usize = 4096;
+        const LEN: usize = 2048;
         let mut hash = Sha256::new();
         for name in self.names() {
             let view = self.tensor(name)?;
             let header = format!("{name} {} {:?}\n", view.dtype, view.shape);
             hash.update(header.as_bytes());
-            hash.update(&view.bytes[..view.bytes.len().min(LEN)]);
-            hash.update(&view.bytes[view.bytes.len().saturating_sub(LEN)..]);
+            let numel: usize = view.shape.iter().product();
+            hash.update(view.bytes_of(&(0..numel.min(LEN))));
+            hash.update(view.bytes_of(&(numel.saturating_sub(LEN)..numel)));
         }
         let mut text = String::new();
         for byte in hash.finalize() {
@@ -221,12 +296,24 @@ impl WeightFiles {
         self.file_idx_of.contains_key(name)
     }
 
-    /// The tensor of a name.
+    /// The tensor of a name; one of four bits as the weight in bf16 that it stands for.
     ///
     /// # Errors
     ///
-    /// [`Error::TensorMissing`], or [`Error::TensorDType`] when its elements are not floats.
+    /// [`Error::TensorMissing`]; [`Error::TensorDType`] when its elements are not floats; [`Error::PackedShape`].
     pub fn tensor(&self, name: &str) -> Result<WeightView<'_>> {
+        if let Some([blocks_file, scales_file]) = self.packed.get(name) {
+            let blocks = self.files[*blocks_file].bytes(&format!("{name}{BLOCKS}"))?;
+            let scales = self.files[*scales_file].bytes(&format!("{name}{SCALES}"))?;
+            let packed = Mxfp4::new(blocks, scales).ok_or_else(|| Error::PackedShape {
+                path: self.files[*blocks_file].path().to_owned(),
+                name: name.to_owned(),
+                blocks: blocks.1.to_vec(),
+                scales: scales.1.to_vec(),
+            })?;
+            let (dtype, shape) = (DType::BF16, packed.shape());
+            return Ok(WeightView { dtype, shape, elements: Elements::Packed(packed) });
+        }
         match self.file_idx_of.get(name) {
             Some(file_idx) => self.files[*file_idx].view(name),
             None => Err(Error::TensorMissing {
@@ -245,7 +332,7 @@ impl WeightFiles {
     /// # Errors
     ///
     /// [`Error::TensorMissing`] naming the first and counting all, [`Error::TensorShape`],
-    /// [`Error::TensorDType`].
+    /// [`Error::TensorDType`], [`Error::PackedShape`].
     pub fn check(&self, config: &ModelConfig) -> Result<()> {
         let arch = &config.arch;
         let own = || arch.params().filter(|spec| spec.role != Role::Adapter);

@@ -276,14 +276,22 @@ impl BlockGrads {
         add: impl FnOnce(Option<&mut Tensor>) -> R,
     ) -> R {
         let Some(grad) = &self.0[param_idx] else { return add(None) };
-        let mut rows = rows_of(map, grad);
-        if map.alternate.is_none() {
-            return add(Some(&mut rows));
+        let mut pieces = pieces_of(map, grad);
+        if map.alternate.is_none() && map.of_stack.is_none() {
+            return add(pieces.first_mut());
         }
-        // A product adds to rows that follow each other.
-        let mut following = rows.flatten(0, 1).zeros_like();
+        // A product adds to rows that follow each other, values of each next to each other.
+        let dims_of_rows = if map.alternate.is_some() { 2 } else { 1 };
+        let row_size = pieces.first().map(|piece| piece.size()[dims_of_rows..].to_vec());
+        let size = [vec![map.out_features() as i64], row_size.unwrap_or_default()].concat();
+        let mut following = Tensor::zeros(size, (grad.kind(), grad.device()));
         let added = add(Some(&mut following));
-        let _ = rows.g_add_(&following.view_as(&rows));
+        let mut first = 0;
+        for mut piece in pieces {
+            let num_rows = piece.size()[..dims_of_rows].iter().product::<i64>();
+            let _ = piece.g_add_(&following.narrow(0, first, num_rows).view_as(&piece));
+            first += num_rows;
+        }
         added
     }
 }
@@ -315,26 +323,39 @@ pub(crate) fn norm_backward(
 
 /// The rows of a weight or bias that a linear map has, `[out, ..]`, sharing memory unless they alternate with others.
 fn own_rows(map: &Linear, x: &Tensor) -> Tensor {
-    let rows = rows_of(map, x);
-    if map.alternate.is_some() { rows.flatten(0, 1) } else { rows }
+    let mut pieces = pieces_of(map, x);
+    if map.alternate.is_some() {
+        pieces = pieces.into_iter().map(|runs| runs.flatten(0, 1)).collect();
+    }
+    if pieces.len() == 1 { pieces.remove(0) } else { Tensor::cat(&pieces, 0) }
 }
 
-/// The rows of a weight or bias that a linear map has, sharing memory: `[out, ..]`, or `[runs, rows of a run, ..]` where they alternate with
-/// those of others.
-fn rows_of(map: &Linear, x: &Tensor) -> Tensor {
-    let x = if x.dim() > 2 { x.flatten(0, -2) } else { x.shallow_clone() };
-    let (start, len) = (map.rows.start, map.rows.len());
-    let Some(alternate) = &map.alternate else { return x.narrow(0, start as i64, len as i64) };
-    assert!(
-        start.is_multiple_of(alternate.len) && len.is_multiple_of(alternate.len),
-        "rows {:?} are whole runs of {}",
-        map.rows,
-        alternate.len
-    );
-    let [run, stride] = [alternate.len, alternate.stride].map(|rows| rows as i64);
-    let (first, num_runs) = (start as i64 / run, len as i64 / run);
-    let runs = x.narrow(0, first * stride, num_runs * stride).unflatten(0, [num_runs, stride]);
-    runs.narrow(1, alternate.offset as i64, run)
+/// The rows of a weight or bias that a linear map has, in pieces that share its memory: one `[out, ..]`, or where they alternate with those of
+/// others `[runs, rows of a run, ..]`, with a piece of its own for a part of a run at either end.
+fn pieces_of(map: &Linear, x: &Tensor) -> Vec<Tensor> {
+    let x = match map.of_stack {
+        Some(map_idx) if x.dim() > 2 => x.get(map_idx as i64).tr(),
+        Some(map_idx) => x.get(map_idx as i64),
+        None if x.dim() > 2 => x.flatten(0, -2),
+        None => x.shallow_clone(),
+    };
+    let [mut row, end] = [map.rows.start, map.rows.end].map(|row| row as i64);
+    let Some(alternate) = &map.alternate else { return vec![x.narrow(0, row, end - row)] };
+    let [run, stride, offset] =
+        [alternate.len, alternate.stride, alternate.offset].map(|rows| rows as i64);
+    let mut pieces = Vec::new();
+    while row < end {
+        let in_run = row % run;
+        let (num_runs, len) = if in_run == 0 && end - row >= run {
+            ((end - row) / run, run)
+        } else {
+            (1, (run - in_run).min(end - row))
+        };
+        let runs = x.narrow(0, row / run * stride, num_runs * stride);
+        pieces.push(runs.unflatten(0, [num_runs, stride]).narrow(1, offset + in_run, len));
+        row += num_runs * len;
+    }
+    pieces
 }
 
 /// Puts the tensors of a unit where the layer names them, once their number and shapes are checked.

@@ -15,6 +15,7 @@ mod choice;
 mod device_tests;
 mod kernel;
 mod pack;
+pub mod sinks;
 mod streamed;
 mod tiled;
 

@@ -18,6 +18,7 @@ pub mod tile;
 pub mod activation;
 pub mod attention;
 pub mod causal_conv;
+pub mod clamped_swiglu;
 pub mod cross_entropy;
 pub mod delta_rule;
 pub mod l2_norm;

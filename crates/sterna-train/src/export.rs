@@ -97,7 +97,7 @@ pub fn export(
     if let Some(mut writer) = writer {
         if let Some(files) = &beside {
             for name in names_beside(files, config) {
-                writer.write(name, files.tensor(name)?.bytes)?;
+                writer.write(name, &files.tensor(name)?.bytes())?;
             }
         }
         match &config.lora {

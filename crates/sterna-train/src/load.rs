@@ -5,10 +5,14 @@ use std::ops::Range;
 use sterna_arch::{DType, Init, ParamSpec, Role, adapters};
 use sterna_hf::WeightFiles;
 use sterna_model::init;
+use sterna_ops::tile::tiles;
 use sterna_torch_sys::file::copy_from_bytes;
 use tch::{Kind, Tensor};
 
 use crate::error::TrainError;
+
+/// Elements that are read at once.
+const PIECE_LEN: i64 = 1 << 24;
 
 /// A source of initial weights.
 #[derive(Debug, Clone, Copy)]
@@ -52,7 +56,8 @@ impl WeightSource<'_> {
     ///
     /// # Memory
     ///
-    /// None but the target's: pages of a file are read where they are mapped, and random numbers drawn where they are to be.
+    /// None but the target's: pages of a file are read where they are mapped, and random numbers drawn where they are to be. What a file
+    /// has in four bits exists in bf16, 32 MiB at a time.
     ///
     /// # Errors
     ///
@@ -117,9 +122,13 @@ fn fill_from(
     range: &Range<usize>,
 ) -> Result<(), TrainError> {
     let view = files.tensor(name)?;
-    let size = view.dtype.size();
-    let bytes = &view.bytes[range.start * size..range.end * size];
-    Ok(copy_from_bytes(target, bytes, kind_of(view.dtype))?)
+    for piece in tiles(range.len() as i64, PIECE_LEN) {
+        let (start, end) = (piece.start as usize, piece.end as usize);
+        let bytes = view.bytes_of(&(range.start + start..range.start + end));
+        let mut target = target.narrow(0, piece.start, piece.end - piece.start);
+        copy_from_bytes(&mut target, &bytes, kind_of(view.dtype))?;
+    }
+    Ok(())
 }
 
 /// The libtorch name of a storage dtype.

@@ -44,7 +44,7 @@ pub(crate) fn read(
 
 /// Which layers are gated delta nets: those of `layer_types`, or all but every `full_attention_interval`-th.
 fn delta_nets(reader: &Reader<'_>, family: &Family, num_layers: usize) -> Result<Vec<bool>> {
-    if !family.has_delta_nets {
+    if family.delta_nets.is_none() {
         return Ok(vec![false; num_layers]);
     }
     let each = "`linear_attention` or `full_attention`";

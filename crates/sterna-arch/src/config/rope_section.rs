@@ -16,6 +16,8 @@ const ROPE_TYPES: &str =
 pub(crate) struct HeadDims {
     pub(crate) full: usize,
     pub(crate) sliding: usize,
+    /// What `partial_rotary_factor` is of, where these are the parts that turn already.
+    pub(crate) whole: Option<usize>,
 }
 
 /// The rotary embeddings of a model.
@@ -49,6 +51,7 @@ impl Ropes {
                 of_rope: root.section(key, map),
                 facts,
                 head_dim,
+                whole_head_dim: head_dims.whole,
                 max_position_embeddings,
                 default_theta,
                 root_partial,
@@ -113,8 +116,12 @@ fn said<'v>(root: &Reader<'v>) -> Option<(&'static str, &'v Value)> {
 }
 
 /// How much larger queries and keys each are taken to be in the scores of a model with a scaled rotary embedding, for `mscale_all_dim`.
-pub(crate) fn magnitude(root: &Reader<'_>) -> Result<f64> {
-    let Some((key, Value::Object(map))) = said(root) else { return Ok(1.0) };
+pub(crate) fn magnitude(root: &Reader<'_>, family: &Family) -> Result<f64> {
+    let is_off = root.entry("rope_scaling").is_some_and(Value::is_null);
+    let default = family.rope.default_scaling.filter(|_| !is_off);
+    let default = default.map(|json| serde_json::from_str(json).expect("a fact is valid JSON"));
+    let found = said(root).or(default.as_ref().map(|default| ("rope_parameters", default)));
+    let Some((key, Value::Object(map))) = found else { return Ok(1.0) };
     let section = root.section(key, map);
     let mscale_all_dim = section.or("mscale_all_dim", 0.0, Reader::non_negative)?;
     if mscale_all_dim == 0.0 {
@@ -181,6 +188,7 @@ struct Section<'a> {
     of_rope: Reader<'a>,
     facts: &'a RopeFacts,
     head_dim: usize,
+    whole_head_dim: Option<usize>,
     max_position_embeddings: usize,
     /// Of the config, or of the family.
     default_theta: f64,
@@ -252,6 +260,18 @@ impl Section<'_> {
             (None, Some(value)) => (self.root, value),
             (None, None) => (self.root, &Value::from(self.facts.partial.unwrap_or(1.0))),
         };
+        if let Some(whole) = self.whole_head_dim {
+            if (self.of_rope.get(key), &self.root_partial) == (None, &None) {
+                return Ok(self.head_dim);
+            }
+            let partial = reader.positive(key, value)?;
+            if (whole as f64 * partial) as usize != self.head_dim {
+                let required =
+                    format!("absent, or what makes `{}` of heads of `{whole}`", self.head_dim);
+                return Err(reader.wrong(key, value, required));
+            }
+            return Ok(self.head_dim);
+        }
         let partial = reader.positive(key, value)?;
         let dim = (self.head_dim as f64 * partial) as usize;
         if self.facts.partial.is_none() && dim != self.head_dim {

@@ -32,6 +32,7 @@ pub(super) const DEEPSEEK_V2: Family = Family {
         nope: 128,
         rope: 64,
         v: 128,
+        counts_whole_heads: false,
     }),
     rope: RopeFacts { layout: RopeLayout::Pairs, rounds_once: true, ..RopeFacts::USUAL },
     scale: Scale::HeadDimAndYarn,
@@ -50,6 +51,7 @@ pub(super) const DEEPSEEK_V2: Family = Family {
         shared: Some(Shared {
             name: "mlp.shared_experts",
             gate: None,
+            output_norm: None,
             intermediate_size: SharedSize::Experts("n_shared_experts", Some(2)),
         }),
         aux_loss_coef: None,

@@ -24,6 +24,7 @@ pub(super) const DEEPSEEK_V3: Family = Family {
         nope: 128,
         rope: 64,
         v: 128,
+        counts_whole_heads: false,
     }),
     rope: RopeFacts { has_interleave: true, ..RopeFacts::USUAL },
     scale: Scale::HeadDimAndYarn,
@@ -41,6 +42,7 @@ pub(super) const DEEPSEEK_V3: Family = Family {
         shared: Some(Shared {
             name: "mlp.shared_experts",
             gate: None,
+            output_norm: None,
             intermediate_size: SharedSize::Experts("n_shared_experts", Some(1)),
         }),
         aux_loss_coef: None,

@@ -26,6 +26,7 @@ pub(super) const DOTS1: Family = Family {
         shared: Some(Shared {
             name: "mlp.shared_experts",
             gate: None,
+            output_norm: None,
             intermediate_size: SharedSize::Experts("n_shared_experts", None),
         }),
         aux_loss_coef: None,

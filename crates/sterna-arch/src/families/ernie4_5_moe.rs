@@ -28,6 +28,7 @@ pub(super) const ERNIE4_5_MOE: Family = Family {
         shared: Some(Shared {
             name: "mlp.shared_experts",
             gate: None,
+            output_norm: None,
             intermediate_size: SharedSize::Experts("moe_num_shared_experts", Some(2)),
         }),
         ..Experts::USUAL

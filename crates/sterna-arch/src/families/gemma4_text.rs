@@ -1,9 +1,11 @@
-//! Gemma 4 31B, its text decoder (transformers `models/gemma4`): wider and fewer heads in layers without a window, whose values are their
-//! keys. Experts, embeddings of each layer and layers that share keys and values, which other sizes have, are refused.
+//! Gemma 4 31B and 26B-A4B, their text decoder (transformers `models/gemma4`): wider and fewer heads in layers without a window, whose values
+//! are their keys; in the latter experts beside the MLP, each with norms of its own. Embeddings of each layer and layers that share keys and
+//! values, which other sizes have, are refused.
 
 use super::{
-    Defaults, EmbeddingScale, Family, Last, Norms, QkNorms, Refused, RopeFacts, Scale, Setting,
-    SlidingRope, Windows,
+    Defaults, EmbeddingScale, ExpertNormFacts, ExpertWeights, Experts, Family, Last, Norms,
+    QkNorms, Refused, RopeFacts, RouterFacts, Scale, Setting, Shared, SharedSize, SlidingRope,
+    Windows,
 };
 use crate::layer::NormKind;
 use crate::wrappers::{Names, Wrapper};
@@ -22,7 +24,6 @@ pub(super) const GEMMA4_TEXT: Family = Family {
         ..Defaults::USUAL
     },
     refused: &[
-        Refused::flag("enable_moe_block", "experts in this family"),
         Refused {
             key: "hidden_size_per_layer_input",
             default: "256",
@@ -67,6 +68,33 @@ pub(super) const GEMMA4_TEXT: Family = Family {
     },
     scale: Scale::One,
     activation: ("hidden_activation", "gelu_pytorch_tanh"),
+    experts: Some(Experts {
+        when: Setting::Key("enable_moe_block", false),
+        num_per_tok: ("top_k_experts", None),
+        router: RouterFacts {
+            name: "router.proj",
+            norm_topk_prob: Setting::Always,
+            expert_scales: Some("router.per_expert_scale"),
+            norm_scale: Some("router.scale"),
+            ..RouterFacts::SOFTMAX
+        },
+        weights: ExpertWeights::Stacked {
+            gate_up: "experts.gate_up_proj",
+            down: "experts.down_proj",
+        },
+        shared: Some(Shared {
+            name: "mlp",
+            gate: None,
+            output_norm: Some("post_feedforward_layernorm_1"),
+            intermediate_size: SharedSize::Key("intermediate_size", 0),
+        }),
+        norms: Some(ExpertNormFacts {
+            input: "pre_feedforward_layernorm_2",
+            output: "post_feedforward_layernorm_2",
+        }),
+        aux_loss_coef: None,
+        ..Experts::USUAL
+    }),
     embedding: EmbeddingScale::RootOfHidden,
     has_layer_scalar: true,
     final_softcap: Some(("final_logit_softcapping", None)),

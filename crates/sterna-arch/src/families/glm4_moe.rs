@@ -33,6 +33,7 @@ pub(super) const GLM4_MOE: Family = Family {
         shared: Some(Shared {
             name: "mlp.shared_experts",
             gate: None,
+            output_norm: None,
             intermediate_size: SharedSize::Experts("n_shared_experts", Some(1)),
         }),
         aux_loss_coef: None,

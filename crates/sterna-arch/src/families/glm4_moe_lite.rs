@@ -35,6 +35,7 @@ pub(super) const GLM4_MOE_LITE: Family = Family {
         nope: 192,
         rope: 64,
         v: 256,
+        counts_whole_heads: false,
     }),
     rope: RopeFacts { has_interleave: true, ..RopeFacts::USUAL },
     scale: Scale::HeadDimAndYarn,
@@ -52,6 +53,7 @@ pub(super) const GLM4_MOE_LITE: Family = Family {
         shared: Some(Shared {
             name: "mlp.shared_experts",
             gate: None,
+            output_norm: None,
             intermediate_size: SharedSize::Experts("n_shared_experts", Some(1)),
         }),
         aux_loss_coef: None,

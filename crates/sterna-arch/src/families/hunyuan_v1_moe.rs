@@ -19,6 +19,7 @@ pub(super) const HUNYUAN_V1_MOE: Family = Family {
         shared: Some(Shared {
             name: "mlp.shared_mlp",
             gate: None,
+            output_norm: None,
             intermediate_size: SharedSize::Key("intermediate_size", 11_008),
         }),
         aux_loss_coef: None,

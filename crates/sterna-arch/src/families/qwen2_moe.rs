@@ -18,6 +18,7 @@ pub(super) const QWEN2_MOE: Family = Family {
         shared: Some(Shared {
             name: "mlp.shared_expert",
             gate: Some("mlp.shared_expert_gate"),
+            output_norm: None,
             intermediate_size: SharedSize::Key("shared_expert_intermediate_size", 5632),
         }),
         ..Experts::USUAL

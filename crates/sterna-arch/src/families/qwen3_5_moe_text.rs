@@ -21,6 +21,7 @@ pub(super) const QWEN3_5_MOE_TEXT: Family = Family {
         shared: Some(Shared {
             name: "mlp.shared_expert",
             gate: Some("mlp.shared_expert_gate"),
+            output_norm: None,
             intermediate_size: SharedSize::Key("shared_expert_intermediate_size", 512),
         }),
         ..Experts::USUAL

@@ -1,7 +1,7 @@
 //! Qwen 3.5 and 3.6, dense, their text decoder (transformers `models/qwen3_5`): three gated delta nets, then a layer with gated
 //! attention, of whose heads a quarter turns.
 
-use super::{Defaults, Family, Gate, QkNorms, RopeFacts, Setting};
+use super::{Defaults, DeltaNetMaps, Family, Gate, QkNorms, RopeFacts, Setting};
 use crate::layer::NormKind;
 use crate::wrappers::{Names, Wrapper};
 
@@ -15,7 +15,7 @@ pub(super) const QWEN3_5_TEXT: Family = Family {
     o_bias: Setting::Key("attention_bias", false),
     qk_norm: Some(QkNorms::of_heads(NormKind::RmsOnePlus)),
     gate: Gate::HalfOfQ,
-    has_delta_nets: true,
+    delta_nets: Some(DeltaNetMaps::Apart),
     rope: RopeFacts { partial: Some(0.25), ..RopeFacts::USUAL },
     wrappers: &[Wrapper { model_type: "qwen3_5", names: Names::BESIDE, ..Wrapper::USUAL }],
     ..Family::USUAL

@@ -53,8 +53,11 @@ fn check(case: &Value) {
     check_params(name, arch, case);
     let sizes =
         |key: &str| -> Vec<Option<usize>> { serde_json::from_value(case[key].clone()).unwrap() };
-    let windows: Vec<_> =
-        arch.layers.iter().map(|layer| attention_of(layer).sliding_window).collect();
+    let windows: Vec<_> = arch
+        .layers
+        .iter()
+        .map(|layer| layer.mixer.attention().and_then(|attention| attention.sliding_window))
+        .collect();
     assert_eq!(windows, sizes("sliding_window"), "{name}");
     let is_rotated: Vec<bool> = serde_json::from_value(case["is_rotated"].clone()).unwrap();
     let found: Vec<_> = arch.layers.iter().map(|layer| layer.mixer.rope().is_some()).collect();
@@ -184,6 +187,10 @@ fn check_more(name: &str, arch: &Architecture, case: &Value) {
         "gelu" => Activation::Elementwise(Elementwise::Gelu),
         "gelu_pytorch_tanh" => Activation::Elementwise(Elementwise::GeluTanh),
         "relu2" => Activation::Elementwise(Elementwise::Relu2),
+        "clamped_swiglu" => {
+            let constant = |idx: usize| case["clamp"][idx].as_f64().unwrap();
+            Activation::ClampedSwiglu { alpha: constant(0), limit: constant(1) }
+        }
         "xielu" => {
             assert!(matches!(activation_of(arch), Activation::Xielu { .. }), "{name}");
             return;
@@ -921,6 +928,94 @@ fn delta_nets_and_gated_attention_take_turns() {
         let text = refused(overrides);
         assert!(text.contains(required), "{text}");
     }
+}
+
+#[test]
+fn only_experts_of_four_bits_are_read_and_only_where_a_family_has_them() {
+    let small = |model_type: &str, method: &str| {
+        parse(&json!({
+            "model_type": model_type, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128, "num_local_experts": 4,
+            "quantization_config": {"quant_method": method, "modules_to_not_convert": ["lm_head"]},
+        }))
+    };
+    let config = small("gpt_oss", "mxfp4").unwrap();
+    let names: Vec<&str> =
+        config.arch.layers[0].params.iter().map(|spec| spec.name.as_str()).collect();
+    assert!(names.contains(&"model.layers.0.mlp.experts.gate_up_proj"), "{names:?}");
+    let text = small("gpt_oss", "fp8").unwrap_err().to_string();
+    assert!(text.contains("required: absent, or of quant_method `mxfp4`"), "{text}");
+    let text = small("mixtral", "mxfp4").unwrap_err().to_string();
+    assert!(text.contains("required: absent: training needs weights in float"), "{text}");
+}
+
+/// The text decoder of Gemma 4 26B-A4B, whose parameters transformers 5.24 counts.
+#[test]
+fn experts_beside_an_mlp_have_norms_of_their_own() {
+    let layer_types = ["sliding_attention"; 5].iter().chain(&["full_attention"]);
+    let layer_types: Vec<&str> = layer_types.copied().cycle().take(30).collect();
+    let mut config = json!({
+        "model_type": "gemma4_text", "attention_k_eq_v": true, "enable_moe_block": true, "final_logit_softcapping": 30.0,
+        "global_head_dim": 512, "head_dim": 256, "hidden_size": 2816, "hidden_size_per_layer_input": 0,
+        "intermediate_size": 2112, "layer_types": layer_types, "max_position_embeddings": 262_144,
+        "moe_intermediate_size": 704, "num_attention_heads": 16, "num_experts": 128, "num_global_key_value_heads": 2,
+        "num_hidden_layers": 30, "num_key_value_heads": 8, "num_kv_shared_layers": 0, "sliding_window": 1024,
+        "tie_word_embeddings": true, "top_k_experts": 8, "vocab_size": 262_144,
+    });
+    let arch = parse(&config).unwrap().arch;
+    assert_eq!(arch.num_parameters(), 25_233_141_760);
+    let Ffn::Moe(moe) = &arch.layers[0].ffn else { panic!("experts") };
+    let name = |param_idx: usize| {
+        let name = &arch.layers[0].params[param_idx].name;
+        name.strip_prefix("model.layers.0.").unwrap().strip_suffix(".weight").unwrap()
+    };
+    let (norms, shared) = (moe.norms.unwrap(), moe.shared.as_ref().unwrap());
+    let norms = [norms.input, norms.output, shared.output_norm.unwrap()];
+    let required = [
+        "pre_feedforward_layernorm_2",
+        "post_feedforward_layernorm_2",
+        "post_feedforward_layernorm_1",
+    ];
+    assert_eq!(norms.map(|norm| name(norm.weight.unwrap())), required);
+    assert_eq!((moe.router.num_experts_per_tok, shared.mlp.intermediate_size), (8, 2112));
+
+    config.as_object_mut().unwrap().remove("num_experts");
+    let text = parse(&config).unwrap_err().to_string();
+    assert!(text.contains("a number of experts beside enable_moe_block `true`"), "{text}");
+}
+
+/// Its `head_dim` and `partial_rotary_factor` are of whole heads, as transformers writes them.
+#[test]
+fn latents_may_count_whole_heads() {
+    let text = |keys: &Value| {
+        let mut config = json!({
+            "model_type": "mistral4", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 128, "q_lora_rank": 24, "kv_lora_rank": 20,
+            "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 12, "n_routed_experts": 4,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+        });
+        config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        config
+    };
+    // Nothing said: the scaling of its class, and the magnitude that this has.
+    let arch = parse(&text(&json!({}))).unwrap().arch;
+    assert_eq!(arch.ropes[0].dim, 4);
+    let magnitude = 0.1 * 128_f64.ln() + 1.0;
+    let scale = arch.first_attention().scale * 12_f64.sqrt();
+    assert!((scale - magnitude * magnitude).abs() < 1e-12, "{scale}");
+    let rope = |partial: f64| {
+        json!({"head_dim": 12, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16,
+            "llama_4_scaling_beta": 0.1, "partial_rotary_factor": partial,
+        }})
+    };
+    let config = json!({"model_type": "mistral3", "text_config": text(&rope(4.0 / 12.0))});
+    let arch = parse(&config).unwrap().arch;
+    assert_eq!((arch.ropes[0].dim, arch.first_attention().scale), (4, 1.0 / 12_f64.sqrt()));
+    let error = parse(&text(&rope(0.5))).unwrap_err().to_string();
+    assert!(error.contains("required: absent, or what makes `4` of heads of `12`"), "{error}");
+    let error = parse(&text(&json!({"head_dim": 4}))).unwrap_err().to_string();
+    assert!(error.contains("required: missing, or `12`"), "{error}");
 }
 
 #[test]

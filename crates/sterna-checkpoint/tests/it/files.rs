@@ -179,8 +179,8 @@ fn an_export_has_the_masters_under_their_names() {
         } else {
             (DType::BF16, StateDtype::BF16)
         };
-        assert_eq!((view.shape, view.dtype), (shape, dtype));
-        assert_eq!(view.bytes, expected(flat, range, state), "{name}");
+        assert_eq!((&view.shape, view.dtype), (&shape, dtype));
+        assert_eq!(*view.bytes(), expected(flat, range, state), "{name}");
     }
 }
 

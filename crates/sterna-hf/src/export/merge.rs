@@ -33,7 +33,7 @@ impl AdapterTensors for WeightFiles {
         let name = adapters::name_in(|name| self.contains(name), &spec.name);
         name.map(|name| {
             let view = self.tensor(&name)?;
-            Ok(floats(view.bytes, view.dtype))
+            Ok(floats(&view.bytes(), view.dtype))
         })
         .transpose()
     }
@@ -119,7 +119,7 @@ pub fn merge<T: AdapterTensors>(
                 let dir = tokenizer_dir.to_owned();
                 return Err(Error::TensorMissing { dir, name, num_missing: 1 }.into());
             };
-            let weight = whole.unwrap_or_else(|| floats(view.bytes, view.dtype));
+            let weight = whole.unwrap_or_else(|| floats(&view.bytes(), view.dtype));
             let shape = &layer.params[low_rank.a].shape;
             Some(added(weight, low_rank.scale, (shape[0], shape[1]), &a, &b, magnitude.as_deref()))
         } else {
@@ -129,7 +129,7 @@ pub fn merge<T: AdapterTensors>(
             let bytes: Vec<u8> = merged.iter().flat_map(|value| value.to_le_bytes()).collect();
             writer.write(&spec.name, &DType::convert(&bytes, DType::F32, *dtype))?;
         } else {
-            writer.write(&spec.name, &DType::convert(view.bytes, view.dtype, *dtype))?;
+            writer.write(&spec.name, &DType::convert(&view.bytes(), view.dtype, *dtype))?;
         }
     }
     writer.copy_assets(base, &config.raw)?;

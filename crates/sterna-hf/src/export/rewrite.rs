@@ -10,7 +10,8 @@ use sterna_arch::DType;
 use sterna_arch::ModelConfig;
 
 /// Writes the model of the folder `from` to `to`: the same tensors under the same names in files of the same cut, as safetensors,
-/// in `dtype` if one is given. Without, every file that transformers wrote comes out byte for byte.
+/// in `dtype` if one is given. Without, every file that transformers wrote comes out byte for byte, unless it has weights of four bits:
+/// these are always widened, and without a `dtype` everything is written in bf16.
 ///
 /// # Memory
 ///
@@ -21,6 +22,7 @@ use sterna_arch::ModelConfig;
 /// Those of reading `from` ([`WeightFiles::open`]) and of writing `to` ([`ExportWriter::create`]).
 pub fn rewrite(from: &Path, to: &Path, dtype: Option<DType>) -> Result<()> {
     let weights = WeightFiles::open(from)?;
+    let dtype = dtype.or(weights.are_packed().then_some(DType::BF16));
     let mut files = Vec::new();
     for names in weights.names_by_file() {
         let mut tensors = Vec::new();
@@ -33,7 +35,7 @@ pub fn rewrite(from: &Path, to: &Path, dtype: Option<DType>) -> Result<()> {
     let mut writer = ExportWriter::create_files(to, &files)?;
     for (spec, dtype) in files.iter().flatten() {
         let view = weights.tensor(&spec.name)?;
-        writer.write(&spec.name, &DType::convert(view.bytes, view.dtype, *dtype))?;
+        writer.write(&spec.name, &DType::convert(&view.bytes(), view.dtype, *dtype))?;
     }
     match dtype {
         // Config and index too, as they stand in their files.

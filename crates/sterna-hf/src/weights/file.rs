@@ -4,9 +4,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
-use safetensors::tensor::{Metadata, SafeTensorError, SafeTensors};
+use safetensors::tensor::{Metadata, SafeTensorError, SafeTensors, TensorInfo};
 
-use super::WeightView;
+use super::{Elements, WeightView};
 use crate::error::{Error, Result};
 use sterna_arch::DType;
 
@@ -46,12 +46,19 @@ impl MappedFile {
         self.metadata.info(name).is_some()
     }
 
+    /// Whether a tensor of bytes has this name.
+    pub(super) fn has_bytes(&self, name: &str) -> bool {
+        self.metadata.info(name).is_some_and(|info| info.dtype == safetensors::Dtype::U8)
+    }
+
+    /// A tensor of bytes, with its shape.
+    pub(super) fn bytes(&self, name: &str) -> Result<(&[u8], &[usize])> {
+        let info = self.info(name)?;
+        Ok((self.data(info), &info.shape))
+    }
+
     pub(super) fn view(&self, name: &str) -> Result<WeightView<'_>> {
-        let info = self.metadata.info(name).ok_or_else(|| Error::TensorMissing {
-            dir: self.path.clone(),
-            name: name.to_owned(),
-            num_missing: 1,
-        })?;
+        let info = self.info(name)?;
         let dtype = match info.dtype {
             safetensors::Dtype::F32 => DType::F32,
             safetensors::Dtype::F16 => DType::F16,
@@ -64,9 +71,24 @@ impl MappedFile {
                 });
             }
         };
+        Ok(WeightView {
+            dtype,
+            shape: info.shape.clone(),
+            elements: Elements::AsTheyLie(self.data(info)),
+        })
+    }
+
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.metadata.info(name).ok_or_else(|| Error::TensorMissing {
+            dir: self.path.clone(),
+            name: name.to_owned(),
+            num_missing: 1,
+        })
+    }
+
+    fn data(&self, info: &TensorInfo) -> &[u8] {
         let (begin, end) = info.data_offsets;
-        let bytes = &self.mmap[self.data_start + begin..self.data_start + end];
-        Ok(WeightView { dtype, shape: info.shape.clone(), bytes })
+        &self.mmap[self.data_start + begin..self.data_start + end]
     }
 }
 

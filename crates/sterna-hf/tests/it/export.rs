@@ -50,7 +50,7 @@ fn assert_readable(dir: &Path, tensors: &[(TensorSpec, DType)]) {
     for (seed, (spec, dtype)) in tensors.iter().enumerate() {
         let view = weights.tensor(&spec.name).unwrap();
         assert_eq!(view.dtype, *dtype);
-        assert_eq!(view.bytes, bytes_of(seed, spec.numel() * dtype.size()), "{}", spec.name);
+        assert_eq!(*view.bytes(), bytes_of(seed, spec.numel() * dtype.size()), "{}", spec.name);
     }
 }
 
@@ -329,8 +329,8 @@ fn another_dtype_and_back_are_the_same_bytes() {
         assert_eq!((wide.dtype, &wide.shape), (DType::F32, &narrow.shape));
         // The upper half of single precision is bf16.
         let upper: Vec<u8> =
-            wide.bytes.chunks_exact(4).flat_map(|word| [word[2], word[3]]).collect();
-        assert_eq!(upper, narrow.bytes, "{name}");
+            wide.bytes().chunks_exact(4).flat_map(|word| [word[2], word[3]]).collect();
+        assert_eq!(upper, *narrow.bytes(), "{name}");
     }
     rewrite(&wide, &back, Some(DType::BF16)).unwrap();
     for name in names_in(&saved).iter().filter(|name| *name != "config.json") {
@@ -339,4 +339,29 @@ fn another_dtype_and_back_are_the_same_bytes() {
             "{name}"
         );
     }
+}
+
+/// A config that says that experts have four bits would make loaders look for their blocks.
+#[test]
+fn experts_of_four_bits_are_written_in_bf16() {
+    let (dir, parent) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let packed = fixture("mxfp4");
+    fs::copy(packed.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    let config = json!({
+        "model_type": "gpt_oss", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "vocab_size": 128, "num_key_value_heads": 2, "num_local_experts": 4,
+        "quantization_config": {"quant_method": "mxfp4"},
+    });
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let out = parent.path().join("out");
+    rewrite(dir.path(), &out, None).unwrap();
+    let [before, after] = [&packed, &out].map(|dir| WeightFiles::open(dir).unwrap());
+    assert!(before.names().eq(after.names()));
+    assert_eq!(after.tensor("experts").unwrap().bytes(), before.tensor("widened").unwrap().bytes());
+    let config: Value =
+        serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
+    assert_eq!(
+        (&config["quantization_config"], &config["torch_dtype"]),
+        (&Value::Null, &json!("bfloat16"))
+    );
 }

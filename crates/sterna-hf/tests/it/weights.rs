@@ -9,7 +9,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use sterna_arch::{Architecture, DType, ModelConfig};
 use sterna_hf::{Error, WeightFiles};
 
-use crate::{real_inputs, tiny_config};
+use crate::{fixture, real_inputs, tiny_config};
 
 /// Bytes of a tensor that tell it from every other.
 fn bytes_of(name: &str, num_bytes: usize) -> Vec<u8> {
@@ -80,7 +80,7 @@ fn one_file_and_many_give_the_bytes_that_were_written() {
             let view = weights.tensor(&spec.name).unwrap();
             assert_eq!((view.dtype, &view.shape), (dtype, &spec.shape));
             let num_bytes = spec.numel() * safetensors_dtype.bitsize() / 8;
-            assert_eq!(view.bytes, bytes_of(&spec.name, num_bytes), "{}", spec.name);
+            assert_eq!(*view.bytes(), bytes_of(&spec.name, num_bytes), "{}", spec.name);
         }
     }
 }
@@ -124,6 +124,34 @@ fn missing_tensors_are_named_and_counted() {
     let error = WeightFiles::open(dir.path()).unwrap().check(&config).unwrap_err();
     let words = "tensor `model.layers.1.mlp.gate_proj.weight` is missing, and `2` others";
     assert!(error.to_string().ends_with(words), "{error}");
+}
+
+/// `golden/make_hf_mxfp4.py` wrote both.
+#[test]
+fn experts_of_four_bits_are_widened_as_transformers_does() {
+    let weights = WeightFiles::open(&fixture("mxfp4")).unwrap();
+    assert_eq!(weights.names().collect::<Vec<_>>(), ["experts", "widened"]);
+    let (view, expected) = (weights.tensor("experts").unwrap(), weights.tensor("widened").unwrap());
+    assert_eq!((view.dtype, &view.shape), (DType::BF16, &expected.shape));
+    assert_eq!(view.bytes(), expected.bytes());
+    for range in [0..0, 7..150, 383..384] {
+        assert_eq!(view.bytes_of(&range), expected.bytes_of(&range));
+    }
+}
+
+#[test]
+fn only_bytes_that_belong_together_are_experts_of_four_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let blocks = ("a_blocks".to_owned(), vec![2, 3, 1, 16], Dtype::U8);
+    let scales = |shape: &[usize], dtype| ("a_scales".to_owned(), shape.to_vec(), dtype);
+    write_file(&path, &[blocks.clone(), scales(&[2, 3, 1], Dtype::BF16)]);
+    let weights = WeightFiles::open(dir.path()).unwrap();
+    assert_eq!(weights.names().collect::<Vec<_>>(), ["a_blocks", "a_scales"]);
+    write_file(&path, &[blocks, scales(&[6], Dtype::U8)]);
+    let error = WeightFiles::open(dir.path()).unwrap().tensor("a").unwrap_err();
+    let words = "tensors `a_blocks` and `a_scales` are `[2, 3, 1, 16]` and `[6]`, required: ";
+    assert!(error.to_string().contains(words), "{error}");
 }
 
 #[test]
@@ -267,7 +295,7 @@ proptest! {
             let _ = weights.check(&config);
             for name in weights.names() {
                 if let Ok(view) = weights.tensor(name) {
-                    prop_assert_eq!(view.bytes.len(), view.shape.iter().product::<usize>() * view.dtype.size());
+                    prop_assert_eq!(view.bytes().len(), view.shape.iter().product::<usize>() * view.dtype.size());
                 }
             }
         }

@@ -131,7 +131,7 @@ pub(super) fn forward(
     let _memory = memory::scope(MemoryKind::Attention);
     for group in groups {
         let (projected, qkv) = project(ctx, group, params, x, saves_qkv)?;
-        let (attended, lse) = attend::forward(ctx, group, projected)?;
+        let (attended, lse) = attend::forward(ctx, group, params, projected)?;
         lses.push(lse);
         // Attention inputs are dead unless they are saved; what follows needs the room.
         let o = if saves {
@@ -211,7 +211,7 @@ impl<'a> Backward<'a> {
             let num_heads = attended.num_heads();
             let lse = lse.narrow(0, first_head, num_heads);
             first_head += num_heads;
-            let (d_q, d_k, d_v) = attend::backward(ctx, group, attended, &lse, d_o)?;
+            let (d_q, d_k, d_v) = attend::backward(ctx, group, params, grads, attended, &lse, d_o)?;
             let travellers = vec![(queries(ctx), d_q), (keys(ctx), d_k), (values(ctx), d_v)];
             let returned = to_sequence(ctx, group, x, travellers)?;
 

@@ -1,10 +1,13 @@
 //! An MLP on one tile.
 
 use sterna_arch::{Activation, Dense, Elementwise};
+use sterna_ops::clamped_swiglu::{self, Clamp};
 use sterna_ops::{activation, swiglu, xielu};
 use tch::Tensor;
 
 use crate::params::{BlockGrads, BlockParams};
+
+const ONLY_GATED: &str = "a clamped SwiGLU is of a gate and another projection";
 
 /// What the backward of a tile reads beside the input.
 #[derive(Debug)]
@@ -29,6 +32,9 @@ pub(super) fn recompute(ffn: &Dense, params: &BlockParams, h: &Tensor) -> DenseS
     let up = params.project(&ffn.up, h);
     let a = match (&gate, ffn.activation) {
         (Some(gate), Activation::Elementwise(Elementwise::Silu)) => swiglu::forward(gate, &up),
+        (Some(gate), Activation::ClampedSwiglu { alpha, limit }) => {
+            clamped_swiglu::forward(gate, &up, Clamp { alpha, limit })
+        }
         (Some(gate), _) => activated(ffn, params, gate).g_mul_(&up),
         (None, _) => activated(ffn, params, &up),
     };
@@ -57,11 +63,15 @@ pub(super) fn backward(
         drop((d_a, up));
         return params.project_backward(grads, &ffn.up, h, &d_up);
     };
-    let (d_gate, d_up) = if ffn.activation == Activation::Elementwise(Elementwise::Silu) {
-        swiglu::backward(&d_a, &gate, &up)
-    } else {
-        let d_gate = activated_backward(ffn, params, grads, &gate, &(&d_a * &up));
-        (d_gate, activated(ffn, params, &gate).g_mul_(&d_a))
+    let (d_gate, d_up) = match ffn.activation {
+        Activation::Elementwise(Elementwise::Silu) => swiglu::backward(&d_a, &gate, &up),
+        Activation::ClampedSwiglu { alpha, limit } => {
+            clamped_swiglu::backward(&d_a, &gate, &up, Clamp { alpha, limit })
+        }
+        _ => {
+            let d_gate = activated_backward(ffn, params, grads, &gate, &(&d_a * &up));
+            (d_gate, activated(ffn, params, &gate).g_mul_(&d_a))
+        }
     };
     // Four of the widest tensors of the tile; the rest of the backward reads none of these three.
     drop((d_a, gate, up));
@@ -78,6 +88,7 @@ fn activated(ffn: &Dense, params: &BlockParams, x: &Tensor) -> Tensor {
         Activation::Xielu { alpha_p, alpha_n, beta, eps } => {
             xielu::forward(x, &xielu_of(params, [alpha_p, alpha_n, beta, eps]))
         }
+        Activation::ClampedSwiglu { .. } => unreachable!("{ONLY_GATED}"),
     }
 }
 
@@ -96,6 +107,7 @@ fn activated_backward(
             let (mut d_alpha_p, mut d_alpha_n) = (of(alpha_p), of(alpha_n));
             xielu::backward(d_y, x, &xielu, d_alpha_p.as_mut(), d_alpha_n.as_mut())
         }
+        Activation::ClampedSwiglu { .. } => unreachable!("{ONLY_GATED}"),
     }
 }
 

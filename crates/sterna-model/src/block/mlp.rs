@@ -97,7 +97,7 @@ pub(super) fn backward(
     let d_mlp = after_ffn_backward(ctx, params, grads, mlp.as_ref(), d_y);
     drop(mlp);
     let d_h = dense::backward(ffn, params, grads, dense, &before.h, d_mlp);
-    before_ffn_backward(ctx, params, grads, before, x, o, d_y, d_h, d_x)
+    before_ffn_backward(ctx, params, grads, before, x, o, d_y, d_h, None, d_x)
 }
 
 /// Output projection, residual and norm.
@@ -162,10 +162,11 @@ pub(super) fn after_ffn_backward(
     }
 }
 
-/// The gradient of `o` `[tile, n, h]` from those of the result and of what the MLP read, and that of `x` `[tile, d]`, written to `d_x`.
+/// The gradient of `o` `[tile, n, h]` from those of the result, of what the MLP read, and of what others have read of the residual stream
+/// `d_r`, and that of `x` `[tile, d]`, written to `d_x`.
 #[expect(
     clippy::too_many_arguments,
-    reason = "two gradients, everything the forward read, and where the gradient of x goes"
+    reason = "three gradients, everything the forward read, and where the gradient of x goes"
 )]
 pub(super) fn before_ffn_backward(
     ctx: &BlockContext<'_>,
@@ -176,6 +177,7 @@ pub(super) fn before_ffn_backward(
     o: &Tensor,
     d_y: &Tensor,
     d_h: Tensor,
+    d_r: Option<Tensor>,
     d_x: &Tensor,
 ) -> Tensor {
     let layer = ctx.layer;
@@ -188,6 +190,10 @@ pub(super) fn before_ffn_backward(
         (Some(norm), false) => grads.norm_backward(params, norm, &r, &d_h),
         (None, true) => mixer::input_backward(ctx, params, grads, x, d_h),
         (None, false) => d_h,
+    };
+    let through_mlp = match d_r {
+        Some(d_r) => d_r + through_mlp,
+        None => through_mlp,
     };
     drop(r);
     // The residual around the MLP, and around attention.

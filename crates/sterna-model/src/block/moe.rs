@@ -62,13 +62,15 @@ pub trait Experts {
 /// What the backward reads.
 #[derive(Debug)]
 pub(super) struct MoeSaved {
-    /// Of each tile of tokens. What it says the experts read is a part of `h`.
+    /// Of each tile of tokens. What it says the MLP reads is a part of `h`, unless norms make the experts a branch of their own.
     before: VecDeque<BeforeFfn>,
-    /// `[s, d]`, what router and experts read.
+    /// `[s, d]`, what the experts read.
     h: Tensor,
     routes: Routes,
     /// `[s, d]`, what the norm on the output of the experts reads, in a layer that has one, and of everything kept.
     mlp: Option<Tensor>,
+    /// `[s, d]`, what the norm on the output of the experts alone reads, where there is one, once they have computed.
+    output: Option<Tensor>,
     /// What each run of rows has computed, if everything is kept.
     rows: VecDeque<RowsSaved>,
     /// The same of the shared expert, of each tile of tokens.
@@ -107,13 +109,14 @@ struct RowsSaved {
 
 impl MoeSaved {
     pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        let MoeSaved { before, h, routes, mlp, rows, shared } = self;
+        let MoeSaved { before, h, routes, mlp, output, rows, shared } = self;
         let of_rows =
             rows.iter().flat_map(|rows| [&rows.x].into_iter().chain(rows.dense.tensors()));
         let Routes { chosen, weights, order, .. } = routes;
         let before = before.iter().flat_map(BeforeFfn::tensors);
         let of_shared = shared.iter().flat_map(DenseSaved::tensors);
-        before.chain([h, chosen, weights, order]).chain(mlp).chain(of_rows).chain(of_shared)
+        let outputs = mlp.iter().chain(output);
+        before.chain([h, chosen, weights, order]).chain(outputs).chain(of_rows).chain(of_shared)
     }
 }
 
@@ -165,19 +168,30 @@ pub(super) fn backward(
         Some(saved) => saved,
         None => route(ctx, moe, params, x, o),
     };
-    if ctx.layer.post_ffn_norm.is_some() && saved.mlp.is_none() {
+    let is_output_read = ctx.layer.post_ffn_norm.is_some() || moe.norms.is_some();
+    if is_output_read && saved.mlp.is_none() {
         saved.mlp = Some(apply(ctx, moe, params, experts, &mut saved, false)?);
     }
     let d_mlp = d_mlp(ctx, params, grads, saved.mlp.as_ref(), d_y);
-    let MoeSaved { mut before, h, routes, rows, mut shared, .. } = saved;
-    let (d_h, d_weights) = experts_backward(ctx, moe, experts, &routes, rows, &h, &d_mlp)?;
+    let MoeSaved { mut before, h, routes, output, rows, mut shared, .. } = saved;
+    let d_output = d_output(ctx, moe, params, grads, output, &d_mlp);
+    let (d_h, d_weights) = experts_backward(ctx, moe, experts, &routes, rows, &h, &d_output)?;
+    drop(d_output);
     // Only a shared expert reads it again.
     let d_mlp = moe.shared.as_ref().map(|expert| (expert, d_mlp));
     for tile in tiles(x.size()[0], ctx.mlp_tile_len) {
         let _stage = Stage::Mlp.enter();
         let before = before.pop_front().expect("one for each tile");
         let (x, o) = (part(x, &tile), part(o, &tile));
-        let (d_y, d_x, mut d_h) = (part(d_y, &tile), part(d_x, &tile), part(&d_h, &tile));
+        let (d_y, d_x, d_h) = (part(d_y, &tile), part(d_x, &tile), part(&d_h, &tile));
+        // What the router reads is what the experts read, or what their norm reads.
+        let (mut d_h, mut d_r) = match &moe.norms {
+            Some(norms) => {
+                let d_r = grads.norm_backward(params, &norms.input, &before.r, &d_h);
+                (before.h.zeros_like(), Some(d_r))
+            }
+            None => (d_h, None),
+        };
         let (chosen, d_weights) = (part(&routes.chosen, &tile), part(&d_weights, &tile));
         if let Some((expert, d_mlp)) = &d_mlp {
             let d_mlp = part(d_mlp, &tile);
@@ -189,12 +203,13 @@ pub(super) fn backward(
             grads,
             ctx.routing,
             tile.start,
-            &before.h,
+            router_input(moe, &before),
             &chosen,
             &d_weights,
-            &mut d_h,
+            d_r.as_mut().unwrap_or(&mut d_h),
         );
-        let d_o = mlp::before_ffn_backward(ctx, params, grads, before, &x, &o, &d_y, d_h, &d_x);
+        let d_o =
+            mlp::before_ffn_backward(ctx, params, grads, before, &x, &o, &d_y, d_h, d_r, &d_x);
         d_o_of_tile(tile.start, &d_o);
     }
     Ok(())
@@ -215,8 +230,14 @@ fn route(
         let _stage = Stage::Mlp.enter();
         let of_tile = mlp::before_ffn(ctx, params, &part(x, &tile), &part(o, &tile));
         let mut h = part(&whole_h, &tile);
-        h.copy_(&of_tile.h);
-        let scores = Scores::new(router, params, &h);
+        let of_tile = if let Some(norms) = &moe.norms {
+            h.copy_(&params.norm(&norms.input).forward(&of_tile.r));
+            of_tile
+        } else {
+            h.copy_(&of_tile.h);
+            BeforeFfn { h, ..of_tile }
+        };
+        let scores = Scores::new(router, params, router_input(moe, &of_tile));
         let chosen_of_tile = if let Some(route) = ctx.route {
             part(route, &tile).to_kind(Kind::Int64)
         } else {
@@ -227,13 +248,19 @@ fn route(
             }
             chosen
         };
-        weights.push(router::weights(router, &scores.of(&chosen_of_tile)));
+        let top = scores.of(&chosen_of_tile);
+        weights.push(router::weights(router, params, &top, &chosen_of_tile));
         chosen.push(chosen_of_tile);
-        before.push_back(BeforeFfn { h, ..of_tile });
+        before.push_back(of_tile);
     }
     let routes = Routes::new(moe, Tensor::cat(&weights, 0), Tensor::cat(&chosen, 0));
     let (rows, shared) = (VecDeque::new(), VecDeque::new());
-    MoeSaved { before, h: whole_h, routes, mlp: None, rows, shared }
+    MoeSaved { before, h: whole_h, routes, mlp: None, output: None, rows, shared }
+}
+
+/// What the router reads, `[tile, d]`.
+fn router_input<'b>(moe: &Moe, before: &'b BeforeFfn) -> &'b Tensor {
+    if moe.norms.is_some() { &before.r } else { &before.h }
 }
 
 /// The output of the experts, `[s, d]`; `params` are those of the layer without them.
@@ -245,7 +272,7 @@ fn apply(
     saved: &mut MoeSaved,
     save: bool,
 ) -> Result<Tensor, ModelError> {
-    let MoeSaved { h, routes, rows: rows_saved, shared: shared_saved, .. } = saved;
+    let MoeSaved { before, h, routes, output, rows: rows_saved, shared: shared_saved, .. } = saved;
     let weights = routes.weights.to_kind(h.kind()).view(-1);
     let mut y = h.zeros_like();
     for (group_idx, group) in moe.groups.iter().enumerate() {
@@ -262,15 +289,21 @@ fn apply(
             }
         }
     }
+    if let Some(norms) = &moe.norms {
+        let experts = std::mem::replace(&mut y, h.empty_like());
+        for tile in tiles(h.size()[0], ctx.mlp_tile_len) {
+            let normed = params.norm(&norms.output).forward(&part(&experts, &tile));
+            part(&y, &tile).copy_(&normed);
+        }
+        *output = Some(experts);
+    }
     let Some(shared) = &moe.shared else { return Ok(y) };
-    for tile in tiles(h.size()[0], ctx.mlp_tile_len) {
+    for (tile, before) in tiles(h.size()[0], ctx.mlp_tile_len).zip(before) {
         let _stage = Stage::Mlp.enter();
-        let h = part(h, &tile);
-        let of_tile = dense::recompute(&shared.mlp, params, &h);
-        let mut output = h.empty_like();
-        dense::finish(&shared.mlp, params, &of_tile, &mut output);
-        if let Some(gate) = &shared.gate {
-            output = output.g_mul_(&params.project(gate, &h).sigmoid());
+        let of_tile = dense::recompute(&shared.mlp, params, &before.h);
+        let mut output = shared_output(shared, params, &of_tile, &before.h);
+        if let Some(norm) = &shared.output_norm {
+            output = params.norm(norm).forward(&output);
         }
         let _ = part(&y, &tile).g_add_(&output);
         if save {
@@ -278,6 +311,21 @@ fn apply(
         }
     }
     Ok(y)
+}
+
+/// What the shared expert gives before a norm of it, `[tile, d]`.
+fn shared_output(
+    expert: &SharedExpert,
+    params: &BlockParams,
+    saved: &DenseSaved,
+    h: &Tensor,
+) -> Tensor {
+    let mut output = h.empty_like();
+    dense::finish(&expert.mlp, params, saved, &mut output);
+    match &expert.gate {
+        Some(gate) => output.g_mul_(&params.project(gate, h).sigmoid()),
+        None => output,
+    }
 }
 
 /// Adds the gradient of `h` `[tile, d]` through the shared expert to `d_h`, from that of the output of all experts; weight gradients `+=`.
@@ -293,7 +341,13 @@ fn shared_backward(
     d_h: &mut Tensor,
 ) {
     let saved = saved.unwrap_or_else(|| dense::recompute(&expert.mlp, params, h));
-    let mut d_output = d_y;
+    let mut d_output = match &expert.output_norm {
+        Some(norm) => {
+            let output = shared_output(expert, params, &saved, h);
+            grads.norm_backward(params, norm, &output, &d_y)
+        }
+        None => d_y,
+    };
     if let Some(gate) = &expert.gate {
         let g = params.project(gate, h).sigmoid();
         let mut output = h.empty_like();
@@ -328,6 +382,25 @@ fn d_mlp(
         part(&d_mlp, &tile).copy_(&of_tile);
     }
     d_mlp
+}
+
+/// The gradient of what the experts give alone, `[s, d]`, from that of the output of all; `output` is what a norm of it reads.
+fn d_output(
+    ctx: &BlockContext<'_>,
+    moe: &Moe,
+    params: &BlockParams,
+    grads: &mut BlockGrads,
+    output: Option<Tensor>,
+    d_mlp: &Tensor,
+) -> Tensor {
+    let (Some(norms), Some(output)) = (&moe.norms, output) else { return d_mlp.shallow_clone() };
+    let d_output = d_mlp.empty_like();
+    for tile in tiles(d_mlp.size()[0], ctx.mlp_tile_len) {
+        let (output, d_mlp) = (part(&output, &tile), part(d_mlp, &tile));
+        let of_tile = grads.norm_backward(params, &norms.output, &output, &d_mlp);
+        part(&d_output, &tile).copy_(&of_tile);
+    }
+    d_output
 }
 
 /// The gradient of `h` through the experts, `[s, d]`, and that of the weights of their outputs, `[s, k]`.

@@ -1,6 +1,6 @@
 //! Which experts each token takes, and what the output of each is multiplied by ([`Router`]).
 
-use sterna_arch::{Router, RouterScores, TopkNorm};
+use sterna_arch::{Router, RouterNorm, RouterScores, TopkNorm};
 use sterna_ops::accumulate_kind;
 use tch::{Kind, Tensor};
 
@@ -19,6 +19,11 @@ pub(super) struct Scores {
 impl Scores {
     /// Of `h` `[tile, d]`.
     pub(super) fn new(router: &Router, params: &BlockParams, h: &Tensor) -> Self {
+        Self::of_input(router, params, &input(router, params, h))
+    }
+
+    /// Of what the map reads.
+    fn of_input(router: &Router, params: &BlockParams, h: &Tensor) -> Self {
         let wide = accumulate_kind(h.kind());
         let logits = if router.is_fp32 {
             params.project_wide(&router.map, &h.to_kind(wide))
@@ -85,13 +90,42 @@ impl Scores {
     }
 }
 
+/// What the map of a router reads of `h` `[tile, d]`.
+fn input(router: &Router, params: &BlockParams, h: &Tensor) -> Tensor {
+    match &router.norm {
+        Some(RouterNorm { norm, multiplier }) => {
+            multiplied(params.norm(norm).forward(h), *multiplier)
+        }
+        None => h.shallow_clone(),
+    }
+}
+
 /// What multiplies the outputs of a token's experts, `[tile, k]`, from their scores.
-pub(super) fn weights(router: &Router, top: &Tensor) -> Tensor {
+pub(super) fn weights(
+    router: &Router,
+    params: &BlockParams,
+    top: &Tensor,
+    chosen: &Tensor,
+) -> Tensor {
+    let weights = weights_of_all(router, top);
+    match router.expert_scales {
+        Some(scales) => weights * scales_of(params.get(scales), chosen, top),
+        None => weights,
+    }
+}
+
+/// [`weights`] without the scales of experts.
+fn weights_of_all(router: &Router, top: &Tensor) -> Tensor {
     let weights = match &router.topk_norm {
         Some(norm) => top / denominator(norm, top),
         None => top.shallow_clone(),
     };
     multiplied(weights, router.scale)
+}
+
+/// The scales `[experts]` of the chosen, `[tile, k]`, in the dtype of their scores.
+fn scales_of(scales: &Tensor, chosen: &Tensor, top: &Tensor) -> Tensor {
+    scales.to_kind(top.kind()).index_select(0, &chosen.flatten(0, -1)).view_as(chosen)
 }
 
 /// Adds the gradient of `h` `[tile, d]` through the router to `d_h`, from that of [`weights`]; weight gradients `+=`. `start` is the
@@ -116,9 +150,20 @@ pub(super) fn backward(
     d_h: &mut Tensor,
 ) {
     let routing = routing.filter(|routing| routing.has_loss());
-    let said = Scores::new(router, params, h);
+    let read = input(router, params, h);
+    let said = Scores::of_input(router, params, &read);
     let top = said.of(chosen);
     let mut d_top = product(d_weights, router.scale);
+    if let Some(scales) = router.expert_scales {
+        if let Some(grad) = grads.get(scales) {
+            let of_chosen = d_weights * weights_of_all(router, &top);
+            // An expert is a token's at most once, so that each sum is over tokens, in their order.
+            let of_all = said.scores.zeros_like().scatter_(-1, chosen, &of_chosen);
+            let _ = grad.g_add_(&of_all.sum_dim_intlist(0_i64, false, top.kind()));
+        }
+        // The product may be the caller's tensor.
+        d_top = &d_top * scales_of(params.get(scales), chosen, &top);
+    }
     if let Some(norm) = &router.topk_norm {
         let sum = denominator(norm, &top);
         let mut mean = sum_of(&(&d_top * &top)) / &sum;
@@ -150,12 +195,21 @@ pub(super) fn backward(
         }
         through_softmax(d_scores, scores)
     };
-    if router.is_fp32 {
-        let h = h.to_kind(d_logits.kind());
-        params.add_project_wide_backward(grads, &router.map, &h, &d_logits, d_h);
-    } else {
-        params.add_project_backward(grads, &router.map, h, &d_logits.to_kind(h.kind()), d_h);
-    }
+    let mut through_map = |d_read: &mut Tensor| {
+        if router.is_fp32 {
+            let read = read.to_kind(d_logits.kind());
+            params.add_project_wide_backward(grads, &router.map, &read, &d_logits, d_read);
+        } else {
+            let d_logits = d_logits.to_kind(h.kind());
+            params.add_project_backward(grads, &router.map, &read, &d_logits, d_read);
+        }
+    };
+    let Some(RouterNorm { norm, multiplier }) = &router.norm else {
+        return through_map(d_h);
+    };
+    let mut d_read = read.zeros_like();
+    through_map(&mut d_read);
+    let _ = d_h.g_add_(&grads.norm_backward(params, norm, h, &product(&d_read, *multiplier)));
 }
 
 /// What the scores of a token's experts are divided by, `[tile, 1]`.

@@ -20,13 +20,15 @@ const KEEP_ALL: Keep = Keep { attention: true, graph: true };
 /// differ between layers, and values that are keys; queries that grow with their position; gates on outputs; experts, with one of all
 /// tokens, chosen by probabilities, or by sigmoids with a bias and among groups, in tensors of their own or in one; latents of keys and
 /// values, with one of queries or without; delta nets with two and with three value heads on a key head, and gates whose rows alternate
-/// with those of queries.
-const MODELS: [&str; 37] = [
+/// with those of queries; sinks; transposed experts with biases; delta nets whose projections lie key head by key head; experts beside an MLP,
+/// with norms of their own.
+const MODELS: [&str; 41] = [
     "llama_tied",
     "llama_biased",
     "mistral_window",
     "qwen2",
     "qwen3",
+    "gpt_oss",
     "granite",
     "granitemoe",
     "seed_oss",
@@ -42,11 +44,13 @@ const MODELS: [&str; 37] = [
     "gemma2",
     "gemma3_text",
     "gemma4_text",
+    "gemma4_text_moe",
     "glm4_moe",
     "hunyuan_v1_dense",
     "hunyuan_v1_moe",
     "minimax_m2",
     "ministral3",
+    "mistral4",
     "mixtral",
     "muse_glimmer_text",
     "olmo",
@@ -58,6 +62,7 @@ const MODELS: [&str; 37] = [
     "qwen3_5_text",
     "qwen3_5_text_biased",
     "qwen3_moe",
+    "qwen3_next",
     "stablelm_parallel",
 ];
 

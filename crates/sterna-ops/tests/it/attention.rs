@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use sterna_ops::attention::{AttentionSpec, Documents, Implementation, backward, forward};
+use sterna_ops::attention::{AttentionSpec, Documents, Implementation, backward, forward, sinks};
 use tch::{Device, Kind, Tensor};
 
 use crate::oracle::{AUTOGRAD, DIFFERENCES, assert_close, autograd, differences, random};
@@ -98,6 +98,45 @@ impl Case {
             assert_close(name, actual, expected, 10.0 * AUTOGRAD);
         }
     }
+}
+
+/// Sinks are a column of scores whose probabilities multiply nothing.
+fn check_sinks(case: &Case) {
+    let [q, k, v] = case.inputs();
+    let (mask, documents) = (case.mask(), Documents::new(case.documents.clone()));
+    // From far below the scores to far above them.
+    let sinks = Tensor::linspace(-3.0, 3.0, case.spec.kv_of_q.len() as i64, q_options());
+    let explicit = |x: &[Tensor]| {
+        let column = x[3].view([-1, 1, 1]).expand([-1, case.num_tokens(), 1], false);
+        let scores = Tensor::cat(&[case.scores(&x[0], &x[1], &mask), column], -1);
+        let p = scores.softmax(-1, None::<Kind>).narrow(-1, 0, case.num_tokens());
+        p.matmul(&case.repeated(&x[2]).transpose(0, 1)).transpose(0, 1)
+    };
+    let (o, lse) = forward(&q, &k, &v, &case.spec, &documents);
+    sinks::forward(&o, &lse, &sinks);
+    let inputs = [&q, &k, &v, &sinks];
+    assert_close("o", &o, &explicit(&inputs.map(Tensor::shallow_clone)), AUTOGRAD);
+    let d_o = random(&o.size(), 4);
+    let (d_q, d_k, d_v) = backward(&d_o, &q, &k, &v, &o, &lse, &case.spec, &documents);
+    let mut d_sinks = sinks.zeros_like();
+    sinks::backward(&d_o, &o, &lse, &sinks, &mut d_sinks);
+    let by_autograd = autograd(explicit, &inputs, &d_o);
+    let by_differences = differences(explicit, &inputs, &d_o);
+    for (input_idx, actual) in [d_q, d_k, d_v, d_sinks].iter().enumerate() {
+        let name = format!("gradient {input_idx}");
+        assert_close(&name, actual, &by_autograd[input_idx], 10.0 * AUTOGRAD);
+        assert_close(&name, actual, &by_differences[input_idx], DIFFERENCES);
+    }
+}
+
+fn q_options() -> (Kind, Device) {
+    (Kind::Double, Device::Cpu)
+}
+
+#[test]
+fn sinks_take_a_share_of_every_query() {
+    check_sinks(&Case::new(&[0, 0, 0, 1, 1], 2, &[6, 1, 4], None));
+    check_sinks(&Case::new(&[0, 1], 2, &[9, 3], Some(4)));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use sterna_ops::low_rank::{LowRank, Magnitude};
 use sterna_ops::norm::Norm;
 use sterna_ops::rope::RopeTable;
 use sterna_ops::xielu::{self, Xielu};
-use sterna_ops::{activation, linear, rms_norm, rope, softcap, swiglu};
+use sterna_ops::{activation, clamped_swiglu, linear, rms_norm, rope, softcap, swiglu};
 use tch::{Device, Kind, Tensor};
 
 use crate::oracle::{AUTOGRAD, DIFFERENCES, assert_close, autograd, differences, random};
@@ -114,6 +114,21 @@ fn swiglu_of_a_tile() {
     let (gate, up, d_y) = (random(&[4, 5], 1) * 4.0, random(&[4, 5], 2), random(&[4, 5], 3));
     assert_close("y", &swiglu::forward(&gate, &up), &plain(&[gate.copy(), up.copy()]), AUTOGRAD);
     let (d_gate, d_up) = swiglu::backward(&d_y, &gate, &up);
+    check(plain, &[&gate, &up], &d_y, &[&d_gate, &d_up]);
+}
+
+/// Of both some are clamped, and none is so near to the limit that a difference crosses it.
+#[test]
+fn clamped_swiglu_of_a_tile() {
+    let clamp = clamped_swiglu::Clamp { alpha: 1.7, limit: 0.8 };
+    let plain = |x: &[Tensor]| {
+        let (gate, up) = (x[0].clamp_max(clamp.limit), x[1].clamp(-clamp.limit, clamp.limit));
+        (up + 1.0) * &gate * (&gate * clamp.alpha).sigmoid()
+    };
+    let (gate, up, d_y) = (random(&[4, 5], 1) * 2.0, random(&[4, 5], 2) * 2.0, random(&[4, 5], 3));
+    let y = clamped_swiglu::forward(&gate, &up, clamp);
+    assert_close("y", &y, &plain(&[gate.copy(), up.copy()]), AUTOGRAD);
+    let (d_gate, d_up) = clamped_swiglu::backward(&d_y, &gate, &up, clamp);
     check(plain, &[&gate, &up], &d_y, &[&d_gate, &d_up]);
 }
 

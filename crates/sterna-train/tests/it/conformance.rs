@@ -133,5 +133,5 @@ pub(crate) fn double(files: &WeightFiles, name: &str) -> Tensor {
     let view = files.tensor(name).expect("the tensor");
     let kind = sterna_train::load::kind_of(view.dtype);
     let numel = view.shape.iter().product::<usize>() as i64;
-    Tensor::from_data_size(view.bytes, &[numel], kind).to_kind(Kind::Double)
+    Tensor::from_data_size(&view.bytes(), &[numel], kind).to_kind(Kind::Double)
 }

@@ -54,7 +54,7 @@ fn run(folder: &Path, device: DeviceChoice, changes: &[(&str, Value)]) -> Outcom
     let of_steps = recorder.iterations.iter().flat_map(|metrics| [metrics.loss, metrics.grad_norm]);
     let figures = of_steps.chain(recorder.evals.iter().map(|metrics| metrics.loss)).collect();
     let files = WeightFiles::open(recorder.exports.last().expect("one")).expect("an export");
-    let bytes = |name: &str| files.tensor(name).expect("named by the files").bytes.to_vec();
+    let bytes = |name: &str| files.tensor(name).expect("named by the files").bytes().to_vec();
     let weights = files.names().map(|name| (name.to_owned(), bytes(name))).collect();
     Outcome { figures, weights }
 }

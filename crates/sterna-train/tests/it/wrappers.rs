@@ -71,7 +71,7 @@ fn a_decoder_is_trained_and_its_towers_are_carried() {
         for tensor in before.names() {
             let view = |files: &WeightFiles| {
                 let view = files.tensor(tensor).expect("the tensor");
-                (view.dtype, view.shape, view.bytes.to_vec())
+                (view.dtype, view.bytes().to_vec(), view.shape)
             };
             let is_tower = ["vision", "visual", "multi_modal", "embed_vision"];
             if is_tower.iter().any(|part| tensor.contains(part)) {

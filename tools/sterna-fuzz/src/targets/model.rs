@@ -164,9 +164,10 @@ fn open_weights(folder: &Path) -> String {
         match files.tensor(name) {
             Ok(view) => {
                 let numel: usize = view.shape.iter().product();
-                assert_eq!(view.bytes.len(), numel * view.dtype.size(), "{name}");
-                num_bytes += view.bytes.iter().map(|&byte| usize::from(byte) & 1).sum::<usize>()
-                    + view.bytes.len();
+                let bytes = view.bytes();
+                assert_eq!(bytes.len(), numel * view.dtype.size(), "{name}");
+                num_bytes +=
+                    bytes.iter().map(|&byte| usize::from(byte) & 1).sum::<usize>() + bytes.len();
             }
             Err(err) => return answer(&err),
         }

@@ -4,13 +4,14 @@ use std::fmt;
 use std::ops::Range;
 
 use sterna_ops::accumulate_kind;
-use sterna_ops::attention::{self, AttentionSpec, KeysValues, Streamed};
+use sterna_ops::attention::{self, AttentionSpec, KeysValues, Streamed, sinks};
 use sterna_ops::tile::tiles;
 use tch::Tensor;
 
 use crate::block::BlockContext;
 use crate::error::ModelError;
 use crate::heads::HeadGroup;
+use crate::params::{BlockGrads, BlockParams};
 use crate::stage::Stage;
 
 /// Where keys and values wait while tiles of queries attend to them.
@@ -115,10 +116,11 @@ impl KeysAndValues {
     }
 }
 
-/// Attention on this rank's heads of a group; returns its inputs and output, and the log-sum-exp.
+/// Attention on this rank's heads of a group; returns its inputs and output, and the log-sum-exp, of sinks too where the layer has them.
 pub(super) fn forward(
     ctx: &BlockContext<'_>,
     group: &HeadGroup,
+    params: &BlockParams,
     [q, k, v]: [Tensor; 3],
 ) -> Result<(Attended, Tensor), ModelError> {
     let _stage = Stage::Attention.enter();
@@ -144,13 +146,19 @@ pub(super) fn forward(
         (KeysAndValues::Stored(..), None) => unreachable!("only streaming puts them away"),
     };
     let o = narrowed(ctx, o);
+    if let Some((param_idx, own)) = own_sinks(ctx, group) {
+        sinks::forward(&o, &lse, &of(params.get(param_idx), 0, &own));
+    }
     Ok((Attended { q, kv, o }, lse))
 }
 
-/// The gradients of `q`, `k` and `v`. Takes what it reads: the largest tensors of the block are gone before their gradients travel.
+/// The gradients of `q`, `k` and `v`; that of sinks `+=`. Takes what it reads: the largest tensors of the block are gone before their
+/// gradients travel.
 pub(super) fn backward(
     ctx: &BlockContext<'_>,
     group: &HeadGroup,
+    params: &BlockParams,
+    grads: &mut BlockGrads,
     attended: Attended,
     lse: &Tensor,
     d_o: Tensor,
@@ -158,6 +166,13 @@ pub(super) fn backward(
     let _stage = Stage::Attention.enter();
     let Attended { q, kv, o } = attended;
     let spec = attention_spec(ctx, group);
+    if let Some((param_idx, own)) = own_sinks(ctx, group)
+        && let Some(grad) = grads.get(param_idx)
+    {
+        // Other ranks and groups have the other heads, and all tokens of these are here.
+        let own_sinks = of(params.get(param_idx), 0, &own);
+        sinks::backward(&d_o, &o, lse, &own_sinks, &mut of(grad, 0, &own));
+    }
     let [o, d_o] = [o, d_o].map(|x| widened(x, q.size()[2]));
     let (d_q, d_k, d_v) = match (kv, ctx.attention.streaming) {
         (KeysAndValues::Here([k, v]), _) => {
@@ -209,6 +224,12 @@ fn widened(x: Tensor, head_dim: i64) -> Tensor {
 fn narrowed(ctx: &BlockContext<'_>, x: Tensor) -> Tensor {
     let v_head_dim = super::of(ctx).v_head_dim as i64;
     if x.size()[2] == v_head_dim { x } else { x.narrow(2, 0, v_head_dim).contiguous() }
+}
+
+/// The index of the sinks among the parameters, and this rank's heads of the group.
+fn own_sinks(ctx: &BlockContext<'_>, group: &HeadGroup) -> Option<(usize, Range<i64>)> {
+    let own = group.own_q(ctx.attention.sp.rank());
+    super::of(ctx).sinks.map(|param_idx| (param_idx, own.start as i64..own.end as i64))
 }
 
 fn attention_spec(ctx: &BlockContext<'_>, group: &HeadGroup) -> AttentionSpec {
