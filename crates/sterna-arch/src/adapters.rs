@@ -721,8 +721,8 @@ fn has_part(module: &str, name: &str) -> bool {
     format!(".{module}.").contains(&format!(".{name}."))
 }
 
-/// The names of the modules of a layer that are linear maps by themselves, each once: neither a router, which is none in transformers
-/// 5, nor experts that are stored in one tensor.
+/// The names of the modules of a layer that are linear maps by themselves, each once: neither a router, which is none in
+/// transformers 5 but for one class, nor experts that are stored in one tensor.
 fn linear_modules(layer: &Layer) -> BTreeSet<String> {
     let router = layer.router().map(|map| map.weight);
     let own = layer.linears().filter(|map| Some(map.weight) != router);
