@@ -234,11 +234,20 @@ pub struct DpoOptions {
     pub beta: f64,
     /// The probability that a pair is the wrong way round, from 0 to below 0.5.
     pub label_smoothing: f64,
-    /// What is minimised.
-    pub loss_type: DpoLoss,
+    /// What is minimised: the sum of these, each times its weight. Never empty.
+    pub loss_type: Vec<DpoLoss>,
+    /// As many, at least 0, one of them above.
+    pub loss_weights: Vec<f64>,
 }
 
-/// What is minimised of a pair, by TRL's names.
+impl DpoOptions {
+    /// What is minimised, and how much of it.
+    pub fn losses(&self) -> impl Iterator<Item = (DpoLoss, f64)> {
+        self.loss_type.iter().copied().zip(self.loss_weights.iter().copied())
+    }
+}
+
+/// What is minimised of pairs, by TRL's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DpoLoss {
     /// DPO, and cDPO with `label_smoothing`.
@@ -259,6 +268,8 @@ pub enum DpoLoss {
     ApoZero,
     /// APO, where they are worse.
     ApoDown,
+    /// The mean of `-ln p` over the tokens of chosen replies.
+    Sft,
 }
 
 /// `data`.

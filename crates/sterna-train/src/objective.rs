@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 use crate::error::TrainError;
 
 pub use self::{
-    dpo::{Dpo, Pair, PairLoss, Pairs, pair_loss},
+    dpo::{Counts, Dpo, Pair, PairLoss, Pairs, pair_loss},
     sft::Sft,
 };
 
@@ -128,12 +128,12 @@ impl Figures {
     }
 
     /// What is summed over ranks.
-    pub(crate) fn values(&self) -> &[f64] {
+    pub fn values(&self) -> &[f64] {
         &self.values
     }
 
     /// The means, from the sums over ranks.
-    pub(crate) fn means(&self, values: &[f64]) -> Vec<(&'static str, f64)> {
+    pub fn means(&self, values: &[f64]) -> Vec<(&'static str, f64)> {
         let Some((count, sums)) = values.split_first() else { return Vec::new() };
         self.names.iter().zip(sums).map(|(name, sum)| (*name, sum / count)).collect()
     }

@@ -44,7 +44,7 @@ use crate::{
     error::TrainError,
     export::{Origin, export},
     load::{AdapterSource, WeightSource},
-    objective::{Dpo, Figures, Objective, Pairs, Sft},
+    objective::{Counts, Dpo, Figures, Objective, Pairs, Sft},
     observe::{
         flops,
         gpus::{Bf16Products, Gpu, Monitor, Processor},
@@ -791,7 +791,8 @@ impl<'a> Trainer<'a> {
         let mesh = self.comm.mesh;
         let collator = *self.stream.collator();
         let share = 1.0 / mesh.size(Axis::Sp) as f64;
-        let (mut loss, mut count, mut num_valid_tokens) = (0.0, 0.0, 0.0);
+        // The loss is the sum of two means, of which each is a sum and what it is over.
+        let (mut means, mut num_valid_tokens) = ([0.0; 4], 0.0);
         let mut by_source = SourceSums::new(dataset.num_sources());
         // A group that counts nothing has figures too: all ranks sum as many numbers.
         let mut figures = match &self.recipe.dpo {
@@ -804,35 +805,38 @@ impl<'a> Trainer<'a> {
             let batch = eval_batch(dataset, &collator, samples.clone())?;
             let of_batch = self.engine.forward(&batch)?;
             let num_labels = batch.num_valid_tokens() as f64;
-            let (of_loss, of_count) = match &self.recipe.dpo {
-                None => (of_batch.loss, num_labels * share),
+            let of_batch_means = match &self.recipe.dpo {
+                None => [of_batch.loss, num_labels * share, 0.0, 0.0],
                 Some(options) => {
                     let log_probs = reference::of_all_ranks(&of_batch, self.comm)?;
                     let reference = &self.reference[1][&first];
                     let num_labels = batch.num_labels_of_samples();
                     let pairs = Pairs::new(options, &log_probs, reference, &num_labels);
+                    let counts = Counts::of(&num_labels);
                     if is_counted {
                         figures.merge(&pairs.figures);
                     }
-                    (pairs.loss * share, (reference.len() / 2) as f64 * share)
+                    let means = [pairs.loss, counts.pairs, pairs.nll, counts.tokens];
+                    means.map(|sum| sum * share)
                 }
             };
             if is_counted {
-                loss += of_loss;
-                count += of_count;
+                for (sum, of_batch) in means.iter_mut().zip(of_batch_means) {
+                    *sum += of_batch;
+                }
                 num_valid_tokens += num_labels * share;
                 let sources = sources_of(dataset, samples);
                 by_source.add(sources, &batch, &of_batch, mesh.size(Axis::Sp));
             }
         }
-        let of_all = [loss, count, num_valid_tokens];
+        let of_all = [&means[..], &[num_valid_tokens]].concat();
         let [sums, by_source, of_figures] = sum_all(self.comm, &of_all, &by_source, &figures)?;
         let PrepareReport { train, eval } = &self.datasets.report;
         let metrics = EvalMetrics {
             iter,
             max_iter: self.steps.num_steps,
-            loss: sums[0] / sums[1].max(1.0),
-            num_valid_tokens: sums[2].round() as u64,
+            loss: sums[0] / sums[1].max(1.0) + sums[2] / sums[3].max(1.0),
+            num_valid_tokens: sums[4].round() as u64,
             // Without sources of its own, it was split off what is trained on.
             sources: sources::metrics(&eval.as_ref().unwrap_or(train).sources, &by_source),
             figures: figures.means(&of_figures),

@@ -458,6 +458,7 @@ names! {
         "sppo_hard" => SppoHard,
         "apo_zero" => ApoZero,
         "apo_down" => ApoDown,
+        "sft" => Sft,
     }
     SourceType {
         "huggingface_instruct" => HuggingFaceInstruct,

@@ -23,6 +23,7 @@ pub(super) fn resolve(
             file.beta.as_ref().map(|at| &at.path),
             file.label_smoothing.as_ref().map(|at| &at.path),
             file.loss_type.as_ref().map(|at| &at.path),
+            file.loss_weights.as_ref().map(|at| &at.path),
         ];
         of_another_type(reader, typed, trainer, "`type: dpo`");
         return None;
@@ -32,19 +33,21 @@ pub(super) fn resolve(
         let found = format!("`{}`", at.value);
         reader.error(Diagnostic::value(&at.path, at.span, found, "a number above 0"));
     }
-    let loss_type = or(file.loss_type.as_ref(), DpoLoss::Sigmoid);
+    let loss_type = or(file.loss_type.as_ref(), vec![DpoLoss::Sigmoid]);
+    let loss_weights = loss_weights(file, &loss_type, reader);
     let label_smoothing = or(file.label_smoothing.as_ref(), 0.0);
     if let Some(at) = &file.label_smoothing {
-        let uses_it = matches!(loss_type, DpoLoss::Sigmoid | DpoLoss::Robust | DpoLoss::ExoPair);
+        let smoothed = [DpoLoss::Sigmoid, DpoLoss::Robust, DpoLoss::ExoPair];
+        let uses_it = loss_type.iter().any(|loss| smoothed.contains(loss));
         if !(0.0..0.5).contains(&at.value) {
             let found = format!("`{}`", at.value);
             let required = "a number from 0 to below 0.5";
             reader.error(Diagnostic::value(&at.path, at.span, found, required));
         } else if at.value > 0.0 && !uses_it {
             let found = format!(
-                "`label_smoothing` is `{}` and `loss_type` is `{}`",
+                "`label_smoothing` is `{}` and `loss_type` is {}",
                 at.value,
-                loss_type.name()
+                names(&loss_type)
             );
             let required = "a `loss_type` of `sigmoid`, `robust` or `exo_pair`";
             conflict(reader, &at.path, found, required, Some("remove it"));
@@ -55,7 +58,47 @@ pub(super) fn resolve(
         beta,
         label_smoothing,
         loss_type,
+        loss_weights,
     })
+}
+
+/// How much of each loss is minimised: as much of all, unless the recipe says.
+fn loss_weights(file: &RecipeFile, loss_type: &[DpoLoss], reader: &mut Reader) -> Vec<f64> {
+    // An item that cannot be read has an error of its own, and what is left of its list would get another.
+    let is_of_item = |error: &Diagnostic| {
+        ["loss_type[", "loss_weights["].iter().any(|list| error.key_path.starts_with(list))
+    };
+    if reader.errors.iter().any(is_of_item) {
+        return Vec::new();
+    }
+    if let Some(at) = file.loss_type.as_ref().filter(|at| at.value.is_empty()) {
+        let required = "a loss, or a list of at least one";
+        reader.error(Diagnostic::value(&at.path, at.span, "`[]`".to_owned(), required));
+        return Vec::new();
+    }
+    let Some(at) = &file.loss_weights else { return vec![1.0; loss_type.len()] };
+    let num_weights = at.value.len();
+    if num_weights != loss_type.len() {
+        let found = format!(
+            "`loss_weights` is a list of {num_weights} and `loss_type` is {}",
+            names(loss_type)
+        );
+        let hint = "remove it: then each loss counts once";
+        conflict(reader, &at.path, found, "a weight for each loss", Some(hint));
+    } else if at.value.iter().all(|weight| *weight == 0.0) {
+        let required = "a weight above 0: nothing would be minimised";
+        reader.error(Diagnostic::value(&at.path, at.span, "zeros".to_owned(), required));
+    }
+    at.value.clone()
+}
+
+/// A loss in words, or several.
+fn names(loss_type: &[DpoLoss]) -> String {
+    let names: Vec<_> = loss_type.iter().map(|loss| loss.name()).collect();
+    match &names[..] {
+        [name] => format!("`{name}`"),
+        names => format!("`[{}]`", names.join(", ")),
+    }
 }
 
 /// The model that replies are compared with: the one that is trained, unless the recipe names another.

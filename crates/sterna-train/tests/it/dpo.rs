@@ -10,7 +10,7 @@ use sterna_testkit::{TestRank, spawn_ranks, tiny_config, tiny_model};
 use sterna_train::{
     TrainError, TrainOptions,
     engine::Engine,
-    objective::{Dpo, Pair, pair_loss},
+    objective::{Counts, Dpo, Pair, Pairs, pair_loss},
     train,
 };
 
@@ -20,7 +20,7 @@ use crate::objective::descend;
 use crate::one_batch::OneBatch;
 use crate::tiny;
 
-const LOSSES: [DpoLoss; 9] = [
+const LOSSES: [DpoLoss; 10] = [
     DpoLoss::Sigmoid,
     DpoLoss::Hinge,
     DpoLoss::Ipo,
@@ -30,17 +30,34 @@ const LOSSES: [DpoLoss; 9] = [
     DpoLoss::SppoHard,
     DpoLoss::ApoZero,
     DpoLoss::ApoDown,
+    DpoLoss::Sft,
 ];
 
-fn options(loss_type: DpoLoss, beta: f64, label_smoothing: f64) -> DpoOptions {
-    DpoOptions { ref_model: String::new(), beta, label_smoothing, loss_type }
+/// The sum of losses and their weights.
+fn options(losses: &[(DpoLoss, f64)], beta: f64, label_smoothing: f64) -> DpoOptions {
+    let (loss_type, loss_weights) = losses.iter().copied().unzip();
+    DpoOptions { ref_model: String::new(), beta, label_smoothing, loss_type, loss_weights }
+}
+
+fn fixture(name: &str) -> Vec<Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    serde_json::from_slice(&fs::read(path).expect("readable")).expect("JSON")
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    let values = value.as_array().expect("a list").iter();
+    values.map(|value| value.as_f64().expect("a number")).collect()
+}
+
+fn assert_near(found: f64, expected: f64, case: &Value) {
+    let is_near = (found - expected).abs() <= 1e-12 * expected.abs().max(1.0);
+    assert!(is_near, "{found} and {expected} of {case}");
 }
 
 /// `golden/make_dpo_losses.py`: TRL's `dpo_loss` in double precision, slopes by autograd.
 #[test]
 fn losses_of_pairs_are_trls() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dpo_losses.json");
-    let cases: Vec<Value> = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    let cases = fixture("dpo_losses.json");
     for case in &cases {
         let number = |key: &str| case[key].as_f64().unwrap();
         let pair = |key: &str| Pair {
@@ -49,17 +66,47 @@ fn losses_of_pairs_are_trls() {
         };
         let name = case["loss_type"].as_str().unwrap();
         let loss_type = LOSSES.into_iter().find(|loss| loss.name() == name).expect("known");
-        let options = options(loss_type, number("beta"), number("label_smoothing"));
-        let found = pair_loss(&options, pair("policy"), pair("reference"));
-        let is_near =
-            |found: f64, expected: f64| (found - expected).abs() <= 1e-12 * expected.abs().max(1.0);
+        let options = options(&[], number("beta"), number("label_smoothing"));
+        // Those of IPO are means there.
+        let one_label = Pair { chosen: 1.0, rejected: 1.0 };
+        let found = pair_loss(loss_type, &options, pair("policy"), pair("reference"), one_label);
         let slopes = pair("slopes");
-        assert!(is_near(found.loss, number("loss")), "{found:?} of {case}");
-        assert!(is_near(found.slopes.chosen, slopes.chosen), "{found:?} of {case}");
-        assert!(is_near(found.slopes.rejected, slopes.rejected), "{found:?} of {case}");
+        assert_near(found.loss, number("loss"), case);
+        assert_near(found.slopes.chosen, slopes.chosen, case);
+        assert_near(found.slopes.rejected, slopes.rejected, case);
     }
-    for loss in LOSSES {
+    for loss in LOSSES.into_iter().filter(|loss| *loss != DpoLoss::Sft) {
         assert!(cases.iter().any(|case| case["loss_type"] == loss.name()), "{}", loss.name());
+    }
+}
+
+/// `golden/make_dpo_losses.py`: weighted losses of batches of replies of different lengths by TRL's trainers, in double precision.
+#[test]
+fn weighted_losses_of_batches_are_trls() {
+    for case in &fixture("dpo_batches.json") {
+        let losses: Vec<(DpoLoss, f64)> = case["loss_type"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|name| LOSSES.into_iter().find(|loss| *name == loss.name()).expect("known"))
+            .zip(numbers(&case["loss_weights"]))
+            .collect();
+        let number = |key: &str| case[key].as_f64().unwrap();
+        let options = options(&losses, number("beta"), number("label_smoothing"));
+        let num_labels: Vec<usize> =
+            numbers(&case["num_labels"]).into_iter().map(|num| num as usize).collect();
+        let (policy, reference) = (numbers(&case["policy"]), numbers(&case["reference"]));
+        let pairs = Pairs::new(&options, &policy, &reference, &num_labels);
+        let counts = Counts::of(&num_labels);
+        assert_near(pairs.mean(counts), number("loss"), case);
+        for (found, expected) in
+            pairs.slopes_of_mean(counts).into_iter().zip(numbers(&case["slopes"]))
+        {
+            assert_near(found, expected, case);
+        }
+        for (name, mean) in pairs.figures.means(pairs.figures.values()) {
+            assert_near(mean, case["figures"][name].as_f64().unwrap(), case);
+        }
     }
 }
 
@@ -77,21 +124,23 @@ fn gradients_of_pairs_are_the_slope_of_their_loss() {
         .enumerate()
         .map(|(i, sample)| -sample.sum + if i % 2 == 0 { 3.0 } else { -2.0 })
         .collect();
-    for loss_type in LOSSES {
-        let smoothing = if loss_type == DpoLoss::Robust { 0.1 } else { 0.0 };
-        let options = options(loss_type, 0.3, smoothing);
-        let dpo = Dpo::new(&options, &of.batch, &reference, 0.5);
+    let (of_batch, alone) = (Counts::of(&num_labels), LOSSES.map(|loss| vec![(loss, 1.0)]));
+    let mixed = vec![(DpoLoss::Sigmoid, 0.7), (DpoLoss::Ipo, 0.2), (DpoLoss::Sft, 3.0)];
+    for losses in alone.into_iter().chain([mixed]) {
+        let smoothing = if losses[0].0 == DpoLoss::Robust { 0.1 } else { 0.0 };
+        let options = options(&losses, 0.3, smoothing);
+        // As with two micro-batches of a step that have as many pairs and tokens.
+        let counts = Counts { pairs: 2.0 * of_batch.pairs, tokens: 2.0 * of_batch.tokens };
+        let dpo = Dpo::new(&options, &of.batch, &reference, counts);
         let mut engine = of.engine(of.options());
         let loss = engine.forward_backward(&of.batch, &dpo).expect("computed").loss;
         let norm = engine.zero.gradient_norm(of.comm.world()).expect("one rank");
         let loss_of = |engine: &mut Engine<'_>| {
             let losses = engine.forward(&of.batch).expect("computed").of_samples;
             let policy: Vec<f64> = losses.iter().map(|sample| -sample.sum).collect();
-            let pairs =
-                sterna_train::objective::Pairs::new(&options, &policy, &reference, &num_labels);
-            0.5 * pairs.loss
+            0.5 * Pairs::new(&options, &policy, &reference, &num_labels).mean(of_batch)
         };
-        let name = loss_type.name();
+        let name = format!("{losses:?}");
         // Down and up again by so little that the loss is a line, and so much that fp32 tells the ends apart.
         let by = 1e-3 / norm.powi(2);
         descend(&of, &mut engine, by);
@@ -192,7 +241,8 @@ fn packed_pairs_are_single_pairs() {
         let split = ("data.train_eval_split", json!([1.0, 0.0]));
         let held_out = folder.path().join("pairs.jsonl");
         let sources = ("data.eval_sources", json!([{"name_or_path": held_out, "split": "train"}]));
-        let changes = [&eval[..], &[pack, split, sources]].concat();
+        let losses = ("loss_type", json!(["ipo", "sft"]));
+        let changes = [&eval[..], &[pack, split, sources, losses]].concat();
         run(folder.path(), &env, name, &changes).evals.remove(0)
     };
     let (packed, single) = (of("packed", true), of("single", false));
@@ -209,12 +259,17 @@ fn preferences_on_two_ranks_are_those_of_one() {
     spawn_ranks(2, |rank: &TestRank| {
         let env = RankEnv::from_env().expect("the environment of a rank");
         let own = rank.folder.join(env.rank.to_string());
-        let alone = figures(&run(&own, &RankEnv::single(), "plain", &[]));
-        let sp = [
-            ("sequence_parallel_size", json!(2)),
-            ("deepspeed", json!({"zero_optimization": {"stage": 3}})),
+        let losses = [
+            ("loss_type", json!(["sigmoid", "sft"])),
+            ("loss_weights", json!([1.0, 0.3])),
+            ("gradient_accumulation_steps", json!(2)),
         ];
+        let alone = figures(&run(&own, &RankEnv::single(), "plain", &losses));
+        let zero = ("deepspeed", json!({"zero_optimization": {"stage": 3}}));
+        let sp = [&losses[..], &[("sequence_parallel_size", json!(2)), zero.clone()]].concat();
         assert_same("sp 2", &figures(&run(&own, &env, "sp", &sp)), &alone);
+        let dp = [&losses[..2], &[("gradient_accumulation_steps", json!(1)), zero]].concat();
+        assert_same("dp 2", &figures(&run(&own, &env, "dp", &dp)), &alone);
     });
 }
 
