@@ -134,11 +134,38 @@ def by_dpo_trainer(folder):
     return of
 
 
+def by_reference_free_trainer(folder, name, loss):
+    """Batches by CPOTrainer, with its loss SimPO, or by ORPOTrainer."""
+    names = {"torch": torch, "F": F, "is_torch_xla_available": lambda: False}
+    path = os.path.join(folder, "trl", "experimental", name, f"{name}_trainer.py")
+    wanted = [loss, "get_batch_loss_metrics"] + (["log1mexp"] if name == "orpo" else [])
+    loss_of, metrics_of, *_ = functions(path, wanted, names)
+
+    def of(batch, options):
+        means = batch.policy.sum(1) / batch.mask.sum(1)
+        chosen, rejected = means.chunk(2)
+        # Of replies alone; ORPOTrainer takes prompts into this mean.
+        nll = -batch.policy.chunk(2)[0].sum() / batch.mask.chunk(2)[0].sum()
+        logits = torch.zeros(1)
+        weights = dict(zip(options["loss_type"], options["loss_weights"]))
+        self = Namespace(
+            concatenated_forward=lambda *_: (chosen, rejected, logits, logits, nll), accelerator=ACCELERATOR, aux_loss_enabled=False,
+            alpha=0.0, loss_type="simpo", cpo_alpha=weights.get("sft", 0.0), beta=options["beta"],
+            label_smoothing=options["label_smoothing"], simpo_gamma=options.get("simpo_gamma"))
+        setattr(self, loss, types.MethodType(loss_of, self))
+        found, metrics = metrics_of(self, None, None)
+        return batch.case(found, metrics, options)
+
+    return of
+
+
 def batches(folder):
     of_dpo = by_dpo_trainer(folder)
+    of_simpo = by_reference_free_trainer(folder, "cpo", "cpo_loss")
+    of_orpo = by_reference_free_trainer(folder, "orpo", "odds_ratio_loss")
     rng = random.Random(20261201)
     for loss_type, loss_weights, smoothing in [
-        (["sft"], [1.0], 0.0), (["sigmoid", "sft"], [1.0, 0.1], 0.0), (["ipo"], [1.0], 0.0), (["ipo", "sft"], [0.3, 2.0], 0.0),
+        (["sigmoid", "sft"], [1.0, 0.1], 0.0), (["sigmoid_norm"], [1.0], 0.0), (["ipo"], [1.0], 0.0), (["ipo", "sft"], [0.3, 2.0], 0.0),
         (["hinge", "robust", "sft"], [0.8, 0.2, 1.0], 0.1), (["nca_pair", "sppo_hard"], [1.0, 1.0], 0.0),
         (["apo_zero", "apo_down", "sft", "sigmoid"], [0.5, 0.25, 0.0, 3.0], 0.0),
     ]:
@@ -146,6 +173,15 @@ def batches(folder):
             for num_pairs, scale in [(1, 0.5), (3, 0.0), (4, 2.0)]:
                 options = {"loss_type": loss_type, "loss_weights": loss_weights, "beta": beta, "label_smoothing": smoothing}
                 yield of_dpo(Batch(rng, num_pairs, scale), options)
+    for beta in [0.1, 2.5]:
+        for num_pairs, scale in [(1, 0.5), (3, 0.0), (4, 2.0)]:
+            for loss_type, loss_weights, smoothing, gamma in [
+                (["simpo"], [1.0], 0.0, 0.5), (["simpo"], [1.0], 0.2, 1.5), (["simpo", "sft"], [1.0, 0.7], 0.0, 0.0),
+            ]:
+                options = {"loss_type": loss_type, "loss_weights": loss_weights, "beta": beta, "label_smoothing": smoothing}
+                yield of_simpo(Batch(rng, num_pairs, scale), {**options, "simpo_gamma": gamma})
+            options = {"loss_type": ["orpo"], "loss_weights": [1.0], "beta": beta, "label_smoothing": 0.0}
+            yield of_orpo(Batch(rng, num_pairs, scale), options)
 
 
 def main():

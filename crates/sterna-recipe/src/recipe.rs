@@ -228,12 +228,16 @@ pub enum Trainer {
 /// The keys of `type: dpo`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DpoOptions {
-    /// A folder or a hub name of the model that replies are compared with; the model that is trained when the recipe gives none.
-    pub ref_model: String,
+    /// A folder or a hub name of the model that replies are compared with, the model that is trained when the recipe gives none; `None` if
+    /// no loss compares them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ref_model: Option<String>,
     /// How far from that model the trained one may go: less for larger values. Above 0.
     pub beta: f64,
     /// The probability that a pair is the wrong way round, from 0 to below 0.5.
     pub label_smoothing: f64,
+    /// The margin that `SimPO` wants between the rewards of the two replies.
+    pub simpo_gamma: f64,
     /// What is minimised: the sum of these, each times its weight. Never empty.
     pub loss_type: Vec<DpoLoss>,
     /// As many, at least 0, one of them above.
@@ -252,6 +256,8 @@ impl DpoOptions {
 pub enum DpoLoss {
     /// DPO, and cDPO with `label_smoothing`.
     Sigmoid,
+    /// DPO over mean log-probabilities of tokens.
+    SigmoidNorm,
     /// The hinge of `SLiC`.
     Hinge,
     /// IPO, over mean log-probabilities of tokens.
@@ -268,8 +274,19 @@ pub enum DpoLoss {
     ApoZero,
     /// APO, where they are worse.
     ApoDown,
+    /// `SimPO`, over mean log-probabilities of tokens.
+    Simpo,
+    /// ORPO: the odds of the chosen reply against those of the other, and [`Self::Sft`].
+    Orpo,
     /// The mean of `-ln p` over the tokens of chosen replies.
     Sft,
+}
+
+impl DpoLoss {
+    /// Whether it compares replies with what a reference model says of them.
+    pub fn has_reference(self) -> bool {
+        !matches!(self, Self::Simpo | Self::Orpo | Self::Sft)
+    }
 }
 
 /// `data`.

@@ -228,8 +228,8 @@ struct Trainer<'a> {
     peak_rate: f64,
     /// What NVML says of this rank's GPU, if there are both.
     monitor: Option<Monitor>,
-    /// What replies are compared with, of training and evaluation data; empty if nothing is.
-    reference: [LogProbs; 2],
+    /// What replies are compared with, of training and evaluation data, if they are.
+    reference: Option<[LogProbs; 2]>,
 }
 
 /// What the ranks tell each other about a step before the optimizer moves.
@@ -331,7 +331,7 @@ impl<'a> Trainer<'a> {
                 _ => None,
             },
             engine,
-            reference: [LogProbs::new(), LogProbs::new()],
+            reference: None,
             _pinned_ahead: pinned_ahead,
             resumed,
             stop,
@@ -352,10 +352,10 @@ impl<'a> Trainer<'a> {
         };
         let source =
             if has_adapters { WeightSource::Adapted { base: &base, adapters } } else { base };
-        if let Some(dpo) = &self.recipe.dpo {
-            let is_other = dpo.ref_model != self.recipe.model.name_or_path;
+        if let Some(name) = self.recipe.dpo.as_ref().and_then(|dpo| dpo.ref_model.as_ref()) {
+            let is_other = *name != self.recipe.model.name_or_path;
             let files = is_other
-                .then(|| reference::weights(self.recipe, &dpo.ref_model, &self.assets.config))
+                .then(|| reference::weights(self.recipe, name, &self.assets.config))
                 .transpose()?;
             let base = files.as_ref().map_or(base, WeightSource::Files);
             let adapters = AdapterSource::Off;
@@ -390,7 +390,7 @@ impl<'a> Trainer<'a> {
             Ok((batch.first, eval_batch(dataset, stream.collator(), batch.samples)?))
         });
         let eval = reference::log_probs(&mut self.engine, self.comm, eval, &mut on_batch)?;
-        self.reference = [train, eval];
+        self.reference = Some([train, eval]);
         Ok(())
     }
 
@@ -580,10 +580,8 @@ impl<'a> Trainer<'a> {
         let mut by_source = SourceSums::new(self.datasets.train.num_sources());
         let mut figures = Figures::default();
         let indices: Vec<usize> = (first..first + gas).map(|i| self.stream_index(i)).collect();
-        let references: Vec<&[f64]> = match &self.recipe.dpo {
-            Some(_) => indices.iter().map(|index| &self.reference[0][index][..]).collect(),
-            None => Vec::new(),
-        };
+        let reference = |index| self.reference.as_ref().map(|[train, _]| &train[index][..]);
+        let references: Vec<Option<&[f64]>> = indices.iter().map(reference).collect();
         let objectives = objectives(self.comm, self.recipe, &batches, &references)?;
         for (i, (batch, objective)) in batches.iter().zip(&objectives).enumerate() {
             if i > 0 && matches!(self.early_exit()?, Some(EarlyExit::Signal(_))) {
@@ -809,7 +807,7 @@ impl<'a> Trainer<'a> {
                 None => [of_batch.loss, num_labels * share, 0.0, 0.0],
                 Some(options) => {
                     let log_probs = reference::of_all_ranks(&of_batch, self.comm)?;
-                    let reference = &self.reference[1][&first];
+                    let reference = self.reference.as_ref().map(|[_, eval]| &eval[&first][..]);
                     let num_labels = batch.num_labels_of_samples();
                     let pairs = Pairs::new(options, &log_probs, reference, &num_labels);
                     let counts = Counts::of(&num_labels);
@@ -931,12 +929,12 @@ fn announce(completed: Option<PathBuf>, observer: &mut dyn Observer) -> Option<P
     completed.inspect(|dir| observer.on_checkpoint(dir))
 }
 
-/// What each micro-batch of a step minimises; `references` are of [`Recipe::dpo`].
+/// What each micro-batch of a step minimises; replies are compared with `references`.
 fn objectives<'a>(
     comm: &Comm,
     recipe: &'a Recipe,
     batches: &[MicroBatch],
-    references: &[&'a [f64]],
+    references: &[Option<&'a [f64]>],
 ) -> Result<Vec<Box<dyn Objective + 'a>>, TrainError> {
     let average = recipe.loss_average;
     Ok(match &recipe.dpo {

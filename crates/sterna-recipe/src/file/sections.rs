@@ -62,6 +62,7 @@ section! {
         "ref_model" => ref_model: ModelFile => Weights,
         "beta" => beta: HumanFloat => Numbers,
         "label_smoothing" => label_smoothing: HumanFloat => Numbers,
+        "simpo_gamma" => simpo_gamma: HumanFloat => Numbers,
         "loss_type" => loss_type: OneOrMany<DpoLoss> => Numbers,
         "loss_weights" => loss_weights: List<HumanFloat> => Numbers,
         "tokenizer" => tokenizer: TokenizerFile => Host,

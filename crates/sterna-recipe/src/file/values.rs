@@ -450,6 +450,7 @@ names! {
     Trainer { "sft" => Sft, "causal" => Causal, "dpo" => Dpo, }
     DpoLoss {
         "sigmoid" => Sigmoid,
+        "sigmoid_norm" => SigmoidNorm,
         "hinge" => Hinge,
         "ipo" => Ipo,
         "robust" => Robust,
@@ -458,6 +459,8 @@ names! {
         "sppo_hard" => SppoHard,
         "apo_zero" => ApoZero,
         "apo_down" => ApoDown,
+        "simpo" => Simpo,
+        "orpo" => Orpo,
         "sft" => Sft,
     }
     SourceType {

@@ -22,6 +22,7 @@ pub(super) fn resolve(
             file.ref_model.as_ref().map(|at| &at.path),
             file.beta.as_ref().map(|at| &at.path),
             file.label_smoothing.as_ref().map(|at| &at.path),
+            file.simpo_gamma.as_ref().map(|at| &at.path),
             file.loss_type.as_ref().map(|at| &at.path),
             file.loss_weights.as_ref().map(|at| &at.path),
         ];
@@ -37,7 +38,7 @@ pub(super) fn resolve(
     let loss_weights = loss_weights(file, &loss_type, reader);
     let label_smoothing = or(file.label_smoothing.as_ref(), 0.0);
     if let Some(at) = &file.label_smoothing {
-        let smoothed = [DpoLoss::Sigmoid, DpoLoss::Robust, DpoLoss::ExoPair];
+        let smoothed = [DpoLoss::Sigmoid, DpoLoss::Robust, DpoLoss::ExoPair, DpoLoss::Simpo];
         let uses_it = loss_type.iter().any(|loss| smoothed.contains(loss));
         if !(0.0..0.5).contains(&at.value) {
             let found = format!("`{}`", at.value);
@@ -49,14 +50,29 @@ pub(super) fn resolve(
                 at.value,
                 names(&loss_type)
             );
-            let required = "a `loss_type` of `sigmoid`, `robust` or `exo_pair`";
+            let required = "a `loss_type` of `sigmoid`, `robust`, `exo_pair` or `simpo`";
             conflict(reader, &at.path, found, required, Some("remove it"));
         }
     }
+    if let Some(at) = file.simpo_gamma.as_ref().filter(|_| !loss_type.contains(&DpoLoss::Simpo)) {
+        let found = format!("`simpo_gamma` is set and `loss_type` is {}", names(&loss_type));
+        conflict(reader, &at.path, found, "a `loss_type` of `simpo`", Some("remove it"));
+    }
+    let ref_model = if loss_type.iter().any(|loss| loss.has_reference()) {
+        Some(ref_model(file, model, reader)?)
+    } else {
+        if let Some(at) = &file.ref_model {
+            let found = format!("`ref_model` is set and `loss_type` is {}", names(&loss_type));
+            let required = "a loss that compares with a reference model";
+            conflict(reader, &at.path, found, required, Some("remove it"));
+        }
+        None
+    };
     Some(DpoOptions {
-        ref_model: ref_model(file, model, reader)?,
+        ref_model,
         beta,
         label_smoothing,
+        simpo_gamma: or(file.simpo_gamma.as_ref(), 0.5),
         loss_type,
         loss_weights,
     })

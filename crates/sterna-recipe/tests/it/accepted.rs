@@ -470,8 +470,10 @@ fn preferences_have_keys_of_their_own() {
     let source = &data["sources"][0];
     assert_eq!((&source["type"], &source["format"]), (&"huggingface".into(), &"preference".into()));
     let recipe = with(&["type=dpo", "ref_model={name_or_path: other}", "loss_type=apo_zero"]);
-    assert_eq!(recipe.dpo.as_ref().map(|dpo| &*dpo.ref_model), Some("other"));
+    assert_eq!(recipe.dpo.as_ref().and_then(|dpo| dpo.ref_model.as_deref()), Some("other"));
     assert_eq!(recipe.data.row_length(512), 1024);
+    let free = with(&["type=dpo", "loss_type=[simpo, sft]"]).to_json();
+    assert_eq!((&free["ref_model"], &free["simpo_gamma"]), (&json!(null), &json!(0.5)));
     let losses = |set: &[&str]| -> Vec<_> {
         with(&[&["type=dpo"], set].concat()).dpo.expect("of `dpo`").losses().collect()
     };

@@ -1,4 +1,4 @@
-//! Preferences: losses of how much more a model prefers one reply to another than the reference model does.
+//! Preferences: losses of how much more a model prefers one reply to another than the reference model does, or than nothing.
 //!
 //! Direct Preference Optimization (arXiv 2305.18290, equation 7) and its kin see a pair only through the log-probabilities of its two
 //! replies, sums over their tokens. So the loss of a pair and its slopes by those two numbers are arithmetic on the host, and the weight
@@ -40,7 +40,8 @@ pub struct Pairs {
     /// The sum of `-ln p` over the tokens of chosen replies, times the weight of its mean.
     pub nll: f64,
     nll_weight: f64,
-    /// Sums over pairs of rewards, `beta` times the log-probability beyond the reference model's, and of log-probabilities.
+    /// Sums over pairs of rewards, `beta` times the log-probability beyond the reference model's, and of log-probabilities. Where there is
+    /// no reference, both are of means over tokens, as in TRL's `CPOTrainer` for `SimPO` and in its `ORPOTrainer`.
     pub figures: Figures,
 }
 
@@ -67,11 +68,12 @@ impl Pairs {
         Figures::named(&FIGURES)
     }
 
-    /// `policy` and `reference` are the sums of log-probabilities of each sample, and `num_labels` how many those are.
+    /// `policy` and `reference` are the sums of log-probabilities of each sample, and `num_labels` how many those are. There is a reference
+    /// if a loss compares with one.
     pub fn new(
         options: &DpoOptions,
         policy: &[f64],
-        reference: &[f64],
+        reference: Option<&[f64]>,
         num_labels: &[usize],
     ) -> Self {
         let num_labels: Vec<f64> = num_labels.iter().map(|num| *num as f64).collect();
@@ -85,27 +87,30 @@ impl Pairs {
             nll_weight: nll_weight(options),
             figures: Self::no_figures(),
         };
-        for ((policy, reference), num_labels) in
-            pairs_of(policy).into_iter().zip(pairs_of(reference)).zip(pairs_of(&num_labels))
+        let nothing = vec![0.0; policy.len()];
+        let references = pairs_of(reference.unwrap_or(&nothing));
+        for ((policy, of_reference), num_labels) in
+            pairs_of(policy).into_iter().zip(references).zip(pairs_of(&num_labels))
         {
             let mut of_pair = Pair { chosen: 0.0, rejected: 0.0 };
             for (loss, weight) in options.losses() {
                 let PairLoss { loss, slopes } =
-                    pair_loss(loss, options, policy, reference, num_labels);
+                    pair_loss(loss, options, policy, of_reference, num_labels);
                 pairs.loss += weight * loss;
                 of_pair.chosen += weight * slopes.chosen;
                 of_pair.rejected += weight * slopes.rejected;
             }
             pairs.slopes.push(of_pair);
             pairs.nll -= pairs.nll_weight * policy.chosen;
-            let beyond = policy.minus(reference);
+            let log_probs = if reference.is_some() { policy } else { policy.over(num_labels) };
+            let beyond = log_probs.minus(of_reference);
             pairs.figures.add(&[
                 options.beta * beyond.chosen,
                 options.beta * beyond.rejected,
                 f64::from(u8::from(beyond.chosen > beyond.rejected)),
                 options.beta * (beyond.chosen - beyond.rejected),
-                policy.chosen,
-                policy.rejected,
+                log_probs.chosen,
+                log_probs.rejected,
             ]);
         }
         pairs
@@ -130,17 +135,19 @@ impl Pairs {
 ///
 /// # Source
 ///
-/// TRL `dpo_trainer.py`, `sft` of `_compute_loss`: the mean over the tokens of all chosen replies of a batch.
+/// TRL `dpo_trainer.py`, `sft` of `_compute_loss`: the mean over the tokens of all chosen replies of a batch. ORPO has it too (arXiv
+/// 2403.07691, equation 6); TRL's takes prompts into that mean, the paper does not.
 fn nll_weight(options: &DpoOptions) -> f64 {
-    options.losses().filter(|(loss, _)| *loss == DpoLoss::Sft).map(|(_, weight)| weight).sum()
+    let has_nll = |loss| matches!(loss, DpoLoss::Sft | DpoLoss::Orpo);
+    options.losses().filter(|(loss, _)| has_nll(*loss)).map(|(_, weight)| weight).sum()
 }
 
 /// The losses of the pairs of a micro-batch, in means over a step.
 #[derive(Debug)]
 pub struct Dpo<'a> {
     options: &'a DpoOptions,
-    /// Of each sample of the micro-batch, the sum of its log-probabilities by the reference model.
-    reference: &'a [f64],
+    /// Of each sample of the micro-batch, the sum of its log-probabilities by the reference model, if there is one.
+    reference: Option<&'a [f64]>,
     num_labels: Vec<usize>,
     counts: Counts,
     figures: RefCell<Figures>,
@@ -151,7 +158,7 @@ impl<'a> Dpo<'a> {
     pub fn new(
         options: &'a DpoOptions,
         batch: &MicroBatch,
-        reference: &'a [f64],
+        reference: Option<&'a [f64]>,
         counts: Counts,
     ) -> Self {
         let (num_labels, figures) = (batch.num_labels_of_samples(), RefCell::default());
@@ -173,7 +180,7 @@ impl<'a> Dpo<'a> {
         average: LossAverage,
         options: &'a DpoOptions,
         batches: &[MicroBatch],
-        references: &[&'a [f64]],
+        references: &[Option<&'a [f64]>],
     ) -> Result<Vec<Self>, TrainError> {
         let of_batch = |batch: &MicroBatch| Counts::of(&batch.num_labels_of_samples());
         let all = batches.iter().zip(references);
@@ -185,7 +192,9 @@ impl<'a> Dpo<'a> {
                     Counts { pairs: pairs * num_micro_batches, tokens: tokens * num_micro_batches }
                 };
                 Ok(all
-                    .map(|(batch, reference)| Self::new(options, batch, reference, of_batch(batch)))
+                    .map(|(batch, reference)| {
+                        Self::new(options, batch, *reference, of_batch(batch))
+                    })
                     .collect())
             }
             LossAverage::Token => {
@@ -195,7 +204,7 @@ impl<'a> Dpo<'a> {
                 let total = sum(comm.dp(), &[pairs, tokens])?;
                 let counts = Counts { pairs: total[0], tokens: total[1] };
                 Ok(all
-                    .map(|(batch, reference)| Self::new(options, batch, reference, counts))
+                    .map(|(batch, reference)| Self::new(options, batch, *reference, counts))
                     .collect())
             }
         }

@@ -20,8 +20,9 @@ use crate::objective::descend;
 use crate::one_batch::OneBatch;
 use crate::tiny;
 
-const LOSSES: [DpoLoss; 10] = [
+const LOSSES: [DpoLoss; 13] = [
     DpoLoss::Sigmoid,
+    DpoLoss::SigmoidNorm,
     DpoLoss::Hinge,
     DpoLoss::Ipo,
     DpoLoss::Robust,
@@ -30,13 +31,16 @@ const LOSSES: [DpoLoss; 10] = [
     DpoLoss::SppoHard,
     DpoLoss::ApoZero,
     DpoLoss::ApoDown,
+    DpoLoss::Simpo,
+    DpoLoss::Orpo,
     DpoLoss::Sft,
 ];
 
 /// The sum of losses and their weights.
 fn options(losses: &[(DpoLoss, f64)], beta: f64, label_smoothing: f64) -> DpoOptions {
     let (loss_type, loss_weights) = losses.iter().copied().unzip();
-    DpoOptions { ref_model: String::new(), beta, label_smoothing, loss_type, loss_weights }
+    let (ref_model, simpo_gamma) = (None, 0.5);
+    DpoOptions { ref_model, beta, label_smoothing, simpo_gamma, loss_type, loss_weights }
 }
 
 fn fixture(name: &str) -> Vec<Value> {
@@ -57,8 +61,7 @@ fn assert_near(found: f64, expected: f64, case: &Value) {
 /// `golden/make_dpo_losses.py`: TRL's `dpo_loss` in double precision, slopes by autograd.
 #[test]
 fn losses_of_pairs_are_trls() {
-    let cases = fixture("dpo_losses.json");
-    for case in &cases {
+    for case in &fixture("dpo_losses.json") {
         let number = |key: &str| case[key].as_f64().unwrap();
         let pair = |key: &str| Pair {
             chosen: case[key][0].as_f64().unwrap(),
@@ -75,15 +78,13 @@ fn losses_of_pairs_are_trls() {
         assert_near(found.slopes.chosen, slopes.chosen, case);
         assert_near(found.slopes.rejected, slopes.rejected, case);
     }
-    for loss in LOSSES.into_iter().filter(|loss| *loss != DpoLoss::Sft) {
-        assert!(cases.iter().any(|case| case["loss_type"] == loss.name()), "{}", loss.name());
-    }
 }
 
 /// `golden/make_dpo_losses.py`: weighted losses of batches of replies of different lengths by TRL's trainers, in double precision.
 #[test]
 fn weighted_losses_of_batches_are_trls() {
-    for case in &fixture("dpo_batches.json") {
+    let cases = fixture("dpo_batches.json");
+    for case in &cases {
         let losses: Vec<(DpoLoss, f64)> = case["loss_type"]
             .as_array()
             .unwrap()
@@ -92,11 +93,14 @@ fn weighted_losses_of_batches_are_trls() {
             .zip(numbers(&case["loss_weights"]))
             .collect();
         let number = |key: &str| case[key].as_f64().unwrap();
-        let options = options(&losses, number("beta"), number("label_smoothing"));
+        let mut options = options(&losses, number("beta"), number("label_smoothing"));
+        options.simpo_gamma = case["simpo_gamma"].as_f64().unwrap_or(0.5);
         let num_labels: Vec<usize> =
             numbers(&case["num_labels"]).into_iter().map(|num| num as usize).collect();
         let (policy, reference) = (numbers(&case["policy"]), numbers(&case["reference"]));
-        let pairs = Pairs::new(&options, &policy, &reference, &num_labels);
+        let is_compared = losses.iter().any(|(loss, _)| loss.has_reference());
+        let reference = is_compared.then_some(&reference[..]);
+        let pairs = Pairs::new(&options, &policy, reference, &num_labels);
         let counts = Counts::of(&num_labels);
         assert_near(pairs.mean(counts), number("loss"), case);
         for (found, expected) in
@@ -107,6 +111,11 @@ fn weighted_losses_of_batches_are_trls() {
         for (name, mean) in pairs.figures.means(pairs.figures.values()) {
             assert_near(mean, case["figures"][name].as_f64().unwrap(), case);
         }
+    }
+    for loss in LOSSES.into_iter().filter(|loss| *loss != DpoLoss::ExoPair) {
+        let has_it =
+            |case: &Value| case["loss_type"].as_array().unwrap().contains(&loss.name().into());
+        assert!(cases.iter().any(has_it), "{}", loss.name());
     }
 }
 
@@ -131,14 +140,14 @@ fn gradients_of_pairs_are_the_slope_of_their_loss() {
         let options = options(&losses, 0.3, smoothing);
         // As with two micro-batches of a step that have as many pairs and tokens.
         let counts = Counts { pairs: 2.0 * of_batch.pairs, tokens: 2.0 * of_batch.tokens };
-        let dpo = Dpo::new(&options, &of.batch, &reference, counts);
+        let dpo = Dpo::new(&options, &of.batch, Some(&reference), counts);
         let mut engine = of.engine(of.options());
         let loss = engine.forward_backward(&of.batch, &dpo).expect("computed").loss;
         let norm = engine.zero.gradient_norm(of.comm.world()).expect("one rank");
         let loss_of = |engine: &mut Engine<'_>| {
             let losses = engine.forward(&of.batch).expect("computed").of_samples;
             let policy: Vec<f64> = losses.iter().map(|sample| -sample.sum).collect();
-            0.5 * Pairs::new(&options, &policy, &reference, &num_labels).mean(of_batch)
+            0.5 * Pairs::new(&options, &policy, Some(&reference), &num_labels).mean(of_batch)
         };
         let name = format!("{losses:?}");
         // Down and up again by so little that the loss is a line, and so much that fp32 tells the ends apart.
@@ -189,6 +198,8 @@ fn run(folder: &Path, env: &RankEnv, name: &str, changes: &[(&str, Value)]) -> R
     for (path, value) in changes {
         crate::equivalence::set(&mut recipe, path, value.clone());
     }
+    // What a change takes away.
+    recipe.as_object_mut().expect("a recipe").retain(|_, value| !value.is_null());
     let recipe = tiny::load(folder, &format!("{name}-{}", env.rank), &recipe);
     let mut recorder = Recorder::default();
     train(&recipe, env, &TrainOptions::default(), &mut recorder)
@@ -270,6 +281,34 @@ fn preferences_on_two_ranks_are_those_of_one() {
         assert_same("sp 2", &figures(&run(&own, &env, "sp", &sp)), &alone);
         let dp = [&losses[..2], &[("gradient_accumulation_steps", json!(1)), zero]].concat();
         assert_same("dp 2", &figures(&run(&own, &env, "dp", &dp)), &alone);
+    });
+}
+
+/// Losses that compare with nothing: no reference model is computed.
+#[test]
+fn losses_without_a_reference_have_none() {
+    spawn_ranks(2, |rank: &TestRank| {
+        let env = RankEnv::from_env().expect("the environment of a rank");
+        let own = rank.folder.join(env.rank.to_string());
+        for loss in [json!("orpo"), json!(["simpo", "sft"])] {
+            let changes = [("ref_model", Value::Null), ("loss_type", loss), ("beta", json!(2))];
+            let longer = [
+                ("train_iters", json!(12)),
+                ("exit_iteration", json!(0)),
+                ("eval_interval", json!(12)),
+            ];
+            let learnt = run(&own, &RankEnv::single(), "learnt", &[&changes[..], &longer].concat());
+            let (first, last) = (&learnt.evals[0], &learnt.evals[learnt.evals.len() - 1]);
+            assert!(last.loss < 0.9 * first.loss, "{} then {}", first.loss, last.loss);
+            let alone = run(&own, &RankEnv::single(), "free", &changes);
+            assert_eq!(alone.num_references, 0);
+            let sp = [
+                ("sequence_parallel_size", json!(2)),
+                ("deepspeed", json!({"zero_optimization": {"stage": 3}})),
+            ];
+            let both = run(&own, &env, "free-sp", &[&changes[..], &sp].concat());
+            assert_same("sp 2", &figures(&both), &figures(&alone));
+        }
     });
 }
 

@@ -44,8 +44,9 @@ pub struct PairLoss {
 ///
 /// TRL `dpo_trainer.py` (`dpo_loss`), whose names these are: sigmoid of arXiv 2305.18290 and, smoothed, of
 /// ericmitchell.ai/cdpo.pdf; hinge of arXiv 2305.10425; ipo of 2310.12036, equation 17; robust of 2403.00409; `exo_pair` of 2402.00856,
-/// equation 16; `nca_pair` of 2402.05369; `sppo_hard` of 2405.00675, equation 4.7; apo of 2408.06266, equations 7 and 8. `sft` is not a
-/// loss of a pair: `Pairs::nll` has it.
+/// equation 16; `nca_pair` of 2402.05369; `sppo_hard` of 2405.00675, equation 4.7; apo of 2408.06266, equations 7 and 8. `simpo` is TRL's
+/// `cpo_trainer.py`, arXiv 2405.14734, equation 6; `orpo` is its `orpo_trainer.py`, 2403.07691, equation 7 times `beta`, the paper's
+/// lambda. `sft`, and the first term of `orpo` (equation 6), are no losses of a pair: `Pairs::nll` has them.
 pub fn pair_loss(
     loss: DpoLoss,
     options: &DpoOptions,
@@ -61,15 +62,25 @@ pub fn pair_loss(
         loss,
         slopes: Pair { chosen: beta * slope, rejected: -beta * slope },
     };
+    // Of a difference of means over tokens.
+    let of_means = |loss: f64, slope: f64| PairLoss {
+        loss,
+        slopes: Pair { chosen: slope, rejected: -slope }.over(num_labels),
+    };
     let of_both = |loss: f64, chosen: f64, rejected: f64| PairLoss {
         loss,
         slopes: Pair { chosen, rejected },
     };
     match loss {
-        DpoLoss::Sigmoid => of_margin(
-            -(1.0 - smoothing) * log_sigmoid(s) - smoothing * log_sigmoid(-s),
-            -(1.0 - smoothing) * sigmoid(-s) + smoothing * sigmoid(s),
-        ),
+        DpoLoss::Sigmoid => {
+            let (loss, slope) = smoothed(s, smoothing);
+            of_margin(loss, slope)
+        }
+        DpoLoss::SigmoidNorm => {
+            let Pair { chosen, rejected } = Pair { chosen: a, rejected: b }.over(num_labels);
+            let (loss, slope) = smoothed(beta * (chosen - rejected), 0.0);
+            of_means(loss, beta * slope)
+        }
         DpoLoss::Robust => {
             let scale = 1.0 / (1.0 - 2.0 * smoothing);
             of_margin(
@@ -89,10 +100,9 @@ pub fn pair_loss(
         }
         DpoLoss::Hinge => of_margin((1.0 - s).max(0.0), if s < 1.0 { -1.0 } else { 0.0 }),
         DpoLoss::Ipo => {
-            let per_token = Pair { chosen: a, rejected: b }.over(num_labels);
-            let beyond = per_token.chosen - per_token.rejected - 0.5 / beta;
-            let slopes = Pair { chosen: 2.0 * beyond, rejected: -2.0 * beyond }.over(num_labels);
-            PairLoss { loss: beyond * beyond, slopes }
+            let Pair { chosen, rejected } = Pair { chosen: a, rejected: b }.over(num_labels);
+            let beyond = chosen - rejected - 0.5 / beta;
+            of_means(beyond * beyond, 2.0 * beyond)
         }
         DpoLoss::NcaPair => {
             let (a, b) = (beta * a, beta * b);
@@ -115,8 +125,32 @@ pub fn pair_loss(
             let of_margin = beta * bump(s);
             of_both(sigmoid(a) + sigmoid(-s), beta * bump(a) - of_margin, of_margin)
         }
+        DpoLoss::Simpo => {
+            let Pair { chosen, rejected } = policy.over(num_labels);
+            let (loss, slope) =
+                smoothed(beta * (chosen - rejected) - options.simpo_gamma, smoothing);
+            of_means(loss, beta * slope)
+        }
+        DpoLoss::Orpo => {
+            let Pair { chosen: a, rejected: b } = policy.over(num_labels);
+            // Probabilities and what is left of 1.
+            let (p_a, p_b, q_a, q_b) = (a.exp(), b.exp(), -a.exp_m1(), -b.exp_m1());
+            let log_odds = (a - b) - (q_a.ln() - q_b.ln());
+            // The slope by `a` is -sigmoid(-log_odds) / q_a, written so that a chosen reply may be certain.
+            let scale = beta / (p_b * q_a + p_a * q_b);
+            let slopes = Pair { chosen: -scale * p_b, rejected: scale * p_b * q_a / q_b };
+            PairLoss { loss: -beta * log_sigmoid(log_odds), slopes: slopes.over(num_labels) }
+        }
         DpoLoss::Sft => of_both(0.0, 0.0, 0.0),
     }
+}
+
+/// `-ln sigmoid(x)` where the pair is the wrong way round with this probability, and its slope.
+fn smoothed(x: f64, smoothing: f64) -> (f64, f64) {
+    (
+        -(1.0 - smoothing) * log_sigmoid(x) - smoothing * log_sigmoid(-x),
+        -(1.0 - smoothing) * sigmoid(-x) + smoothing * sigmoid(x),
+    )
 }
 
 fn sigmoid(x: f64) -> f64 {
