@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Write crates/sterna-train/tests/fixtures/dpo_losses.json and dpo_batches.json: losses of preferences and their slopes, by TRL's own
+"""Write dpo_losses.json, dpo_batches.json and kto_batches.json of crates/sterna-train/tests/fixtures: losses of preferences and their slopes, by TRL's own
 functions and autograd, in double precision.
 
 Usage: make_dpo_losses.py TRL_0_19_1 TRL_1_16_0
 Both are folders with TRL of that version, unpacked. Functions are taken out of their files by name, because importing the package needs
 accelerate. dpo_losses.json has single losses of pairs, by `dpo_loss` of 0.19.1, which smooths `sigmoid` and has EXO in double precision.
-dpo_batches.json has weighted losses of batches, by the trainers of 1.16.0, which have lists of losses.
+dpo_batches.json has weighted losses of batches, by the trainers of 1.16.0, which have lists of losses; kto_batches.json those of replies
+without pairs.
 """
 import ast
 import collections
@@ -107,18 +108,20 @@ class Batch:
 ACCELERATOR = Namespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x)
 
 
+def model(log_probs):
+    """What says this of every token."""
+    nothing = torch.zeros_like(log_probs)
+    call = lambda **_: Namespace(log_probs=log_probs, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool())
+    call.training = True
+    return call
+
+
 def by_dpo_trainer(folder):
     """Batches by DPOTrainer."""
     names = {
         "torch": torch, "F": F, "math": math, "is_peft_model": lambda _: False,
         "disable_gradient_checkpointing": lambda *_: contextlib.nullcontext()}
     [loss_of] = functions(os.path.join(folder, "trl", "trainer", "dpo_trainer.py"), ["_compute_loss"], names)
-
-    def model(log_probs):
-        nothing = torch.zeros_like(log_probs)
-        call = lambda **_: Namespace(log_probs=log_probs, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool())
-        call.training = True
-        return call
 
     def of(batch, options):
         self = Namespace(
@@ -159,6 +162,43 @@ def by_reference_free_trainer(folder, name, loss):
     return of
 
 
+def kto_batches(folder):
+    """Batches by KTOTrainer. The samples are a good reply and a bad one in turn, of which one is missing."""
+    names = {
+        "torch": torch, "F": F, "is_peft_model": lambda _: False,
+        "disable_gradient_checkpointing": lambda *_: contextlib.nullcontext()}
+    [loss_of] = functions(os.path.join(folder, "trl", "trainer", "kto_trainer.py"), ["_compute_loss"], names)
+    rng = random.Random(20261202)
+    for loss_type, weights in [("kto", [1.0, 1.0]), ("kto", [1.5, 0.5]), ("apo_zero_unpaired", [1.0, 2.0])]:
+        for beta in [0.1, 0.5]:
+            for num_pairs, scale in [(1, 0.5), (2, 0.0), (4, 2.0)]:
+                batch = Batch(rng, num_pairs, scale)
+                labels = [rng.random() < 0.5 for _ in batch.num_labels]
+                kls = torch.tensor([[rng.uniform(-3, 5) for _ in labels] for _ in range(2)], dtype=torch.float64)
+                policy, reference = model(batch.policy), model(batch.reference)
+                self = Namespace(
+                    model=policy, ref_model=reference, args=Namespace(gradient_checkpointing_kwargs=None), accelerator=ACCELERATOR,
+                    aux_loss_enabled=False, precompute_ref_logps=False, calculate_KL=loss_type == "kto", loss_type=loss_type, beta=beta,
+                    _compute_kl_logps=lambda asked, _: kls[0 if asked is policy else 1],
+                    desirable_weight=weights[0], undesirable_weight=weights[1], _total_train_tokens=0, _tp_size=1,
+                    _metrics={"train": collections.defaultdict(list)})
+                inputs = {
+                    "input_ids": batch.input_ids, "attention_mask": torch.ones_like(batch.mask), "completion_mask": batch.mask,
+                    "label": torch.tensor(labels)}
+                loss = loss_of(self, policy, inputs, False)
+                loss.backward()
+                in_turn = lambda values: [x for value, label in zip(values, labels) for x in ([value, 0] if label else [0, value])]
+                slopes = [row[mask.bool()][0].item() for row, mask in zip(batch.policy.grad, batch.mask[:, 1:])]
+                metrics = {name: value[-1] for name, value in self._metrics["train"].items() if value}
+                yield {
+                    "loss_type": loss_type, "beta": beta, "desirable_weight": weights[0], "undesirable_weight": weights[1],
+                    "num_labels": in_turn(batch.num_labels), "policy": in_turn(batch.policy.sum(1).tolist()),
+                    "reference": in_turn(batch.reference.sum(1).tolist()), "loss": loss.item(), "slopes": in_turn(slopes),
+                    "figures": {name: metrics[name] for name in [
+                        "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "kl"] if name in metrics},
+                }
+
+
 def batches(folder):
     of_dpo = by_dpo_trainer(folder)
     of_simpo = by_reference_free_trainer(folder, "cpo", "cpo_loss")
@@ -187,6 +227,7 @@ def batches(folder):
 def main():
     write("dpo_losses.json", losses_of_pairs(sys.argv[1]))
     write("dpo_batches.json", list(batches(sys.argv[2])))
+    write("kto_batches.json", list(kto_batches(sys.argv[2])))
 
 
 if __name__ == "__main__":

@@ -238,6 +238,10 @@ pub struct DpoOptions {
     pub label_smoothing: f64,
     /// The margin that `SimPO` wants between the rewards of the two replies.
     pub simpo_gamma: f64,
+    /// What the loss of a good reply is multiplied by where replies have no pairs.
+    pub desirable_weight: f64,
+    /// And that of a bad one.
+    pub undesirable_weight: f64,
     /// What is minimised: the sum of these, each times its weight. Never empty.
     pub loss_type: Vec<DpoLoss>,
     /// As many, at least 0, one of them above.
@@ -248,6 +252,16 @@ impl DpoOptions {
     /// What is minimised, and how much of it.
     pub fn losses(&self) -> impl Iterator<Item = (DpoLoss, f64)> {
         self.loss_type.iter().copied().zip(self.loss_weights.iter().copied())
+    }
+
+    /// Whether rows are single replies, good or bad: then there is one loss.
+    pub fn is_unpaired(&self) -> bool {
+        self.loss_type.iter().any(|loss| loss.is_unpaired())
+    }
+
+    /// Whether replies are compared with how far the trained model is from the reference model altogether.
+    pub fn has_kl(&self) -> bool {
+        self.loss_type.contains(&DpoLoss::Kto)
     }
 }
 
@@ -280,12 +294,21 @@ pub enum DpoLoss {
     Orpo,
     /// The mean of `-ln p` over the tokens of chosen replies.
     Sft,
+    /// KTO, of replies that have no pairs.
+    Kto,
+    /// [`Self::ApoZero`] of replies that have no pairs.
+    ApoZeroUnpaired,
 }
 
 impl DpoLoss {
     /// Whether it compares replies with what a reference model says of them.
     pub fn has_reference(self) -> bool {
         !matches!(self, Self::Simpo | Self::Orpo | Self::Sft)
+    }
+
+    /// Whether its rows are single replies, good or bad.
+    pub fn is_unpaired(self) -> bool {
+        matches!(self, Self::Kto | Self::ApoZeroUnpaired)
     }
 }
 
@@ -487,6 +510,8 @@ pub enum RowFormat {
     Tokens,
     /// `chosen` and `rejected`, with or without `prompt`.
     Preference,
+    /// `prompt`, `completion` and `label`, whether the completion is a good one.
+    UnpairedPreference,
 }
 
 /// What is done about messages of roles that a source's role mapping, or without one the chat template, does not know.

@@ -21,7 +21,7 @@ use sterna_hf::export::check_destination;
 use sterna_mesh::{Axis, Mesh};
 use sterna_model::stage::Stage;
 use sterna_plan::Plan;
-use sterna_recipe::{CheckpointKind, CheckpointOptions, NonFinitePolicy, Recipe};
+use sterna_recipe::{CheckpointKind, CheckpointOptions, DpoOptions, NonFinitePolicy, Recipe};
 use sterna_torch_sys::{
     AdamW,
     cuda::{self, DeviceMemory},
@@ -31,7 +31,7 @@ use tch::{Device, Kind};
 
 pub(crate) use self::setup::device_type;
 use self::{
-    reference::LogProbs,
+    reference::{LogProbs, Reference},
     setup::{
         Assets, Files, connect_gpus, device, model_config, num_attention_kept, peak_rate,
         plan_of_data, scratch,
@@ -44,7 +44,7 @@ use crate::{
     error::TrainError,
     export::{Origin, export},
     load::{AdapterSource, WeightSource},
-    objective::{Counts, Dpo, Figures, Objective, Pairs, Sft},
+    objective::{Counts, Dpo, Figures, Kto, Objective, Pairs, Replies, Sft, num_replies},
     observe::{
         flops,
         gpus::{Bf16Products, Gpu, Monitor, Processor},
@@ -229,7 +229,7 @@ struct Trainer<'a> {
     /// What NVML says of this rank's GPU, if there are both.
     monitor: Option<Monitor>,
     /// What replies are compared with, of training and evaluation data, if they are.
-    reference: Option<[LogProbs; 2]>,
+    reference: Option<[Reference; 2]>,
 }
 
 /// What the ranks tell each other about a step before the optimizer moves.
@@ -376,21 +376,42 @@ impl<'a> Trainer<'a> {
     /// Computes what the reference model, whose weights the engine holds, says of everything that the run will see.
     fn compare(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let (recipe, stream, mesh) = (self.recipe, &self.stream, &self.comm.mesh);
+        let collator = stream.collator();
         let train = stream_indices(recipe, &self.steps, stream.len());
         let eval = eval_batches(self.datasets.eval.as_ref(), mesh, recipe.micro_batch_size);
-        let (mut num_done, num_all) = (0, train.len() + eval.len());
+        let has_kl = self.has_kl();
+        let num_all = (train.len() + eval.len()) * if has_kl { 2 } else { 1 };
+        let mut num_done = 0;
         let mut on_batch = || {
             num_done += 1;
             observer.on_reference(num_done, num_all);
         };
-        let train = train.into_iter().map(|index| Ok((index, stream.get(index)?)));
-        let train = reference::log_probs(&mut self.engine, self.comm, train, &mut on_batch)?;
-        let eval = eval.into_iter().map(|batch| {
-            let dataset = self.datasets.eval.as_ref().expect("it has samples");
-            Ok((batch.first, eval_batch(dataset, stream.collator(), batch.samples)?))
-        });
-        let eval = reference::log_probs(&mut self.engine, self.comm, eval, &mut on_batch)?;
-        self.reference = Some([train, eval]);
+        let train = || train.iter().map(|&index| Ok((index, stream.get(index)?)));
+        let eval = || {
+            eval.iter().map(|batch| {
+                let dataset = self.datasets.eval.as_ref().expect("it has samples");
+                Ok((batch.first, eval_batch(dataset, collator, batch.samples.clone())?))
+            })
+        };
+        let mismatched = |batch: Result<(usize, MicroBatch), TrainError>| {
+            let (index, batch) = batch?;
+            Ok((index, collator.mismatched(&batch)?))
+        };
+        let (engine, comm) = (&mut self.engine, self.comm);
+        let mut of_train = Reference {
+            log_probs: reference::log_probs(engine, comm, train(), &mut on_batch)?,
+            mismatched: LogProbs::new(),
+        };
+        let mut of_eval = Reference {
+            log_probs: reference::log_probs(engine, comm, eval(), &mut on_batch)?,
+            mismatched: LogProbs::new(),
+        };
+        if has_kl {
+            let (train, eval) = (train().map(mismatched), eval().map(mismatched));
+            of_train.mismatched = reference::log_probs(engine, comm, train, &mut on_batch)?;
+            of_eval.mismatched = reference::log_probs(engine, comm, eval, &mut on_batch)?;
+        }
+        self.reference = Some([of_train, of_eval]);
         Ok(())
     }
 
@@ -580,9 +601,20 @@ impl<'a> Trainer<'a> {
         let mut by_source = SourceSums::new(self.datasets.train.num_sources());
         let mut figures = Figures::default();
         let indices: Vec<usize> = (first..first + gas).map(|i| self.stream_index(i)).collect();
-        let reference = |index| self.reference.as_ref().map(|[train, _]| &train[index][..]);
+        let kl = match &self.reference {
+            Some([train, _]) if self.has_kl() => {
+                let collator = self.stream.collator();
+                let mismatched = batches.iter().zip(&indices).map(|(batch, index)| {
+                    Ok((collator.mismatched(batch)?, Some(&train.mismatched[index][..])))
+                });
+                reference::kl(&mut self.engine, self.comm, mismatched)?
+            }
+            _ => 0.0,
+        };
+        let reference =
+            |index| self.reference.as_ref().map(|[train, _]| &train.log_probs[index][..]);
         let references: Vec<Option<&[f64]>> = indices.iter().map(reference).collect();
-        let objectives = objectives(self.comm, self.recipe, &batches, &references)?;
+        let objectives = objectives(self.comm, self.recipe, &batches, &references, kl)?;
         for (i, (batch, objective)) in batches.iter().zip(&objectives).enumerate() {
             if i > 0 && matches!(self.early_exit()?, Some(EarlyExit::Signal(_))) {
                 self.engine.zero.discard_gradients()?;
@@ -719,6 +751,11 @@ impl<'a> Trainer<'a> {
         Ok(self.stream.get(self.stream_index(index))?)
     }
 
+    /// Whether replies are compared with how far the models are from each other.
+    fn has_kl(&self) -> bool {
+        self.recipe.dpo.as_ref().is_some_and(DpoOptions::has_kl)
+    }
+
     /// Where an epoch has micro-batch number `index` of the run.
     fn stream_index(&self, index: usize) -> usize {
         if self.recipe.overfit_first_batch { 0 } else { index % self.stream.len() }
@@ -794,12 +831,23 @@ impl<'a> Trainer<'a> {
         let mut by_source = SourceSums::new(dataset.num_sources());
         // A group that counts nothing has figures too: all ranks sum as many numbers.
         let mut figures = match &self.recipe.dpo {
+            Some(options) if options.is_unpaired() => Replies::no_figures(),
             Some(_) => Pairs::no_figures(),
             None => Figures::default(),
         };
-        for EvalBatch { first, samples, is_counted } in
-            eval_batches(Some(dataset), &mesh, self.recipe.micro_batch_size)
-        {
+        let batches = eval_batches(Some(dataset), &mesh, self.recipe.micro_batch_size);
+        let kl = match &self.reference {
+            Some([_, eval]) if self.has_kl() => {
+                let mismatched = batches.iter().map(|batch| {
+                    let of_batch = eval_batch(dataset, &collator, batch.samples.clone())?;
+                    let reference = batch.is_counted.then(|| &eval.mismatched[&batch.first][..]);
+                    Ok((collator.mismatched(&of_batch)?, reference))
+                });
+                reference::kl(&mut self.engine, self.comm, mismatched)?
+            }
+            _ => 0.0,
+        };
+        for EvalBatch { first, samples, is_counted } in batches {
             let batch = eval_batch(dataset, &collator, samples.clone())?;
             let of_batch = self.engine.forward(&batch)?;
             let num_labels = batch.num_valid_tokens() as f64;
@@ -807,14 +855,12 @@ impl<'a> Trainer<'a> {
                 None => [of_batch.loss, num_labels * share, 0.0, 0.0],
                 Some(options) => {
                     let log_probs = reference::of_all_ranks(&of_batch, self.comm)?;
-                    let reference = self.reference.as_ref().map(|[_, eval]| &eval[&first][..]);
-                    let num_labels = batch.num_labels_of_samples();
-                    let pairs = Pairs::new(options, &log_probs, reference, &num_labels);
-                    let counts = Counts::of(&num_labels);
+                    let reference = self.reference.as_ref();
+                    let reference = reference.map(|[_, eval]| &eval.log_probs[&first][..]);
+                    let (means, of_batch) = preferences(options, &batch, &log_probs, reference, kl);
                     if is_counted {
-                        figures.merge(&pairs.figures);
+                        figures.merge(&of_batch);
                     }
-                    let means = [pairs.loss, counts.pairs, pairs.nll, counts.tokens];
                     means.map(|sum| sum * share)
                 }
             };
@@ -929,18 +975,41 @@ fn announce(completed: Option<PathBuf>, observer: &mut dyn Observer) -> Option<P
     completed.inspect(|dir| observer.on_checkpoint(dir))
 }
 
-/// What each micro-batch of a step minimises; replies are compared with `references`.
+/// What each micro-batch of a step minimises; replies are compared with `references`, and with `kl` as in [`Replies::new`].
 fn objectives<'a>(
     comm: &Comm,
     recipe: &'a Recipe,
     batches: &[MicroBatch],
     references: &[Option<&'a [f64]>],
+    kl: f64,
 ) -> Result<Vec<Box<dyn Objective + 'a>>, TrainError> {
     let average = recipe.loss_average;
     Ok(match &recipe.dpo {
         None => boxed(Sft::of_step(comm, average, batches)?),
+        Some(options) if options.is_unpaired() => {
+            boxed(Kto::of_step(comm, average, options, batches, references, kl)?)
+        }
         Some(options) => boxed(Dpo::of_step(comm, average, options, batches, references)?),
     })
+}
+
+/// What an evaluation of preferences takes from a micro-batch: a sum and what its mean is over, twice, and figures.
+fn preferences(
+    options: &DpoOptions,
+    batch: &MicroBatch,
+    policy: &[f64],
+    reference: Option<&[f64]>,
+    kl: f64,
+) -> ([f64; 4], Figures) {
+    let num_labels = batch.num_labels_of_samples();
+    if options.is_unpaired() {
+        let reference = reference.expect("replies are compared with it");
+        let replies = Replies::new(options, policy, reference, &num_labels, kl);
+        return ([replies.loss, num_replies(&num_labels), 0.0, 0.0], replies.figures);
+    }
+    let pairs = Pairs::new(options, policy, reference, &num_labels);
+    let counts = Counts::of(&num_labels);
+    ([pairs.loss, counts.pairs, pairs.nll, counts.tokens], pairs.figures)
 }
 
 fn boxed<'a, T: Objective + 'a>(objectives: Vec<T>) -> Vec<Box<dyn Objective + 'a>> {

@@ -63,6 +63,8 @@ section! {
         "beta" => beta: HumanFloat => Numbers,
         "label_smoothing" => label_smoothing: HumanFloat => Numbers,
         "simpo_gamma" => simpo_gamma: HumanFloat => Numbers,
+        "desirable_weight" => desirable_weight: HumanFloat => Numbers,
+        "undesirable_weight" => undesirable_weight: HumanFloat => Numbers,
         "loss_type" => loss_type: OneOrMany<DpoLoss> => Numbers,
         "loss_weights" => loss_weights: List<HumanFloat> => Numbers,
         "tokenizer" => tokenizer: TokenizerFile => Host,

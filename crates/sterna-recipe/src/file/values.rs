@@ -462,6 +462,8 @@ names! {
         "simpo" => Simpo,
         "orpo" => Orpo,
         "sft" => Sft,
+        "kto" => Kto,
+        "apo_zero_unpaired" => ApoZeroUnpaired,
     }
     SourceType {
         "huggingface_instruct" => HuggingFaceInstruct,
@@ -477,6 +479,7 @@ names! {
         "text" => Text,
         "tokens" => Tokens,
         "preference" => Preference,
+        "unpaired_preference" => UnpairedPreference,
     }
     UnmappedRoles { "refuse" => Refuse, "drop" => Drop, }
     TrainOn { "all" => All, "last" => Last, "marked" => Marked, }

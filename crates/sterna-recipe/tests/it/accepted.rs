@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::json;
 use sterna_recipe::{
     AttnImplementation, CheckpointKind, DType, DpoLoss, LabelMask, LossAverage, Override, Packing,
-    Place, Ramp, Recipe, RolePath, Sampling, Schedule, ZeroStage, load, parse,
+    Place, Ramp, Recipe, RolePath, RowFormat, Sampling, Schedule, ZeroStage, load, parse,
 };
 
 fn fixture(name: &str) -> std::path::PathBuf {
@@ -474,6 +474,8 @@ fn preferences_have_keys_of_their_own() {
     assert_eq!(recipe.data.row_length(512), 1024);
     let free = with(&["type=dpo", "loss_type=[simpo, sft]"]).to_json();
     assert_eq!((&free["ref_model"], &free["simpo_gamma"]), (&json!(null), &json!(0.5)));
+    let kto = with(&["type=dpo", "loss_type=kto", "data.pack_samples=true"]);
+    assert_eq!(kto.data.sources[0].format, Some(RowFormat::UnpairedPreference));
     let losses = |set: &[&str]| -> Vec<_> {
         with(&[&["type=dpo"], set].concat()).dpo.expect("of `dpo`").losses().collect()
     };

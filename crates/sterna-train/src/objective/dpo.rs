@@ -5,16 +5,14 @@
 //! of a token's `-ln p` is the slope of its reply, negated. Beside it stands a mean of `-ln p` over the tokens of chosen replies, which
 //! is not a mean over pairs.
 
-mod losses;
+pub(super) mod losses;
 
 use std::cell::RefCell;
 
-use sterna_comm::{Comm, ReduceOp};
+use sterna_comm::Comm;
 use sterna_data::MicroBatch;
 use sterna_mesh::Axis;
 use sterna_recipe::{DpoLoss, DpoOptions, LossAverage};
-use sterna_torch_sys::copies::upload;
-use tch::{Kind, Tensor};
 
 pub use self::losses::{Pair, PairLoss, pair_loss};
 use super::{Figures, Labels, Loss, Objective, TokenWeights};
@@ -104,14 +102,15 @@ impl Pairs {
             pairs.nll -= pairs.nll_weight * policy.chosen;
             let log_probs = if reference.is_some() { policy } else { policy.over(num_labels) };
             let beyond = log_probs.minus(of_reference);
-            pairs.figures.add(&[
+            let figures = [
                 options.beta * beyond.chosen,
                 options.beta * beyond.rejected,
                 f64::from(u8::from(beyond.chosen > beyond.rejected)),
                 options.beta * (beyond.chosen - beyond.rejected),
                 log_probs.chosen,
                 log_probs.rejected,
-            ]);
+            ];
+            pairs.figures.add(&figures.map(Some));
         }
         pairs
     }
@@ -213,22 +212,13 @@ impl<'a> Dpo<'a> {
 
 impl Objective for Dpo<'_> {
     fn token_weights(&self, labels: &mut Labels<'_>) -> Result<TokenWeights, TrainError> {
-        let log_probs = labels.log_probs()?;
-        let num_samples = self.num_labels.len() as i64;
-        let mut sums = Tensor::zeros([num_samples], (Kind::Double, labels.device));
-        let samples = upload(Tensor::from_slice(labels.samples), labels.device);
-        let _ = sums.index_add_(0, &samples, &log_probs);
-        labels.sp.all_reduce_(&sums, ReduceOp::Sum)?;
-        let sums = Vec::<f64>::try_from(sums).expect("one dimension, double precision");
-        let pairs = Pairs::new(self.options, &sums, self.reference, &self.num_labels);
-        self.figures.replace(pairs.figures.clone());
-        let (mean, slopes) = (pairs.mean(self.counts), pairs.slopes_of_mean(self.counts));
-        let slopes = upload(Tensor::from_slice(&slopes), labels.device);
-        Ok(TokenWeights {
-            weights: -slopes.index_select(0, &samples),
-            // Every rank of the sequence knows all of it.
-            loss: Loss::Value(mean / labels.sp.size() as f64),
-        })
+        let policy = labels.log_probs_of_samples(self.num_labels.len())?;
+        let pairs = Pairs::new(self.options, &policy, self.reference, &self.num_labels);
+        let slopes = pairs.slopes_of_mean(self.counts);
+        // Every rank of the sequence knows all of it.
+        let loss = pairs.mean(self.counts) / labels.sp.size() as f64;
+        self.figures.replace(pairs.figures);
+        Ok(TokenWeights { weights: -labels.of_samples(&slopes), loss: Loss::Value(loss) })
     }
 
     fn share(&self, _: &MicroBatch) -> f64 {

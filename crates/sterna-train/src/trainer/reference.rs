@@ -15,11 +15,20 @@ use super::setup::model_config;
 use crate::{
     engine::{BatchLoss, Engine},
     error::TrainError,
+    objective::num_replies,
     scalars::sum,
 };
 
 /// Of each micro-batch of this rank's group, by its index, the sum of log-probabilities of each of its samples.
 pub(super) type LogProbs = HashMap<usize, Vec<f64>>;
+
+/// What the reference model says of some data.
+pub(super) struct Reference {
+    /// Of replies to their own prompts.
+    pub(super) log_probs: LogProbs,
+    /// Of replies to other prompts, as [`sterna_data::Collator::mismatched`] has them; empty if no loss needs them.
+    pub(super) mismatched: LogProbs,
+}
 
 /// The weights of another model than the trained one, which has to compute what `config` does.
 ///
@@ -65,6 +74,41 @@ pub(super) fn log_probs(
         on_batch();
     }
     Ok(all)
+}
+
+/// How far the trained model, whose weights the engine holds, is from the reference model, by `batches` of replies to other prompts and
+/// what the reference model says of them: the mean difference of log-probabilities, and 0 where it is below. A micro-batch of one reply
+/// has no other prompt and does not count, nor does one that is there without its reference.
+///
+/// # Communication
+///
+/// A forward for each, and one all-reduce. Collective: every group has as many.
+///
+/// # Errors
+///
+/// As [`Engine::forward`].
+///
+/// # Source
+///
+/// TRL `kto_trainer.py`, `kl` of `_compute_loss`, over all micro-batches that `batches` has on all ranks.
+pub(super) fn kl<'a>(
+    engine: &mut Engine<'_>,
+    comm: &Comm,
+    batches: impl Iterator<Item = Result<(MicroBatch, Option<&'a [f64]>), TrainError>>,
+) -> Result<f64, TrainError> {
+    let (mut beyond, mut count) = (0.0, 0.0);
+    for batch in batches {
+        let (batch, reference) = batch?;
+        let policy = of_all_ranks(&engine.forward(&batch)?, comm)?;
+        let num_replies = num_replies(&batch.num_labels_of_samples());
+        if let Some(reference) = reference.filter(|_| num_replies > 1.0) {
+            beyond +=
+                policy.iter().zip(reference).map(|(policy, of_it)| policy - of_it).sum::<f64>();
+            count += num_replies;
+        }
+    }
+    let sums = sum(comm.dp(), &[beyond, count])?;
+    Ok((sums[0] / sums[1].max(1.0)).max(0.0))
 }
 
 /// The log-probability of each sample of a micro-batch.

@@ -37,23 +37,32 @@ const LOSSES: [DpoLoss; 13] = [
 ];
 
 /// The sum of losses and their weights.
-fn options(losses: &[(DpoLoss, f64)], beta: f64, label_smoothing: f64) -> DpoOptions {
+pub(crate) fn options(losses: &[(DpoLoss, f64)], beta: f64, label_smoothing: f64) -> DpoOptions {
     let (loss_type, loss_weights) = losses.iter().copied().unzip();
     let (ref_model, simpo_gamma) = (None, 0.5);
-    DpoOptions { ref_model, beta, label_smoothing, simpo_gamma, loss_type, loss_weights }
+    DpoOptions {
+        ref_model,
+        beta,
+        label_smoothing,
+        simpo_gamma,
+        desirable_weight: 1.0,
+        undesirable_weight: 1.0,
+        loss_type,
+        loss_weights,
+    }
 }
 
-fn fixture(name: &str) -> Vec<Value> {
+pub(crate) fn fixture(name: &str) -> Vec<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
     serde_json::from_slice(&fs::read(path).expect("readable")).expect("JSON")
 }
 
-fn numbers(value: &Value) -> Vec<f64> {
+pub(crate) fn numbers(value: &Value) -> Vec<f64> {
     let values = value.as_array().expect("a list").iter();
     values.map(|value| value.as_f64().expect("a number")).collect()
 }
 
-fn assert_near(found: f64, expected: f64, case: &Value) {
+pub(crate) fn assert_near(found: f64, expected: f64, case: &Value) {
     let is_near = (found - expected).abs() <= 1e-12 * expected.abs().max(1.0);
     assert!(is_near, "{found} and {expected} of {case}");
 }
@@ -193,7 +202,7 @@ fn recipe(folder: &Path) -> Value {
     recipe
 }
 
-fn run(folder: &Path, env: &RankEnv, name: &str, changes: &[(&str, Value)]) -> Recorder {
+pub(crate) fn run(folder: &Path, env: &RankEnv, name: &str, changes: &[(&str, Value)]) -> Recorder {
     let mut recipe = recipe(folder);
     for (path, value) in changes {
         crate::equivalence::set(&mut recipe, path, value.clone());
@@ -208,7 +217,7 @@ fn run(folder: &Path, env: &RankEnv, name: &str, changes: &[(&str, Value)]) -> R
 }
 
 /// Loss, gradient norm and what is reported of each step, then of each evaluation.
-fn figures(recorder: &Recorder) -> Vec<f64> {
+pub(crate) fn figures(recorder: &Recorder) -> Vec<f64> {
     let means = |figures: &[(&str, f64)]| figures.iter().map(|(_, mean)| *mean).collect::<Vec<_>>();
     let of_steps = recorder
         .iterations
@@ -267,30 +276,44 @@ fn packed_pairs_are_single_pairs() {
 
 #[test]
 fn preferences_on_two_ranks_are_those_of_one() {
-    spawn_ranks(2, |rank: &TestRank| {
-        let env = RankEnv::from_env().expect("the environment of a rank");
-        let own = rank.folder.join(env.rank.to_string());
-        let losses = [
-            ("loss_type", json!(["sigmoid", "sft"])),
-            ("loss_weights", json!([1.0, 0.3])),
-            ("gradient_accumulation_steps", json!(2)),
-        ];
-        let alone = figures(&run(&own, &RankEnv::single(), "plain", &losses));
-        let zero = ("deepspeed", json!({"zero_optimization": {"stage": 3}}));
-        let sp = [&losses[..], &[("sequence_parallel_size", json!(2)), zero.clone()]].concat();
-        assert_same("sp 2", &figures(&run(&own, &env, "sp", &sp)), &alone);
-        let dp = [&losses[..2], &[("gradient_accumulation_steps", json!(1)), zero]].concat();
-        assert_same("dp 2", &figures(&run(&own, &env, "dp", &dp)), &alone);
-    });
+    let losses = [("loss_type", json!(["sigmoid", "sft"])), ("loss_weights", json!([1.0, 0.3]))];
+    two_ranks_as_one(&|_| losses.to_vec());
+}
+
+/// Two micro-batches of one rank against two ranks that share each sequence, and two that have one each; `changes` are of a folder.
+pub(crate) fn two_ranks_as_one(changes: &dyn Fn(&Path) -> Vec<(&'static str, Value)>) {
+    let two = ("gradient_accumulation_steps", json!(2));
+    let zero = ("deepspeed", json!({"zero_optimization": {"stage": 3}}));
+    let sp = vec![two.clone(), zero.clone(), ("sequence_parallel_size", json!(2))];
+    for (name, variant) in [("sp 2", sp), ("dp 2", vec![zero])] {
+        // Ranks join once.
+        spawn_ranks(2, |rank: &TestRank| {
+            let env = RankEnv::from_env().expect("the environment of a rank");
+            let own = rank.folder.join(env.rank.to_string());
+            let changes = changes(&own);
+            let alone = [&changes[..], std::slice::from_ref(&two)].concat();
+            let alone = figures(&run(&own, &RankEnv::single(), "plain", &alone));
+            let both = figures(&run(&own, &env, "both", &[&changes[..], &variant].concat()));
+            assert_eq!(both.len(), alone.len());
+            // Nothing is 0 to a relative difference; what is cut off at 0 is so on both sides.
+            let is_zero =
+                |values: &[f64]| values.iter().map(|value| *value == 0.0).collect::<Vec<_>>();
+            assert_eq!(is_zero(&both), is_zero(&alone), "{both:?} {alone:?}");
+            let rest = |values: Vec<f64>| {
+                values.into_iter().filter(|value| *value != 0.0).collect::<Vec<_>>()
+            };
+            assert_same(name, &rest(both), &rest(alone));
+        });
+    }
 }
 
 /// Losses that compare with nothing: no reference model is computed.
 #[test]
 fn losses_without_a_reference_have_none() {
-    spawn_ranks(2, |rank: &TestRank| {
-        let env = RankEnv::from_env().expect("the environment of a rank");
-        let own = rank.folder.join(env.rank.to_string());
-        for loss in [json!("orpo"), json!(["simpo", "sft"])] {
+    for loss in [json!("orpo"), json!(["simpo", "sft"])] {
+        spawn_ranks(2, |rank: &TestRank| {
+            let env = RankEnv::from_env().expect("the environment of a rank");
+            let own = rank.folder.join(env.rank.to_string());
             let changes = [("ref_model", Value::Null), ("loss_type", loss), ("beta", json!(2))];
             let longer = [
                 ("train_iters", json!(12)),
@@ -308,8 +331,8 @@ fn losses_without_a_reference_have_none() {
             ];
             let both = run(&own, &env, "free-sp", &[&changes[..], &sp].concat());
             assert_same("sp 2", &figures(&both), &figures(&alone));
-        }
-    });
+        });
+    }
 }
 
 #[test]

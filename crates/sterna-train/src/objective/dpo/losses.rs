@@ -46,7 +46,8 @@ pub struct PairLoss {
 /// ericmitchell.ai/cdpo.pdf; hinge of arXiv 2305.10425; ipo of 2310.12036, equation 17; robust of 2403.00409; `exo_pair` of 2402.00856,
 /// equation 16; `nca_pair` of 2402.05369; `sppo_hard` of 2405.00675, equation 4.7; apo of 2408.06266, equations 7 and 8. `simpo` is TRL's
 /// `cpo_trainer.py`, arXiv 2405.14734, equation 6; `orpo` is its `orpo_trainer.py`, 2403.07691, equation 7 times `beta`, the paper's
-/// lambda. `sft`, and the first term of `orpo` (equation 6), are no losses of a pair: `Pairs::nll` has them.
+/// lambda. `sft`, and the first term of `orpo` (equation 6), are no losses of a pair: `Pairs::nll` has them. Those of
+/// replies without pairs are [`super::super::Replies`].
 pub fn pair_loss(
     loss: DpoLoss,
     options: &DpoOptions,
@@ -141,7 +142,7 @@ pub fn pair_loss(
             let slopes = Pair { chosen: -scale * p_b, rejected: scale * p_b * q_a / q_b };
             PairLoss { loss: -beta * log_sigmoid(log_odds), slopes: slopes.over(num_labels) }
         }
-        DpoLoss::Sft => of_both(0.0, 0.0, 0.0),
+        DpoLoss::Sft | DpoLoss::Kto | DpoLoss::ApoZeroUnpaired => of_both(0.0, 0.0, 0.0),
     }
 }
 
@@ -153,12 +154,12 @@ fn smoothed(x: f64, smoothing: f64) -> (f64, f64) {
     )
 }
 
-fn sigmoid(x: f64) -> f64 {
+pub(in crate::objective) fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
 /// The slope of the sigmoid.
-fn bump(x: f64) -> f64 {
+pub(in crate::objective) fn bump(x: f64) -> f64 {
     sigmoid(x) * sigmoid(-x)
 }
 
