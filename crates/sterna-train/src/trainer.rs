@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::json;
 use sterna_arch::ModelConfig;
 use sterna_checkpoint::Checkpoint;
 use sterna_comm::{Comm, RankEnv};
@@ -31,7 +32,7 @@ use tch::{Device, Kind};
 
 pub(crate) use self::setup::device_type;
 use self::{
-    reference::{LogProbs, Reference},
+    reference::{Batches, Cache, LogProbs, Reference},
     setup::{
         Assets, Files, connect_gpus, device, model_config, num_attention_kept, peak_rate,
         plan_of_data, scratch,
@@ -361,8 +362,11 @@ impl<'a> Trainer<'a> {
             let adapters = AdapterSource::Off;
             let source =
                 if has_adapters { WeightSource::Adapted { base: &base, adapters } } else { base };
-            self.engine.zero.load(&source)?;
-            self.compare(observer)?;
+            let weights = match base {
+                WeightSource::Files(files) => reference::hash_of_weights(files, self.comm)?,
+                _ => format!("drawn with seed {seed}"),
+            };
+            self.compare(&weights, &source, observer)?;
         }
         match &self.resumed {
             Some(checkpoint) => {
@@ -373,23 +377,30 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Computes what the reference model, whose weights the engine holds, says of everything that the run will see.
-    fn compare(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+    /// Finds out what the reference model says of everything that the run will see: from the cache, or by its weights, of `source`, whose
+    /// hash is `weights`.
+    fn compare(
+        &mut self,
+        weights: &str,
+        source: &WeightSource<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
         let (recipe, stream, mesh) = (self.recipe, &self.stream, &self.comm.mesh);
-        let collator = stream.collator();
-        let train = stream_indices(recipe, &self.steps, stream.len());
-        let eval = eval_batches(self.datasets.eval.as_ref(), mesh, recipe.micro_batch_size);
-        let has_kl = self.has_kl();
-        let num_all = (train.len() + eval.len()) * if has_kl { 2 } else { 1 };
-        let mut num_done = 0;
-        let mut on_batch = || {
-            num_done += 1;
-            observer.on_reference(num_done, num_all);
-        };
-        let train = || train.iter().map(|&index| Ok((index, stream.get(index)?)));
-        let eval = || {
-            eval.iter().map(|batch| {
-                let dataset = self.datasets.eval.as_ref().expect("it has samples");
+        let (datasets, collator) = (self.datasets, stream.collator());
+        let inputs = json!({
+            "weights": weights,
+            "config": self.assets.config.raw,
+            "dtype": recipe.model.dtype.to_string(),
+            "train": datasets.fingerprint,
+            "eval": datasets.eval.as_ref().map(Dataset::fingerprint),
+        });
+        let mut cache = Cache::open(&recipe.data.cache_dir, inputs, self.comm)?;
+        let indices = stream_indices(recipe, &self.steps, stream.len());
+        let eval_batches = eval_batches(datasets.eval.as_ref(), mesh, recipe.micro_batch_size);
+        let of_train = || indices.iter().map(|&index| Ok((index, stream.get(index)?)));
+        let of_eval = || {
+            eval_batches.iter().map(|batch| {
+                let dataset = datasets.eval.as_ref().expect("it has samples");
                 Ok((batch.first, eval_batch(dataset, collator, batch.samples.clone())?))
             })
         };
@@ -397,21 +408,23 @@ impl<'a> Trainer<'a> {
             let (index, batch) = batch?;
             Ok((index, collator.mismatched(&batch)?))
         };
-        let (engine, comm) = (&mut self.engine, self.comm);
-        let mut of_train = Reference {
-            log_probs: reference::log_probs(engine, comm, train(), &mut on_batch)?,
-            mismatched: LogProbs::new(),
-        };
-        let mut of_eval = Reference {
-            log_probs: reference::log_probs(engine, comm, eval(), &mut on_batch)?,
-            mismatched: LogProbs::new(),
-        };
-        if has_kl {
-            let (train, eval) = (train().map(mismatched), eval().map(mismatched));
-            of_train.mismatched = reference::log_probs(engine, comm, train, &mut on_batch)?;
-            of_eval.mismatched = reference::log_probs(engine, comm, eval, &mut on_batch)?;
-        }
-        self.reference = Some([of_train, of_eval]);
+        let num_mismatched = if self.has_kl() { usize::MAX } else { 0 };
+        let parts: [&Batches<'_>; 4] = [
+            &|| Box::new(of_train()),
+            &|| Box::new(of_eval()),
+            &|| Box::new(of_train().map(mismatched).take(num_mismatched)),
+            &|| Box::new(of_eval().map(mismatched).take(num_mismatched)),
+        ];
+        let on_batch = &mut |num_done, num_all| observer.on_reference(num_done, num_all);
+        let load = |engine: &mut Engine<'_>| engine.zero.load(source);
+        let engine = &mut self.engine;
+        let found = reference::log_probs(engine, self.comm, &mut cache, &parts, load, on_batch)?;
+        let [train, eval, train_mismatched, eval_mismatched] =
+            <[LogProbs; 4]>::try_from(found).expect("as many as parts");
+        self.reference = Some([
+            Reference { log_probs: train, mismatched: train_mismatched },
+            Reference { log_probs: eval, mismatched: eval_mismatched },
+        ]);
         Ok(())
     }
 

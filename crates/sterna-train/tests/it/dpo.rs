@@ -293,7 +293,12 @@ pub(crate) fn two_ranks_as_one(changes: &dyn Fn(&Path) -> Vec<(&'static str, Val
             let changes = changes(&own);
             let alone = [&changes[..], std::slice::from_ref(&two)].concat();
             let alone = figures(&run(&own, &RankEnv::single(), "plain", &alone));
-            let both = figures(&run(&own, &env, "both", &[&changes[..], &variant].concat()));
+            // They compute the reference model too.
+            let cache = ("data.cache_dir", json!(own.join("cache of both")));
+            let both = [&changes[..], &variant, &[cache]].concat();
+            let both = run(&own, &env, "both", &both);
+            assert!(both.num_references > 0);
+            let both = figures(&both);
             assert_eq!(both.len(), alone.len());
             // Nothing is 0 to a relative difference; what is cut off at 0 is so on both sides.
             let is_zero =
@@ -346,9 +351,74 @@ fn resumed_preferences_go_on_with_the_same_reference() {
     let whole = run(folder.path(), &env, "whole", &checkpoint("whole", 4));
     run(folder.path(), &env, "half", &checkpoint("parts", 2));
     let rest = run(folder.path(), &env, "rest", &checkpoint("parts", 4));
+    assert_eq!(rest.num_references, 0, "the first run has computed them");
     assert_eq!(rest.iterations.len(), 2);
     for (resumed, step) in rest.iterations.iter().zip(&whole.iterations[2..]) {
         assert_eq!((resumed.loss, &resumed.figures), (step.loss, &step.figures));
+    }
+}
+
+/// The file in which a run left the reference model's log-probabilities.
+fn kept(folder: &Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(folder.join("cache")).expect("a cache");
+    let paths = entries.map(|entry| entry.expect("readable").path());
+    let is_kept = |path: &std::path::PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("sterna-reference"))
+    };
+    paths.filter(is_kept).collect()
+}
+
+#[test]
+fn what_a_reference_model_says_is_computed_once() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let env = RankEnv::single();
+    let first = run(folder.path(), &env, "first", &[]);
+    assert!(first.num_references > 0);
+    let [file] = &kept(folder.path())[..] else { panic!("one file") };
+    let of = |recorder: &Recorder| (figures(recorder), recorder.num_references);
+    let again = (figures(&first), 0);
+    assert_eq!(of(&run(folder.path(), &env, "again", &[])), again);
+    // Another loss has the same reference.
+    let other = run(folder.path(), &env, "hinge", &[("loss_type", json!("hinge"))]);
+    assert_eq!(other.num_references, 0);
+
+    // More steps have more rows, and those that are there are not computed.
+    let longer = [("exit_iteration", json!(6)), ("eval_on_start", json!(false))];
+    let longer = run(folder.path(), &env, "longer", &longer).num_references;
+    assert!((1..first.num_references).contains(&longer), "{longer}");
+
+    let bytes = fs::read(file).expect("readable");
+    let flipped = [&bytes[..99], &[bytes[99] ^ 1], &bytes[100..]].concat();
+    for damaged in [&flipped[..], &bytes[..bytes.len() - 1], &[]] {
+        fs::write(file, damaged).expect("written");
+        let repaired = run(folder.path(), &env, "damaged", &[]);
+        assert_eq!(of(&repaired), (figures(&first), first.num_references));
+        assert_eq!(of(&run(folder.path(), &env, "repaired", &[])), again);
+    }
+    assert_eq!(kept(folder.path()).len(), 1, "nothing is left beside it");
+
+    let own = folder.path().join("model");
+    let another = [("ref_model", json!({"name_or_path": own}))];
+    let another = run(folder.path(), &env, "another", &another);
+    assert_eq!((another.num_references, kept(folder.path()).len()), (first.num_references, 2));
+}
+
+/// Rows are what they are on any number of ranks.
+#[test]
+fn two_ranks_know_what_one_has_computed() {
+    let two = ("gradient_accumulation_steps", json!(2));
+    let sp = vec![two.clone(), ("sequence_parallel_size", json!(2))];
+    for variant in [vec![], sp] {
+        spawn_ranks(2, |rank: &TestRank| {
+            let env = RankEnv::from_env().expect("the environment of a rank");
+            let own = rank.folder.join(env.rank.to_string());
+            let alone = std::slice::from_ref(&two);
+            let alone = run(&own, &RankEnv::single(), "alone", alone);
+            assert!(alone.num_references > 0);
+            let both = run(&own, &env, "both", &variant);
+            assert_eq!(both.num_references, 0);
+            assert_same("both", &figures(&both), &figures(&alone));
+        });
     }
 }
 
