@@ -128,6 +128,22 @@ fn weighted_losses_of_batches_are_trls() {
     }
 }
 
+/// In fp32 a short reply that was learnt by heart has a log-probability of 0.
+#[test]
+fn the_odds_of_a_certain_reply_have_a_slope() {
+    let options = options(&[(DpoLoss::Orpo, 1.0)], 0.5, 0.0);
+    let pair = |chosen: f64, rejected: f64| Pair { chosen, rejected };
+    let of = |policy| pair_loss(DpoLoss::Orpo, &options, policy, pair(0.0, 0.0), pair(2.0, 4.0));
+    let (certain, nearly) = (of(pair(0.0, -4.0)), of(pair(-1e-12, -4.0)));
+    assert!(certain.loss.abs() < 1e-11, "{certain:?}");
+    for (certain, nearly) in [
+        (certain.slopes.chosen, nearly.slopes.chosen),
+        (certain.slopes.rejected, nearly.slopes.rejected),
+    ] {
+        assert!((certain - nearly).abs() < 1e-9, "{certain} and {nearly}");
+    }
+}
+
 /// The loss of a step down the gradient against the square of its norm, for every kind of loss.
 #[test]
 fn gradients_of_pairs_are_the_slope_of_their_loss() {
