@@ -145,6 +145,69 @@ impl Collator {
         }
     }
 
+    /// Each prompt of `batch` with the reply to the prompt before it, the first with the last one's: a prompt is what stands before the
+    /// first label of a sample. Samples without a label stay as they are, and how many samples a row has.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::padded_len`].
+    ///
+    /// # Source
+    ///
+    /// TRL `kto_trainer.py`, `add_kl_completion_ids`.
+    pub fn mismatched(&self, batch: &MicroBatch) -> Result<MicroBatch> {
+        let rows: Vec<Vec<Range<usize>>> = batch
+            .packed_sample_seqlens
+            .iter()
+            .enumerate()
+            .map(|(row, seqlens)| {
+                let mut end = row * batch.len;
+                let place = |len: &usize| {
+                    end += len;
+                    end - len..end
+                };
+                seqlens.iter().map(place).collect()
+            })
+            .collect();
+        let first_label = |place: &Range<usize>| {
+            let labels = &batch.labels[place.clone()];
+            let first = labels.iter().position(|&label| label != IGNORE_INDEX);
+            first.map(|first| place.start + first)
+        };
+        let replies: Vec<Range<usize>> = rows
+            .iter()
+            .flatten()
+            .filter_map(|place| Some(first_label(place)?..place.end))
+            .collect();
+        // Cycled, so that the one before the first is the last.
+        let mut before = replies.iter().cycle().skip(replies.len().saturating_sub(1));
+        let samples = rows.iter().map(|row| {
+            let mut sample = Sample {
+                input_ids: Vec::new(),
+                labels: Vec::new(),
+                position_ids: Vec::new(),
+                seqlens: Vec::new(),
+            };
+            for place in row {
+                let first = first_label(place);
+                let reply = first.and_then(|_| before.next().cloned());
+                let prompt = place.start..first.unwrap_or(place.end);
+                let reply = reply.unwrap_or(place.end..place.end);
+                let len = prompt.len() + reply.len();
+                for place in [prompt, reply] {
+                    sample
+                        .input_ids
+                        .extend(batch.input_ids[place.clone()].iter().map(|&id| id as u32));
+                    sample.labels.extend(batch.labels[place].iter().map(|&label| label as i32));
+                }
+                sample.position_ids.extend(0..len as u32);
+                sample.seqlens.push(len);
+            }
+            sample
+        });
+        self.collate(&samples.collect::<Vec<_>>())
+    }
+
     /// Pads `samples` on the right to one length and puts them under each other.
     ///
     /// # Errors

@@ -51,6 +51,8 @@ pub enum Format {
     Tokens,
     /// `chosen` and `rejected`.
     Preference,
+    /// `prompt`, `completion` and whether it is a good one in `label`.
+    UnpairedPreference,
 }
 
 /// A row before it is tokens.
@@ -66,6 +68,8 @@ pub(crate) enum Example {
     Tokens(Tokens),
     /// The better reply to a prompt and the worse one, each a chat or a text.
     Pair(Box<[Example; 2]>),
+    /// A reply, a chat or a text, and whether it is a good one.
+    Unpaired(Box<Example>, bool),
     /// Why it is not trained on.
     Dropped(String),
 }
@@ -75,6 +79,7 @@ impl Example {
     pub(crate) fn chats(&self) -> impl Iterator<Item = &Chat> {
         let examples = match self {
             Example::Pair(pair) => &pair[..],
+            Example::Unpaired(reply, _) => std::slice::from_ref(&**reply),
             alone => std::slice::from_ref(alone),
         };
         examples.iter().filter_map(|example| match example {
@@ -114,6 +119,7 @@ impl Format {
                 Format::Text { column: named(text().or(only), TEXT_KEY) }
             }
             // A column that is missing is an error that names it.
+            Some(RowFormat::UnpairedPreference) => Format::UnpairedPreference,
             _ if source.kind == SourceType::HuggingFace => Format::Preference,
             Some(RowFormat::Tokens) if source.kind == SourceType::HuggingFaceCausal => {
                 Format::Tokens
@@ -140,7 +146,7 @@ impl Format {
                     // Whether a reply is a good one: the bad ones are nothing to learn from.
                     return Err(Error::Preferences {
                         source_name: source.name_or_path.clone(),
-                        columns: "`prompt`, `completion` and `label`",
+                        columns: UNPAIRED_COLUMNS,
                     });
                 } else if let Some(column) = messages() {
                     Format::Messages { column }
@@ -163,11 +169,14 @@ impl Format {
                 }
             }
         };
-        if format == Format::Preference && source.kind != SourceType::HuggingFace {
-            return Err(Error::Preferences {
-                source_name: source.name_or_path.clone(),
-                columns: "`chosen` and `rejected`",
-            });
+        let columns = match format {
+            Format::Preference => "`chosen` and `rejected`",
+            Format::UnpairedPreference => UNPAIRED_COLUMNS,
+            _ => "",
+        };
+        if !columns.is_empty() && source.kind != SourceType::HuggingFace {
+            let source_name = source.name_or_path.clone();
+            return Err(Error::Preferences { source_name, columns });
         }
         let is_message = !matches!(format, Format::Text { .. } | Format::Tokens | Format::Alpaca);
         let keys = [
@@ -199,6 +208,7 @@ impl Format {
                 (own(&["input_ids"]), own(&[&MASK_KEYS[..], &[PADDING_KEY]].concat()))
             }
             Format::Preference => (own(&["chosen", "rejected"]), own(&["prompt"])),
+            Format::UnpairedPreference => (own(&["prompt", "completion", "label"]), Vec::new()),
         };
         if self.is_chat() {
             optional.push(KWARGS_KEY.to_owned());
@@ -211,9 +221,10 @@ impl Format {
         (required, optional)
     }
 
-    /// Samples that a row is made into, unless it is dropped.
+    /// Samples that a row is made into, unless it is dropped. A reply without a pair has an empty one beside it: which of the two it is
+    /// says whether it is a good one.
     pub fn samples_per_row(&self) -> usize {
-        if *self == Format::Preference { 2 } else { 1 }
+        if matches!(self, Format::Preference | Format::UnpairedPreference) { 2 } else { 1 }
     }
 
     /// Whether the chat template prints the rows.
@@ -223,7 +234,8 @@ impl Format {
             | Format::Messages { .. }
             | Format::Alpaca
             | Format::PromptCompletion
-            | Format::Preference => true,
+            | Format::Preference
+            | Format::UnpairedPreference => true,
             Format::Text { .. } | Format::Tokens => false,
         }
     }
@@ -239,7 +251,25 @@ impl std::fmt::Display for Format {
             Format::Text { column } => write!(f, "text in column `{column}`"),
             Format::Tokens => f.write_str("tokens in column `input_ids`"),
             Format::Preference => f.write_str("`chosen` and `rejected`"),
+            Format::UnpairedPreference => f.write_str(UNPAIRED_COLUMNS),
         }
+    }
+}
+
+/// The columns of a reply without a pair, in words.
+const UNPAIRED_COLUMNS: &str = "`prompt`, `completion` and `label`";
+
+/// Whether the completion of a row is a good one.
+fn is_good(row: &Map<String, Value>, row_id: &dyn Fn() -> RowId) -> Result<bool> {
+    match &row["label"] {
+        Value::Bool(is_good) => Ok(*is_good),
+        Value::Number(number) if number.as_f64() == Some(1.0) => Ok(true),
+        Value::Number(number) if number.as_f64() == Some(0.0) => Ok(false),
+        label => Err(Error::BadRow {
+            row: Box::new(row_id()),
+            found: format!("`label` is {}", kind(label)),
+            required: "`true` for a good completion or `false` for a bad one",
+        }),
     }
 }
 
@@ -275,8 +305,26 @@ impl RowParser<'_> {
             Format::Text { column } => text(column, &row, row_id),
             Format::Tokens => tokens(&row, row_id),
             Format::Preference => return self.pair(&row, &about_chat, row_id),
+            Format::UnpairedPreference => {
+                let is_good = is_good(&row, row_id)?;
+                let reply = self.prompt_completion(&row, row_id)?;
+                return Ok(match self.example(reply, about_chat, row_id)? {
+                    Example::Dropped(why) => Example::Dropped(why),
+                    reply => Example::Unpaired(Box::new(reply), is_good),
+                });
+            }
         };
-        let Turns { messages, num_prompt, left_out } = match parsed? {
+        self.example(parsed?, about_chat, row_id)
+    }
+
+    /// What was read, with what is trained on.
+    fn example(
+        &self,
+        parsed: Parsed,
+        about_chat: Conversation,
+        row_id: &dyn Fn() -> RowId,
+    ) -> Result<Example> {
+        let Turns { messages, num_prompt, left_out } = match parsed {
             Parsed::Turns(turns) => turns,
             Parsed::Done(example) => return Ok(example),
         };

@@ -166,9 +166,14 @@ impl<'a> RowTokenizer<'a> {
         chats: &mut impl Iterator<Item = Result<(Tokens, Remarks)>>,
         row_id: &dyn Fn() -> RowId,
     ) -> Option<Result<Tokenized>> {
+        let mut is_good = None;
         let examples = match example {
             Ok(Example::Dropped(why)) => return Some(Ok(Tokenized::Dropped(why))),
             Ok(Example::Pair(pair)) => Vec::from(*pair),
+            Ok(Example::Unpaired(reply, is_good_reply)) => {
+                is_good = Some(is_good_reply);
+                vec![*reply]
+            }
             Ok(example) => vec![example],
             Err(error) => return Some(Err(error)),
         };
@@ -188,6 +193,10 @@ impl<'a> RowTokenizer<'a> {
             left_out.extend(of_sample);
             remarks = remarks.and(of_reply);
             samples.push(tokens);
+        }
+        if let Some(is_good) = is_good {
+            // In place of the reply that it has no pair of.
+            samples.insert(usize::from(is_good), Tokens::default());
         }
         Some(Ok(Tokenized::Samples { samples, left_out, remarks }))
     }
@@ -209,7 +218,9 @@ impl<'a> RowTokenizer<'a> {
             }
             Example::Document(text) => self.chats.tokenize_document(&text, row_id),
             Example::Tokens(tokens) => self.check_ids(&tokens, row_id).map(|()| tokens),
-            Example::Pair(_) | Example::Dropped(_) => unreachable!("no sample of its own"),
+            Example::Pair(_) | Example::Unpaired(..) | Example::Dropped(_) => {
+                unreachable!("no sample of its own")
+            }
         };
         Some(tokens.map(|tokens| (tokens, LeftOut::new(), Remarks::default())))
     }

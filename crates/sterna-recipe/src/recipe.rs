@@ -228,21 +228,50 @@ pub enum Trainer {
 /// The keys of `type: dpo`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DpoOptions {
-    /// A folder or a hub name of the model that replies are compared with; the model that is trained when the recipe gives none.
-    pub ref_model: String,
+    /// A folder or a hub name of the model that replies are compared with, the model that is trained when the recipe gives none; `None` if
+    /// no loss compares them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ref_model: Option<String>,
     /// How far from that model the trained one may go: less for larger values. Above 0.
     pub beta: f64,
     /// The probability that a pair is the wrong way round, from 0 to below 0.5.
     pub label_smoothing: f64,
-    /// What is minimised.
-    pub loss_type: DpoLoss,
+    /// The margin that `SimPO` wants between the rewards of the two replies.
+    pub simpo_gamma: f64,
+    /// What the loss of a good reply is multiplied by where replies have no pairs.
+    pub desirable_weight: f64,
+    /// And that of a bad one.
+    pub undesirable_weight: f64,
+    /// What is minimised: the sum of these, each times its weight. Never empty.
+    pub loss_type: Vec<DpoLoss>,
+    /// As many, at least 0, one of them above.
+    pub loss_weights: Vec<f64>,
 }
 
-/// What is minimised of a pair, by TRL's names.
+impl DpoOptions {
+    /// What is minimised, and how much of it.
+    pub fn losses(&self) -> impl Iterator<Item = (DpoLoss, f64)> {
+        self.loss_type.iter().copied().zip(self.loss_weights.iter().copied())
+    }
+
+    /// Whether rows are single replies, good or bad: then there is one loss.
+    pub fn is_unpaired(&self) -> bool {
+        self.loss_type.iter().any(|loss| loss.is_unpaired())
+    }
+
+    /// Whether replies are compared with how far the trained model is from the reference model altogether.
+    pub fn has_kl(&self) -> bool {
+        self.loss_type.contains(&DpoLoss::Kto)
+    }
+}
+
+/// What is minimised of pairs, by TRL's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DpoLoss {
     /// DPO, and cDPO with `label_smoothing`.
     Sigmoid,
+    /// DPO over mean log-probabilities of tokens.
+    SigmoidNorm,
     /// The hinge of `SLiC`.
     Hinge,
     /// IPO, over mean log-probabilities of tokens.
@@ -259,6 +288,28 @@ pub enum DpoLoss {
     ApoZero,
     /// APO, where they are worse.
     ApoDown,
+    /// `SimPO`, over mean log-probabilities of tokens.
+    Simpo,
+    /// ORPO: the odds of the chosen reply against those of the other, and [`Self::Sft`].
+    Orpo,
+    /// The mean of `-ln p` over the tokens of chosen replies.
+    Sft,
+    /// KTO, of replies that have no pairs.
+    Kto,
+    /// [`Self::ApoZero`] of replies that have no pairs.
+    ApoZeroUnpaired,
+}
+
+impl DpoLoss {
+    /// Whether it compares replies with what a reference model says of them.
+    pub fn has_reference(self) -> bool {
+        !matches!(self, Self::Simpo | Self::Orpo | Self::Sft)
+    }
+
+    /// Whether its rows are single replies, good or bad.
+    pub fn is_unpaired(self) -> bool {
+        matches!(self, Self::Kto | Self::ApoZeroUnpaired)
+    }
 }
 
 /// `data`.
@@ -459,6 +510,8 @@ pub enum RowFormat {
     Tokens,
     /// `chosen` and `rejected`, with or without `prompt`.
     Preference,
+    /// `prompt`, `completion` and `label`, whether the completion is a good one.
+    UnpairedPreference,
 }
 
 /// What is done about messages of roles that a source's role mapping, or without one the chat template, does not know.

@@ -5,16 +5,20 @@
 //! loss that is not such a sum, `L(ln p_1, .., ln p_n)`, has the weights `-dL/d(ln p_t)`.
 
 mod dpo;
+mod kto;
 mod sft;
 
-use sterna_comm::Group;
+use sterna_comm::{Group, ReduceOp};
 use sterna_data::MicroBatch;
+use sterna_torch_sys::copies::upload;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::TrainError;
 
+pub(crate) use self::kto::num_replies;
 pub use self::{
-    dpo::{Dpo, Pair, PairLoss, Pairs, pair_loss},
+    dpo::{Counts, Dpo, Pair, PairLoss, Pairs, pair_loss},
+    kto::{Kto, Replies},
     sft::Sft,
 };
 
@@ -44,8 +48,8 @@ pub trait Objective {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Figures {
     names: &'static [&'static str],
-    /// How many, and then the sums.
-    values: Vec<f64>,
+    /// Of each name the sum, and how many.
+    values: Vec<[f64; 2]>,
 }
 
 /// The labels of one micro-batch on this rank, in the order of tokens.
@@ -96,6 +100,36 @@ impl<'a> Labels<'a> {
         (self.log_probs)()
     }
 
+    /// `ln p` of each of the micro-batch's samples: the sum over its labels, those of other ranks too.
+    ///
+    /// # Communication
+    ///
+    /// One all-reduce over [`Self::sp`]. Collective.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::log_probs`]; [`TrainError::Comm`] if a peer failed.
+    pub(crate) fn log_probs_of_samples(
+        &mut self,
+        num_samples: usize,
+    ) -> Result<Vec<f64>, TrainError> {
+        let log_probs = self.log_probs()?;
+        let mut sums = Tensor::zeros([num_samples as i64], (Kind::Double, self.device));
+        let _ = sums.index_add_(0, &self.sample_idxs(), &log_probs);
+        self.sp.all_reduce_(&sums, ReduceOp::Sum)?;
+        Ok(Vec::try_from(sums).expect("one dimension, double precision"))
+    }
+
+    /// For each label the number of its sample.
+    pub(crate) fn of_samples(&self, numbers: &[f64]) -> Tensor {
+        let numbers = upload(Tensor::from_slice(numbers), self.device);
+        numbers.index_select(0, &self.sample_idxs())
+    }
+
+    fn sample_idxs(&self) -> Tensor {
+        upload(Tensor::from_slice(self.samples), self.device)
+    }
+
     /// The same weight for all.
     pub fn uniform(&self, weight: f64) -> Tensor {
         Tensor::full([self.samples.len() as i64], weight, (Kind::Double, self.device))
@@ -105,14 +139,16 @@ impl<'a> Labels<'a> {
 impl Figures {
     /// Means of nothing yet.
     pub(crate) fn named(names: &'static [&'static str]) -> Self {
-        Self { names, values: vec![0.0; 1 + names.len()] }
+        Self { names, values: vec![[0.0; 2]; names.len()] }
     }
 
-    /// Adds one to what the means are over.
-    pub(crate) fn add(&mut self, values: &[f64]) {
-        self.values[0] += 1.0;
-        for (sum, value) in self.values[1..].iter_mut().zip(values) {
-            *sum += value;
+    /// Adds one to what the means are over, of those that have a value.
+    pub(crate) fn add(&mut self, values: &[Option<f64>]) {
+        for ([sum, count], value) in self.values.iter_mut().zip(values) {
+            if let Some(value) = value {
+                *sum += value;
+                *count += 1.0;
+            }
         }
     }
 
@@ -122,20 +158,23 @@ impl Figures {
             self.clone_from(other);
             return;
         }
-        for (sum, value) in self.values.iter_mut().zip(&other.values) {
-            *sum += value;
+        for (value, other) in
+            self.values.as_flattened_mut().iter_mut().zip(other.values.as_flattened())
+        {
+            *value += other;
         }
     }
 
     /// What is summed over ranks.
-    pub(crate) fn values(&self) -> &[f64] {
-        &self.values
+    pub fn values(&self) -> &[f64] {
+        self.values.as_flattened()
     }
 
-    /// The means, from the sums over ranks.
-    pub(crate) fn means(&self, values: &[f64]) -> Vec<(&'static str, f64)> {
-        let Some((count, sums)) = values.split_first() else { return Vec::new() };
-        self.names.iter().zip(sums).map(|(name, sum)| (*name, sum / count)).collect()
+    /// The means, from the sums over ranks; not those of nothing.
+    pub fn means(&self, values: &[f64]) -> Vec<(&'static str, f64)> {
+        let (values, _) = values.as_chunks::<2>();
+        let means = self.names.iter().zip(values).filter(|(_, [_, count])| *count > 0.0);
+        means.map(|(name, [sum, count])| (*name, sum / count)).collect()
     }
 }
 

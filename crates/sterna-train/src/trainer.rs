@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::json;
 use sterna_arch::ModelConfig;
 use sterna_checkpoint::Checkpoint;
 use sterna_comm::{Comm, RankEnv};
@@ -21,7 +22,7 @@ use sterna_hf::export::check_destination;
 use sterna_mesh::{Axis, Mesh};
 use sterna_model::stage::Stage;
 use sterna_plan::Plan;
-use sterna_recipe::{CheckpointKind, CheckpointOptions, NonFinitePolicy, Recipe};
+use sterna_recipe::{CheckpointKind, CheckpointOptions, DpoOptions, NonFinitePolicy, Recipe};
 use sterna_torch_sys::{
     AdamW,
     cuda::{self, DeviceMemory},
@@ -31,7 +32,7 @@ use tch::{Device, Kind};
 
 pub(crate) use self::setup::device_type;
 use self::{
-    reference::LogProbs,
+    reference::{Batches, Cache, LogProbs, Reference},
     setup::{
         Assets, Files, connect_gpus, device, model_config, num_attention_kept, peak_rate,
         plan_of_data, scratch,
@@ -44,7 +45,7 @@ use crate::{
     error::TrainError,
     export::{Origin, export},
     load::{AdapterSource, WeightSource},
-    objective::{Dpo, Figures, Objective, Pairs, Sft},
+    objective::{Counts, Dpo, Figures, Kto, Objective, Pairs, Replies, Sft, num_replies},
     observe::{
         flops,
         gpus::{Bf16Products, Gpu, Monitor, Processor},
@@ -228,8 +229,8 @@ struct Trainer<'a> {
     peak_rate: f64,
     /// What NVML says of this rank's GPU, if there are both.
     monitor: Option<Monitor>,
-    /// What replies are compared with, of training and evaluation data; empty if nothing is.
-    reference: [LogProbs; 2],
+    /// What replies are compared with, of training and evaluation data, if they are.
+    reference: Option<[Reference; 2]>,
 }
 
 /// What the ranks tell each other about a step before the optimizer moves.
@@ -332,7 +333,7 @@ impl<'a> Trainer<'a> {
                 _ => None,
             },
             engine,
-            reference: [LogProbs::new(), LogProbs::new()],
+            reference: None,
             _pinned_ahead: pinned_ahead,
             resumed,
             stop,
@@ -353,17 +354,20 @@ impl<'a> Trainer<'a> {
         };
         let source =
             if has_adapters { WeightSource::Adapted { base: &base, adapters } } else { base };
-        if let Some(dpo) = &self.recipe.dpo {
-            let is_other = dpo.ref_model != self.recipe.model.name_or_path;
+        if let Some(name) = self.recipe.dpo.as_ref().and_then(|dpo| dpo.ref_model.as_ref()) {
+            let is_other = *name != self.recipe.model.name_or_path;
             let files = is_other
-                .then(|| reference::weights(self.recipe, &dpo.ref_model, &self.assets.config))
+                .then(|| reference::weights(self.recipe, name, &self.assets.config))
                 .transpose()?;
             let base = files.as_ref().map_or(base, WeightSource::Files);
             let adapters = AdapterSource::Off;
             let source =
                 if has_adapters { WeightSource::Adapted { base: &base, adapters } } else { base };
-            self.engine.zero.load(&source)?;
-            self.compare(observer)?;
+            let weights = match base {
+                WeightSource::Files(files) => reference::hash_of_weights(files, self.comm)?,
+                _ => format!("drawn with seed {seed}"),
+            };
+            self.compare(&weights, &source, observer)?;
         }
         match &self.resumed {
             Some(checkpoint) => {
@@ -374,24 +378,54 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Computes what the reference model, whose weights the engine holds, says of everything that the run will see.
-    fn compare(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+    /// Finds out what the reference model says of everything that the run will see: from the cache, or by its weights, of `source`, whose
+    /// hash is `weights`.
+    fn compare(
+        &mut self,
+        weights: &str,
+        source: &WeightSource<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
         let (recipe, stream, mesh) = (self.recipe, &self.stream, &self.comm.mesh);
-        let train = stream_indices(recipe, &self.steps, stream.len());
-        let eval = eval_batches(self.datasets.eval.as_ref(), mesh, recipe.micro_batch_size);
-        let (mut num_done, num_all) = (0, train.len() + eval.len());
-        let mut on_batch = || {
-            num_done += 1;
-            observer.on_reference(num_done, num_all);
-        };
-        let train = train.into_iter().map(|index| Ok((index, stream.get(index)?)));
-        let train = reference::log_probs(&mut self.engine, self.comm, train, &mut on_batch)?;
-        let eval = eval.into_iter().map(|batch| {
-            let dataset = self.datasets.eval.as_ref().expect("it has samples");
-            Ok((batch.first, eval_batch(dataset, stream.collator(), batch.samples)?))
+        let (datasets, collator) = (self.datasets, stream.collator());
+        let inputs = json!({
+            "weights": weights,
+            "config": self.assets.config.raw,
+            "dtype": recipe.model.dtype.to_string(),
+            "train": datasets.fingerprint,
+            "eval": datasets.eval.as_ref().map(Dataset::fingerprint),
         });
-        let eval = reference::log_probs(&mut self.engine, self.comm, eval, &mut on_batch)?;
-        self.reference = [train, eval];
+        let mut cache = Cache::open(&recipe.data.cache_dir, inputs, self.comm)?;
+        let indices = stream_indices(recipe, &self.steps, stream.len());
+        let eval_batches = eval_batches(datasets.eval.as_ref(), mesh, recipe.micro_batch_size);
+        let of_train = || indices.iter().map(|&index| Ok((index, stream.get(index)?)));
+        let of_eval = || {
+            eval_batches.iter().map(|batch| {
+                let dataset = datasets.eval.as_ref().expect("it has samples");
+                Ok((batch.first, eval_batch(dataset, collator, batch.samples.clone())?))
+            })
+        };
+        let mismatched = |batch: Result<(usize, MicroBatch), TrainError>| {
+            let (index, batch) = batch?;
+            Ok((index, collator.mismatched(&batch)?))
+        };
+        let num_mismatched = if self.has_kl() { usize::MAX } else { 0 };
+        let parts: [&Batches<'_>; 4] = [
+            &|| Box::new(of_train()),
+            &|| Box::new(of_eval()),
+            &|| Box::new(of_train().map(mismatched).take(num_mismatched)),
+            &|| Box::new(of_eval().map(mismatched).take(num_mismatched)),
+        ];
+        let on_batch = &mut |num_done, num_all| observer.on_reference(num_done, num_all);
+        let load = |engine: &mut Engine<'_>| engine.zero.load(source);
+        let engine = &mut self.engine;
+        let found = reference::log_probs(engine, self.comm, &mut cache, &parts, load, on_batch)?;
+        let [train, eval, train_mismatched, eval_mismatched] =
+            <[LogProbs; 4]>::try_from(found).expect("as many as parts");
+        self.reference = Some([
+            Reference { log_probs: train, mismatched: train_mismatched },
+            Reference { log_probs: eval, mismatched: eval_mismatched },
+        ]);
         Ok(())
     }
 
@@ -581,11 +615,20 @@ impl<'a> Trainer<'a> {
         let mut by_source = SourceSums::new(self.datasets.train.num_sources());
         let mut figures = Figures::default();
         let indices: Vec<usize> = (first..first + gas).map(|i| self.stream_index(i)).collect();
-        let references: Vec<&[f64]> = match &self.recipe.dpo {
-            Some(_) => indices.iter().map(|index| &self.reference[0][index][..]).collect(),
-            None => Vec::new(),
+        let kl = match &self.reference {
+            Some([train, _]) if self.has_kl() => {
+                let collator = self.stream.collator();
+                let mismatched = batches.iter().zip(&indices).map(|(batch, index)| {
+                    Ok((collator.mismatched(batch)?, Some(&train.mismatched[index][..])))
+                });
+                reference::kl(&mut self.engine, self.comm, mismatched)?
+            }
+            _ => 0.0,
         };
-        let objectives = objectives(self.comm, self.recipe, &batches, &references)?;
+        let reference =
+            |index| self.reference.as_ref().map(|[train, _]| &train.log_probs[index][..]);
+        let references: Vec<Option<&[f64]>> = indices.iter().map(reference).collect();
+        let objectives = objectives(self.comm, self.recipe, &batches, &references, kl)?;
         for (i, (batch, objective)) in batches.iter().zip(&objectives).enumerate() {
             if i > 0 && matches!(self.early_exit()?, Some(EarlyExit::Signal(_))) {
                 self.engine.zero.discard_gradients()?;
@@ -722,6 +765,11 @@ impl<'a> Trainer<'a> {
         Ok(self.stream.get(self.stream_index(index))?)
     }
 
+    /// Whether replies are compared with how far the models are from each other.
+    fn has_kl(&self) -> bool {
+        self.recipe.dpo.as_ref().is_some_and(DpoOptions::has_kl)
+    }
+
     /// Where an epoch has micro-batch number `index` of the run.
     fn stream_index(&self, index: usize) -> usize {
         if self.recipe.overfit_first_batch { 0 } else { index % self.stream.len() }
@@ -792,48 +840,61 @@ impl<'a> Trainer<'a> {
         let mesh = self.comm.mesh;
         let collator = *self.stream.collator();
         let share = 1.0 / mesh.size(Axis::Sp) as f64;
-        let (mut loss, mut count, mut num_valid_tokens) = (0.0, 0.0, 0.0);
+        // The loss is the sum of two means, of which each is a sum and what it is over.
+        let (mut means, mut num_valid_tokens) = ([0.0; 4], 0.0);
         let mut by_source = SourceSums::new(dataset.num_sources());
         // A group that counts nothing has figures too: all ranks sum as many numbers.
         let mut figures = match &self.recipe.dpo {
+            Some(options) if options.is_unpaired() => Replies::no_figures(),
             Some(_) => Pairs::no_figures(),
             None => Figures::default(),
         };
-        for EvalBatch { first, samples, is_counted } in
-            eval_batches(Some(dataset), &mesh, self.recipe.micro_batch_size)
-        {
+        let batches = eval_batches(Some(dataset), &mesh, self.recipe.micro_batch_size);
+        let kl = match &self.reference {
+            Some([_, eval]) if self.has_kl() => {
+                let mismatched = batches.iter().map(|batch| {
+                    let of_batch = eval_batch(dataset, &collator, batch.samples.clone())?;
+                    let reference = batch.is_counted.then(|| &eval.mismatched[&batch.first][..]);
+                    Ok((collator.mismatched(&of_batch)?, reference))
+                });
+                reference::kl(&mut self.engine, self.comm, mismatched)?
+            }
+            _ => 0.0,
+        };
+        for EvalBatch { first, samples, is_counted } in batches {
             let batch = eval_batch(dataset, &collator, samples.clone())?;
             let of_batch = self.engine.forward(&batch)?;
             let num_labels = batch.num_valid_tokens() as f64;
-            let (of_loss, of_count) = match &self.recipe.dpo {
-                None => (of_batch.loss, num_labels * share),
+            let of_batch_means = match &self.recipe.dpo {
+                None => [of_batch.loss, num_labels * share, 0.0, 0.0],
                 Some(options) => {
                     let log_probs = reference::of_all_ranks(&of_batch, self.comm)?;
-                    let reference = &self.reference[1][&first];
-                    let num_labels = batch.num_labels_of_samples();
-                    let pairs = Pairs::new(options, &log_probs, reference, &num_labels);
+                    let reference = self.reference.as_ref();
+                    let reference = reference.map(|[_, eval]| &eval.log_probs[&first][..]);
+                    let (means, of_batch) = preferences(options, &batch, &log_probs, reference, kl);
                     if is_counted {
-                        figures.merge(&pairs.figures);
+                        figures.merge(&of_batch);
                     }
-                    (pairs.loss * share, (reference.len() / 2) as f64 * share)
+                    means.map(|sum| sum * share)
                 }
             };
             if is_counted {
-                loss += of_loss;
-                count += of_count;
+                for (sum, of_batch) in means.iter_mut().zip(of_batch_means) {
+                    *sum += of_batch;
+                }
                 num_valid_tokens += num_labels * share;
                 let sources = sources_of(dataset, samples);
                 by_source.add(sources, &batch, &of_batch, mesh.size(Axis::Sp));
             }
         }
-        let of_all = [loss, count, num_valid_tokens];
+        let of_all = [&means[..], &[num_valid_tokens]].concat();
         let [sums, by_source, of_figures] = sum_all(self.comm, &of_all, &by_source, &figures)?;
         let PrepareReport { train, eval } = &self.datasets.report;
         let metrics = EvalMetrics {
             iter,
             max_iter: self.steps.num_steps,
-            loss: sums[0] / sums[1].max(1.0),
-            num_valid_tokens: sums[2].round() as u64,
+            loss: sums[0] / sums[1].max(1.0) + sums[2] / sums[3].max(1.0),
+            num_valid_tokens: sums[4].round() as u64,
             // Without sources of its own, it was split off what is trained on.
             sources: sources::metrics(&eval.as_ref().unwrap_or(train).sources, &by_source),
             figures: figures.means(&of_figures),
@@ -928,18 +989,41 @@ fn announce(completed: Option<PathBuf>, observer: &mut dyn Observer) -> Option<P
     completed.inspect(|dir| observer.on_checkpoint(dir))
 }
 
-/// What each micro-batch of a step minimises; `references` are of [`Recipe::dpo`].
+/// What each micro-batch of a step minimises; replies are compared with `references`, and with `kl` as in [`Replies::new`].
 fn objectives<'a>(
     comm: &Comm,
     recipe: &'a Recipe,
     batches: &[MicroBatch],
-    references: &[&'a [f64]],
+    references: &[Option<&'a [f64]>],
+    kl: f64,
 ) -> Result<Vec<Box<dyn Objective + 'a>>, TrainError> {
     let average = recipe.loss_average;
     Ok(match &recipe.dpo {
         None => boxed(Sft::of_step(comm, average, batches)?),
+        Some(options) if options.is_unpaired() => {
+            boxed(Kto::of_step(comm, average, options, batches, references, kl)?)
+        }
         Some(options) => boxed(Dpo::of_step(comm, average, options, batches, references)?),
     })
+}
+
+/// What an evaluation of preferences takes from a micro-batch: a sum and what its mean is over, twice, and figures.
+fn preferences(
+    options: &DpoOptions,
+    batch: &MicroBatch,
+    policy: &[f64],
+    reference: Option<&[f64]>,
+    kl: f64,
+) -> ([f64; 4], Figures) {
+    let num_labels = batch.num_labels_of_samples();
+    if options.is_unpaired() {
+        let reference = reference.expect("replies are compared with it");
+        let replies = Replies::new(options, policy, reference, &num_labels, kl);
+        return ([replies.loss, num_replies(&num_labels), 0.0, 0.0], replies.figures);
+    }
+    let pairs = Pairs::new(options, policy, reference, &num_labels);
+    let counts = Counts::of(&num_labels);
+    ([pairs.loss, counts.pairs, pairs.nll, counts.tokens], pairs.figures)
 }
 
 fn boxed<'a, T: Objective + 'a>(objectives: Vec<T>) -> Vec<Box<dyn Objective + 'a>> {

@@ -137,7 +137,7 @@ impl TokenWriter {
         self.stats.samples += 1;
         self.stats.tokens += sample.ids.len() as u64;
         self.stats.label_tokens += labels as u64;
-        self.stats.samples_without_label += usize::from(labels == 0);
+        self.stats.samples_without_label += usize::from(labels == 0 && !sample.ids.is_empty());
         Ok(())
     }
 

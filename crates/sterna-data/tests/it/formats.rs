@@ -58,12 +58,24 @@ impl Place {
         source: &Value,
         data: &Value,
     ) -> Result<Datasets, Error> {
+        self.prepare_as(&json!({}), path, source, data)
+    }
+
+    /// With other keys of the recipe too.
+    fn prepare_as(
+        &self,
+        keys: &Value,
+        path: &std::path::Path,
+        source: &Value,
+        data: &Value,
+    ) -> Result<Datasets, Error> {
         let mut entry = json!({"name_or_path": path});
         entry.as_object_mut().unwrap().extend(source.as_object().unwrap().clone());
         let cache_dir = self.folder.path().join("cache");
         let mut section = json!({"sources": [entry], "max_length": 4096, "cache_dir": cache_dir});
         section.as_object_mut().unwrap().extend(data.as_object().unwrap().clone());
-        let recipe = json!({"model": {"name_or_path": "model"}, "data": section});
+        let mut recipe = json!({"model": {"name_or_path": "model"}, "data": section});
+        recipe.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
         prepare(&recipe_from_json(&recipe), 4096, &self.tokenizer, 1, &mut |_| ())
     }
 
@@ -458,6 +470,51 @@ fn tokens_have_labels_or_masks() {
     ] {
         let said = place.refused(&[json!({"input_ids": [1, 2]}), bad], &none, &none);
         assert_eq!(said, format!("sample `1` of `ROWS` (`ROWS:2`): {message} / "));
+    }
+}
+
+/// A reply without a pair has an empty sample in place of the other: behind a good one, before a bad one.
+#[test]
+fn replies_without_pairs_stand_where_their_label_says() {
+    let place = Place::new();
+    let chat = |role: &str, text: &str| json!([{"role": role, "content": text}]);
+    let rows = [
+        json!({"prompt": "Hello", "completion": " world", "label": true}),
+        json!({"prompt": "Hello", "completion": " there", "label": 0}),
+        json!({"prompt": chat("user", "hi"), "completion": chat("assistant", "ho"), "label": false}),
+        json!({"prompt": "Hello", "completion": null, "label": true}),
+    ];
+    let keys = json!({"type": "dpo", "loss_type": "apo_zero_unpaired"});
+    let path = place.folder.path().join("rows.jsonl");
+    let prepare = |rows: &[Value]| {
+        let lines: String = rows.iter().map(|row| row.to_string() + "\n").collect();
+        fs::write(&path, lines).unwrap();
+        place.prepare_as(&keys, &path, &json!({}), &json!({}))
+    };
+    let data = prepare(&rows).unwrap();
+    let hi_ho = (HI_HO.0, HI_HO.1);
+    let texts = [
+        ("Hello world<|im_end|>", " world<|im_end|>"),
+        ("Hello there<|im_end|>", " there<|im_end|>"),
+        hi_ho,
+    ];
+    place.compare(&data, &texts);
+    assert_eq!(dropped(&data), [("`completion` is null", 1)]);
+    let mut is_good = [false; 3];
+    for (place, row) in numpy_permutation(42, 3).into_iter().enumerate() {
+        let seqlens = data.train.sample(place).unwrap().seqlens;
+        assert!(seqlens.len() == 2 && seqlens.contains(&0), "{seqlens:?}");
+        is_good[row] = seqlens[1] == 0;
+    }
+    assert_eq!(is_good, [true, false, false]);
+    assert_eq!(data.report.train.sources[0].stats.samples_without_label, 0);
+
+    for (label, found) in [(json!("good"), "text"), (json!(0.5), "a number"), (json!(null), "null")]
+    {
+        let row = json!({"prompt": "Hello", "completion": " world", "label": label});
+        let said = prepare(&[row]).unwrap_err().to_string();
+        let required = "`true` for a good completion or `false` for a bad one";
+        assert!(said.ends_with(&format!("`label` is {found}, required: {required}")), "{said}");
     }
 }
 

@@ -150,6 +150,47 @@ fn micro_batch() -> impl Strategy<Value = MicroBatch> {
     })
 }
 
+/// As TRL's: the replies of the batch moved on by one, over all rows.
+#[test]
+fn mismatched_replies_are_those_of_the_prompt_before() {
+    let none = IGNORE_INDEX as i32;
+    // Two replies in the first row, with an empty sample beside each; one in the second.
+    let samples = [
+        Sample {
+            input_ids: vec![1, 2, 30, 31, 3, 32],
+            labels: vec![none, none, 30, none, none, 32],
+            position_ids: vec![0, 1, 2, 3, 0, 1],
+            seqlens: vec![4, 0, 0, 2],
+        },
+        Sample {
+            input_ids: vec![4, 5, 6, 33, 34],
+            labels: vec![none, none, none, 33, 34],
+            position_ids: vec![0, 1, 2, 3, 4],
+            seqlens: vec![0, 5],
+        },
+    ];
+    let collator = Collator {
+        pad_token_id: 9,
+        pad_to: PadTo::DivLength,
+        div_length: 1,
+        max_length: 0,
+        sp_size: 1,
+    };
+    let batch = collator.collate(&samples).unwrap();
+    let mismatched = collator.mismatched(&batch).unwrap();
+    assert_eq!(mismatched.packed_sample_seqlens, [vec![4, 0, 0, 3], vec![0, 4]]);
+    let rows: Vec<_> = mismatched.input_ids.chunks(mismatched.len).collect();
+    assert_eq!(rows, [[1, 2, 33, 34, 3, 30, 31], [4, 5, 6, 32, 9, 9, 9]]);
+    let labels: Vec<_> = mismatched.labels.chunks(mismatched.len).collect();
+    let none = IGNORE_INDEX;
+    assert_eq!(
+        labels,
+        [[none, none, 33, 34, none, 30, none], [none, none, none, 32, none, none, none]]
+    );
+    assert_eq!(mismatched.position_ids, [0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 3, 4, 5, 6]);
+    assert_eq!(mismatched.num_labels_of_samples(), [2, 0, 0, 1, 0, 1]);
+}
+
 proptest! {
     #[test]
     fn shards_put_together_are_the_whole(mut batch in micro_batch(), sp_size in 1_usize..6) {

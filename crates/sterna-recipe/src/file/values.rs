@@ -450,6 +450,7 @@ names! {
     Trainer { "sft" => Sft, "causal" => Causal, "dpo" => Dpo, }
     DpoLoss {
         "sigmoid" => Sigmoid,
+        "sigmoid_norm" => SigmoidNorm,
         "hinge" => Hinge,
         "ipo" => Ipo,
         "robust" => Robust,
@@ -458,6 +459,11 @@ names! {
         "sppo_hard" => SppoHard,
         "apo_zero" => ApoZero,
         "apo_down" => ApoDown,
+        "simpo" => Simpo,
+        "orpo" => Orpo,
+        "sft" => Sft,
+        "kto" => Kto,
+        "apo_zero_unpaired" => ApoZeroUnpaired,
     }
     SourceType {
         "huggingface_instruct" => HuggingFaceInstruct,
@@ -473,6 +479,7 @@ names! {
         "text" => Text,
         "tokens" => Tokens,
         "preference" => Preference,
+        "unpaired_preference" => UnpairedPreference,
     }
     UnmappedRoles { "refuse" => Refuse, "drop" => Drop, }
     TrainOn { "all" => All, "last" => Last, "marked" => Marked, }

@@ -104,14 +104,18 @@ pub(super) fn resolve(
             "at least one data set",
         ));
     }
-    let sources =
-        typed.value.iter().filter_map(|entry| source(entry, "train", trainer, reader)).collect();
+    let preferences = dpo::rows(file);
+    let sources = typed
+        .value
+        .iter()
+        .filter_map(|entry| source(entry, "train", trainer, preferences, reader))
+        .collect();
     let eval_sources = data.eval_sources.iter().flat_map(|at| &at.value);
     let options = DataOptions {
         trainer,
         sources,
         eval_sources: eval_sources
-            .filter_map(|entry| source(entry, "eval", trainer, reader))
+            .filter_map(|entry| source(entry, "eval", trainer, preferences, reader))
             .collect(),
         train_eval_split: or(data.train_eval_split.as_ref(), (1.0, 0.0)),
         max_length: data.max_length.as_ref().map(|at| at.value),
@@ -358,6 +362,7 @@ fn source(
     file: &SourceFile,
     default_split: &str,
     trainer: Trainer,
+    preferences: RowFormat,
     reader: &mut Reader,
 ) -> Option<Source> {
     let keys: &SourceKeys = &file.keys;
@@ -384,7 +389,7 @@ fn source(
     let role_mapping = match trainer {
         Trainer::Sft => role_mapping(keys, &name_or_path, reader),
         Trainer::Causal => Some(Vec::new()),
-        Trainer::Dpo => dpo::no_role_mapping(keys, reader),
+        Trainer::Dpo => dpo::no_role_mapping(keys, preferences, reader),
     };
     if name_or_path == "nvidia/AceMath-Instruct-Training-Data" {
         let why =
@@ -405,7 +410,7 @@ fn source(
     };
     let format = match or(keys.format.as_ref(), None) {
         None if kind == SourceType::HuggingFaceCausal => Some(RowFormat::Text),
-        None if kind == SourceType::HuggingFace => Some(RowFormat::Preference),
+        None if kind == SourceType::HuggingFace => Some(preferences),
         format => format,
     };
     Some(Source {

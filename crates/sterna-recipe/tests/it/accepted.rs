@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use serde_json::json;
 use sterna_recipe::{
-    AttnImplementation, CheckpointKind, DType, LabelMask, LossAverage, Override, Packing, Place,
-    Ramp, Recipe, RolePath, Sampling, Schedule, ZeroStage, load, parse,
+    AttnImplementation, CheckpointKind, DType, DpoLoss, LabelMask, LossAverage, Override, Packing,
+    Place, Ramp, Recipe, RolePath, RowFormat, Sampling, Schedule, ZeroStage, load, parse,
 };
 
 fn fixture(name: &str) -> std::path::PathBuf {
@@ -462,14 +463,26 @@ fn texts_have_defaults_of_their_own() {
 fn preferences_have_keys_of_their_own() {
     let shown = with(&["type=dpo"]).to_json();
     assert_eq!((&shown["ref_model"], &shown["beta"]), (&"folder".into(), &0.1.into()));
-    assert_eq!((&shown["label_smoothing"], &shown["loss_type"]), (&0.0.into(), &"sigmoid".into()));
+    assert_eq!(shown["label_smoothing"], 0.0);
+    assert_eq!((&shown["loss_type"], &shown["loss_weights"]), (&json!(["sigmoid"]), &json!([1.0])));
     let data = &shown["data"];
     assert_eq!((&data["packing"], &data["pack_samples"]), (&"global".into(), &false.into()));
     let source = &data["sources"][0];
     assert_eq!((&source["type"], &source["format"]), (&"huggingface".into(), &"preference".into()));
     let recipe = with(&["type=dpo", "ref_model={name_or_path: other}", "loss_type=apo_zero"]);
-    assert_eq!(recipe.dpo.as_ref().map(|dpo| &*dpo.ref_model), Some("other"));
+    assert_eq!(recipe.dpo.as_ref().and_then(|dpo| dpo.ref_model.as_deref()), Some("other"));
     assert_eq!(recipe.data.row_length(512), 1024);
+    let free = with(&["type=dpo", "loss_type=[simpo, sft]"]).to_json();
+    assert_eq!((&free["ref_model"], &free["simpo_gamma"]), (&json!(null), &json!(0.5)));
+    let kto = with(&["type=dpo", "loss_type=kto", "data.pack_samples=true"]);
+    assert_eq!(kto.data.sources[0].format, Some(RowFormat::UnpairedPreference));
+    let losses = |set: &[&str]| -> Vec<_> {
+        with(&[&["type=dpo"], set].concat()).dpo.expect("of `dpo`").losses().collect()
+    };
+    let both = [DpoLoss::Sigmoid, DpoLoss::Sft];
+    assert_eq!(losses(&["loss_type=[sigmoid, sft]"]), both.map(|loss| (loss, 1.0)));
+    let weighted = losses(&["loss_type=[sigmoid, sft]", "loss_weights=[1, 10%]"]);
+    assert_eq!(weighted, [(DpoLoss::Sigmoid, 1.0), (DpoLoss::Sft, 0.1)]);
     assert!(with(&[]).to_json().get("beta").is_none());
 }
 

@@ -1,126 +1,22 @@
-//! Preferences: losses of how much more a model prefers one reply to another than the reference model does.
+//! Preferences: losses of how much more a model prefers one reply to another than the reference model does, or than nothing.
 //!
 //! Direct Preference Optimization (arXiv 2305.18290, equation 7) and its kin see a pair only through the log-probabilities of its two
 //! replies, sums over their tokens. So the loss of a pair and its slopes by those two numbers are arithmetic on the host, and the weight
-//! of a token's `-ln p` is the slope of its reply, negated.
+//! of a token's `-ln p` is the slope of its reply, negated. Beside it stands a mean of `-ln p` over the tokens of chosen replies, which
+//! is not a mean over pairs.
+
+pub(super) mod losses;
 
 use std::cell::RefCell;
 
-use sterna_comm::{Comm, ReduceOp};
+use sterna_comm::Comm;
 use sterna_data::MicroBatch;
 use sterna_mesh::Axis;
 use sterna_recipe::{DpoLoss, DpoOptions, LossAverage};
-use sterna_torch_sys::copies::upload;
-use tch::{Kind, Tensor};
 
+pub use self::losses::{Pair, PairLoss, pair_loss};
 use super::{Figures, Labels, Loss, Objective, TokenWeights};
 use crate::{error::TrainError, scalars::sum};
-
-/// What EXO smooths by where the recipe asks for nothing, as in TRL: its logarithm is needed.
-const EXO_SMOOTHING: f64 = 1e-3;
-
-/// Log-probabilities of the replies of a pair: sums over tokens, means for [`DpoLoss::Ipo`].
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Pair {
-    /// Of the better reply.
-    pub chosen: f64,
-    /// Of the worse one.
-    pub rejected: f64,
-}
-
-/// The loss of a pair.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PairLoss {
-    /// Its value.
-    pub loss: f64,
-    /// Its slopes by [`Pair::chosen`] and [`Pair::rejected`].
-    pub slopes: Pair,
-}
-
-/// The loss of a pair whose log-probabilities are `policy`, and `reference` for the reference model.
-///
-/// # Source
-///
-/// TRL `dpo_trainer.py` (`dpo_loss`), whose names these are: sigmoid of arXiv 2305.18290 and, smoothed, of
-/// ericmitchell.ai/cdpo.pdf; hinge of arXiv 2305.10425; ipo of 2310.12036, equation 17; robust of 2403.00409; `exo_pair` of 2402.00856,
-/// equation 16; `nca_pair` of 2402.05369; `sppo_hard` of 2405.00675, equation 4.7; apo of 2408.06266, equations 7 and 8.
-pub fn pair_loss(options: &DpoOptions, policy: Pair, reference: Pair) -> PairLoss {
-    let (beta, smoothing) = (options.beta, options.label_smoothing);
-    let (a, b) = (policy.chosen - reference.chosen, policy.rejected - reference.rejected);
-    let s = beta * (a - b);
-    // Of a loss of `a - b` alone.
-    let of_margin = |loss: f64, slope: f64| PairLoss {
-        loss,
-        slopes: Pair { chosen: beta * slope, rejected: -beta * slope },
-    };
-    let of_both = |loss: f64, chosen: f64, rejected: f64| PairLoss {
-        loss,
-        slopes: Pair { chosen, rejected },
-    };
-    match options.loss_type {
-        DpoLoss::Sigmoid => of_margin(
-            -(1.0 - smoothing) * log_sigmoid(s) - smoothing * log_sigmoid(-s),
-            -(1.0 - smoothing) * sigmoid(-s) + smoothing * sigmoid(s),
-        ),
-        DpoLoss::Robust => {
-            let scale = 1.0 / (1.0 - 2.0 * smoothing);
-            of_margin(
-                scale * (-(1.0 - smoothing) * log_sigmoid(s) + smoothing * log_sigmoid(-s)),
-                scale * (-(1.0 - smoothing) * sigmoid(-s) - smoothing * sigmoid(s)),
-            )
-        }
-        DpoLoss::ExoPair => {
-            let smoothing = if smoothing > 0.0 { smoothing } else { EXO_SMOOTHING };
-            let (of_chosen, of_rejected) = ((-smoothing).ln_1p(), smoothing.ln());
-            of_margin(
-                sigmoid(s) * (log_sigmoid(s) - of_chosen)
-                    + sigmoid(-s) * (log_sigmoid(-s) - of_rejected),
-                // The logarithms differ by s.
-                sigmoid(s) * sigmoid(-s) * (s - of_chosen + of_rejected),
-            )
-        }
-        DpoLoss::Hinge => of_margin((1.0 - s).max(0.0), if s < 1.0 { -1.0 } else { 0.0 }),
-        DpoLoss::Ipo => {
-            let beyond = a - b - 0.5 / beta;
-            of_margin(beyond * beyond, 2.0 * beyond / beta)
-        }
-        DpoLoss::NcaPair => {
-            let (a, b) = (beta * a, beta * b);
-            of_both(
-                -log_sigmoid(a) - 0.5 * log_sigmoid(-a) - 0.5 * log_sigmoid(-b),
-                beta * (0.5 * sigmoid(a) - sigmoid(-a)),
-                beta * 0.5 * sigmoid(b),
-            )
-        }
-        DpoLoss::SppoHard => {
-            let (a, b) = (a - 0.5 / beta, b + 0.5 / beta);
-            of_both(a * a + b * b, 2.0 * a, 2.0 * b)
-        }
-        DpoLoss::ApoZero => {
-            let (a, b) = (beta * a, beta * b);
-            of_both(sigmoid(-a) + sigmoid(b), -beta * bump(a), beta * bump(b))
-        }
-        DpoLoss::ApoDown => {
-            let a = beta * a;
-            let of_margin = beta * bump(s);
-            of_both(sigmoid(a) + sigmoid(-s), beta * bump(a) - of_margin, of_margin)
-        }
-    }
-}
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
-}
-
-/// The slope of the sigmoid.
-fn bump(x: f64) -> f64 {
-    sigmoid(x) * sigmoid(-x)
-}
-
-/// `ln sigmoid(x)`, also where the sigmoid is 0.
-fn log_sigmoid(x: f64) -> f64 {
-    x.min(0.0) - (-x.abs()).exp().ln_1p()
-}
 
 /// The names of [`Pairs::figures`], as TRL has them.
 const FIGURES: [&str; 6] = [
@@ -135,12 +31,33 @@ const FIGURES: [&str; 6] = [
 /// The losses of the pairs of a micro-batch, whose samples are a better reply and the worse one in turn.
 #[derive(Debug)]
 pub struct Pairs {
-    /// The sum over pairs.
+    /// The sum over pairs of their losses, each times its weight.
     pub loss: f64,
-    /// Its slope by the log-probability of each sample.
-    pub slopes: Vec<f64>,
-    /// Sums over pairs of rewards, `beta` times the log-probability beyond the reference model's, and of log-probabilities.
+    /// Its slopes by the log-probabilities of the two replies of each pair.
+    slopes: Vec<Pair>,
+    /// The sum of `-ln p` over the tokens of chosen replies, times the weight of its mean.
+    pub nll: f64,
+    nll_weight: f64,
+    /// Sums over pairs of rewards, `beta` times the log-probability beyond the reference model's, and of log-probabilities. Where there is
+    /// no reference, both are of means over tokens, as in TRL's `CPOTrainer` for `SimPO` and in its `ORPOTrainer`.
     pub figures: Figures,
+}
+
+/// What the means of a loss are over.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Counts {
+    /// How many pairs.
+    pub pairs: f64,
+    /// How many tokens their chosen replies have.
+    pub tokens: f64,
+}
+
+impl Counts {
+    /// Of a micro-batch whose samples have so many labels.
+    pub fn of(num_labels: &[usize]) -> Self {
+        let chosen = num_labels.iter().step_by(2);
+        Self { pairs: (num_labels.len() / 2) as f64, tokens: chosen.sum::<usize>() as f64 }
+    }
 }
 
 impl Pairs {
@@ -149,78 +66,110 @@ impl Pairs {
         Figures::named(&FIGURES)
     }
 
-    /// `policy` and `reference` are the sums of log-probabilities of each sample, and `num_labels` how many those are.
+    /// `policy` and `reference` are the sums of log-probabilities of each sample, and `num_labels` how many those are. There is a reference
+    /// if a loss compares with one.
     pub fn new(
         options: &DpoOptions,
         policy: &[f64],
-        reference: &[f64],
+        reference: Option<&[f64]>,
         num_labels: &[usize],
     ) -> Self {
-        let mut pairs = Self { loss: 0.0, slopes: Vec::new(), figures: Self::no_figures() };
+        let num_labels: Vec<f64> = num_labels.iter().map(|num| *num as f64).collect();
         let pairs_of = |values: &[f64]| -> Vec<Pair> {
             values.chunks_exact(2).map(|pair| Pair { chosen: pair[0], rejected: pair[1] }).collect()
         };
-        let lens = num_labels.chunks_exact(2).map(|lens| match options.loss_type {
-            DpoLoss::Ipo => Pair { chosen: lens[0] as f64, rejected: lens[1] as f64 },
-            _ => Pair { chosen: 1.0, rejected: 1.0 },
-        });
-        for ((sums, of_reference), len) in
-            pairs_of(policy).into_iter().zip(pairs_of(reference)).zip(lens)
+        let mut pairs = Self {
+            loss: 0.0,
+            slopes: Vec::new(),
+            nll: 0.0,
+            nll_weight: nll_weight(options),
+            figures: Self::no_figures(),
+        };
+        let nothing = vec![0.0; policy.len()];
+        let references = pairs_of(reference.unwrap_or(&nothing));
+        for ((policy, of_reference), num_labels) in
+            pairs_of(policy).into_iter().zip(references).zip(pairs_of(&num_labels))
         {
-            let per_token = |pair: Pair| Pair {
-                chosen: pair.chosen / len.chosen,
-                rejected: pair.rejected / len.rejected,
-            };
-            let (policy, reference) = (per_token(sums), per_token(of_reference));
-            let PairLoss { loss, slopes } = pair_loss(options, policy, reference);
-            pairs.loss += loss;
-            let slopes = per_token(slopes);
-            pairs.slopes.extend([slopes.chosen, slopes.rejected]);
-            let chosen = options.beta * (policy.chosen - reference.chosen);
-            let rejected = options.beta * (policy.rejected - reference.rejected);
-            pairs.figures.add(&[
-                chosen,
-                rejected,
-                f64::from(u8::from(chosen > rejected)),
-                chosen - rejected,
-                policy.chosen,
-                policy.rejected,
-            ]);
+            let mut of_pair = Pair { chosen: 0.0, rejected: 0.0 };
+            for (loss, weight) in options.losses() {
+                let PairLoss { loss, slopes } =
+                    pair_loss(loss, options, policy, of_reference, num_labels);
+                pairs.loss += weight * loss;
+                of_pair.chosen += weight * slopes.chosen;
+                of_pair.rejected += weight * slopes.rejected;
+            }
+            pairs.slopes.push(of_pair);
+            pairs.nll -= pairs.nll_weight * policy.chosen;
+            let log_probs = if reference.is_some() { policy } else { policy.over(num_labels) };
+            let beyond = log_probs.minus(of_reference);
+            let figures = [
+                options.beta * beyond.chosen,
+                options.beta * beyond.rejected,
+                f64::from(u8::from(beyond.chosen > beyond.rejected)),
+                options.beta * (beyond.chosen - beyond.rejected),
+                log_probs.chosen,
+                log_probs.rejected,
+            ];
+            pairs.figures.add(&figures.map(Some));
         }
         pairs
     }
+
+    /// What is minimised: the mean over pairs, and the weighted one over the tokens of chosen replies.
+    pub fn mean(&self, counts: Counts) -> f64 {
+        self.loss / counts.pairs + self.nll / counts.tokens
+    }
+
+    /// The slope of [`Self::mean`] by the log-probability of each sample.
+    pub fn slopes_of_mean(&self, counts: Counts) -> Vec<f64> {
+        let of_token = self.nll_weight / counts.tokens;
+        let of_pair = |slopes: &Pair| {
+            [slopes.chosen / counts.pairs - of_token, slopes.rejected / counts.pairs]
+        };
+        self.slopes.iter().flat_map(of_pair).collect()
+    }
 }
 
-/// Every pair of a micro-batch counts the same.
+/// What the mean of `-ln p` over the tokens of chosen replies is multiplied by.
+///
+/// # Source
+///
+/// TRL `dpo_trainer.py`, `sft` of `_compute_loss`: the mean over the tokens of all chosen replies of a batch. ORPO has it too (arXiv
+/// 2403.07691, equation 6); TRL's takes prompts into that mean, the paper does not.
+fn nll_weight(options: &DpoOptions) -> f64 {
+    let has_nll = |loss| matches!(loss, DpoLoss::Sft | DpoLoss::Orpo);
+    options.losses().filter(|(loss, _)| has_nll(*loss)).map(|(_, weight)| weight).sum()
+}
+
+/// The losses of the pairs of a micro-batch, in means over a step.
 #[derive(Debug)]
 pub struct Dpo<'a> {
     options: &'a DpoOptions,
-    /// What the loss of a pair is multiplied by.
-    weight: f64,
-    /// Of each sample of the micro-batch, the sum of its log-probabilities by the reference model.
-    reference: &'a [f64],
+    /// Of each sample of the micro-batch, the sum of its log-probabilities by the reference model, if there is one.
+    reference: Option<&'a [f64]>,
     num_labels: Vec<usize>,
+    counts: Counts,
     figures: RefCell<Figures>,
 }
 
 impl<'a> Dpo<'a> {
-    /// Pairs of `batch` count `weight` each.
+    /// Sums over the pairs of `batch` and over the tokens of their chosen replies, divided by `counts`.
     pub fn new(
         options: &'a DpoOptions,
         batch: &MicroBatch,
-        reference: &'a [f64],
-        weight: f64,
+        reference: Option<&'a [f64]>,
+        counts: Counts,
     ) -> Self {
         let (num_labels, figures) = (batch.num_labels_of_samples(), RefCell::default());
-        Self { options, weight, reference, num_labels, figures }
+        Self { options, reference, num_labels, counts, figures }
     }
 
     /// For each micro-batch of a step, so that the step's loss is the sum over micro-batches and ranks: the mean over pairs of a
-    /// micro-batch and over micro-batches, or over all pairs of the step.
+    /// micro-batch and over micro-batches, or over all pairs of the step, and of the tokens of chosen replies likewise.
     ///
     /// # Communication
     ///
-    /// `loss_average: token` takes one all-reduce of the number of pairs. Collective.
+    /// `loss_average: token` takes one all-reduce of the numbers of pairs and tokens. Collective.
     ///
     /// # Errors
     ///
@@ -230,47 +179,50 @@ impl<'a> Dpo<'a> {
         average: LossAverage,
         options: &'a DpoOptions,
         batches: &[MicroBatch],
-        references: &[&'a [f64]],
+        references: &[Option<&'a [f64]>],
     ) -> Result<Vec<Self>, TrainError> {
-        let num_pairs = |reference: &[f64]| (reference.len() / 2) as f64;
-        let total = match average {
-            LossAverage::MicroBatch => None,
-            LossAverage::Token => {
-                let of_rank = references.iter().map(|reference| num_pairs(reference)).sum();
-                Some(sum(comm.dp(), &[of_rank])?[0])
+        let of_batch = |batch: &MicroBatch| Counts::of(&batch.num_labels_of_samples());
+        let all = batches.iter().zip(references);
+        match average {
+            LossAverage::MicroBatch => {
+                let num_micro_batches = (comm.mesh.size(Axis::Dp) * batches.len()) as f64;
+                let of_batch = |batch: &MicroBatch| {
+                    let Counts { pairs, tokens } = of_batch(batch);
+                    Counts { pairs: pairs * num_micro_batches, tokens: tokens * num_micro_batches }
+                };
+                Ok(all
+                    .map(|(batch, reference)| {
+                        Self::new(options, batch, *reference, of_batch(batch))
+                    })
+                    .collect())
             }
-        };
-        let num_micro_batches = (comm.mesh.size(Axis::Dp) * batches.len()) as f64;
-        let of_batch = |(batch, reference): (&MicroBatch, &&'a [f64])| {
-            let count = total.unwrap_or_else(|| num_pairs(reference) * num_micro_batches);
-            Self::new(options, batch, reference, 1.0 / count)
-        };
-        Ok(batches.iter().zip(references).map(of_batch).collect())
+            LossAverage::Token => {
+                let of_batches: Vec<Counts> = batches.iter().map(of_batch).collect();
+                let pairs = of_batches.iter().map(|counts| counts.pairs).sum();
+                let tokens = of_batches.iter().map(|counts| counts.tokens).sum();
+                let total = sum(comm.dp(), &[pairs, tokens])?;
+                let counts = Counts { pairs: total[0], tokens: total[1] };
+                Ok(all
+                    .map(|(batch, reference)| Self::new(options, batch, *reference, counts))
+                    .collect())
+            }
+        }
     }
 }
 
 impl Objective for Dpo<'_> {
     fn token_weights(&self, labels: &mut Labels<'_>) -> Result<TokenWeights, TrainError> {
-        let log_probs = labels.log_probs()?;
-        let num_samples = self.reference.len() as i64;
-        let mut sums = Tensor::zeros([num_samples], (Kind::Double, labels.device));
-        let samples = upload(Tensor::from_slice(labels.samples), labels.device);
-        let _ = sums.index_add_(0, &samples, &log_probs);
-        labels.sp.all_reduce_(&sums, ReduceOp::Sum)?;
-        let sums = Vec::<f64>::try_from(sums).expect("one dimension, double precision");
-        let Pairs { loss, slopes, figures } =
-            Pairs::new(self.options, &sums, self.reference, &self.num_labels);
-        self.figures.replace(figures);
-        let slopes = upload(Tensor::from_slice(&slopes), labels.device);
-        Ok(TokenWeights {
-            weights: slopes.index_select(0, &samples) * -self.weight,
-            // Every rank of the sequence knows all of it.
-            loss: Loss::Value(self.weight * loss / labels.sp.size() as f64),
-        })
+        let policy = labels.log_probs_of_samples(self.num_labels.len())?;
+        let pairs = Pairs::new(self.options, &policy, self.reference, &self.num_labels);
+        let slopes = pairs.slopes_of_mean(self.counts);
+        // Every rank of the sequence knows all of it.
+        let loss = pairs.mean(self.counts) / labels.sp.size() as f64;
+        self.figures.replace(pairs.figures);
+        Ok(TokenWeights { weights: -labels.of_samples(&slopes), loss: Loss::Value(loss) })
     }
 
     fn share(&self, _: &MicroBatch) -> f64 {
-        self.weight * (self.reference.len() / 2) as f64
+        Counts::of(&self.num_labels).pairs / self.counts.pairs
     }
 
     fn figures(&self) -> Figures {

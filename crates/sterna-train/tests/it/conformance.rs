@@ -19,12 +19,16 @@ pub(crate) struct Recorder {
     /// The checkpoint gone on from, and its step.
     pub(crate) resumed: Option<(PathBuf, u64)>,
     pub(crate) checkpoints: Vec<PathBuf>,
+    /// Micro-batches that the reference model has seen.
+    pub(crate) num_references: usize,
 }
 
 impl Observer for Recorder {
     fn on_tokenize(&mut self, _: sterna_data::Progress<'_>) {}
 
-    fn on_reference(&mut self, _: usize, _: usize) {}
+    fn on_reference(&mut self, _: usize, _: usize) {
+        self.num_references += 1;
+    }
 
     fn on_start(
         &mut self,

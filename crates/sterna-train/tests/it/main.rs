@@ -9,6 +9,7 @@ mod equivalence;
 mod fake_cuda;
 mod families;
 mod gpu_figures;
+mod kto;
 mod nonfinite;
 mod objective;
 mod one_batch;

@@ -172,7 +172,9 @@ fn sequence(
         labels.iter().map(|&label| i64::from(label) != IGNORE_INDEX).collect();
     let mut documents = Vec::with_capacity(seqlens.len());
     let mut start = 0;
-    for (source, len) in train.sources(index).zip(&seqlens) {
+    // Beside a reply without a pair stands an empty one.
+    let is_shown = |(_, len): &(usize, &usize)| **len > 0;
+    for (source, len) in train.sources(index).zip(&seqlens).filter(is_shown) {
         let place = start..start + len;
         let (ids, is_label) = (&input_ids[place.clone()], &is_label[place]);
         documents.push(Document {
