@@ -146,7 +146,8 @@ impl Collator {
     }
 
     /// Each prompt of `batch` with the reply to the prompt before it, the first with the last one's: a prompt is what stands before the
-    /// first label of a sample. Samples without a label stay as they are, and how many samples a row has.
+    /// first label of a sample. Samples without a label stay as they are, how many samples a row has, and that it is no longer than the recipe
+    /// allows: a reply is cut where it would be.
     ///
     /// # Errors
     ///
@@ -180,7 +181,7 @@ impl Collator {
             .filter_map(|place| Some(first_label(place)?..place.end))
             .collect();
         // Cycled, so that the one before the first is the last.
-        let mut before = replies.iter().cycle().skip(replies.len().saturating_sub(1));
+        let mut before = replies.iter().cycle().skip(replies.len().saturating_sub(1)).peekable();
         let samples = rows.iter().map(|row| {
             let mut sample = Sample {
                 input_ids: Vec::new(),
@@ -188,11 +189,18 @@ impl Collator {
                 position_ids: Vec::new(),
                 seqlens: Vec::new(),
             };
+            let prompt =
+                |place: &Range<usize>| place.start..first_label(place).unwrap_or(place.end);
+            let mut later: usize = row.iter().map(|place| prompt(place).len()).sum();
             for place in row {
-                let first = first_label(place);
-                let reply = first.and_then(|_| before.next().cloned());
-                let prompt = place.start..first.unwrap_or(place.end);
-                let reply = reply.unwrap_or(place.end..place.end);
+                let prompt = prompt(place);
+                let is_labelled = prompt.end < place.end;
+                let reply = before.next_if(|_| is_labelled).cloned().unwrap_or(0..0);
+                later -= prompt.len();
+                // A reply may be longer than the one before: it is cut to what a row may have beside its prompts.
+                let room =
+                    self.max_length.max(batch.len) - sample.input_ids.len() - prompt.len() - later;
+                let reply = reply.start..reply.end.min(reply.start + room);
                 let len = prompt.len() + reply.len();
                 for place in [prompt, reply] {
                     sample

@@ -2,7 +2,7 @@
 //!
 //! Files are mapped, not read: a rank that owns a slice of a tensor touches that slice's pages and
 //! no others. The `safetensors` crate parses and checks every header before a byte of data is
-//! handed out. Pickled weights are refused. Experts of four bits ([`mxfp4`]) are there by the name of the weight that they
+//! handed out. Pickled weights are refused. Experts of four bits (MXFP4) are there by the name of the weight that they
 //! stand for, and widened where they are read.
 
 mod file;
@@ -256,17 +256,17 @@ impl WeightFiles {
         self.file_idx_of.keys().map(String::as_str)
     }
 
-    /// What tells these weights from others: a SHA-256 of names, types and shapes, and of the ends of each tensor.
+    /// What tells the model's weights from others: a SHA-256 of names, types and shapes, and of the ends of each tensor.
     ///
     /// # Errors
     ///
     /// As [`WeightFiles::tensor`].
-    pub fn fingerprint(&self) -> Result<String> {
+    pub fn fingerprint(&self, config: &ModelConfig) -> Result<String> {
         // Weights that were trained differ everywhere; 16 GB would take a minute to read.
         const LEN: usize = 2048;
         let mut hash = Sha256::new();
-        for name in self.names() {
-            let view = self.tensor(name)?;
+        for spec in config.arch.params().filter(|spec| spec.role != Role::Adapter) {
+            let (name, view) = (&spec.name, self.tensor(&spec.name)?);
             let header = format!("{name} {} {:?}\n", view.dtype, view.shape);
             hash.update(header.as_bytes());
             let numel: usize = view.shape.iter().product();

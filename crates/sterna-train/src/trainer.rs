@@ -364,7 +364,9 @@ impl<'a> Trainer<'a> {
             let source =
                 if has_adapters { WeightSource::Adapted { base: &base, adapters } } else { base };
             let weights = match base {
-                WeightSource::Files(files) => reference::hash_of_weights(files, self.comm)?,
+                WeightSource::Files(files) => {
+                    reference::hash_of_weights(files, &self.assets.config, self.comm)?
+                }
                 _ => format!("drawn with seed {seed}"),
             };
             self.compare(&weights, &source, observer)?;
@@ -392,8 +394,6 @@ impl<'a> Trainer<'a> {
             "weights": weights,
             "config": self.assets.config.raw,
             "dtype": recipe.model.dtype.to_string(),
-            "train": datasets.fingerprint,
-            "eval": datasets.eval.as_ref().map(Dataset::fingerprint),
         });
         let mut cache = Cache::open(&recipe.data.cache_dir, inputs, self.comm)?;
         let indices = stream_indices(recipe, &self.steps, stream.len());

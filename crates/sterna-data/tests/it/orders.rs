@@ -173,7 +173,7 @@ fn mismatched_replies_are_those_of_the_prompt_before() {
         pad_token_id: 9,
         pad_to: PadTo::DivLength,
         div_length: 1,
-        max_length: 0,
+        max_length: 16,
         sp_size: 1,
     };
     let batch = collator.collate(&samples).unwrap();
@@ -189,6 +189,11 @@ fn mismatched_replies_are_those_of_the_prompt_before() {
     );
     assert_eq!(mismatched.position_ids, [0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 3, 4, 5, 6]);
     assert_eq!(mismatched.num_labels_of_samples(), [2, 0, 0, 1, 0, 1]);
+    // A row stays as long as the recipe says, and its prompts stay whole.
+    let short = Collator { pad_to: PadTo::MaxLength, max_length: 6, ..collator };
+    let mismatched = short.mismatched(&batch).unwrap();
+    assert_eq!(mismatched.packed_sample_seqlens, [vec![4, 0, 0, 2], vec![0, 4]]);
+    assert_eq!(mismatched.input_ids[..6], [1, 2, 33, 34, 3, 30]);
 }
 
 proptest! {

@@ -22,6 +22,9 @@ use crate::{
     scalars::{maxima, sum},
 };
 
+/// Micro-batches after which what is known is written: what a run that ends early loses.
+const SAVE_EVERY: usize = 64;
+
 /// Of each micro-batch of this rank's group, by its index, the sum of log-probabilities of each of its samples.
 pub(super) type LogProbs = HashMap<usize, Vec<f64>>;
 
@@ -111,6 +114,9 @@ pub(super) fn log_probs(
         });
         num_done += 1;
         on_batch(num_done, num_missing);
+        if num_done % SAVE_EVERY == 0 {
+            cache.save(comm)?;
+        }
     }
     cache.save(comm)?;
     Ok(found)
@@ -148,6 +154,12 @@ pub(super) fn kl<'a>(
         }
     }
     let sums = sum(comm.dp(), &[beyond, count])?;
+    if sums[1] == 0.0 && comm.mesh.rank() == 0 {
+        tracing::warn!(
+            "no micro-batch has two replies, so that `kl` of `loss_type: kto` counts as 0: set a larger `micro_batch_size`, \
+             a larger `data.max_length` with `pack_samples`, or `loss_type: apo_zero_unpaired`"
+        );
+    }
     Ok((sums[0] / sums[1].max(1.0)).max(0.0))
 }
 

@@ -143,7 +143,7 @@ impl Assets {
         let weights = WeightFiles::open(&model_dir)?;
         let config = config.named_as_in(|name| weights.contains(name));
         weights.check(&config)?;
-        let base = config.lora.is_some().then(|| weights.fingerprint()).transpose()?;
+        let base = config.lora.is_some().then(|| weights.fingerprint(&config)).transpose()?;
         let files = Files { weights: Some(weights), adapters: adapter_files(recipe, &config)? };
         Ok((Self { config, tokenizer, tokenizer_dir, model_dir, base }, files))
     }

@@ -1,6 +1,6 @@
 //! Log-probabilities by a reference model on disk, so that no run computes what another has.
 //!
-//! One file for each reference model and data: `sterna-reference-KEY` in `data.cache_dir`. It has an entry for each row of a micro-batch under
+//! One file for each reference model: `sterna-reference-KEY` in `data.cache_dir`. It has an entry for each row of a micro-batch under
 //! the hash of what is in it, so that another world size or another number of steps finds the rows that it has in common. The key has the
 //! hash of all weights: a sample of them would not tell a model from itself after a step of a small learning rate, which changes few of the
 //! bf16 values, and reading them once is little beside the forwards that it saves.
@@ -15,9 +15,11 @@ use std::{
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use sterna_arch::{ModelConfig, ParamSpec, Role};
 use sterna_comm::Comm;
 use sterna_data::{IGNORE_INDEX, MicroBatch};
 use sterna_hf::WeightFiles;
+use sterna_ops::tile::tiles;
 use tch::Tensor;
 
 use crate::{error::TrainError, scalars::max};
@@ -91,19 +93,22 @@ impl Cache {
         for added in comm.dp().all_gather_bytes(&added)? {
             self.of_rows.extend(parsed(&added).unwrap_or_default());
         }
-        if comm.mesh.rank() == 0
-            && let Err(error) = write(&self.path, &bytes_of(&self.of_rows))
-        {
-            tracing::warn!(
-                "cannot keep the reference model's log-probabilities in `{}`, the next run computes them again: {error}",
-                self.path.display()
-            );
+        if comm.mesh.rank() == 0 {
+            // With what other runs wrote meanwhile.
+            let mut of_rows = parsed(&read(&self.path)).unwrap_or_default();
+            of_rows.extend(self.of_rows.clone());
+            if let Err(error) = write(&self.path, &bytes_of(&of_rows)) {
+                tracing::warn!(
+                    "cannot keep the reference model's log-probabilities in `{}`, the next run computes them again: {error}",
+                    self.path.display()
+                );
+            }
         }
         Ok(())
     }
 }
 
-/// The hash of all weights of a model, each of which one rank reads, whatever files they are in.
+/// The hash of all weights of a model but those of adapters, each of which one rank reads, whatever files they are in.
 ///
 /// # Communication
 ///
@@ -114,22 +119,28 @@ impl Cache {
 /// [`TrainError::Hf`] for a tensor that cannot be read; [`TrainError::Comm`] if a peer failed.
 pub(in crate::trainer) fn hash_of_weights(
     files: &WeightFiles,
+    config: &ModelConfig,
     comm: &Comm,
 ) -> Result<String, TrainError> {
+    // Elements that are hashed at once: weights of four bits are widened for it.
+    const PIECE_LEN: i64 = 1 << 24;
     let (rank, world_size) = (comm.mesh.rank(), comm.mesh.world_size());
+    let own_params = || config.arch.params().filter(|spec| spec.role != Role::Adapter);
     let mut own = Vec::new();
-    for name in files.names().skip(rank).step_by(world_size) {
+    for ParamSpec { name, .. } in own_params().skip(rank).step_by(world_size) {
         let view = files.tensor(name)?;
         let mut hasher = Sha256::new();
         hasher.update(format!("{name} {:?} {:?} ", view.dtype, view.shape));
-        hasher.update(view.bytes());
+        for piece in tiles(view.shape.iter().product::<usize>() as i64, PIECE_LEN) {
+            hasher.update(view.bytes_of(&(piece.start as usize..piece.end as usize)));
+        }
         own.extend(hasher.finalize());
     }
     let of_ranks = comm.world().all_gather_bytes(&own)?;
     let mut of_ranks: Vec<_> = of_ranks.iter().map(|hashes| hashes.chunks(32)).collect();
     let mut hasher = Sha256::new();
-    // In the order of names, so that the number of ranks is not in it.
-    for (i, _) in files.names().enumerate() {
+    // In the order of the model, so that the number of ranks is not in it.
+    for (i, _) in own_params().enumerate() {
         hasher.update(of_ranks[i % world_size].next().unwrap_or_default());
     }
     Ok(hex(&hasher.finalize()))
