@@ -101,7 +101,7 @@ pub enum LoraInit {
     Random,
 }
 
-/// Keys of PEFT whose value changes nothing here: with it, or with any.
+/// Keys of PEFT that change nothing here, whatever their value.
 const INERT: [&str; 8] = [
     "auto_mapping",
     "base_model_name_or_path",
@@ -124,7 +124,7 @@ const REFUSED: [(&str, &str); 15] = [
     ("layer_replication", "the layers are those of the base"),
     ("loftq_config", "the base is not quantised"),
     ("lora_bias", "`B` has no bias"),
-    ("lora_dropout", "training has no dropout; its use in fine-tuning with adapters is small"),
+    ("lora_dropout", "training here has no dropout"),
     ("megatron_config", "there are no Megatron layers"),
     ("target_parameters", "adapters are on linear maps, not on experts stored in one tensor"),
     ("trainable_token_indices", "rows of the embedding are not trained by themselves"),

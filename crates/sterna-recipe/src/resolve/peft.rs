@@ -15,7 +15,7 @@ use crate::{
 /// The adapters that a recipe asks for: by its own keys, or by a folder, whose config says the rest.
 pub(super) fn resolve(model: &ModelFile, reader: &mut Reader) -> Option<LoraConfig> {
     let at = model.peft_config.as_ref()?;
-    let map = match at.value.to_json() {
+    let mut map = match at.value.to_json() {
         Value::Null => return None,
         Value::Object(map) if map.is_empty() => return None,
         Value::Object(map) => map,
@@ -38,6 +38,7 @@ pub(super) fn resolve(model: &ModelFile, reader: &mut Reader) -> Option<LoraConf
         return None;
     }
     unknown_keys(at, reader);
+    map.retain(|key, _| adapters::is_key(key));
     match LoraConfig::from_recipe(&map, Path::new("")) {
         Ok(lora) => Some(lora),
         Err(sterna_arch::Error::Value { key, found, required, .. }) if found == "missing" => {
