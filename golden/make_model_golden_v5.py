@@ -376,7 +376,13 @@ CASES = {
 # Found by trying: the gradient of a decay is one sum over all tokens, here one whose terms do not cancel. With most of 40 seeds transformers'
 # own single precision is off by more than 3e-6.
 # The others as in make_model_golden.py.
-SEEDS = {"gemma4_text_moe": SEED + 2, "minimax_m2": 20261692, "qwen3_5_text": 23}
+SEEDS = {
+    "gemma4_text_moe": SEED + 2,
+    "minimax_m2": 20261692,
+    "qwen3_5_text": 23,
+    # With the usual seed transformers' bf16 error in the six numbers of A_log is a third of that in other tensors, by chance.
+    "qwen3_next": SEED + 1,
+}
 
 # Classes of which only the code of `eager` has sinks.
 EAGER_ONLY = ("gpt_oss",)
