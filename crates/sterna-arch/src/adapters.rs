@@ -649,11 +649,16 @@ pub fn weight_of_magnitude(spec: &ParamSpec, row_len: usize) -> ParamSpec {
     ParamSpec::new(format!("{module}weight"), [spec.shape[0], row_len], Init::Constant(0.0))
 }
 
+/// The name that a parameter of an adapter has in PEFT's files.
+pub fn name_of(name: &str) -> String {
+    format!("{PREFIX}{name}")
+}
+
 /// The name that a tensor of a run has in a file of PEFT, if `contains` one for it.
 pub fn name_in(contains: impl Fn(&str) -> bool, name: &str) -> Option<String> {
     let (module, last) = name.rsplit_once('.').unwrap_or(("", name));
     let names = [
-        format!("{PREFIX}{name}"),
+        name_of(name),
         // A parameter of a module beside its adapter.
         format!("{PREFIX}{module}.base_layer.{last}"),
     ];
@@ -667,7 +672,7 @@ pub fn export_names<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Vec<Str
         Some((module, last)) if adapted.contains(module) && last != MAGNITUDE => {
             format!("{PREFIX}{module}.base_layer.{last}")
         }
-        _ => format!("{PREFIX}{name}"),
+        _ => name_of(name),
     };
     names.map(exported).collect()
 }

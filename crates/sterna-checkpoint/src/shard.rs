@@ -10,10 +10,10 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use safetensors::tensor::{Metadata, TensorInfo};
 use sha2::{Digest as _, Sha256};
+use sterna_hf::hex;
 
 use crate::error::{Error, Result};
 use crate::manifest::{FileEntry, StateDtype, StateName};
-use crate::verify::hex;
 
 /// The bytes of the header's length.
 const LENGTH_BYTES: u64 = 8;

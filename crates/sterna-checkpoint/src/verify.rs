@@ -6,6 +6,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
+use sterna_hf::hex;
 
 use crate::error::{Error, Result};
 use crate::manifest::{Checkpoint, FileEntry};
@@ -64,12 +65,4 @@ pub fn hash_file(path: &Path) -> Result<String> {
 
 pub(crate) fn hash_bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

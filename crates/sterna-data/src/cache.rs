@@ -17,6 +17,7 @@ use std::{
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use sterna_hf::hex;
 
 pub use self::{
     entry::SourceStats,
@@ -172,12 +173,4 @@ fn hash(mut input: impl Read) -> io::Result<String> {
             len => hasher.update(&block[..len]),
         }
     }
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -4,9 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
+use sterna_hf::hex;
 
 use crate::{
-    cache::{TokenStore, hex},
+    cache::TokenStore,
     collate::IGNORE_INDEX,
     error::Result,
     label_mask::Tokens,

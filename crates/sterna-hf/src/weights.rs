@@ -9,8 +9,7 @@ mod file;
 mod mxfp4;
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt::Write as _;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
@@ -19,6 +18,7 @@ use sha2::{Digest, Sha256};
 use self::file::MappedFile;
 use self::mxfp4::Mxfp4;
 use crate::error::{Error, Result};
+use crate::hex;
 use sterna_arch::DType;
 use sterna_arch::{Architecture, ModelConfig, ParamSpec, Role, adapters};
 
@@ -84,6 +84,26 @@ enum Elements<'a> {
 }
 
 impl<'a> WeightView<'a> {
+    /// The number of elements.
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Elements `range` as [`WeightView::bytes_of`] has them, at most 16 Mi at once, each piece with where it begins in `range`: what lies in
+    /// four bits is widened a piece at a time.
+    ///
+    /// # Panics
+    ///
+    /// If the tensor has fewer.
+    pub fn pieces(&self, range: &Range<usize>) -> impl Iterator<Item = (usize, Cow<'a, [u8]>)> {
+        const PIECE_LEN: usize = 1 << 24;
+        let (first, end) = (range.start, range.end);
+        range
+            .clone()
+            .step_by(PIECE_LEN)
+            .map(move |start| (start - first, self.bytes_of(&(start..end.min(start + PIECE_LEN)))))
+    }
+
     /// All elements, as [`WeightView::bytes_of`] has them.
     pub fn bytes(&self) -> Cow<'a, [u8]> {
         match &self.elements {
@@ -154,17 +174,13 @@ impl WeightFiles {
         let file_idx_of = file.names().map(|name| (name, 0)).collect();
         let files = WeightFiles::new(dir, vec![file], file_idx_of);
         let mut known = HashSet::new();
-        let required: HashMap<_, _> =
-            config.arch.exported().into_iter().map(|(name, spec)| (&spec.name[..], name)).collect();
         // PEFT's files have modules that are trained whole, and may have buffers whose names say bias.
         for spec in config.arch.params().filter(|spec| spec.role != Role::Frozen) {
-            let name = adapters::name_in(|name| files.contains(name), &spec.name);
-            let is_required = spec.role == Role::Adapter;
-            let Some(name) =
-                name.or_else(|| required.get(&spec.name[..]).filter(|_| is_required).cloned())
-            else {
+            let name = match adapters::name_in(|name| files.contains(name), &spec.name) {
+                Some(name) => name,
+                None if spec.role == Role::Adapter => adapters::name_of(&spec.name),
                 // A module that is trained whole may begin as the base's.
-                continue;
+                None => continue,
             };
             let view = files.tensor(&name)?;
             if view.shape != spec.shape {
@@ -269,19 +285,29 @@ impl WeightFiles {
             let (name, view) = (&spec.name, self.tensor(&spec.name)?);
             let header = format!("{name} {} {:?}\n", view.dtype, view.shape);
             hash.update(header.as_bytes());
-            let numel: usize = view.shape.iter().product();
+            let numel = view.numel();
             hash.update(view.bytes_of(&(0..numel.min(LEN))));
             hash.update(view.bytes_of(&(numel.saturating_sub(LEN)..numel)));
         }
-        let mut text = String::new();
-        for byte in hash.finalize() {
-            let _ = write!(text, "{byte:02x}");
-        }
-        Ok(text)
+        Ok(hex(&hash.finalize()))
     }
 
-    /// The names of the tensors in each file, sorted, the files in the order of their names, which are numbered.
-    pub(crate) fn names_by_file(&self) -> Vec<Vec<String>> {
+    /// The tensors in each file, sorted by name, the files in the order of their names, which are numbered; each with the type that it is to be
+    /// written in.
+    pub(crate) fn tensors_by_file(
+        &self,
+        dtype_of: impl Fn(&str, &WeightView<'_>) -> DType,
+    ) -> Result<Vec<Vec<(TensorSpec, DType)>>> {
+        let tensor = |name: String| {
+            let view = self.tensor(&name)?;
+            let dtype = dtype_of(&name, &view);
+            Ok((TensorSpec { name, shape: view.shape }, dtype))
+        };
+        let files = self.names_by_file().into_iter();
+        files.map(|names| names.into_iter().map(tensor).collect()).collect()
+    }
+
+    fn names_by_file(&self) -> Vec<Vec<String>> {
         let mut files: Vec<(&Path, Vec<String>)> = Vec::new();
         for (file_idx, file) in self.files.iter().enumerate() {
             let of_file = self.file_idx_of.iter().filter(|(_, idx)| **idx == file_idx);

@@ -1,6 +1,7 @@
 //! The weights of a layer, the buffers of their gradients, and the linear maps and norms that read and write them.
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 use sterna_arch::{Layer, Linear, LowRank, Norm};
 use sterna_ops::low_rank::{self, Magnitude};
@@ -15,8 +16,8 @@ use crate::error::{ModelError, check_shape};
 #[derive(Debug)]
 pub struct BlockParams {
     params: Vec<Option<Tensor>>,
-    /// The norms that DoRA divides by, at the index of its magnitudes, once they are computed.
-    row_norms: Vec<OnceCell<Tensor>>,
+    /// The norms that DoRA divides by, by the index of its magnitudes, once they are computed.
+    row_norms: RefCell<BTreeMap<usize, Tensor>>,
 }
 
 /// The gradients of such weights, to which a backward adds: single precision (double for double weights); `None` for a weight of another
@@ -35,12 +36,8 @@ impl BlockParams {
         param_idxs: &[usize],
         tensors: Vec<Tensor>,
     ) -> Result<BlockParams, ModelError> {
-        Ok(Self::of_layer(place(layer, param_idxs, tensors.into_iter().map(Some))?))
-    }
-
-    fn of_layer(params: Vec<Option<Tensor>>) -> BlockParams {
-        let row_norms = params.iter().map(|_| OnceCell::new()).collect();
-        BlockParams { params, row_norms }
+        let params = place(layer, param_idxs, tensors.into_iter().map(Some))?;
+        Ok(BlockParams { params, row_norms: RefCell::default() })
     }
 
     /// The same with weights and biases of products in single precision, where products are widened ([`sterna_ops::is_widened`]): once for
@@ -59,7 +56,8 @@ impl BlockParams {
             let is_of_product = x.is_some() && layer.is_of_product(param_idx);
             if is_of_product { x.map(|x| x.to_kind(Kind::Float)) } else { x }
         };
-        Self::of_layer(self.params.into_iter().enumerate().map(widened).collect())
+        let params = self.params.into_iter().enumerate().map(widened).collect();
+        BlockParams { params, row_norms: self.row_norms }
     }
 
     /// One of [`Layer::params`].
@@ -191,7 +189,8 @@ impl BlockParams {
     /// DoRA's magnitudes of the rows of a map.
     fn magnitude(&self, map: &Linear, low_rank: &LowRank) -> Option<Magnitude> {
         let idx = low_rank.magnitude?;
-        let norms = self.row_norms[idx].get_or_init(|| {
+        let mut row_norms = self.row_norms.borrow_mut();
+        let norms = row_norms.entry(idx).or_insert_with(|| {
             let whole = self.low_rank(low_rank, self.get(low_rank.b));
             whole.row_norms(self.get(map.weight))
         });

@@ -249,7 +249,7 @@ impl<'a> Engine<'a> {
                 None => routing.loads().shallow_clone(),
             });
         }
-        let segments: Vec<Range<usize>> = keep.segments(num_layers).rev().collect();
+        let mut segments: Vec<Range<usize>> = keep.segments(num_layers).rev().collect();
         keep.prefetch(&mut kept[segments[0].start])?;
         let (loss, mut dx) =
             self.loss_and_backward(&shard, batch, x, segments[0].start, objective)?;
@@ -260,15 +260,15 @@ impl<'a> Engine<'a> {
         self.phases.begin(Phase::Backward);
         // Backward, segment by segment: dx = (assigned), weight gradients += (over tiles, micro-batches and ranks).
         let first = self.model.first_trained_layer();
-        let segments = segments.iter().filter(|segment| segment.end > first);
-        for (segment_idx, segment) in segments.clone().enumerate() {
+        segments.retain(|segment| segment.end > first);
+        for (segment_idx, segment) in segments.iter().enumerate() {
             let restored = self.restore(&shard, &mut kept, segment.clone())?;
-            let blocks = segment.clone().zip(restored).skip(first.saturating_sub(segment.start));
-            for (layer_idx, of_block) in blocks.collect::<Vec<_>>().into_iter().rev() {
-                let next = if layer_idx > segment.start.max(first) {
+            let num_below = first.saturating_sub(segment.start);
+            for (layer_idx, of_block) in segment.clone().zip(restored).skip(num_below).rev() {
+                let next = if layer_idx > segment.start + num_below {
                     Some(layer_idx - 1)
                 } else {
-                    segments.clone().nth(segment_idx + 1).map(|segment| segment.start)
+                    segments.get(segment_idx + 1).map(|segment| segment.start)
                 };
                 let next = next.map(|layer_idx| (layer_idx, &mut kept[layer_idx]));
                 dx = self.block_backward(&shard, layer_idx, next, of_block, &dx)?;

@@ -4,13 +4,10 @@ use std::{collections::HashMap, path::Path};
 
 use sterna_arch::{DType, ModelConfig, ParamSpec};
 use sterna_comm::Group;
-use sterna_hf::{ExportWriter, TensorSpec, WeightFiles};
+use sterna_hf::{ExportWriter, TensorSpec, WeightFiles, export::MAX_SHARD_BYTES};
 use tch::{Device, Kind, Tensor};
 
 use crate::{error::TrainError, zero::Zero};
-
-/// Largest safetensors shard of an export, bytes.
-pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Where the model of a run comes from.
 #[derive(Debug, Clone, Copy)]

@@ -32,4 +32,6 @@ pub use observe::{
 };
 pub use oom::OutOfMemory;
 pub use stop::Stop;
-pub use trainer::{DeviceChoice, EarlyExit, Observer, TrainOptions, TrainSummary, train};
+pub use trainer::{
+    DeviceChoice, EarlyExit, Observer, TrainOptions, TrainSummary, model_config, train,
+};

@@ -5,14 +5,10 @@ use std::ops::Range;
 use sterna_arch::{DType, Init, ParamSpec, Role, adapters};
 use sterna_hf::WeightFiles;
 use sterna_model::init;
-use sterna_ops::tile::tiles;
 use sterna_torch_sys::file::copy_from_bytes;
 use tch::{Kind, Tensor};
 
 use crate::error::TrainError;
-
-/// Elements that are read at once.
-const PIECE_LEN: i64 = 1 << 24;
 
 /// A source of initial weights.
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +43,13 @@ pub enum AdapterSource<'a> {
     Off,
 }
 
-impl WeightSource<'_> {
+impl<'a> WeightSource<'a> {
+    /// The same under `adapters`, if there are some.
+    #[must_use]
+    pub fn under(&'a self, adapters: Option<AdapterSource<'a>>) -> WeightSource<'a> {
+        adapters.map_or(*self, |adapters| WeightSource::Adapted { base: self, adapters })
+    }
+
     /// Fills `target` with elements `range` of the flattened parameter, rounded to its dtype.
     ///
     /// # Shapes
@@ -122,11 +124,9 @@ fn fill_from(
     range: &Range<usize>,
 ) -> Result<(), TrainError> {
     let view = files.tensor(name)?;
-    for piece in tiles(range.len() as i64, PIECE_LEN) {
-        let (start, end) = (piece.start as usize, piece.end as usize);
-        let bytes = view.bytes_of(&(range.start + start..range.start + end));
-        let mut target = target.narrow(0, piece.start, piece.end - piece.start);
-        copy_from_bytes(&mut target, &bytes, kind_of(view.dtype))?;
+    for (start, bytes) in view.pieces(range) {
+        let len = (bytes.len() / view.dtype.size()) as i64;
+        copy_from_bytes(&mut target.narrow(0, start as i64, len), &bytes, kind_of(view.dtype))?;
     }
     Ok(())
 }

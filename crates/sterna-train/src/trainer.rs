@@ -31,11 +31,11 @@ use sterna_torch_sys::{
 use tch::{Device, Kind};
 
 pub(crate) use self::setup::device_type;
+pub use self::setup::model_config;
 use self::{
     reference::{Batches, Cache, LogProbs, Reference},
     setup::{
-        Assets, Files, connect_gpus, device, model_config, num_attention_kept, peak_rate,
-        plan_of_data, scratch,
+        Assets, Files, connect_gpus, device, num_attention_kept, peak_rate, plan_of_data, scratch,
     },
     steps::StepRange,
 };
@@ -347,22 +347,19 @@ impl<'a> Trainer<'a> {
             Some(files) => WeightSource::Files(files),
             None => WeightSource::Random { seed },
         };
-        let has_adapters = self.assets.config.lora.is_some();
-        let adapters = match &files.adapters {
+        let lora = self.assets.config.lora.as_ref();
+        let adapters = lora.map(|_| match &files.adapters {
             Some(files) => AdapterSource::Files(files),
             None => AdapterSource::Random { seed },
-        };
-        let source =
-            if has_adapters { WeightSource::Adapted { base: &base, adapters } } else { base };
+        });
+        let source = base.under(adapters);
         if let Some(name) = self.recipe.dpo.as_ref().and_then(|dpo| dpo.ref_model.as_ref()) {
             let is_other = *name != self.recipe.model.name_or_path;
             let files = is_other
                 .then(|| reference::weights(self.recipe, name, &self.assets.config))
                 .transpose()?;
             let base = files.as_ref().map_or(base, WeightSource::Files);
-            let adapters = AdapterSource::Off;
-            let source =
-                if has_adapters { WeightSource::Adapted { base: &base, adapters } } else { base };
+            let source = base.under(lora.map(|_| AdapterSource::Off));
             let weights = match base {
                 WeightSource::Files(files) => {
                     reference::hash_of_weights(files, &self.assets.config, self.comm)?

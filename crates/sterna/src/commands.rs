@@ -11,7 +11,6 @@ use std::io::{self, Write as _};
 use std::path::Path;
 
 use sterna_arch::ModelConfig;
-use sterna_hf::hub;
 use sterna_recipe::{Diagnostics, Recipe};
 
 use crate::cli::Overrides;
@@ -41,13 +40,6 @@ fn wrong_recipe(errors: &Diagnostics) -> Failure {
 
 /// The configuration of the model that `recipe` trains, with the recipe's changes to it.
 fn model_config(recipe: &Recipe) -> Result<ModelConfig, Failure> {
-    let config = || {
-        let dir = hub::resolve_model_config(&recipe.model.name_or_path)?;
-        let adapter = recipe.model.adapter_name_or_path.as_deref();
-        let adapter_dir = adapter.map(hub::resolve_adapter).transpose()?;
-        Ok(recipe.model_config(&dir, adapter_dir.as_deref())?)
-    };
-    config().map_err(|err: sterna_hf::Error| {
-        Failure::from_error(Exit::Usage, &err).with_hint(err.hint())
-    })
+    sterna_train::model_config(recipe)
+        .map_err(|err| Failure::from_error(Exit::Usage, &err).with_hint(err.hint()))
 }

@@ -10,8 +10,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use sterna_hf::hex;
 
-use super::{hash, hex};
+use super::hash;
 use crate::error::{Error, Result};
 
 pub(super) const TOKENS: &str = "tokens.u32";

@@ -9,7 +9,7 @@ use sterna_arch::{DType, LoraConfig, ModelConfig, ParamSpec, Role, adapters};
 use super::ExportWriter;
 use crate::assets;
 use crate::error::{Error, Result};
-use crate::weights::{TensorSpec, WeightFiles};
+use crate::weights::WeightFiles;
 
 /// The trained tensors of adapters, by what they are of a model: their elements in single precision, or `None` for one that is as in the
 /// base.
@@ -78,21 +78,12 @@ pub fn merge<T: AdapterTensors>(
     let config = config.named_as_in(|name| weights.contains(name));
     weights.check(&config)?;
     let specs = config.arch.params().map(|spec| (&spec.name[..], spec)).collect::<HashMap<_, _>>();
-    let mut files = Vec::new();
-    for names in weights.names_by_file() {
-        let mut tensors = Vec::new();
-        for name in names {
-            let view = weights.tensor(&name)?;
-            let own_dtype = match specs.get(&name[..]) {
-                Some(spec) if spec.is_fp32 => DType::F32,
-                None if config.wrapper.is_some() => view.dtype,
-                _ => dtype.unwrap_or(view.dtype),
-            };
-            tensors.push((TensorSpec { name, shape: view.shape }, own_dtype));
-        }
-        files.push(tensors);
-    }
-    // Each weight that an adapter adds to, with its tensors; every other parameter that is trained.
+    let files = weights.tensors_by_file(|name, view| match specs.get(name) {
+        Some(spec) if spec.is_fp32 => DType::F32,
+        None if config.wrapper.is_some() => view.dtype,
+        _ => dtype.unwrap_or(view.dtype),
+    })?;
+    // Each weight that an adapter adds to, with the adapter.
     let mut adapted = HashMap::new();
     for layer in &config.arch.layers {
         for map in layer.linears() {

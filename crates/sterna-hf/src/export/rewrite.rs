@@ -5,7 +5,7 @@ use std::path::Path;
 use super::ExportWriter;
 use crate::assets;
 use crate::error::Result;
-use crate::weights::{INDEX_FILE, TensorSpec, WeightFiles};
+use crate::weights::{INDEX_FILE, WeightFiles};
 use sterna_arch::DType;
 use sterna_arch::ModelConfig;
 
@@ -23,15 +23,7 @@ use sterna_arch::ModelConfig;
 pub fn rewrite(from: &Path, to: &Path, dtype: Option<DType>) -> Result<()> {
     let weights = WeightFiles::open(from)?;
     let dtype = dtype.or(weights.are_packed().then_some(DType::BF16));
-    let mut files = Vec::new();
-    for names in weights.names_by_file() {
-        let mut tensors = Vec::new();
-        for name in names {
-            let view = weights.tensor(&name)?;
-            tensors.push((TensorSpec { name, shape: view.shape }, dtype.unwrap_or(view.dtype)));
-        }
-        files.push(tensors);
-    }
+    let files = weights.tensors_by_file(|_, view| dtype.unwrap_or(view.dtype))?;
     let mut writer = ExportWriter::create_files(to, &files)?;
     for (spec, dtype) in files.iter().flatten() {
         let view = weights.tensor(&spec.name)?;

@@ -118,32 +118,28 @@ fn look_at(
         return Err(Problem::Unfit(format!("it is a copy of the checkpoint of step `{found}`")));
     }
     let manifest = &checkpoint.manifest;
-    let without_idle = |config: &Map<String, Value>| {
-        let mut config = flattened(&Value::Object(config.clone()));
-        config.retain(|key, _| !IDLE_MODEL_KEYS.contains(&key.as_str()));
-        config
+    let compare = |there: &Map<String, Value>, here: &Map<String, Value>, idle: &[&str]| {
+        let [there, here] = [there, here].map(|keys| {
+            let mut keys = flattened(&Value::Object(keys.clone()));
+            keys.retain(|key, _| !idle.contains(&key.as_str()));
+            keys
+        });
+        differences(&there, &here).into_iter().next()
     };
-    let (there, here) = (without_idle(&manifest.model), without_idle(&identity.model));
-    if let Some(difference) = differences(&there, &here).into_iter().next() {
+    if let Some(difference) = compare(&manifest.model, &identity.model, &IDLE_MODEL_KEYS) {
         return Err(Problem::Unfit(format!("it is of another recipe: the model's {difference}")));
     }
-    let words = |adapter: &Option<Map<String, Value>>| match adapter {
-        Some(_) => "with adapters",
-        None => "without adapters",
-    };
-    if manifest.adapter.is_some() != identity.adapter.is_some() {
-        let (there, here) = (words(&manifest.adapter), words(&identity.adapter));
-        return Err(Problem::Unfit(format!("it is of a run {there}, and this one is {here}")));
-    }
-    if let (Some(there), Some(here)) = (&manifest.adapter, &identity.adapter) {
-        let without_paths = |adapter: &Map<String, Value>| {
-            let mut adapter = flattened(&Value::Object(adapter.clone()));
-            adapter.retain(|key, _| !IDLE_ADAPTER_KEYS.contains(&key.as_str()));
-            adapter
-        };
-        let changes = differences(&without_paths(there), &without_paths(here));
-        if let Some(difference) = changes.into_iter().next() {
-            return Err(Problem::Unfit(format!("it is of other adapters: {difference}")));
+    match (&manifest.adapter, &identity.adapter) {
+        (None, None) => {}
+        (Some(there), Some(here)) => {
+            if let Some(difference) = compare(there, here, &IDLE_ADAPTER_KEYS) {
+                return Err(Problem::Unfit(format!("it is of other adapters: {difference}")));
+            }
+        }
+        (there, _) => {
+            let (with, without) = ("with adapters", "without adapters");
+            let (there, here) = if there.is_some() { (with, without) } else { (without, with) };
+            return Err(Problem::Unfit(format!("it is of a run {there}, and this one is {here}")));
         }
     }
     if let (Some(there), Some(here)) = (&manifest.base, &identity.base)

@@ -87,8 +87,12 @@ pub(super) fn connect_gpus(comm: &Comm, device: Device, env: &RankEnv) -> Result
     Ok(())
 }
 
-/// The config of the recipe's model, with the recipe's changes.
-pub(super) fn model_config(recipe: &Recipe) -> Result<ModelConfig, TrainError> {
+/// The config of the recipe's model, with the recipe's changes and adapters.
+///
+/// # Errors
+///
+/// [`TrainError::Hf`] if a config cannot be found; [`TrainError::Config`] if it cannot be used.
+pub fn model_config(recipe: &Recipe) -> Result<ModelConfig, TrainError> {
     let dir = hub::resolve_model_config(&recipe.model.name_or_path)?;
     let adapter_dir = adapter_dir(recipe)?;
     Ok(recipe.model_config(&dir, adapter_dir.as_deref())?)

@@ -244,20 +244,26 @@ pub(crate) fn figures(recorder: &Recorder) -> Vec<f64> {
     of_steps.chain(of_evals).collect()
 }
 
-#[test]
-fn a_model_that_is_its_own_reference_starts_at_ln_2_and_learns_to_prefer() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let own = folder.path().join("model");
-    let changes = [
-        ("ref_model", json!({"name_or_path": own})),
+/// One of the figures of a step or an evaluation.
+pub(crate) fn figure(figures: &[(&str, f64)], name: &str) -> f64 {
+    figures.iter().find(|(found, _)| *found == name).expect("reported").1
+}
+
+/// Steps of a model that is its own reference, evaluated before and after.
+pub(crate) fn twelve_steps_from_itself(folder: &Path) -> [(&'static str, Value); 4] {
+    [
+        ("ref_model", json!({"name_or_path": folder.join("model")})),
         ("train_iters", json!(12)),
         ("exit_iteration", json!(0)),
         ("eval_interval", json!(12)),
-    ];
-    let recorder = run(folder.path(), &RankEnv::single(), "own", &changes);
-    let figure = |figures: &[(&str, f64)], name: &str| {
-        figures.iter().find(|(found, _)| *found == name).expect("reported").1
-    };
+    ]
+}
+
+#[test]
+fn a_model_that_is_its_own_reference_starts_at_ln_2_and_learns_to_prefer() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let recorder =
+        run(folder.path(), &RankEnv::single(), "own", &twelve_steps_from_itself(folder.path()));
     let (first, last) = (&recorder.evals[0], &recorder.evals[recorder.evals.len() - 1]);
     assert!((first.loss - std::f64::consts::LN_2).abs() < 1e-6, "{}", first.loss);
     assert!(figure(&first.figures, "rewards/margins").abs() < 1e-5);

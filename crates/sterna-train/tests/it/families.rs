@@ -17,7 +17,7 @@ use crate::equivalence::{assert_same, set};
 use crate::tiny;
 
 /// Relative.
-pub(crate) const LOSS: f64 = 1e-4;
+const LOSS: f64 = 1e-4;
 /// Relative to the norm of a tensor's way.
 pub(crate) const DELTA: f64 = 2e-3;
 
@@ -73,7 +73,7 @@ pub(crate) fn recipe(family: &str, folder: &Path) -> Value {
 }
 
 /// All chats in one pack.
-pub(crate) fn packed() -> Changes {
+fn packed() -> Changes {
     vec![
         ("data.pack_samples", json!(true)),
         ("data.packing", json!("global")),
@@ -84,7 +84,7 @@ pub(crate) fn packed() -> Changes {
 
 /// All chats as often as there are ranks, so that the reference's sampler, which gives each rank as many, need not fill up. Means stay
 /// what they are.
-pub(crate) fn repeated(folder: &Path, times: usize) -> Changes {
+fn repeated(folder: &Path, times: usize) -> Changes {
     let chats = std::fs::read_to_string(fixtures().join("data/chats.jsonl")).expect("the chats");
     let path = folder.join("chats.jsonl");
     // Each rank writes the same, and another may be reading.
@@ -117,20 +117,24 @@ fn check(family: &str, folder: &Path, env: &RankEnv, name: &str, changes: &Chang
 
     let expected = std::fs::read_to_string(fixtures().join(family).join("expected.json"));
     let expected: Value = serde_json::from_str(&expected.expect("a file")).expect("valid JSON");
+    let is_balanced = changes.iter().any(|(key, _)| *key == BALANCED);
+    check_steps(&name, &recorder, if is_balanced { &expected["balanced"] } else { &expected });
+    if env.rank == 0 && !is_balanced {
+        check_export(&name, family, &expected, &recorder.exports[0]);
+    }
+}
+
+/// Compares losses and gradient norms of the three steps.
+pub(crate) fn check_steps(name: &str, recorder: &Recorder, steps: &Value) {
     let close = |what: &str, actual: f64, expected: &Value| {
         let expected = expected.as_f64().expect("a number");
         let relative = (actual / expected - 1.0).abs();
         assert!(relative <= LOSS, "{name}: {what} {actual} against {expected}");
     };
-    let is_balanced = changes.iter().any(|(key, _)| *key == BALANCED);
-    let steps = if is_balanced { &expected["balanced"] } else { &expected };
     assert_eq!(recorder.iterations.len(), 3, "{name}");
     for (step, metrics) in recorder.iterations.iter().enumerate() {
         close("loss", metrics.loss, &steps["losses"][step]);
         close("gradient norm", metrics.grad_norm, &steps["grad_norms"][step]);
-    }
-    if env.rank == 0 && !is_balanced {
-        check_export(&name, family, &expected, &recorder.exports[0]);
     }
 }
 
@@ -142,7 +146,7 @@ fn check_export(name: &str, family: &str, expected: &Value, export: &Path) {
     let names =
         |files: &WeightFiles| -> BTreeSet<String> { files.names().map(str::to_owned).collect() };
     assert_eq!(names(&last), names(&initial), "{name}");
-    let deltas = deltas(&model.join("final.safetensors"));
+    let deltas = tensors(&model.join("final.safetensors"));
     let is_noise = |tensor: &str| {
         expected["noisy"].as_array().expect("a list").iter().any(|noisy| noisy == tensor)
     };
@@ -153,7 +157,7 @@ fn check_export(name: &str, family: &str, expected: &Value, export: &Path) {
             assert!(way == way.zeros_like(), "{name}: {tensor} moved");
             continue;
         };
-        let error = (way - expected).norm().double_value(&[]);
+        let error = (way - expected.flatten(0, -1)).norm().double_value(&[]);
         let error = error / expected.norm().double_value(&[]).max(f64::MIN_POSITIVE);
         assert!(error <= DELTA || is_noise(&tensor), "{name}: {tensor} is off by {error:e}");
     }
@@ -205,33 +209,52 @@ fn biases_that_choose_experts_stay_in_single_precision() {
     assert!(export.names().any(is_bias));
 }
 
-/// What transformers moved each tensor by, flat.
-pub(crate) fn deltas(path: &Path) -> BTreeMap<String, Tensor> {
-    let bytes = std::fs::read(path).expect("the deltas");
+/// Every tensor of a safetensors file, in double precision.
+pub(crate) fn tensors(path: &Path) -> BTreeMap<String, Tensor> {
+    let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let files = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
-    let flat = |view: &safetensors::tensor::TensorView<'_>| {
-        let numel = view.shape().iter().product::<usize>() as i64;
-        Tensor::from_data_size(view.data(), &[numel], Kind::Float).to_kind(Kind::Double)
+    let double = |view: &safetensors::tensor::TensorView<'_>| {
+        let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
+        let kind = match view.dtype() {
+            safetensors::Dtype::BF16 => Kind::BFloat16,
+            _ => Kind::Float,
+        };
+        Tensor::from_data_size(view.data(), &shape, kind).to_kind(Kind::Double)
     };
-    files.tensors().iter().map(|(name, view)| (name.clone(), flat(view))).collect()
+    files.tensors().iter().map(|(name, view)| (name.clone(), double(view))).collect()
 }
 
-fn one_process(name: &str, changes: &Changes) {
-    for family in families() {
+/// Trains what a name stands for as recipe and changes say, and compares it: the folder of the run, the rank, what is changed, in words
+/// and as keys.
+pub(crate) type Check = fn(&str, &Path, &RankEnv, &str, &Changes);
+
+pub(crate) fn one_process(
+    names: impl IntoIterator<Item: AsRef<str>>,
+    check: Check,
+    words: &str,
+    changes: &Changes,
+) {
+    for name in names {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        check(&family, folder.path(), &RankEnv::single(), name, changes);
+        check(name.as_ref(), folder.path(), &RankEnv::single(), words, changes);
     }
 }
 
-/// Every family on so many ranks of a sequence; a training joins its ranks anew.
-fn ranks(world_size: usize, stage: u8, is_packed: bool) {
+/// Everything on so many ranks of a sequence; a training joins its ranks anew.
+pub(crate) fn ranks(
+    names: impl IntoIterator<Item: AsRef<str>>,
+    check: Check,
+    world_size: usize,
+    stage: u8,
+    is_packed: bool,
+) {
     let sp = [
         ("sequence_parallel_size", json!(world_size)),
         ("deepspeed.zero_optimization.stage", json!(stage)),
         // Each expert is gathered and reduced by itself.
         ("memory.expert_group_bytes", json!(1)),
     ];
-    for family in families() {
+    for name in names {
         spawn_ranks(world_size, |rank: &TestRank| {
             let env = RankEnv::from_env().expect("the environment of a rank");
             let mut changes = with(repeated(&rank.folder, world_size), &sp);
@@ -240,9 +263,28 @@ fn ranks(world_size: usize, stage: u8, is_packed: bool) {
                 let packs = ("gradient_accumulation_steps", json!(world_size));
                 changes = with(with(changes, &packed()), &[packs]);
             }
-            check(&family, &rank.folder, &env, "ranks", &changes);
+            check(name.as_ref(), &rank.folder, &env, "ranks", &changes);
         });
     }
+}
+
+/// Packs in small tiles, groups of heads and of experts.
+pub(crate) fn tiled() -> Changes {
+    let small = json!({
+        "tile_bytes": 4096, "attention_head_groups": 2, "attention_query_tile": 50, "expert_group_bytes": 8192,
+    });
+    with(packed(), &[("memory", small), ("tiled_mlp_compute", json!(true))])
+}
+
+/// Packs of which blocks keep everything.
+pub(crate) fn all_kept() -> Changes {
+    with(packed(), &[("model.disable_activation_checkpoint", json!(true))])
+}
+
+/// Packs of which blocks keep every other input, on the host.
+pub(crate) fn few_kept() -> Changes {
+    let few = json!({"keep_inputs_every": 2, "keep_attention": false, "inputs_on": "host"});
+    with(packed(), &[("memory", few)])
 }
 
 #[test]
@@ -267,48 +309,43 @@ fn every_family_has_steps() {
 
 #[test]
 fn a_chat_at_a_time() {
-    one_process("unpacked", &Changes::new());
+    one_process(families(), check, "unpacked", &Changes::new());
 }
 
 #[test]
 fn all_chats_in_a_pack() {
-    one_process("packed", &packed());
+    one_process(families(), check, "packed", &packed());
 }
 
 #[test]
 fn small_tiles_and_groups_of_heads() {
-    let small = json!({
-        "tile_bytes": 4096, "attention_head_groups": 2, "attention_query_tile": 50, "expert_group_bytes": 8192,
-    });
-    one_process("tiled", &with(packed(), &[("memory", small), ("tiled_mlp_compute", json!(true))]));
+    one_process(families(), check, "tiled", &tiled());
 }
 
 #[test]
 fn everything_or_nothing_kept() {
-    let all = ("model.disable_activation_checkpoint", json!(true));
-    one_process("all kept", &with(packed(), &[all]));
-    let few = json!({"keep_inputs_every": 2, "keep_attention": false, "inputs_on": "host"});
-    one_process("few kept", &with(packed(), &[("memory", few)]));
+    one_process(families(), check, "all kept", &all_kept());
+    one_process(families(), check, "few kept", &few_kept());
 }
 
 #[test]
 fn two_ranks_without_zero_and_a_chat_at_a_time() {
-    ranks(2, 0, false);
+    ranks(families(), check, 2, 0, false);
 }
 
 #[test]
 fn two_ranks_with_zero_3_and_packs() {
-    ranks(2, 3, true);
+    ranks(families(), check, 2, 3, true);
 }
 
 #[test]
 fn three_ranks_without_zero_and_packs() {
-    ranks(3, 0, true);
+    ranks(families(), check, 3, 0, true);
 }
 
 #[test]
 fn three_ranks_with_zero_3_and_packs() {
-    ranks(3, 3, true);
+    ranks(families(), check, 3, 3, true);
 }
 
 /// A training whose routers are balanced.

@@ -10,7 +10,9 @@ use sterna_train::{
     objective::{Kto, Replies},
 };
 
-use crate::dpo::{assert_near, fixture, numbers, options, run, two_ranks_as_one};
+use crate::dpo::{
+    assert_near, figure, fixture, numbers, options, run, twelve_steps_from_itself, two_ranks_as_one,
+};
 use crate::equivalence::assert_same;
 use crate::objective::descend;
 use crate::one_batch::OneBatch;
@@ -98,20 +100,10 @@ fn changes(folder: &Path, loss_type: &str) -> Vec<(&'static str, Value)> {
     ]
 }
 
-fn figure(figures: &[(&str, f64)], name: &str) -> f64 {
-    figures.iter().find(|(found, _)| *found == name).expect("reported").1
-}
-
 #[test]
 fn good_replies_become_likelier_than_bad_ones() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let own = folder.path().join("model");
-    let longer = [
-        ("ref_model", json!({"name_or_path": own})),
-        ("train_iters", json!(12)),
-        ("exit_iteration", json!(0)),
-        ("eval_interval", json!(12)),
-    ];
+    let longer = twelve_steps_from_itself(folder.path());
     for loss in ["kto", "apo_zero_unpaired"] {
         let changes = [&changes(folder.path(), loss)[..], &longer].concat();
         let recorder = run(folder.path(), &RankEnv::single(), loss, &changes);

@@ -18,8 +18,7 @@ use sha2::{Digest, Sha256};
 use sterna_arch::{ModelConfig, ParamSpec, Role};
 use sterna_comm::Comm;
 use sterna_data::{IGNORE_INDEX, MicroBatch};
-use sterna_hf::WeightFiles;
-use sterna_ops::tile::tiles;
+use sterna_hf::{WeightFiles, hex};
 use tch::Tensor;
 
 use crate::{error::TrainError, scalars::max};
@@ -122,8 +121,6 @@ pub(in crate::trainer) fn hash_of_weights(
     config: &ModelConfig,
     comm: &Comm,
 ) -> Result<String, TrainError> {
-    // Elements that are hashed at once: weights of four bits are widened for it.
-    const PIECE_LEN: i64 = 1 << 24;
     let (rank, world_size) = (comm.mesh.rank(), comm.mesh.world_size());
     let own_params = || config.arch.params().filter(|spec| spec.role != Role::Adapter);
     let mut own = Vec::new();
@@ -131,8 +128,8 @@ pub(in crate::trainer) fn hash_of_weights(
         let view = files.tensor(name)?;
         let mut hasher = Sha256::new();
         hasher.update(format!("{name} {:?} {:?} ", view.dtype, view.shape));
-        for piece in tiles(view.shape.iter().product::<usize>() as i64, PIECE_LEN) {
-            hasher.update(view.bytes_of(&(piece.start as usize..piece.end as usize)));
+        for (_, bytes) in view.pieces(&(0..view.numel())) {
+            hasher.update(bytes);
         }
         own.extend(hasher.finalize());
     }
@@ -244,12 +241,4 @@ fn of_rank_0(bytes: Vec<u8>, comm: &Comm) -> Result<Vec<u8>, TrainError> {
     let tensor = Tensor::from_slice(&bytes);
     comm.world().broadcast(&tensor, 0)?.wait()?;
     Ok(Vec::try_from(tensor).expect("one dimension of bytes"))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
